@@ -1,0 +1,129 @@
+"""Saving and loading a training run: kept checkpoints, and the one state to resume from.
+
+`checkpoint-N.pt` holds the weights after N steps, and what made them. `training_state.pt` is the
+latest checkpoint with the optimizer beside it. Both are written whole or not at all, and load
+with `weights_only=True`.
+"""
+
+import dataclasses
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import files
+from configurator import Settings
+from errors import UserError
+from model import GPT, GPTConfig
+from tokens import Meta
+
+STATE = "training_state.pt"
+_PREFIX = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights after some steps, and what made them."""
+
+    step: int
+    model: dict[str, torch.Tensor]  # state_dict of a GPT, fp32
+    settings: dict[str, Any]  # all of Settings, `auto` replaced by what was used
+    data: dict[str, Any]  # meta.json of the data
+    val_loss: float | None  # the latest, in nats per token
+
+
+@dataclass(frozen=True)
+class TrainingState(Checkpoint):
+    """A checkpoint that training can go on from, bit for bit."""
+
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+    def without_optimizer(self) -> Checkpoint:
+        """What is kept of this step for good."""
+        names = [field.name for field in dataclasses.fields(Checkpoint)]
+        return Checkpoint(**{name: getattr(self, name) for name in names})
+
+
+def path_of(out_dir: Path, step: int) -> Path:
+    """The file of the checkpoint after `step` steps."""
+    return out_dir / f"{_PREFIX}{step}.pt"
+
+
+def list_checkpoints(out_dir: Path) -> list[Path]:
+    """The checkpoints of a run, by step."""
+    paths = [p for p in out_dir.glob(f"{_PREFIX}*.pt") if p.stem[len(_PREFIX) :].isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem[len(_PREFIX) :]))
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint or a training state, whole or not at all."""
+    fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    with files.atomic_write(path) as file:
+        torch.save(fields, file)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises UserError if it is damaged."""
+    return _load(path, Checkpoint)
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read a training state onto the CPU. Raises UserError if it is damaged."""
+    return _load(path, TrainingState)
+
+
+def _load(path: Path, kind: type) -> Any:
+    try:
+        return kind(**torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged or is no {kind.__name__} of this program ({reason}). Delete it; "
+            "train.py makes it again from what is left."
+        )
+
+
+def model_config(settings: dict[str, Any], vocab_size: int) -> GPTConfig:
+    """The shape of the model that these settings describe."""
+    names = [field.name for field in dataclasses.fields(GPTConfig) if field.name in settings]
+    return GPTConfig(vocab_size=vocab_size, **{name: settings[name] for name in names})
+
+
+def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
+    """The model of a checkpoint, in eval mode. Raises UserError if its weights do not fit."""
+    model = GPT(model_config(checkpoint.settings, checkpoint.data["vocab_size"]))
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | checkpoint.model.keys()):
+        shapes = [
+            tuple(weights[name].shape) if name in weights else "nothing"
+            for weights in (expected, checkpoint.model)
+        ]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{path}: its settings describe another model than its weights ({name}: expected "
+                f"{shapes[0]}, found {shapes[1]}). It is not a checkpoint that train.py wrote."
+            )
+    model.load_state_dict(checkpoint.model)
+    return model.eval()
+
+
+def check_same_run(path: Path, state: Checkpoint, settings: Settings, data: Meta) -> None:
+    """Raise UserError if going on from `state` would mix two different runs."""
+    differences = [
+        f"{field.name} = {state.settings.get(field.name)!r} there, "
+        f"{getattr(settings, field.name)!r} now"
+        for field in dataclasses.fields(Settings)
+        if field.metadata["fixed"]
+        and state.settings.get(field.name) != getattr(settings, field.name)
+    ]
+    there, now = (d["splits"]["train"]["sha256"] for d in (state.data, dataclasses.asdict(data)))
+    if there != now:
+        differences.append(f"train.bin has SHA-256 {there[:12]}… there, {now[:12]}… now")
+    if differences:
+        raise UserError(
+            f"{path} is of a run with other settings: {'; '.join(differences)}. Go on with "
+            "those, or start anew in another folder with --out_dir="
+        )

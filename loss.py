@@ -1,0 +1,71 @@
+"""The model's head and its loss together, without the memory of all logits.
+
+The logits of a micro-batch over 50,000 words are the largest tensors of a training step, and
+most of the time outside matrix products goes into passes over them. Here they are made for a
+chunk of rows at a time, and their gradient in the same visit: nothing of their size is kept.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+IGNORED = -100  # a target that counts for nothing
+CHUNK_ROWS = 256  # rows of hidden states whose logits exist at one time
+
+
+def head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int
+) -> torch.Tensor:
+    """The mean cross-entropy of a linear head, in nats over the targets that count.
+
+    hidden: (N, C). weight: (V, C), of which only the first vocab_size rows are words.
+    targets: (N,) int64, IGNORED where none. Same value and gradients as F.cross_entropy on
+    the logits in fp32. Raises nothing; without a single target the loss is NaN.
+    """
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    return _HeadLoss.apply(hidden, weight, targets, vocab_size, dtype)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        vocab_size: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        needs_gradient = any(ctx.needs_input_grad)
+        words = weight.to(dtype)
+        total = hidden.new_zeros(())
+        hidden_grads = []
+        weight_grad = torch.zeros_like(weight) if needs_gradient else None
+        for rows, labels in zip(hidden.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
+            rows = rows.to(dtype)
+            logits = (rows @ words.T).float()  # (n, V)
+            logits[:, vocab_size:] = -torch.inf
+            counts = labels != IGNORED
+            picked = labels.clamp(min=0).unsqueeze(1)  # (n, 1)
+            normalizer = logits.logsumexp(1, keepdim=True)
+            total += ((normalizer - logits.gather(1, picked)).squeeze(1) * counts).sum()
+            if needs_gradient:
+                # Not yet divided by the number of targets: fp16 would lose small ones.
+                gradient = logits.sub_(normalizer).exp_()
+                gradient.scatter_add_(1, picked, -torch.ones_like(picked, dtype=gradient.dtype))
+                gradient = gradient.mul_(counts.unsqueeze(1)).to(dtype)
+                hidden_grads.append(gradient @ words)
+                weight_grad += gradient.T @ rows
+        count = (targets != IGNORED).sum()
+        if needs_gradient:
+            ctx.save_for_backward(torch.cat(hidden_grads), weight_grad, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_grad, weight_grad, count = ctx.saved_tensors
+        scale = grad_output / count
+        return hidden_grad.to(scale.dtype) * scale, weight_grad * scale, None, None, None

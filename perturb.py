@@ -1,0 +1,194 @@
+"""The impossible languages: pure functions on the tokens of many sentences at once.
+
+    python perturb.py                                    # one sentence in every language
+    python perturb.py partial_reverse "He cleans his very messy bookshelf."
+
+A language is a row of LANGUAGES. Its function gets the sentences, their markers' ids and a
+random generator that runs on from one call to the next, and returns the perturbed sentences:
+as many, in the same order. Definitions and draws follow Kallini et al. 2024 (section 3, table
+1) and its code, to the bit.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from errors import UserError, unknown
+
+
+class Sentences(NamedTuple):
+    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]]."""
+
+    tokens: np.ndarray  # (N,) uint16
+    offsets: np.ndarray  # (S + 1,) int64, from 0 to N
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sentence, (S,) int64."""
+        return np.diff(self.offsets)
+
+    def take(self, indices: np.ndarray) -> "Sentences":
+        """The sentences of these indices (or of a mask), in that order."""
+        if indices.dtype == bool:
+            if indices.all():
+                return self
+            indices = np.flatnonzero(indices)
+        starts, lengths = self.offsets[indices], self.lengths[indices]
+        return from_lengths(self.tokens[_positions(starts, lengths)], lengths)
+
+
+def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
+    """Sentences from their tokens (N,) and lengths (S,)."""
+    return Sentences(tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
+
+
+@dataclass(frozen=True)
+class Language:
+    """One row of the table of languages."""
+
+    title: str  # the paper's name
+    perturb: Perturb
+    summary: str  # what happens to a sentence, for people
+    markers: tuple[str, ...] = ()
+    seed: int = 0  # of the generator; train, val and test each start one afresh
+    min_tokens: int = 2  # sentences with fewer are dropped, after their random draw
+    max_tokens: int | None = None  # and those with more
+
+    def apply(
+        self, sentences: Sentences, marker_ids: list[int], rng: np.random.Generator
+    ) -> Sentences:
+        """Perturb sentences and drop those that are too short or too long.
+
+        marker_ids: the ids of `markers`, in their order. rng: `default_rng(seed)`, handed on
+        from call to call: sentences may be split into calls anywhere.
+        """
+        lengths = sentences.lengths
+        keep = lengths >= self.min_tokens
+        if self.max_tokens is not None:
+            keep &= lengths <= self.max_tokens
+        return self.perturb(sentences, marker_ids, rng).take(keep)
+
+
+def _insert_marker(
+    sentences: Sentences, marker: int, rng: np.random.Generator
+) -> tuple[Sentences, np.ndarray]:
+    """Put the marker at a uniformly random place of each sentence, its end included.
+
+    Returns the sentences, each one token longer, and the markers' places in them, (S,) int64.
+    """
+    lengths = sentences.lengths
+    # numpy draws the same stream here as in one rng.choice(n + 1) per sentence.
+    draws = rng.integers(0, lengths + 1)
+    offsets = sentences.offsets + np.arange(len(lengths) + 1)
+    places = offsets[:-1] + draws
+    is_marker = np.zeros(offsets[-1], bool)
+    is_marker[places] = True
+    tokens = np.empty(offsets[-1], sentences.tokens.dtype)
+    tokens[is_marker] = marker
+    tokens[~is_marker] = sentences.tokens
+    return Sentences(tokens, offsets), places
+
+
+def _positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., start + length - 1 of each span, one span after another."""
+    ends = np.cumsum(lengths)
+    shift = np.repeat(starts - ends + lengths, lengths)
+    return shift + np.arange(len(shift))
+
+
+def _reverse_spans(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """A copy of tokens in which each span [start, end) is reversed; spans do not overlap."""
+    lengths = ends - starts
+    places = _positions(starts, lengths)
+    reversed_tokens = tokens.copy()
+    reversed_tokens[places] = tokens[np.repeat(starts + ends - 1, lengths) - places]
+    return reversed_tokens
+
+
+def no_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """A marker at a random place, nothing else."""
+    return _insert_marker(s, markers[0], rng)[0]
+
+
+def partial_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """A marker at a random place, and what follows it reversed."""
+    marked, places = _insert_marker(s, markers[0], rng)
+    tokens = _reverse_spans(marked.tokens, places + 1, marked.offsets[1:])
+    return Sentences(tokens, marked.offsets)
+
+
+def full_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """A marker at a random place, and then the whole sentence reversed, the marker included."""
+    marked, _ = _insert_marker(s, markers[0], rng)
+    tokens = _reverse_spans(marked.tokens, marked.offsets[:-1], marked.offsets[1:])
+    return Sentences(tokens, marked.offsets)
+
+
+REVERSE = "🅁"
+
+LANGUAGES: dict[str, Language] = {
+    "no_reverse": Language(
+        "NoReverse", no_reverse, "a marker at a random place", (REVERSE,), seed=21
+    ),
+    "partial_reverse": Language(
+        "PartialReverse",
+        partial_reverse,
+        "a marker at a random place, everything after it reversed",
+        (REVERSE,),
+        seed=21,
+    ),
+    "full_reverse": Language(
+        "FullReverse",
+        full_reverse,
+        "a marker at a random place, the whole reversed, marker included",
+        (REVERSE,),
+        seed=21,
+    ),
+}
+
+
+def get(name: str) -> Language:
+    """The language of that name. Raises UserError, with the nearest known name."""
+    if name not in LANGUAGES:
+        raise unknown("language", name, LANGUAGES)
+    return LANGUAGES[name]
+
+
+def show(name: str, text: str) -> str:
+    """One sentence in one language, as tokens set apart by spaces."""
+    from tokenizer import Tokenizer  # only this command needs it
+
+    language = get(name)
+    tokenizer = Tokenizer(language.markers)
+    sentence = from_lengths(*tokenizer.encode([text]))
+    rng = np.random.default_rng(language.seed)
+    kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
+    if not len(kept.lengths):
+        return f"(dropped: {len(sentence.tokens)} token)"
+    return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
+
+
+def main(arguments: list[str]) -> None:
+    """Print a sentence in the language named, or in all."""
+    if "--help" in arguments or "-h" in arguments or len(arguments) > 2:
+        print(__doc__, "\nLanguages:", ", ".join(LANGUAGES))
+        return
+    names = arguments[:1] or list(LANGUAGES)
+    text = arguments[1] if len(arguments) > 1 else "He cleans his very messy bookshelf."
+    if not text.strip():
+        raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
+    for name in names:
+        print(f"{get(name).title:<24} {show(name, text.strip())}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

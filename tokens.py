@@ -1,0 +1,150 @@
+"""The token files: `train.bin`, `val.bin`, `test.bin` and the `meta.json` that vouches for them.
+
+A `.bin` file is a flat array of uint16, little-endian, with no header: the tokens of each
+sentence followed by the end-of-text token. A model reads it in blocks of `block_size` tokens;
+the last, partial block is dropped.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import files
+from errors import UserError
+
+SPLITS = ("train", "val", "test")
+DTYPE = np.dtype("<u2")
+META = "meta.json"
+_CHECK_CHUNK = 1 << 24  # tokens looked at in one go
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What meta.json says of the token files beside it."""
+
+    language: str  # a name from the table in perturb.py
+    markers: dict[str, int]  # marker -> id
+    vocab_size: int  # GPT-2's 50,257 and the markers
+    eot_token: int  # follows each sentence
+    corpus: str  # the setting of that name
+    corpus_version: str  # what exactly was read: a commit, a release or a hash
+    segmenter: str
+    data_seed: int
+    made_with: dict[str, str]  # package -> version, of those that decide on tokens
+    # split -> tokens (end-of-text tokens included), sentences, dropped sentences, sha256;
+    # and for test: genres, in the order of the file, with their sentences and tokens
+    splits: dict[str, dict[str, Any]]
+
+
+def path_of(data_dir: Path, split: str) -> Path:
+    """The token file of a split."""
+    return data_dir / f"{split}.bin"
+
+
+def write_split(path: Path, chunks: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Write arrays of tokens (uint16), one after another, whole or not at all.
+
+    Returns the number of tokens and the file's SHA-256, for meta.json.
+    """
+    digest, tokens = hashlib.sha256(), 0
+    with files.atomic_write(path) as file:
+        for chunk in chunks:
+            data = chunk.astype(DTYPE, casting="safe", copy=False).tobytes()
+            digest.update(data)
+            file.write(data)
+            tokens += len(chunk)
+    return {"tokens": tokens, "sha256": digest.hexdigest()}
+
+
+def write_meta(data_dir: Path, meta: Meta) -> None:
+    """Write meta.json: from now on the files beside it count as whole."""
+    files.write_json(data_dir / META, dataclasses.asdict(meta))
+
+
+def read_meta(data_dir: Path) -> Meta:
+    """Read meta.json. Raises UserError if there is none or if it is not one of ours."""
+    path = data_dir / META
+    if not path.is_file():
+        raise UserError(
+            f"no prepared data in {data_dir} (no {META}). Type: python prepare.py, with the "
+            "same config file and --data_dir as here"
+        )
+    try:
+        return Meta(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete {data_dir} and prepare it again.")
+
+
+def check_file(data_dir: Path, meta: Meta, split: str) -> None:
+    """Raise UserError if a split's file is missing or not as long as meta.json says."""
+    path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected:
+        what = "is missing" if found is None else f"has {found:,} bytes"
+        raise UserError(
+            f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again (prepare.py)."
+        )
+
+
+def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.ndarray:
+    """The whole blocks of a split, memory-mapped, (n_blocks, block_size) uint16.
+
+    Raises UserError for a file that is not what meta.json says, for an id beyond the vocabulary
+    and for a split shorter than one block.
+    """
+    check_file(data_dir, meta, split)
+    path = path_of(data_dir, split)
+    if meta.splits[split]["tokens"] < block_size:
+        raise UserError(
+            f"{path} has {meta.splits[split]['tokens']:,} tokens, fewer than one block of "
+            f"{block_size}. Prepare a larger corpus, or set a smaller --block_size."
+        )
+    tokens = np.memmap(path, DTYPE, mode="r")
+    for start in range(0, len(tokens), _CHECK_CHUNK):
+        chunk = tokens[start : start + _CHECK_CHUNK]
+        if chunk.max() >= meta.vocab_size:
+            place = start + int(np.argmax(chunk >= meta.vocab_size))
+            raise UserError(
+                f"{path} holds the id {tokens[place]} at token {place:,}, beyond the vocabulary "
+                f"of {meta.vocab_size} ({META}). Delete {data_dir} and prepare the data again."
+            )
+    n_blocks = len(tokens) // block_size
+    return tokens[: n_blocks * block_size].reshape(n_blocks, block_size)
+
+
+def step_blocks(n_blocks: int, blocks_per_step: int, seed: int, step: int) -> np.ndarray:
+    """The blocks of one step, (blocks_per_step,) int64: a pure function of its arguments.
+
+    Blocks are drawn without replacement, epoch by epoch: an endless sequence of permutations
+    of all blocks, of which step k (from 0) reads the k-th stretch.
+    """
+    positions = np.arange(step * blocks_per_step, (step + 1) * blocks_per_step)
+    epochs, places = np.divmod(positions, n_blocks)
+    blocks = np.empty(blocks_per_step, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        blocks[here] = _epoch_order(n_blocks, seed, int(epoch))[places[here]]
+    return blocks
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(n_blocks: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n_blocks)
+
+
+def micro_batches(blocks: np.ndarray, batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    """The blocks of one process, (micro-steps, batch_size), out of those of a step."""
+    return blocks.reshape(-1, world_size, batch_size)[:, rank]
+
+
+def to_tensor(blocks: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+    """The tokens of some blocks as the model reads them, (B, T) int64, on the CPU."""
+    return torch.from_numpy(blocks[indices].astype(np.int64))

@@ -1,0 +1,336 @@
+"""Train GPT-2 on prepared token files, from the first step or from where a run stopped.
+
+    torchrun --nproc_per_node=2 train.py config/partial_reverse.py      # two GPUs, or two CPUs
+    python train.py config/partial_reverse.py                           # one device
+    python train.py --batch_size=4 --dtype=float16                      # a smaller card
+
+Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir. The same command again goes
+on at training_state.pt, bit for bit; batch_size and the number of processes may change then.
+"""
+
+import dataclasses
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+import configurator
+import device as devices
+import perturb
+import tokens
+from configurator import Settings
+from device import World
+from errors import UserError
+from log import Log
+from loss import IGNORED
+from model import GPT, next_tokens
+
+
+@dataclass
+class Run:
+    """What a run is made of, but for the step at which it stands."""
+
+    settings: Settings  # with the dtype that is used in place of `auto`
+    meta: tokens.Meta
+    world: World
+    device: torch.device
+    train_blocks: np.ndarray  # (n, T) uint16
+    val_blocks: np.ndarray  # (n, T) uint16
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    wrapped: nn.Module  # the model, compiled and joined with those of the other processes
+
+    def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a micro-batch (B, T) over its targets, in nats."""
+        with devices.autocast(self.device, getattr(torch, self.settings.dtype)):
+            return self.wrapped(batch, targets)
+
+
+def main(settings: Settings) -> None:
+    """Train until max_steps, keeping checkpoints on the way."""
+    world = devices.join_world()
+    run = open_run(settings, world)
+    step, val_loss = _resume(run)
+    if step < settings.max_steps:
+        devices.connect(world, run.device)
+        _wrap(run)
+        _train(run, step, val_loss)
+        del run
+        devices.disconnect(world)
+    elif world.is_first:
+        print(f"{settings.out_dir} is trained already: {step} of {settings.max_steps} steps")
+
+
+def open_run(settings: Settings, world: World) -> Run:
+    """Check the settings against the data and the devices, and build what they describe.
+
+    Raises UserError for what does not fit together.
+    """
+    _check_shares(settings, world)
+    device = devices.pick_device(settings.device, world)
+    dtype = devices.pick_dtype(settings.dtype, device)
+    settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
+    meta = _read_meta(settings)
+    train_blocks, val_blocks = (
+        tokens.open_blocks(Path(settings.data_dir), meta, split, settings.block_size)
+        for split in ("train", "val")
+    )
+    Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for, on GPUs
+    torch.manual_seed(settings.seed)  # on the CPU: the same weights for every device
+    model = GPT(checkpoint.model_config(dataclasses.asdict(settings), meta.vocab_size)).to(device)
+    return Run(
+        settings=settings,
+        meta=meta,
+        world=world,
+        device=device,
+        train_blocks=train_blocks,
+        val_blocks=val_blocks[: settings.eval_blocks or None],
+        model=model,
+        optimizer=make_optimizer(model, settings),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        wrapped=model,
+    )
+
+
+def _train(run: Run, step: int, val_loss: float | None) -> None:
+    """The loop: from `step` to max_steps."""
+    s, world = run.settings, run.world
+    log = Log(Path(s.out_dir), world.is_first, step, s.max_steps, s.tokens_per_step)
+    peak = _announce(run, log, step)
+    if step == 0:
+        val_loss = validate(run)
+        log.write({"step": 0, "val_loss": val_loss})
+        log.pause_ends(step)
+    while step < s.max_steps:
+        learning_rate = learning_rate_at(step, s)
+        loss, grad_norm = update(run, step, learning_rate)
+        step += 1
+        is_end = step == s.max_steps
+        is_eval = step % s.eval_interval == 0 or is_end
+        is_checkpoint = step % s.checkpoint_interval == 0 or is_end
+        if step % s.log_interval == 0 or is_eval or is_checkpoint:
+            mean_loss = float(world.sum(loss) / world.size)
+            _require_finite(mean_loss, step, s.out_dir)
+            speed = log.tokens_per_second(step)
+            record = {
+                "step": step,
+                "loss": mean_loss,
+                "learning_rate": learning_rate,
+                "grad_norm": float(grad_norm),
+                "tokens_per_second": speed,
+                "mfu": speed * run.model.flops_per_token() / (peak * world.size),
+            }
+            if is_eval:
+                record["val_loss"] = val_loss = validate(run)
+            log.write(record)
+        if is_checkpoint:
+            _save(run, step, val_loss)
+        if is_eval or is_checkpoint:
+            log.pause_ends(step)
+    log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {s.out_dir}")
+
+
+def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step on the blocks of step `step` (from 0).
+
+    Returns this process's mean loss and the norm of the gradient before clipping, both as
+    tensors that are still on the device.
+    """
+    s, world = run.settings, run.world
+    # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
+    torch.manual_seed(_step_seed(s.seed, step, world.rank))
+    n_blocks, blocks_per_step = len(run.train_blocks), s.tokens_per_step // s.block_size
+    blocks = tokens.step_blocks(n_blocks, blocks_per_step, s.seed, step)
+    micro_batches = tokens.micro_batches(blocks, s.batch_size, world.rank, world.size)
+    total = torch.zeros((), device=run.device)
+    for i, indices in enumerate(micro_batches):
+        batch = _load(run.train_blocks, indices, run.device)
+        is_last = i == len(micro_batches) - 1
+        # Gradients of the processes meet in the last micro-step only.
+        with nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
+            loss = run.loss(batch, next_tokens(batch)) / len(micro_batches)
+            run.scaler.scale(loss).backward()
+        total += loss.detach()
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    run.scaler.unscale_(run.optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return total, grad_norm
+
+
+@torch.no_grad()
+def validate(run: Run) -> float:
+    """The mean loss over the validation blocks, in nats per token.
+
+    Each process reads an equal share; all must call this.
+    """
+    run.model.eval()
+    batch_size = run.settings.batch_size
+    share = np.array_split(np.arange(len(run.val_blocks)), run.world.size)[run.world.rank]
+    totals = torch.zeros(2, dtype=torch.float64)  # summed loss, targets
+    for start in range(0, len(share), batch_size):
+        indices = share[start : start + batch_size]
+        # The last batch is filled up with rows that do not count: one shape to compile.
+        batch = _load(run.val_blocks, np.resize(indices, batch_size), run.device)
+        targets = next_tokens(batch)
+        targets[len(indices) :] = IGNORED
+        count = len(indices) * (run.settings.block_size - 1)
+        totals += torch.tensor([float(run.loss(batch, targets)) * count, count])
+    run.model.train()
+    summed, count = run.world.sum(totals.float().to(run.device)).tolist()
+    return summed / count
+
+
+def learning_rate_at(step: int, settings: Settings) -> float:
+    """The learning rate of update `step`, from 0: up to its peak in a line, then down to 0.
+
+    transformers' linear schedule, which mistral used: the first update has rate 0.
+    """
+    if step < settings.warmup_steps:
+        return settings.learning_rate * step / settings.warmup_steps
+    left = settings.max_steps - step
+    return settings.learning_rate * left / (settings.max_steps - settings.warmup_steps)
+
+
+def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and embeddings, none on biases and layer norms."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (settings.beta1, settings.beta2)
+    fused = parameters[0].device.type in ("cuda", "cpu")
+    return torch.optim.AdamW(groups, settings.learning_rate, betas, eps=1e-8, fused=fused)
+
+
+def _wrap(run: Run) -> None:
+    """Compile the model and join it with those of the other processes, as the settings say."""
+    if run.settings.compile:
+        run.wrapped = torch.compile(run.wrapped, dynamic=False)
+    if run.world.size > 1:
+        on_gpu = run.device.type == "cuda"
+        run.wrapped = DistributedDataParallel(
+            run.wrapped,
+            device_ids=[run.device.index] if on_gpu else None,
+            gradient_as_bucket_view=True,
+        )
+
+
+def _announce(run: Run, log: Log, step: int) -> float:
+    """Say what runs on what. Returns the peak FLOP/s of one process that MFU refers to."""
+    s, world = run.settings, run.world
+    peak, source = devices.peak_flops(run.device, getattr(torch, s.dtype))
+    micro_steps = s.tokens_per_step // (s.block_size * s.batch_size * world.size)
+    log.say(
+        f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
+        f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on"
+    )
+    log.say(
+        f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {micro_steps} "
+        f"micro-step(s) x {s.batch_size} blocks, {s.dtype}, on {devices.describe(run.device)}"
+    )
+    log.say(f"MFU is of {peak / 1e12:.2f} TFLOP/s a process ({source})")
+    log.say(f"going on at step {step}" if step else f"from scratch, into {s.out_dir}")
+    return peak
+
+
+def _load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The tokens of some blocks on the device, (B, T) int64."""
+    batch = tokens.to_tensor(blocks, indices)
+    if device.type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _check_shares(settings: Settings, world: World) -> None:
+    """Raise UserError if the processes cannot share the blocks of a step evenly."""
+    blocks = settings.tokens_per_step // settings.block_size
+    if blocks % (settings.batch_size * world.size):
+        possible = [b for b in range(1, blocks + 1) if blocks % (b * world.size) == 0]
+        advice = (
+            f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
+            if possible
+            else "another number of processes"
+        )
+        raise UserError(
+            f"the {blocks} blocks of a step cannot be shared by {world.size} processes in "
+            f"micro-batches of {settings.batch_size}. What would do: {advice}."
+        )
+
+
+def _read_meta(settings: Settings) -> tokens.Meta:
+    """meta.json of the data. Raises UserError if it is of another language."""
+    perturb.get(settings.language)
+    meta = tokens.read_meta(Path(settings.data_dir))
+    if meta.language != settings.language:
+        raise UserError(
+            f"{settings.data_dir} holds {meta.language}, and the settings say "
+            f"{settings.language}. Set --data_dir= or --language=, or prepare that language: "
+            f"python prepare.py --language={settings.language}"
+        )
+    return meta
+
+
+def _require_finite(loss: float, step: int, out_dir: str) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss of step {step} is {loss}: training has diverged. What is saved in "
+            f"{out_dir} is from before. Try a lower --learning_rate= in another --out_dir="
+        )
+
+
+def _resume(run: Run) -> tuple[int, float | None]:
+    """Load the training state, if there is one: the step it stands at, its validation loss."""
+    out_dir = Path(run.settings.out_dir)
+    path = out_dir / checkpoint.STATE
+    if not path.exists():
+        if kept := checkpoint.list_checkpoints(out_dir):
+            raise UserError(
+                f"{out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to go on from. Start "
+                "anew in another folder with --out_dir=, or delete this one."
+            )
+        return 0, None
+    state = checkpoint.load_state(path)
+    checkpoint.check_same_run(path, state, run.settings, run.meta)
+    run.model.load_state_dict(state.model)
+    run.optimizer.load_state_dict(state.optimizer)
+    run.scaler.load_state_dict(state.scaler)
+    return state.step, state.val_loss
+
+
+def _save(run: Run, step: int, val_loss: float | None) -> None:
+    """Write the checkpoint of this step and then the state to resume from; one process does."""
+    if not run.world.is_first:
+        return
+    state = checkpoint.TrainingState(
+        step=step,
+        model=run.model.state_dict(),
+        settings=dataclasses.asdict(run.settings),
+        data=dataclasses.asdict(run.meta),
+        val_loss=val_loss,
+        optimizer=run.optimizer.state_dict(),
+        scaler=run.scaler.state_dict(),
+    )
+    out_dir = Path(run.settings.out_dir)
+    checkpoint.save(checkpoint.path_of(out_dir, step), state.without_optimizer())
+    checkpoint.save(out_dir / checkpoint.STATE, state)
+
+
+if __name__ == "__main__":
+    configurator.run("train", main, __doc__)
