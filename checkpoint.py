@@ -58,6 +58,11 @@ def list_checkpoints(out_dir: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem[len(_PREFIX) :]))
 
 
+def hf_dir(out_dir: Path) -> Path:
+    """The folder of a run's exports to transformers, one for each checkpoint."""
+    return out_dir / "hf"
+
+
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint or a training state, whole or not at all."""
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}

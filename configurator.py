@@ -5,6 +5,7 @@ config cannot run code. Precedence: defaults, then the config file, then the com
 """
 
 import ast
+import contextlib
 import dataclasses
 import errno
 import os
@@ -229,10 +230,8 @@ def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
     if field.type is bool:
         value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     elif field.type in (int, float):
-        try:
+        with contextlib.suppress(ValueError, SyntaxError):  # _typed refuses what stays a string
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            pass  # left a string, which _typed refuses
     return key, _typed(key, value, argument)
 
 

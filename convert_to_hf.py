@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import checkpoint
@@ -25,8 +25,8 @@ from configurator import Settings
 from errors import UserError
 from model import GPT
 
-HF_DIR = "hf"
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
 TOLERANCE = 1e-4  # the largest difference of logits, fp32
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -40,7 +40,7 @@ def main(settings: Settings) -> None:
             f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
             "and --out_dir as here)."
         )
-    hf_dir = out_dir / HF_DIR
+    hf_dir = checkpoint.hf_dir(out_dir)
     hf_dir.mkdir(exist_ok=True)
     manifest = read_manifest(hf_dir)
     for path in tqdm(paths, disable=None):
@@ -96,12 +96,10 @@ def export(loaded: Checkpoint, path: Path, folder: Path) -> float:
     """
     model = checkpoint.build_model(loaded, path)
     with files.atomic_folder(folder) as temporary:
-        save_torch_state_dict(
-            transformers_weights(model),
-            temporary,
-            max_shard_size="100GB",
-            metadata={"format": "pt"},
-        )
+        weights = transformers_weights(model)
+        # transformers 4.44 cannot load a file without this metadata.
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
         _write_json(temporary / "config.json", transformers_config(model))
         _write_json(
             temporary / "generation_config.json",
@@ -132,7 +130,7 @@ def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
     weights = {}
     for name, tensor in model.state_dict().items():
         if name == "transformer.wte.weight":
-            tensor = tensor[: c.vocab_size]
+            tensor = tensor[: c.vocab_size].clone()
         if ".attn.c_attn." in name and c.scale_attn_by_inverse_layer_idx:
             tensor = tensor.clone()
             tensor[: c.n_embd] /= int(name.split(".")[2]) + 1  # queries come first
@@ -177,10 +175,17 @@ def logit_difference(model: GPT, folder: Path) -> float:
     """The largest difference between our logits and transformers', in fp32 on the CPU.
 
     On random tokens, every word of the vocabulary among the choices, over the whole context.
+    Raises UserError if transformers misses a weight or finds one too many.
     """
-    from transformers import GPT2LMHeadModel
+    import transformers
 
-    theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    transformers.utils.logging.disable_progress_bar()
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    if found := {kind: names for kind, names in report.items() if names}:
+        raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
+    theirs.eval()
     generator = torch.Generator().manual_seed(0)
     c = model.config
     batch = torch.randint(c.vocab_size, (1, c.block_size), generator=generator)

@@ -14,10 +14,14 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import files
 from errors import UserError
 from tokens import SPLITS
+
+if TYPE_CHECKING:
+    import datasets
 
 BABYLM_REPO = "cambridge-climb/BabyLM"
 BABYLM_COMMIT = "cbde7ced419df6d8a9f2e4f7e80fe3f30fa558ca"
@@ -262,7 +266,7 @@ def _dataset_splits(name: str, column: str) -> Splits:
     return {split: [_dataset_rows(parts[split], column, genre)] for split in SPLITS}
 
 
-def _dataset_rows(rows, column: str, genre: str) -> Document:  # rows: datasets.Dataset
+def _dataset_rows(rows: "datasets.Dataset", column: str, genre: str) -> Document:
     def chunks() -> Iterator[list[str]]:
         for batch in rows.select_columns([column]).iter(_ROWS):
             yield [line.strip() for text in batch[column] for line in (text or "").split("\n")]

@@ -105,7 +105,7 @@ def pick_device(wanted: str, world: World) -> torch.device:
         )
     if index >= count:
         raise UserError(
-            f"process {world.local_rank} of this machine wants GPU {index}, but torch finds {count}. "
+            f"process {world.local_rank} of this machine wants GPU {index}; torch finds {count}. "
             f"Set --nproc_per_node={count} or --device=cpu."
         )
     torch.cuda.set_device(index)

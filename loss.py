@@ -8,7 +8,6 @@ chunk of rows at a time, and their gradient in the same visit: nothing of their 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 IGNORED = -100  # a target that counts for nothing
 CHUNK_ROWS = 256  # rows of hidden states whose logits exist at one time
@@ -58,7 +57,10 @@ class _HeadLoss(torch.autograd.Function):
                 gradient.scatter_add_(1, picked, -torch.ones_like(picked, dtype=gradient.dtype))
                 gradient = gradient.mul_(counts.unsqueeze(1)).to(dtype)
                 hidden_grads.append(gradient @ words)
-                weight_grad += gradient.T @ rows
+                if dtype == weight_grad.dtype:
+                    weight_grad.addmm_(gradient.T, rows)
+                else:
+                    weight_grad += gradient.T @ rows
         count = (targets != IGNORED).sum()
         if needs_gradient:
             ctx.save_for_backward(torch.cat(hidden_grads), weight_grad, count)

@@ -1,0 +1,41 @@
+# The commands of the project; CI runs the same ones.
+#   make demo   the whole path on a small corpus: prepare, train, export, generate
+#   make test   the tests
+#   make lint   style
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+DEMO := config/demo_partial_reverse.py
+
+.PHONY: demo test test-slow lint clean-demo
+
+demo: $(VENV)/.installed
+	$(RUN)/python prepare.py $(DEMO)
+	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(DEMO) --device=cpu
+	$(RUN)/python convert_to_hf.py $(DEMO)
+	$(RUN)/python demo.py $(DEMO)
+
+test: $(VENV)/.installed-dev
+	$(RUN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(RUN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+clean-demo:
+	rm -rf data/demo_* out/demo_*
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.txt into $(VENV) (torch is large: this may take minutes)"
+	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
