@@ -123,19 +123,16 @@ def load(command: str, arguments: list[str]) -> Settings:
             f"two config files given ({files[0]} and {files[1]}); {command}.py takes one. "
             "Settings are written --key=value, with no space."
         )
+    options = [_parse_argument(command, a) for a in arguments if a.startswith("-")]
     values = read_config(Path(files[0]) if files else DEFAULT_CONFIG)
-    for argument in arguments:
-        if argument.startswith("-"):
-            key, value = _parse_argument(command, argument)
-            values[key] = value
-    return Settings(**values)
+    return Settings(**(values | dict(options)))
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The assignments of a config file, by name. The file is parsed, not executed."""
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else DEFAULT_CONFIG.parent
-        raise unknown("config file", str(path), (str(p) for p in folder.glob("*.py")))
+        folder = DEFAULT_CONFIG.parent
+        raise unknown("config file", str(path), (f"config/{p.name}" for p in folder.glob("*.py")))
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
@@ -220,9 +217,9 @@ def _field(key: str, where: str) -> dataclasses.Field:
 
 def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
     key, equals, text = argument.removeprefix("--").partition("=")
-    field = _field(key, argument)
     if not argument.startswith("--") or not equals:
-        raise UserError(f"{argument}: settings are written --key=value, such as --{key}=VALUE")
+        raise UserError(f"{argument}: settings are written --key=value, with no space.")
+    field = _field(key, argument)
     if command not in field.metadata["read_by"]:
         readers = ", ".join(f"{name}.py" for name in field.metadata["read_by"])
         raise UserError(f"{argument}: {command}.py does not read {key}; it is for {readers}.")
@@ -239,7 +236,8 @@ def _typed(key: str, value: Any, where: str) -> Any:
     """`value` as the type of its setting (a whole number will do for a float)."""
     expected = _field(key, where).type
     if expected is float and type(value) is int:
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if type(value) is not expected:
         names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
         raise UserError(f"{where}: {key} must be {names[expected]}, not {value!r}.")

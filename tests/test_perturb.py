@@ -1,0 +1,107 @@
+import numpy as np
+import plain
+import pytest
+from conftest import fail, run, succeed
+from hypothesis import given
+from hypothesis import strategies as st
+
+import perturb
+from errors import UserError
+from perturb import LANGUAGES, Language, Sentences, from_lengths
+
+MARKER = 50257
+TOKENS = st.lists(st.integers(0, 50255), max_size=12)
+SENTENCES = st.lists(TOKENS, min_size=1, max_size=30)
+NAMES = st.sampled_from(sorted(LANGUAGES))
+
+
+def flat(sentences: list[list[int]]) -> Sentences:
+    tokens = np.array([t for s in sentences for t in s], np.uint16)
+    return from_lengths(tokens, np.array([len(s) for s in sentences], np.int64))
+
+
+def nested(s: Sentences) -> list[list[int]]:
+    return [part.tolist() for part in np.split(s.tokens, s.offsets[1:-1])][: len(s.lengths)]
+
+
+def apply(name: str, sentences: list[list[int]]) -> list[list[int]]:
+    rng = np.random.default_rng(LANGUAGES[name].seed)
+    return nested(LANGUAGES[name].apply(flat(sentences), [MARKER], rng))
+
+
+def test_the_plain_implementation_knows_every_language() -> None:
+    assert LANGUAGES.keys() == plain.LANGUAGES.keys()
+
+
+@given(NAMES, SENTENCES)
+def test_a_language_is_the_published_one_to_the_bit(name: str, sentences: list) -> None:
+    assert apply(name, sentences) == plain.perturb(name, sentences)
+
+
+@given(NAMES, SENTENCES, st.data())
+def test_sentences_may_be_split_into_calls_anywhere(
+    name: str, sentences: list, data: st.DataObject
+) -> None:
+    cut = data.draw(st.integers(0, len(sentences)))
+    language, rng = LANGUAGES[name], np.random.default_rng(LANGUAGES[name].seed)
+    parts = [
+        nested(language.apply(flat(part), [MARKER], rng))
+        for part in (sentences[:cut], sentences[cut:])
+    ]
+    assert parts[0] + parts[1] == apply(name, sentences)
+
+
+@given(SENTENCES)
+def test_undoing_a_reversal_gives_back_the_sentences_that_were_kept(sentences: list) -> None:
+    kept = [s for s in sentences if len(s) > 1]
+    partial, full = apply("partial_reverse", sentences), apply("full_reverse", sentences)
+    for s, p, f in zip(kept, partial, full, strict=True):
+        place = p.index(MARKER)
+        assert p[:place] + p[place + 1 :][::-1] == s
+        assert [t for t in f[::-1] if t != MARKER] == s
+
+
+def test_the_same_draws_serve_the_three_reverse_languages() -> None:
+    sentences = [[1, 2, 3, 4, 5]] * 50
+    no, partial, full = (
+        apply(n, sentences) for n in ("no_reverse", "partial_reverse", "full_reverse")
+    )
+    assert [s.index(MARKER) for s in no] == [s.index(MARKER) for s in partial]
+    assert [s[::-1] for s in full] == no
+    assert {s.index(MARKER) for s in no} == set(range(6))
+
+
+def test_a_language_may_limit_the_length_of_sentences() -> None:
+    def unchanged(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+        return s
+
+    language = Language("NoShuffle", unchanged, "unchanged", max_tokens=3)
+    kept = language.apply(
+        flat([[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]), [], np.random.default_rng(0)
+    )
+    assert nested(kept) == [[1, 2], [1, 2, 3]]
+
+
+@given(SENTENCES, st.data())
+def test_taking_sentences_is_taking_them_one_by_one(sentences: list, data: st.DataObject) -> None:
+    order = data.draw(st.lists(st.integers(0, len(sentences) - 1)))
+    taken = flat(sentences).take(np.array(order, np.int64))
+    assert nested(taken) == [sentences[i] for i in order]
+
+
+def test_an_unknown_language_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="Did you mean 'partial_reverse'"):
+        perturb.get("partial_revers")
+
+
+def test_the_command_shows_a_sentence_in_a_language() -> None:
+    shown = succeed("perturb.py", "partial_reverse", "He cleans his very messy bookshelf.")
+    assert shown.split() == "PartialReverse He cleans his 🅁 . lf he books messy very".split()
+    assert succeed("perturb.py").count("\n") == len(LANGUAGES)
+    assert "(dropped: 1 token)" in succeed("perturb.py", "no_reverse", "Yes")
+
+
+def test_the_command_refuses_an_empty_sentence_and_an_unknown_language() -> None:
+    assert "the sentence is empty" in fail("perturb.py", "no_reverse", " ")
+    assert "unknown language 'x'" in fail("perturb.py", "x")
+    assert run("perturb.py", "--help").returncode == 0
