@@ -186,6 +186,7 @@ def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
 
 _DISK_ADVICE = {
     errno.EACCES: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
+    errno.EPERM: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
     errno.EROFS: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
     errno.ENOTDIR: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
     errno.EEXIST: "A folder was expected there; choose another with --data_dir= or --out_dir=.",

@@ -46,12 +46,14 @@ def main(settings: Settings) -> None:
     for path in tqdm(paths, disable=None):
         source = files.sha256(path)
         if is_good(hf_dir, manifest, path.stem, source):
+            _require_language(manifest[path.stem]["language"], settings, path)
             continue
         loaded = checkpoint.load(path)
-        _require_language(loaded, settings, path)
+        _require_language(loaded.data["language"], settings, path)
         difference = export(loaded, path, hf_dir / path.stem)
         manifest[path.stem] = {
             "source_sha256": source,
+            "language": loaded.data["language"],
             "step": loaded.step,
             "val_loss": loaded.val_loss,
             "max_logit_difference": difference,
@@ -192,10 +194,10 @@ def logit_difference(model: GPT, folder: Path) -> float:
     return (model(batch) - theirs(batch).logits).abs().max().item()
 
 
-def _require_language(loaded: Checkpoint, settings: Settings, path: Path) -> None:
-    if loaded.data["language"] != settings.language:
+def _require_language(language: str, settings: Settings, path: Path) -> None:
+    if language != settings.language:
         raise UserError(
-            f"{path} is a model of {loaded.data['language']}, and the settings say "
+            f"{path} is a model of {language}, and the settings say "
             f"{settings.language}. Set --out_dir= or --language=."
         )
 

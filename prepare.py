@@ -122,7 +122,9 @@ def _perturbed(
     """The sentences of a split in its language, in order, and their counts by genre."""
     rng = np.random.default_rng(language.seed)  # runs on through all documents
     marker_ids = list(tokenizer.markers.values())
-    all_tokens, all_lengths, genres, read = [], [], {}, 0
+    genres: dict[str, dict[str, int]] = {}
+    all_tokens, all_lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
+    read = 0
     progress = tqdm(total=sum(d.size for d in documents), unit_scale=True, disable=None)
     for document in documents:
         genre = genres.setdefault(document.genre, {"sentences": 0, "tokens": 0})

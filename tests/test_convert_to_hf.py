@@ -1,0 +1,174 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import fail, succeed
+from parity import SHAPE
+
+import checkpoint
+import convert_to_hf
+from checkpoint import Checkpoint
+from convert_to_hf import export
+from errors import UserError
+from model import GPT, GPTConfig
+
+NAMES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def out_dir(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its exports."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    shutil.copytree(trained, folder)
+    succeed("convert_to_hf.py", f"--out_dir={folder}")
+    return folder
+
+
+def made_up(scaled: bool, n_layer: int = 4) -> Checkpoint:
+    """A checkpoint whose weights are far from zero."""
+    settings = {**SHAPE, "n_layer": n_layer, "dropout": 0.1}
+    settings["scale_attn_by_inverse_layer_idx"] = scaled
+    del settings["vocab_size"]
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=50258, **settings))
+    for name, parameter in model.named_parameters():
+        if "wte" not in name:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    data = {"vocab_size": 50258, "markers": {"🅁": 50257}, "language": "partial_reverse"}
+    return Checkpoint(step=1, model=model.state_dict(), settings=settings, data=data, val_loss=1.0)
+
+
+def test_every_checkpoint_becomes_a_folder_that_transformers_loads(out_dir: Path) -> None:
+    for step in (3, 6):
+        folder = out_dir / "hf" / f"checkpoint-{step}"
+        assert {path.name for path in folder.iterdir()} == NAMES
+        model, report = transformers.GPT2LMHeadModel.from_pretrained(
+            folder, output_loading_info=True
+        )
+        assert not any(report.values()), report
+        path = checkpoint.path_of(out_dir, step)
+        ours = checkpoint.build_model(checkpoint.load(path), path)
+        tokens = torch.randint(50258, (2, 32))
+        assert (ours(tokens) - model.eval()(tokens).logits).abs().max() <= 1e-4
+        auto = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert type(auto) is transformers.GPT2LMHeadModel
+
+
+def test_an_export_generates(out_dir: Path) -> None:
+    folder = out_dir / "hf" / "checkpoint-6"
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(folder)
+    inputs = tokenizer("He clean", return_tensors="pt")
+    assert inputs.input_ids.tolist() == [[1544, 3424]]
+    output = model.generate(inputs.input_ids, max_length=20)
+    assert output.shape[1] <= 20
+    assert output[0, :2].tolist() == [1544, 3424]
+    assert output.max() < 50258
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_attention_scale_is_in_the_weights(
+    scaled: bool, attention: str, tmp_path: Path
+) -> None:
+    made = made_up(scaled)
+    export(made, tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(
+        tmp_path / "export", attn_implementation=attention
+    ).eval()
+    assert theirs.config.scale_attn_by_inverse_layer_idx is False
+    tokens = torch.randint(50258, (2, SHAPE["block_size"]))
+    ours = checkpoint.build_model(made, tmp_path)(tokens)
+    assert (ours - theirs(tokens).logits).abs().max() <= 1e-4
+    unscaled = checkpoint.build_model(made_up(not scaled), tmp_path)(tokens)
+    assert (ours - unscaled).abs().max() > 1e-2, "the scale matters here"
+
+
+def test_a_wrong_export_is_an_error_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = convert_to_hf.transformers_config
+    wrong = {"activation_function": "relu"}
+    monkeypatch.setattr(convert_to_hf, "transformers_config", lambda m: right(m) | wrong)
+    with pytest.raises(UserError, match="transformers gives other logits"):
+        export(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_weight_is_an_error_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = convert_to_hf.transformers_weights
+
+    def without_one(model: GPT) -> dict:
+        weights = right(model)
+        del weights["transformer.ln_f.bias"]  # zeros: the logits would not tell
+        return weights
+
+    monkeypatch.setattr(convert_to_hf, "transformers_weights", without_one)
+    with pytest.raises(UserError, match=r"transformer\.ln_f\.bias"):
+        export(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_good_exports_are_kept_and_others_made_again(out_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(out_dir, copy)
+    files = sorted((copy / "hf").rglob("*.*"))
+    before = {path: path.stat().st_ino for path in files}
+    succeed("convert_to_hf.py", f"--out_dir={copy}")
+    assert {path: path.stat().st_ino for path in files} == before
+
+    damaged = copy / "hf" / "checkpoint-3" / "model.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (copy / "hf" / "checkpoint-6" / "merges.txt").unlink()
+    succeed("convert_to_hf.py", f"--out_dir={copy}")
+    assert damaged.read_bytes() == whole
+    assert (copy / "hf" / "checkpoint-6" / "merges.txt").exists()
+
+    (copy / "checkpoint-3.pt").write_bytes((copy / "checkpoint-6.pt").read_bytes())
+    succeed("convert_to_hf.py", f"--out_dir={copy}")
+    assert damaged.read_bytes() != whole, "another source, another export"
+
+
+def test_the_manifest_says_what_was_made_of_what(out_dir: Path) -> None:
+    import files
+
+    manifest = json.loads((out_dir / "hf" / "manifest.json").read_text())
+    assert list(manifest) == ["checkpoint-3", "checkpoint-6"]
+    entry = manifest["checkpoint-6"]
+    assert entry["step"] == 6
+    assert entry["source_sha256"] == files.sha256(out_dir / "checkpoint-6.pt")
+    assert entry["max_logit_difference"] <= 1e-4
+    folder = out_dir / "hf" / "checkpoint-6"
+    assert entry["files"] == {p.name: files.sha256(p) for p in folder.iterdir()}
+
+
+def test_what_cannot_be_exported_is_named(
+    out_dir: Path, tmp_path: Path, config: Callable[..., Path]
+) -> None:
+    assert "no checkpoint-N.pt" in fail("convert_to_hf.py", f"--out_dir={tmp_path / 'none'}")
+    error = fail("convert_to_hf.py", "--language=no_reverse", f"--out_dir={out_dir}")
+    assert "is a model of partial_reverse, and the settings say no_reverse" in error
+    copy = tmp_path / "out"
+    copy.mkdir()
+    data = (out_dir / "checkpoint-3.pt").read_bytes()
+    (copy / "checkpoint-3.pt").write_bytes(data[: len(data) // 2])
+    assert "checkpoint-3.pt is damaged" in fail("convert_to_hf.py", f"--out_dir={copy}")
+    made = made_up(True)
+    torch.save({**vars(made), "settings": made.settings | {"n_embd": 64}}, copy / "checkpoint-3.pt")
+    error = fail("convert_to_hf.py", f"--out_dir={copy}")
+    assert "expected (24, 64), found (24, 32)" in error or "found (" in error
+    assert not list((copy / "hf").glob("checkpoint-*"))

@@ -1,0 +1,259 @@
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import fail, kill, start, succeed
+from parity import pair, relative
+
+import checkpoint
+import configurator
+import log
+import tokens
+import train
+from configurator import Settings
+from convert_to_hf import transformers_weights
+from device import World
+
+Config = Callable[..., Path]
+PUBLISHED = Settings()
+
+
+def losses(out_dir: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in log.read(out_dir) if "loss" in r}
+
+
+def weights(out_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.path_of(out_dir, step)).model
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_learning_rate_is_transformers_linear_schedule() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=PUBLISHED.learning_rate)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 300, 3000)
+    for step in range(3000):
+        ours = train.learning_rate_at(step, PUBLISHED)
+        assert ours == pytest.approx(schedule.get_last_lr()[0], abs=1e-12), step
+        optimizer.step()
+        schedule.step()
+    assert train.learning_rate_at(0, PUBLISHED) == 0.0
+    always = dataclasses.replace(PUBLISHED, warmup_steps=0)
+    assert train.learning_rate_at(0, always) == PUBLISHED.learning_rate
+
+
+def test_weight_decay_is_for_matrices_and_embeddings() -> None:
+    model = pair(True)[0]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = train.make_optimizer(model, PUBLISHED).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert {names[id(p)].split(".")[-1] for p in decayed["params"]} == {"weight"}
+    assert all(names[id(p)].endswith("bias") or ".ln_" in names[id(p)] for p in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    assert (decayed["betas"], decayed["eps"]) == ((0.9, 0.999), 1e-8)
+
+
+def test_twenty_updates_are_those_of_transformers(config: Config) -> None:
+    path = config(dropout="0.0", max_steps="20", warmup_steps="5", grad_clip="0.5")
+    settings = Settings(**configurator.read_config(path))
+    run = train.open_run(settings, World())
+    vocabulary = run.meta.vocab_size
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=settings.block_size,
+            n_embd=settings.n_embd,
+            n_layer=settings.n_layer,
+            n_head=settings.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            scale_attn_by_inverse_layer_idx=True,
+            attn_implementation="eager",
+        )
+    )
+    unscaled = dataclasses.replace(run.model.config, scale_attn_by_inverse_layer_idx=False)
+    same_weights = type(run.model)(unscaled)
+    same_weights.load_state_dict(run.model.state_dict())
+    theirs.load_state_dict(transformers_weights(same_weights), strict=False)
+    matrices = [p for p in theirs.parameters() if p.dim() >= 2]
+    vectors = [p for p in theirs.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, settings.learning_rate, (0.9, 0.999), 1e-8)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 5, 20)
+    for step in range(20):
+        ours, norm = train.update(run, step, train.learning_rate_at(step, settings))
+        blocks = tokens.step_blocks(len(run.train_blocks), 8, settings.seed, step)
+        batch = tokens.to_tensor(run.train_blocks, blocks)
+        loss = theirs(batch, labels=batch).loss
+        loss.backward()
+        their_norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        assert abs(ours.item() - loss.item()) <= 1e-4, step
+        assert norm.item() == pytest.approx(their_norm.item(), rel=1e-3)
+    assert loss.item() < 10.6, "it learned"
+    ours = run.model.transformer.wte.weight[:vocabulary]
+    assert relative(ours, theirs.transformer.wte.weight) < 1e-3
+
+
+def test_a_run_leaves_its_log_its_checkpoints_and_its_state(trained: Path) -> None:
+    assert {p.name for p in trained.iterdir()} == {
+        "checkpoint-3.pt",
+        "checkpoint-6.pt",
+        "training_state.pt",
+        "log.jsonl",
+    }
+    records = log.read(trained)
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 3, 6]
+    assert records[0]["val_loss"] == pytest.approx(math.log(50258), abs=0.1)
+    assert records[-1]["val_loss"] < records[0]["val_loss"]
+    keys = {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"}
+    assert keys <= records[1].keys()
+    kept = torch.load(trained / "checkpoint-3.pt", weights_only=True)
+    assert kept["step"] == 3
+    assert kept["val_loss"] == records[3]["val_loss"]
+    assert kept["settings"]["n_layer"] == 2
+    assert json.loads(json.dumps(kept["settings"])) == kept["settings"]
+    assert kept["data"]["markers"] == {"🅁": 50257}
+    assert not any(name.startswith("_orig_mod.") for name in kept["model"])
+    assert "optimizer" not in kept
+
+
+def test_a_finished_run_says_so(config: Config, trained: Path) -> None:
+    assert "is trained already: 6 of 6 steps" in succeed("train.py", config(out_dir=str(trained)))
+
+
+LAYOUTS = [("8", 1), ("2", 1), ("2", 2), ("4", 2)]
+
+
+def test_losses_do_not_depend_on_processes_and_micro_steps(config: Config, tmp_path: Path) -> None:
+    found = []
+    for batch_size, processes in LAYOUTS:
+        out_dir = tmp_path / f"{batch_size}-{processes}"
+        path = config(dropout="0.0", batch_size=batch_size, out_dir=str(out_dir))
+        succeed("train.py", path, processes=processes)
+        records = log.read(out_dir)
+        found.append([r.get("loss", 0) for r in records] + [r.get("val_loss", 0) for r in records])
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (1, {}),
+        (2, {"batch_size": "2"}),
+        (1, {"dtype": "bfloat16"}),
+        pytest.param(1, {"dtype": "float16"}, marks=pytest.mark.slow),
+        pytest.param(1, {"compile": "true"}, marks=pytest.mark.slow),
+    ],
+    ids=["one", "two", "bfloat16", "float16", "compiled"],
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    processes: int, options: dict[str, str], config: Config, tmp_path: Path
+) -> None:
+    """Dropout is on. The stop is a kill of all processes after the first checkpoint."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    succeed("train.py", config(**options, out_dir=str(whole)), processes=processes)
+    path = config(**options, out_dir=str(stopped))
+    kill_after_first_state(path, stopped, processes)
+    assert 0 < checkpoint.load_state(stopped / "training_state.pt").step < 6
+    succeed("train.py", path, processes=processes)
+    assert losses(stopped) == losses(whole)
+    assert same(weights(stopped, 6), weights(whole, 6))
+    a, b = (checkpoint.load_state(folder / "training_state.pt") for folder in (whole, stopped))
+    assert a.scaler == b.scaler
+    for key, values in a.optimizer["state"].items():
+        assert same(values, b.optimizer["state"][key])
+
+
+def kill_after_first_state(path: Path, out_dir: Path, processes: int = 1) -> None:
+    """Train until there is a training state, and kill all processes at once."""
+    process = start("train.py", path, processes=processes)
+    end = time.time() + 200
+    while not (out_dir / "training_state.pt").exists() and time.time() < end:
+        assert process.poll() is None
+        time.sleep(0.005)
+    kill(process)
+
+
+def test_another_number_of_processes_may_take_a_run_up(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "moved"
+    path = config(dropout="0.0", out_dir=str(out_dir), checkpoint_interval="2")
+    kill_after_first_state(path, out_dir)
+    succeed("train.py", path, "--batch_size=2", processes=2)
+    assert list(losses(out_dir)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_is_not_continued_with_other_settings_or_other_data(
+    config: Config, trained: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in trained.iterdir()}
+    options = {"seed": "7", "learning_rate": "0.02", "max_steps": "9"}
+    error = fail("train.py", config(**options, out_dir=str(trained)))
+    assert "is of a run with other settings" in error
+    assert "seed = 41 there, 7 now" in error
+    assert "learning_rate = 0.01 there, 0.02 now" in error
+    assert "max_steps = 6 there, 9 now" in error
+    other = tmp_path / "other_data"
+    succeed("prepare.py", f"--corpus={corpus_dir}", "--data_seed=0", f"--data_dir={other}")
+    error = fail("train.py", config(data_dir=str(other), out_dir=str(trained)))
+    assert "train.bin has SHA-256" in error
+    assert {p: p.stat().st_mtime_ns for p in trained.iterdir()} == before
+
+
+def test_checkpoints_of_a_run_without_its_state_are_not_overwritten(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "old"
+    out_dir.mkdir()
+    shutil.copy(trained / "checkpoint-3.pt", out_dir)
+    assert "no training_state.pt to go on from" in fail("train.py", config(out_dir=str(out_dir)))
+
+
+def test_a_damaged_state_is_named(config: Config, trained: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "damaged"
+    shutil.copytree(trained, out_dir)
+    data = (out_dir / "training_state.pt").read_bytes()
+    (out_dir / "training_state.pt").write_bytes(data[: len(data) // 2])
+    assert "training_state.pt is damaged" in fail("train.py", config(out_dir=str(out_dir)))
+
+
+def test_a_run_that_diverges_stops_and_saves_nothing(config: Config, tmp_path: Path) -> None:
+    path = config(learning_rate="1e30", grad_clip="0", warmup_steps="0")
+    assert "training has diverged" in fail("train.py", path)
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_processes_that_cannot_share_a_step_are_told_what_would_do(config: Config) -> None:
+    error = fail("train.py", config(), "--batch_size=8", processes=2)
+    assert "cannot be shared by 2 processes in micro-batches of 8" in error
+    assert "--batch_size= of 1, 2, 4." in error
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gpu_trains_the_same_model(dtype: str, config: Config, tmp_path: Path) -> None:
+    found = []
+    for device, kind in (("cpu", "float32"), ("cuda", dtype)):
+        out_dir = tmp_path / device
+        compiled = str(device == "cuda").lower()
+        options = {"device": device, "dtype": kind, "compile": compiled, "dropout": "0.0"}
+        succeed("train.py", config(**options, out_dir=str(out_dir)))
+        found.append(list(losses(out_dir).values()))
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
