@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(RUN)/python demo.py $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(RUN)/python -m pytest -m "not slow"
+	$(RUN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest -m slow

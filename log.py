@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,18 @@ class Log:
         """Minutes since the run began or was taken up again."""
         return (time.perf_counter() - self._began) / 60
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Add the record of a step to the file, and print it."""
+    def write(self, record: dict[str, float]) -> None:
+        """Add the record of a step to the file (null where not finite), and print it."""
         if not self._is_first:
             return
+        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a state that is saved next must not outlive its log
         print(self._line(record), flush=True)
 
-    def _line(self, record: dict[str, Any]) -> str:
+    def _line(self, record: dict[str, float]) -> str:
         step = record["step"]
         parts = [f"step {step}/{self._max_steps}"]
         if "loss" in record:

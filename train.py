@@ -83,7 +83,8 @@ def open_run(settings: Settings, world: World) -> Run:
         for split in ("train", "val")
     )
     Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for, on GPUs
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
     torch.manual_seed(settings.seed)  # on the CPU: the same weights for every device
     model = GPT(checkpoint.model_config(dataclasses.asdict(settings), meta.vocab_size)).to(device)
     return Run(
@@ -118,7 +119,7 @@ def _train(run: Run, step: int, val_loss: float | None) -> None:
         is_checkpoint = step % s.checkpoint_interval == 0 or is_end
         if step % s.log_interval == 0 or is_eval or is_checkpoint:
             mean_loss = float(world.sum(loss) / world.size)
-            _require_finite(mean_loss, step, s.out_dir)
+            _require_finite(run, step, mean_loss, float(grad_norm))
             speed = log.tokens_per_second(step)
             record = {
                 "step": step,
@@ -287,11 +288,15 @@ def _read_meta(settings: Settings) -> tokens.Meta:
     return meta
 
 
-def _require_finite(loss: float, step: int, out_dir: str) -> None:
-    if not math.isfinite(loss):
+def _require_finite(run: Run, step: int, loss: float, grad_norm: float) -> None:
+    """Raise UserError if training has diverged: nothing of it may be saved."""
+    # fp16's gradients overflow at times; the scaler then skips the step.
+    is_finite = math.isfinite(grad_norm) or run.settings.dtype == "float16"
+    if not (math.isfinite(loss) and is_finite):
         raise UserError(
-            f"the loss of step {step} is {loss}: training has diverged. What is saved in "
-            f"{out_dir} is from before. Try a lower --learning_rate= in another --out_dir="
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged. What is "
+            f"saved in {run.settings.out_dir} is from before. Try a lower --learning_rate= in "
+            "another --out_dir="
         )
 
 
