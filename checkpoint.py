@@ -72,22 +72,29 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. Raises UserError if it is damaged."""
-    return _load(path, Checkpoint)
+    advice = (
+        "Delete it, and the others can be exported. If it is the run's last, train.py then writes "
+        "it again; an earlier one comes back only by training anew in another --out_dir="
+    )
+    return _load(path, Checkpoint, advice)
 
 
 def load_state(path: Path) -> TrainingState:
     """Read a training state onto the CPU. Raises UserError if it is damaged."""
-    return _load(path, TrainingState)
+    advice = (
+        "The run cannot go on without it: put back a copy, or train anew in another --out_dir= "
+        "(the checkpoints that are kept here can still be exported)."
+    )
+    return _load(path, TrainingState, advice)
 
 
-def _load(path: Path, kind: type) -> Any:
+def _load(path: Path, kind: type, advice: str) -> Any:
     try:
         return kind(**torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} is damaged or is no {kind.__name__} of this program ({reason}). Delete it; "
-            "train.py makes it again from what is left."
+            f"{path} is damaged or is no {kind.__name__} of this program ({reason}). {advice}"
         )
 
 

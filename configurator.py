@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,11 @@ class Settings:
         "sentencex", "prepare", "sentencex (finds sentences in a line) or line (a line is one)"
     )
     data_dir: str = _setting(
-        "", "prepare train demo", "folder of the token files (default: data/<language>)"
+        "", "prepare train demo", "folder of the token files (default: `data/<language>`)"
     )
     data_seed: int = _setting(41, "prepare", "seed of the order of sentences in train and val")
     out_dir: str = _setting(
-        "", "train convert_to_hf demo", "folder of the run (default: out/<language>)"
+        "", "train convert_to_hf demo", "folder of the run (default: `out/<language>`)"
     )
     seed: int = _setting(
         41, "train", "seed of initial weights, order of blocks and dropout", fixed=True
@@ -182,6 +183,11 @@ def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
         _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
     except KeyboardInterrupt:
         _fail("interrupted. What was finished is kept; run the same command to go on.")
+    except Exception:
+        if "LOCAL_RANK" not in os.environ:
+            raise
+        traceback.print_exc()
+        _leave()
 
 
 _DISK_ADVICE = {
@@ -198,9 +204,14 @@ def _fail(message: str) -> None:
     # Under torchrun every process meets the same mistake: the first of a machine tells it.
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
+    _leave()
+
+
+def _leave() -> None:
     if "LOCAL_RANK" in os.environ:
-        # Leave at once: unwinding under a process group can hang (see device.disconnect).
+        # At once: unwinding under a process group can hang (see device.disconnect).
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)
     sys.exit(1)
 

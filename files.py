@@ -26,9 +26,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise _named(error, path)
     _sync_folder(path.parent)
 
 
@@ -46,10 +46,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        raise _named(error, path)
     _sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, and wait until it is on disk."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _named(error, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,6 +73,13 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(error: BaseException, path: Path) -> BaseException:
+    """The same error; one of the disk (full, say) knows its file then."""
+    if isinstance(error, OSError) and error.errno and not error.filename:
+        error.filename = str(path)
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,11 @@ class Log:
         """Add the record of a step to the file (null where not finite), and print it."""
         if not self._is_first:
             return
+        if done := record["step"] - self._first_step:
+            left = self.minutes() / done * (self._max_steps - record["step"])
+            record = record | {"minutes_left": left}
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a state that is saved next must not outlive its log
+        files.append_line(self._path, json.dumps(finite, allow_nan=False))
         print(self._line(record), flush=True)
 
     def _line(self, record: dict[str, float]) -> str:
@@ -74,16 +73,15 @@ class Log:
             ]
         if "val_loss" in record:
             parts.append(f"validation loss {record['val_loss']:.4f}")
-        if done := step - self._first_step:
-            seconds_left = self.minutes() * 60 / done * (self._max_steps - step)
-            parts.append(f"{_duration(seconds_left)} left")
+        if "minutes_left" in record:
+            parts.append(f"{_duration(record['minutes_left'] * 60)} left")
         return " | ".join(parts)
 
     def _drop_after(self, step: int) -> None:
         # A run that goes on at a step writes again what came after it; one from scratch, all.
         if self._path.exists():
             lines = self._path.read_bytes().splitlines()
-            kept = [line for line in lines if 0 < step >= _step_of(line)]
+            kept = [line for line in lines if step > 0 and _step_of(line) <= step]
             with files.atomic_write(self._path) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
 

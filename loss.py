@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 IGNORED = -100  # a target that counts for nothing
-CHUNK_ROWS = 256  # rows of hidden states whose logits exist at one time
+# Rows whose logits exist at one time: this many, or twice the width of a wider model, so that
+# going over the chunk's logits outweighs adding to the gradient of the weights.
+MIN_CHUNK_ROWS = 256
 
 
 def head_loss(
@@ -25,7 +27,9 @@ def head_loss(
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    return _HeadLoss.apply(hidden, weight, targets, vocab_size, dtype)
+    # Asked here: inside the function gradients always count as off.
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _HeadLoss.apply(hidden, weight, targets, vocab_size, dtype, needs_gradient)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -37,13 +41,14 @@ class _HeadLoss(torch.autograd.Function):
         targets: torch.Tensor,
         vocab_size: int,
         dtype: torch.dtype,
+        needs_gradient: bool,
     ) -> torch.Tensor:
-        needs_gradient = any(ctx.needs_input_grad)
+        chunk_rows = max(MIN_CHUNK_ROWS, 2 * weight.shape[1])
         words = weight.to(dtype)
         total = hidden.new_zeros(())
         hidden_grads = []
         weight_grad = torch.zeros_like(weight) if needs_gradient else None
-        for rows, labels in zip(hidden.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
+        for rows, labels in zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True):
             rows = rows.to(dtype)
             logits = (rows @ words.T).float()  # (n, V)
             logits[:, vocab_size:] = -torch.inf
@@ -70,4 +75,4 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_grad, weight_grad, count = ctx.saved_tensors
         scale = grad_output / count
-        return hidden_grad.to(scale.dtype) * scale, weight_grad * scale, None, None, None
+        return hidden_grad.to(scale.dtype) * scale, weight_grad * scale, None, None, None, None

@@ -20,7 +20,10 @@ from errors import UserError, unknown
 
 
 class Sentences(NamedTuple):
-    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]]."""
+    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]].
+
+    What a language reads beside tokens (word annotations, say) is to be a further field.
+    """
 
     tokens: np.ndarray  # (N,) uint16
     offsets: np.ndarray  # (S + 1,) int64, from 0 to N
@@ -36,7 +39,8 @@ class Sentences(NamedTuple):
             if indices.all():
                 return self
             indices = np.flatnonzero(indices)
-        starts, lengths = self.offsets[indices], self.lengths[indices]
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
         return from_lengths(self.tokens[_positions(starts, lengths)], lengths)
 
 

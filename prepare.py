@@ -125,7 +125,8 @@ def _perturbed(
     genres: dict[str, dict[str, int]] = {}
     all_tokens, all_lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
     read = 0
-    progress = tqdm(total=sum(d.size for d in documents), unit_scale=True, disable=None)
+    size = sum(document.size for document in documents)
+    progress = tqdm(total=size or None, unit="B", unit_scale=True, disable=None)
     for document in documents:
         genre = genres.setdefault(document.genre, {"sentences": 0, "tokens": 0})
         for texts in corpus.sentences(document, segmenter):
@@ -136,7 +137,7 @@ def _perturbed(
             genre["sentences"] += len(kept.lengths)
             genre["tokens"] += len(kept.tokens) + len(kept.lengths)
             read += len(texts)
-        progress.update(document.size)
+            progress.update(sum(map(len, texts)) + len(texts))
     progress.close()
     lengths = np.concatenate(all_lengths)
     counts = {"sentences": len(lengths), "dropped": read - len(lengths), "genres": genres}
@@ -145,8 +146,9 @@ def _perturbed(
 
 def _closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterator[np.ndarray]:
     """The tokens of all sentences in that order, each followed by the end-of-text token."""
-    for start in range(0, len(sentences.lengths), _WRITE_CHUNK):
-        stop = min(start + _WRITE_CHUNK, len(sentences.lengths))
+    count = len(sentences.offsets) - 1
+    for start in range(0, count, _WRITE_CHUNK):
+        stop = min(start + _WRITE_CHUNK, count)
         chosen = np.arange(start, stop) if order is None else order[start:stop]
         chunk = sentences.take(chosen)
         yield np.insert(chunk.tokens, chunk.offsets[1:], END_OF_TEXT_ID)

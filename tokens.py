@@ -78,9 +78,12 @@ def read_meta(data_dir: Path) -> Meta:
             "same config file and --data_dir as here"
         )
     try:
-        return Meta(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete {data_dir} and prepare it again.")
+        meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
+        for split in SPLITS:
+            _ = {key: meta.splits[split][key] for key in ("tokens", "sentences", "sha256")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error!r}). Delete {data_dir} and prepare it again.")
+    return meta
 
 
 def check_file(data_dir: Path, meta: Meta, split: str) -> None:

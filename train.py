@@ -5,7 +5,8 @@
     python train.py --batch_size=4 --dtype=float16                      # a smaller card
 
 Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir. The same command again goes
-on at training_state.pt, bit for bit; batch_size and the number of processes may change then.
+on at training_state.pt, on a CPU with as many threads bit for bit. batch_size and the number of
+processes may change then.
 """
 
 import dataclasses
@@ -57,15 +58,15 @@ def main(settings: Settings) -> None:
     """Train until max_steps, keeping checkpoints on the way."""
     world = devices.join_world()
     run = open_run(settings, world)
+    devices.connect(world, run.device)
     step, val_loss = _resume(run)
     if step < settings.max_steps:
-        devices.connect(world, run.device)
         _wrap(run)
         _train(run, step, val_loss)
-        del run
-        devices.disconnect(world)
     elif world.is_first:
         print(f"{settings.out_dir} is trained already: {step} of {settings.max_steps} steps")
+    del run
+    devices.disconnect(world)
 
 
 def open_run(settings: Settings, world: World) -> Run:
@@ -119,7 +120,9 @@ def _train(run: Run, step: int, val_loss: float | None) -> None:
         is_checkpoint = step % s.checkpoint_interval == 0 or is_end
         if step % s.log_interval == 0 or is_eval or is_checkpoint:
             mean_loss = float(world.sum(loss) / world.size)
-            _require_finite(run, step, mean_loss, float(grad_norm))
+            # fp16's gradients overflow at times; the scaler then skips the step.
+            norm = 0.0 if s.dtype == "float16" else float(grad_norm)
+            _require_finite(run, step, loss=mean_loss, gradient_norm=norm)
             speed = log.tokens_per_second(step)
             record = {
                 "step": step,
@@ -131,6 +134,7 @@ def _train(run: Run, step: int, val_loss: float | None) -> None:
             }
             if is_eval:
                 record["val_loss"] = val_loss = validate(run)
+                _require_finite(run, step, validation_loss=val_loss)
             log.write(record)
         if is_checkpoint:
             _save(run, step, val_loss)
@@ -219,6 +223,7 @@ def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
 def _wrap(run: Run) -> None:
     """Compile the model and join it with those of the other processes, as the settings say."""
     if run.settings.compile:
+        devices.require_compiler()
         run.wrapped = torch.compile(run.wrapped, dynamic=False)
     if run.world.size > 1:
         on_gpu = run.device.type == "cuda"
@@ -288,20 +293,33 @@ def _read_meta(settings: Settings) -> tokens.Meta:
     return meta
 
 
-def _require_finite(run: Run, step: int, loss: float, grad_norm: float) -> None:
+def _require_finite(run: Run, step: int, **values: float) -> None:
     """Raise UserError if training has diverged: nothing of it may be saved."""
-    # fp16's gradients overflow at times; the scaler then skips the step.
-    is_finite = math.isfinite(grad_norm) or run.settings.dtype == "float16"
-    if not (math.isfinite(loss) and is_finite):
-        raise UserError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged. What is "
-            f"saved in {run.settings.out_dir} is from before. Try a lower --learning_rate= in "
-            "another --out_dir="
-        )
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {step}: the {name.replace('_', ' ')} is {value}: training has diverged. "
+                f"What is saved in {run.settings.out_dir} is from before. Try a lower "
+                "--learning_rate= in another --out_dir="
+            )
 
 
 def _resume(run: Run) -> tuple[int, float | None]:
-    """Load the training state, if there is one: the step it stands at, its validation loss."""
+    """Load the training state, if there is one: the step it stands at, its validation loss.
+
+    Raises UserError if it is damaged, of another run, or not the same for all processes.
+    """
+    step, val_loss = _load_state(run)
+    steps = run.world.gather(step)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes stand at different steps ({steps}, by rank). {run.settings.out_dir} "
+            "must be one folder that all machines share."
+        )
+    return step, val_loss
+
+
+def _load_state(run: Run) -> tuple[int, float | None]:
     out_dir = Path(run.settings.out_dir)
     path = out_dir / checkpoint.STATE
     if not path.exists():
@@ -313,6 +331,9 @@ def _resume(run: Run) -> tuple[int, float | None]:
         return 0, None
     state = checkpoint.load_state(path)
     checkpoint.check_same_run(path, state, run.settings, run.meta)
+    kept = checkpoint.path_of(out_dir, state.step)
+    if run.world.is_first and not kept.exists():  # a crash between the two writes of _save
+        checkpoint.save(kept, state.without_optimizer())
     run.model.load_state_dict(state.model)
     run.optimizer.load_state_dict(state.optimizer)
     run.scaler.load_state_dict(state.scaler)
@@ -320,9 +341,14 @@ def _resume(run: Run) -> tuple[int, float | None]:
 
 
 def _save(run: Run, step: int, val_loss: float | None) -> None:
-    """Write the checkpoint of this step and then the state to resume from; one process does."""
+    """Write the state to resume from, and then the checkpoint of this step; one process does.
+
+    Raises UserError, and writes nothing, if a weight is not a finite number.
+    """
     if not run.world.is_first:
         return
+    largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
+    _require_finite(run, step, largest_weight=float(largest))
     state = checkpoint.TrainingState(
         step=step,
         model=run.model.state_dict(),
@@ -333,8 +359,8 @@ def _save(run: Run, step: int, val_loss: float | None) -> None:
         scaler=run.scaler.state_dict(),
     )
     out_dir = Path(run.settings.out_dir)
-    checkpoint.save(checkpoint.path_of(out_dir, step), state.without_optimizer())
     checkpoint.save(out_dir / checkpoint.STATE, state)
+    checkpoint.save(checkpoint.path_of(out_dir, step), state.without_optimizer())
 
 
 if __name__ == "__main__":

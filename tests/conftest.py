@@ -1,5 +1,6 @@
 """What several tests need: commands as processes, a small corpus, a small model."""
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -107,7 +108,8 @@ def kill(process: subprocess.Popen[str]) -> None:
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
     )
     for pid in [process.pid, *map(int, children.stdout.split())]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
 
 

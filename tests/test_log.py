@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import log
+from log import Log
+
+
+def make(out_dir: Path, first_step: int = 0, is_first: bool = True) -> Log:
+    return Log(out_dir, is_first, first_step, max_steps=10, tokens_per_step=100)
+
+
+def test_a_run_that_goes_on_drops_what_came_after_and_what_was_cut_short(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    for step in range(5):
+        first.write({"step": step, "val_loss": 1.0 / (step + 1)})
+    with open(tmp_path / log.NAME, "a") as file:
+        file.write('{"step": 5, "val')
+    assert [r["step"] for r in log.read(tmp_path)] == [0, 1, 2, 3, 4]
+    second = make(tmp_path, first_step=3)
+    second.write({"step": 4, "val_loss": 0.5})
+    assert [r["step"] for r in log.read(tmp_path)] == [0, 1, 2, 3, 4]
+    assert log.read(tmp_path)[-1]["val_loss"] == 0.5
+    make(tmp_path)
+    assert log.read(tmp_path) == [], "a run from scratch begins a new log"
+
+
+def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    silent = make(tmp_path, is_first=False)
+    silent.say("hello")
+    silent.write({"step": 0, "val_loss": 1.0})
+    assert capsys.readouterr().out == ""
+    assert log.read(tmp_path) == []
+
+
+def test_a_record_is_strict_json_and_the_line_is_for_people(tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    record = {
+        "step": 5,
+        "loss": 6.0,
+        "learning_rate": 1e-4,
+        "grad_norm": float("inf"),
+        "tokens_per_second": 12345.6,
+        "mfu": 0.31,
+    }
+    make(tmp_path).write(record)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    written = json.loads((tmp_path / log.NAME).read_text(), parse_constant=refuse)
+    assert written["grad_norm"] is None
+    assert written["loss"] == 6.0
+    assert written["minutes_left"] >= 0
+    line = capsys.readouterr().out
+    assert line.startswith(
+        "step 5/10 | loss 6.0000 | lr 1.00e-04 | grad norm inf | 12,346 tokens/s"
+    )
+    assert line.endswith("left\n")
