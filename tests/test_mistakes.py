@@ -107,11 +107,7 @@ def test_a_token_id_beyond_the_vocabulary(config: Config, copied: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_mistake_touches_data_or_checkpoints(data_dir: Path, trained: Path) -> Iterator[None]:
-    before = {
-        path: files.sha256(path) for folder in (data_dir, trained) for path in folder.iterdir()
-    }
+    paths = [path for folder in (data_dir, trained) for path in folder.iterdir()]
+    before = {path: files.sha256(path) for path in paths}
     yield
-    after = {
-        path: files.sha256(path) for folder in (data_dir, trained) for path in folder.iterdir()
-    }
-    assert after == before
+    assert {path: files.sha256(path) for path in paths} == before
