@@ -21,6 +21,7 @@ from errors import UserError, unknown
 DEFAULT_CONFIG = Path(__file__).parent / "config" / "partial_reverse.py"
 COMMANDS = ("prepare", "train", "convert_to_hf", "demo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXPORT_DTYPES = ("float32", "bfloat16")
 SEGMENTERS = ("sentencex", "line")
 
 
@@ -59,7 +60,9 @@ class Settings:
     )
     data_seed: int = _setting(41, "prepare", "seed of the order of sentences in train and val")
     out_dir: str = _setting(
-        "", "train convert_to_hf demo", "folder of the run (default: `out/<language>`)"
+        "",
+        "train convert_to_hf demo",
+        "folder of the run (default: `out/<language>`, with `_no_pos` for that variant)",
     )
     seed: int = _setting(
         41, "train", "seed of initial weights, order of blocks and dropout", fixed=True
@@ -73,6 +76,12 @@ class Settings:
     )
     scale_attn_by_inverse_layer_idx: bool = _setting(
         True, "train", "divide attention scores by (layer index + 1) too", fixed=True
+    )
+    position_embeddings: bool = _setting(
+        True,
+        "train convert_to_hf demo",
+        "false: the published variant whose model is not told where a token stands",
+        fixed=True,
     )
     tokens_per_step: int = _setting(
         524288, "train", "tokens of one optimizer step, all processes together", fixed=True
@@ -105,11 +114,16 @@ class Settings:
         fixed=True,
     )
     compile: bool = _setting(True, "train", "compile the model with torch.compile")
+    export_dtype: str = _setting(
+        "float32", "convert_to_hf", "float32 (as published) or bfloat16 (half the size)"
+    )
 
     def __post_init__(self) -> None:
-        for name, folder in (("data_dir", "data"), ("out_dir", "out")):
+        variant = "" if self.position_embeddings else "_no_pos"
+        defaults = {"data_dir": "data/" + self.language, "out_dir": f"out/{self.language}{variant}"}
+        for name, folder in defaults.items():
             if not getattr(self, name):
-                object.__setattr__(self, name, f"{folder}/{self.language}")
+                object.__setattr__(self, name, folder)
         _check(self)
 
 
@@ -269,6 +283,8 @@ def _check(s: Settings) -> None:
     _require(s.learning_rate > 0, "learning_rate", s, "above 0")
     _require(s.block_size >= 2, "block_size", s, "at least 2: a token is predicted from another")
     _require(s.dtype in DTYPES, "dtype", s, f"one of {', '.join(DTYPES)}")
+    expected = f"one of {', '.join(EXPORT_DTYPES)}"
+    _require(s.export_dtype in EXPORT_DTYPES, "export_dtype", s, expected)
     _require(s.segmenter in SEGMENTERS, "segmenter", s, f"one of {', '.join(SEGMENTERS)}")
     device, _, index = s.device.partition(":")
     known = s.device in ("auto", "cpu", "cuda", "mps") or (device == "cuda" and index.isdecimal())

@@ -1,7 +1,7 @@
 """GPT-2 by hand, with GPT-2's own parameter names (Radford et al. 2019).
 
-Deviations, both of the published models (mistral's GPT-2): attention scores may be divided by
-(layer index + 1) too, and residual projections start smaller. Inside, the vocabulary is padded
+Deviations, all of the published models: attention scores may be divided by (layer index + 1) too
+(mistral's GPT-2), and the embeddings of positions may be left out. Inside, the vocabulary is padded
 to a multiple of 64 for speed; padding never gets probability.
 """
 
@@ -26,6 +26,7 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.1
     scale_attn_by_inverse_layer_idx: bool = True
+    position_embeddings: bool = True
 
     @property
     def padded_vocab_size(self) -> int:
@@ -93,14 +94,17 @@ class Transformer(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.position_embeddings:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.dropout = config.dropout
+        self.position_embeddings = config.position_embeddings
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.wte(tokens) + self.wpe(positions)
+        x = self.wte(tokens)
+        if self.position_embeddings:
+            x = x + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
             x = block(x)
@@ -147,7 +151,8 @@ class GPT(nn.Module):
         and 12 * layers * width * context for attention, not halved for causality.
         """
         c = self.config
-        weights = sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
+        positions = c.block_size * c.n_embd if c.position_embeddings else 0
+        weights = sum(p.numel() for p in self.parameters()) - positions
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
 

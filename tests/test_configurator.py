@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import configurator
 from configurator import COMMANDS, Settings, load, read_config
 from errors import UserError
+from model import GPTConfig
 
 FIELDS = dataclasses.fields(Settings)
 
@@ -147,7 +148,7 @@ def test_every_setting_is_read_by_the_commands_that_it_names() -> None:
             and ast.unparse(node.value) in ("settings", "s", "run.settings", "self.settings")
         }
         # These reach the model as a whole, by name, through checkpoint.model_config.
-        read |= {"n_layer", "n_head", "n_embd", "dropout", "scale_attn_by_inverse_layer_idx"}
+        read |= {field.name for field in dataclasses.fields(GPTConfig)}
         for field in FIELDS:
             if command in field.metadata["read_by"]:
                 assert field.name in read, f"{command}.py does not read {field.name}"
