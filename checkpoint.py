@@ -76,7 +76,7 @@ def load(path: Path) -> Checkpoint:
         "Delete it, and the others can be exported. If it is the run's last, train.py then writes "
         "it again; an earlier one comes back only by training anew in another --out_dir="
     )
-    return _load(path, Checkpoint, advice)
+    return _load(path, Checkpoint, advice, mmap=True)  # read where it is looked at
 
 
 def load_state(path: Path) -> TrainingState:
@@ -85,12 +85,12 @@ def load_state(path: Path) -> TrainingState:
         "The run cannot go on without it: put back a copy, or train anew in another --out_dir= "
         "(the checkpoints that are kept here can still be exported)."
     )
-    return _load(path, TrainingState, advice)
+    return _load(path, TrainingState, advice, mmap=False)
 
 
-def _load(path: Path, kind: type, advice: str) -> Any:
+def _load(path: Path, kind: type, advice: str, mmap: bool) -> Any:
     try:
-        return kind(**torch.load(path, map_location="cpu", weights_only=True))
+        return kind(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -106,7 +106,8 @@ def model_config(settings: dict[str, Any], vocab_size: int) -> GPTConfig:
 
 def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
     """The model of a checkpoint, in eval mode. Raises UserError if its weights do not fit."""
-    model = GPT(model_config(checkpoint.settings, checkpoint.data["vocab_size"]))
+    with torch.device("meta"):  # shapes alone: the weights are those of the checkpoint
+        model = GPT(model_config(checkpoint.settings, checkpoint.data["vocab_size"]))
     expected = model.state_dict()
     for name in sorted(expected.keys() | checkpoint.model.keys()):
         shapes = [
@@ -118,22 +119,32 @@ def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
                 f"{path}: its settings describe another model than its weights ({name}: expected "
                 f"{shapes[0]}, found {shapes[1]}). It is not a checkpoint that train.py wrote."
             )
-    model.load_state_dict(checkpoint.model)
+    model.load_state_dict(checkpoint.model, assign=True)
     return model.eval()
+
+
+def run_differences(
+    settings: dict[str, Any], data: dict[str, Any], now: dict[str, Any], data_now: dict[str, Any]
+) -> list[str]:
+    """What tells two runs apart: settings that weights depend on, and the training data."""
+    fixed = [field.name for field in dataclasses.fields(Settings) if field.metadata["fixed"]]
+    differences = [
+        f"{name} = {settings.get(name)!r} there, {now.get(name)!r} now"
+        for name in fixed
+        if settings.get(name) != now.get(name)
+    ]
+    hashes = [meta["splits"]["train"]["sha256"] for meta in (data, data_now)]
+    if hashes[0] != hashes[1]:
+        there, here = (h[:12] for h in hashes)
+        differences.append(f"train.bin has SHA-256 {there}… there, {here}… now")
+    return differences
 
 
 def check_same_run(path: Path, state: Checkpoint, settings: Settings, data: Meta) -> None:
     """Raise UserError if going on from `state` would mix two different runs."""
-    differences = [
-        f"{field.name} = {state.settings.get(field.name)!r} there, "
-        f"{getattr(settings, field.name)!r} now"
-        for field in dataclasses.fields(Settings)
-        if field.metadata["fixed"]
-        and state.settings.get(field.name) != getattr(settings, field.name)
-    ]
-    there, now = (d["splits"]["train"]["sha256"] for d in (state.data, dataclasses.asdict(data)))
-    if there != now:
-        differences.append(f"train.bin has SHA-256 {there[:12]}… there, {now[:12]}… now")
+    differences = run_differences(
+        state.settings, state.data, dataclasses.asdict(settings), dataclasses.asdict(data)
+    )
     if differences:
         raise UserError(
             f"{path} is of a run with other settings: {'; '.join(differences)}. Go on with "

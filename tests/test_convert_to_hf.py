@@ -11,6 +11,7 @@ from parity import SHAPE
 
 import checkpoint
 import convert_to_hf
+import files
 from checkpoint import Checkpoint
 from configurator import Settings
 from convert_to_hf import export
@@ -34,6 +35,17 @@ def out_dir(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(trained, folder)
     succeed("convert_to_hf.py", f"--out_dir={folder}")
     return folder
+
+
+def change(path: Path, **fields: object) -> Path:
+    """Write a checkpoint again with other fields, or with one weight changed."""
+    content = torch.load(path, weights_only=True)
+    if fields:
+        content |= fields
+    else:
+        content["model"]["transformer.ln_f.bias"][0] += 1.0
+    torch.save(content, path)
+    return path
 
 
 def made_up(scaled: bool, n_layer: int = 4) -> Checkpoint:
@@ -101,7 +113,7 @@ def test_a_wrong_export_is_an_error_and_leaves_no_folder(
 ) -> None:
     right = convert_to_hf.transformers_config
     wrong = {"activation_function": "relu"}
-    monkeypatch.setattr(convert_to_hf, "transformers_config", lambda m: right(m) | wrong)
+    monkeypatch.setattr(convert_to_hf, "transformers_config", lambda *of: right(*of) | wrong)
     with pytest.raises(UserError, match="transformers gives other logits"):
         export(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
     assert not list(tmp_path.iterdir())
@@ -112,7 +124,7 @@ def test_an_export_that_fails_takes_the_old_one_away(
 ) -> None:
     copy = tmp_path / "out"
     shutil.copytree(out_dir, copy)
-    (copy / "checkpoint-3.pt").write_bytes((copy / "checkpoint-6.pt").read_bytes())
+    change(copy / "checkpoint-3.pt")
     monkeypatch.setattr(convert_to_hf, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="other logits"):
         convert_to_hf.main(Settings(out_dir=str(copy)))
@@ -125,8 +137,8 @@ def test_a_missing_weight_is_an_error_and_leaves_no_folder(
 ) -> None:
     right = convert_to_hf.transformers_weights
 
-    def without_one(model: GPT) -> dict:
-        weights = right(model)
+    def without_one(*of: object) -> dict:
+        weights = right(*of)
         del weights["transformer.ln_f.bias"]  # zeros: the logits would not tell
         return weights
 
@@ -139,10 +151,10 @@ def test_a_missing_weight_is_an_error_and_leaves_no_folder(
 def test_good_exports_are_kept_and_others_made_again(out_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "out"
     shutil.copytree(out_dir, copy)
-    files = sorted((copy / "hf").rglob("*.*"))
-    before = {path: path.stat().st_ino for path in files}
+    paths = sorted((copy / "hf").rglob("*.*"))
+    before = {path: path.stat().st_ino for path in paths}
     succeed("convert_to_hf.py", f"--out_dir={copy}")
-    assert {path: path.stat().st_ino for path in files} == before
+    assert {path: path.stat().st_ino for path in paths} == before
 
     damaged = copy / "hf" / "checkpoint-3" / "model.safetensors"
     whole = damaged.read_bytes()
@@ -152,17 +164,17 @@ def test_good_exports_are_kept_and_others_made_again(out_dir: Path, tmp_path: Pa
     assert damaged.read_bytes() == whole
     assert (copy / "hf" / "checkpoint-6" / "merges.txt").exists()
 
-    (copy / "checkpoint-3.pt").write_bytes((copy / "checkpoint-6.pt").read_bytes())
+    retrained = change(copy / "checkpoint-3.pt")
     succeed("convert_to_hf.py", f"--out_dir={copy}")
     assert damaged.read_bytes() != whole, "another source, another export"
+    manifest = json.loads((copy / "hf" / "manifest.json").read_text())
+    assert manifest["checkpoint-3"]["source_sha256"] == files.sha256(retrained)
 
     (copy / "checkpoint-3.pt").write_bytes(b"damaged")
     assert "checkpoint-3.pt is damaged" in fail("convert_to_hf.py", f"--out_dir={copy}")
 
 
 def test_the_manifest_says_what_was_made_of_what(out_dir: Path) -> None:
-    import files
-
     manifest = json.loads((out_dir / "hf" / "manifest.json").read_text())
     assert list(manifest) == ["checkpoint-3", "checkpoint-6"]
     entry = manifest["checkpoint-6"]
@@ -184,8 +196,77 @@ def test_what_cannot_be_exported_is_named(
     data = (out_dir / "checkpoint-3.pt").read_bytes()
     (copy / "checkpoint-3.pt").write_bytes(data[: len(data) // 2])
     assert "checkpoint-3.pt is damaged" in fail("convert_to_hf.py", f"--out_dir={copy}")
-    made = made_up(True)
-    torch.save({**vars(made), "settings": made.settings | {"n_embd": 64}}, copy / "checkpoint-3.pt")
+    shutil.copy(out_dir / "checkpoint-3.pt", copy)
+    settings = checkpoint.load(copy / "checkpoint-3.pt").settings
+    change(copy / "checkpoint-3.pt", settings=settings | {"n_embd": 64})
     error = fail("convert_to_hf.py", f"--out_dir={copy}")
-    assert "transformer.h.0.attn.c_attn.bias: expected (192,), found (96,)" in error
+    assert "transformer.h.0.attn.c_attn.bias: expected (192,), found (48,)" in error
     assert not list((copy / "hf").glob("checkpoint-*"))
+
+
+def test_checkpoints_that_are_not_one_series_are_refused(out_dir: Path, tmp_path: Path) -> None:
+    def refused(*changes: object) -> str:
+        copy = tmp_path / "out"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for name in ("checkpoint-3.pt", "checkpoint-6.pt"):
+            shutil.copy(out_dir / name, copy)
+        for function in changes:
+            function(copy)
+        return fail("convert_to_hf.py", f"--out_dir={copy}")
+
+    three, six = "checkpoint-3.pt", "checkpoint-6.pt"
+    assert "checkpoint-3.pt holds step 6: it was renamed or copied" in refused(
+        lambda copy: shutil.copy(copy / six, copy / three)
+    )
+    assert "lacks checkpoint-3.pt: the series to step 6 has a checkpoint every 3 steps" in refused(
+        lambda copy: (copy / three).unlink()
+    )
+    first, second = (checkpoint.load(out_dir / name) for name in (three, six))
+    error = refused(lambda copy: change(copy / three, settings=first.settings | {"seed": 7}))
+    assert "checkpoint-3.pt is of another run than checkpoint-6.pt: seed = 7 there, 41" in error
+    assert "checkpoint-6.pt has the same weights as checkpoint-3.pt" in refused(
+        lambda copy: change(copy / three, model=second.model)
+    )
+    assert not (tmp_path / "out" / "hf" / "checkpoint-6").exists()
+
+
+def test_weights_may_be_exported_in_bfloat16(out_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(out_dir, copy)
+    whole = (copy / "hf" / "checkpoint-6" / "model.safetensors").stat().st_size
+    succeed("convert_to_hf.py", f"--out_dir={copy}", "--export_dtype=bfloat16")
+    folder = copy / "hf" / "checkpoint-6"
+    assert (folder / "model.safetensors").stat().st_size < 0.51 * whole
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    exact = transformers.GPT2LMHeadModel.from_pretrained(out_dir / "hf" / "checkpoint-6")
+    rounded = dict(model.named_parameters())
+    for name, weight in exact.named_parameters():
+        assert torch.equal(rounded[name], weight.to(torch.bfloat16)), name
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_scaled_model_in_bfloat16_is_checked_against_its_own_rounding(
+    scaled: bool, tmp_path: Path
+) -> None:
+    assert export(made_up(scaled), tmp_path / "a.pt", tmp_path / "export", "bfloat16") <= 1e-4
+
+
+def test_a_model_without_position_embeddings_is_a_plain_gpt2_with_zeros(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = config(position_embeddings="false")
+    succeed("train.py", path)
+    made = checkpoint.load(tmp_path / "out" / "checkpoint-6.pt")
+    assert "transformer.wpe.weight" not in made.model
+    succeed("convert_to_hf.py", path)
+    folder = tmp_path / "out" / "hf" / "checkpoint-6"
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert not theirs.transformer.wpe.weight.any()
+    ours = checkpoint.build_model(made, path)
+    tokens = torch.randint(50258, (2, 32))
+    assert (ours(tokens) - theirs.eval()(tokens).logits).abs().max() <= 1e-4
+    last = tokens[:1, -1:]
+    assert torch.allclose(ours(last), ours(last.expand(1, 8))[:, :1])
