@@ -30,7 +30,7 @@ from model import GPT, GPTConfig
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 TOLERANCE = 1e-4  # the largest difference of logits, fp32
-_CHECKED_TOKENS = 64
+_CHECKED_TOKENS = 16
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -179,7 +179,7 @@ def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict
     weights = {}
     for name, tensor in model.state_dict().items():
         if name == "transformer.wte.weight":
-            tensor = tensor[: c.vocab_size].clone()
+            tensor = tensor[: c.vocab_size]
         if ".attn.c_attn." in name and c.scale_attn_by_inverse_layer_idx:
             tensor = tensor.clone()
             tensor[: c.n_embd] /= int(name.split(".")[2]) + 1  # queries come first
