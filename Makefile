@@ -1,4 +1,5 @@
 # The commands of the project; CI runs the same ones.
+#   make install  the packages, into .venv
 #   make demo   the whole path on a small corpus: prepare, train, export, generate
 #   make test   the tests
 #   make lint   style
@@ -8,7 +9,9 @@ VENV := .venv
 RUN := $(VENV)/bin
 DEMO := config/demo_partial_reverse.py
 
-.PHONY: demo test test-slow lint clean-demo
+.PHONY: install demo test test-slow lint clean-demo
+
+install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(RUN)/python prepare.py $(DEMO)

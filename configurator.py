@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,13 +197,15 @@ def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
             raise
         _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
     except KeyboardInterrupt:
-        _fail("interrupted. What was finished is kept; run the same command to go on.")
+        _fail("interrupted. What is on disk is kept; the same command goes on from there.")
     except Exception:
         if "LOCAL_RANK" not in os.environ:
             raise
         traceback.print_exc()
         _leave()
 
+
+_WAIT_FOR_FIRST = 5.0  # seconds
 
 _DISK_ADVICE = {
     errno.EACCES: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
@@ -215,9 +218,11 @@ _DISK_ADVICE = {
 
 
 def _fail(message: str) -> None:
-    # Under torchrun every process meets the same mistake: the first of a machine tells it.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    # Under torchrun every process meets most mistakes: the first of a machine tells it, and
+    # torchrun then ends the others while they wait. A mistake of another alone is told too.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(_WAIT_FOR_FIRST)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     _leave()
 
 
@@ -244,7 +249,12 @@ def _field(key: str, where: str) -> dataclasses.Field:
 def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
     key, equals, text = argument.removeprefix("--").partition("=")
     if not argument.startswith("--") or not equals:
-        raise UserError(f"{argument}: settings are written --key=value, with no space.")
+        raise UserError(
+            f"{argument}: settings are written --key=value, with no space: --{key or 'key'}=..."
+        )
+    if key not in {f.name for f in dataclasses.fields(Settings)}:
+        read = (f.name for f in dataclasses.fields(Settings) if command in f.metadata["read_by"])
+        raise UserError(f"{argument}: {unknown('setting', key, read)}")
     field = _field(key, argument)
     if command not in field.metadata["read_by"]:
         readers = ", ".join(f"{name}.py" for name in field.metadata["read_by"])
@@ -313,8 +323,8 @@ def _check(s: Settings) -> None:
         blocks % s.batch_size == 0,
         "batch_size",
         s,
-        f"a divisor of the {blocks} blocks of a step (tokens_per_step / block_size), such as "
-        f"{_nearest_divisor(blocks, s.batch_size)}",
+        f"a divisor of the {blocks} blocks of a step (tokens_per_step / block_size): "
+        f"{', '.join(str(d) for d in range(1, blocks + 1) if blocks % d == 0)}",
     )
 
 

@@ -54,6 +54,13 @@ class Document:
 Splits = dict[str, list[Document]]  # the documents of each split, in order
 
 
+def normal_name(name: str) -> str:
+    """The name of a corpus; of a folder, its absolute path, however it was spelled."""
+    if name in ("babylm", "sotu") or name.startswith("hf:"):
+        return name
+    return str(Path(name).expanduser().absolute())
+
+
 def open_corpus(name: str, sotu_years: str, text_column: str) -> Splits:
     """The corpus of that name (see the module's docstring); babylm and hf: may download.
 
@@ -161,8 +168,8 @@ def _folder_files(folder: Path) -> dict[str, list[Path]]:
     """The text files of each split of a folder, by name. Raises UserError if one has none."""
     if not folder.is_dir():
         raise UserError(
-            f"no corpus {str(folder)!r}: it is neither babylm, sotu nor hf:NAME, and there is no "
-            "such folder."
+            f"no corpus {folder.name!r}: it is neither babylm, sotu nor hf:NAME, and there is no "
+            f"such folder ({folder})."
         )
     found = {}
     for split in SPLITS:
@@ -171,9 +178,9 @@ def _folder_files(folder: Path) -> dict[str, list[Path]]:
         paths = sorted(p for p in place.iterdir() if p.suffix in _ENDINGS) if place else []
         if not paths:
             raise UserError(
-                f"{place or folder} holds no {split} text. Expected folders as in BabyLM: "
+                f"{place or folder} holds no {split} text. Expected in {folder}, as in BabyLM: "
                 "100M/, dev/ and test/ with *.txt, or babylm_100M/*.train, babylm_dev/*.dev and "
-                "babylm_test/*.test."
+                "babylm_test/*.test. For text of another shape, try --corpus=hf:FOLDER."
             )
         found[split] = paths
     return found
@@ -260,7 +267,10 @@ def _dataset_splits(name: str, column: str) -> Splits:
             "on the Hub or a local folder that datasets.load_dataset reads."
         )
     if "train" not in loaded:
-        raise UserError(f"the dataset {path!r} has no train split, only {', '.join(loaded)}.")
+        raise UserError(
+            f"the dataset {path!r} has no train split, only {', '.join(loaded)}. A folder in "
+            "BabyLM's layout is named without hf:"
+        )
     if column not in loaded["train"].column_names:
         raise UserError(
             f"the dataset {path!r} has no column {column!r}. Set --text_column= to one of "

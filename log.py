@@ -74,7 +74,7 @@ class Log:
         if "val_loss" in record:
             parts.append(f"validation loss {record['val_loss']:.4f}")
         if "minutes_left" in record:
-            parts.append(f"{_duration(record['minutes_left'] * 60)} left")
+            parts.append(f"{duration(record['minutes_left'] * 60)} left")
         return " | ".join(parts)
 
     def _drop_after(self, step: int) -> None:
@@ -102,7 +102,8 @@ def _step_of(line: bytes) -> float:
         return math.inf  # the line that a crash cut short
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them, in hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

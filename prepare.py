@@ -44,7 +44,7 @@ def main(settings: Settings) -> None:
 
     start = time.perf_counter()
     data_dir.mkdir(parents=True, exist_ok=True)
-    documents = corpus.open_corpus(settings.corpus, settings.sotu_years, settings.text_column)
+    documents = corpus.open_corpus(identity["corpus"], settings.sotu_years, settings.text_column)
     (data_dir / tokens.META).unlink(missing_ok=True)
     splits = {}
     for split in tokens.SPLITS:
@@ -67,16 +67,15 @@ def main(settings: Settings) -> None:
 
 def _identity(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     """All of meta.json that decides on the tokens, known before any text is read."""
+    name = corpus.normal_name(settings.corpus)
     packages = ("numpy", "sentencex", "tiktoken")
     return {
         "language": settings.language,
         "markers": tokenizer.markers,
         "vocab_size": tokenizer.vocab_size,
         "eot_token": END_OF_TEXT_ID,
-        "corpus": settings.corpus,
-        "corpus_version": corpus.version(
-            settings.corpus, settings.sotu_years, settings.text_column
-        ),
+        "corpus": name,
+        "corpus_version": corpus.version(name, settings.sotu_years, settings.text_column),
         "segmenter": settings.segmenter,
         "data_seed": settings.data_seed,
         "made_with": {name: importlib.metadata.version(name) for name in packages},
@@ -91,7 +90,7 @@ def _is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
     differences = [
         f"{key}: {getattr(meta, key)!r} there, {value!r} now"
         for key, value in identity.items()
-        if getattr(meta, key) != value
+        if key != "corpus" and getattr(meta, key) != value  # what was read is corpus_version
     ]
     if differences:
         raise UserError(
@@ -157,7 +156,7 @@ def _closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterato
 def _report(split: str, counts: dict[str, Any]) -> None:
     print(
         f"{split}: {counts['tokens']:,} tokens, {counts['sentences']:,} sentences "
-        f"({counts['dropped']:,} of one token dropped)",
+        f"({counts['dropped']:,} too short, dropped)",
         flush=True,
     )
 

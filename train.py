@@ -28,9 +28,11 @@ import tokens
 from configurator import Settings
 from device import World
 from errors import UserError
-from log import Log
+from log import Log, duration
 from loss import IGNORED
 from model import GPT, next_tokens
+
+_MANY_EPOCHS = 100  # published: about 12
 
 
 @dataclass
@@ -247,7 +249,23 @@ def _announce(run: Run, log: Log, step: int) -> float:
         f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {micro_steps} "
         f"micro-step(s) x {s.batch_size} blocks, {s.dtype}, on {devices.describe(run.device)}"
     )
-    log.say(f"MFU is of {peak / 1e12:.2f} TFLOP/s a process ({source})")
+    log.say(
+        f"MFU (the share of the peak that is used) is of {peak / 1e12:.2f} TFLOP/s a process, "
+        f"{source}"
+    )
+    seconds = 2 * s.tokens_per_step * run.model.flops_per_token() / (peak * world.size)
+    log.say(
+        f"a rough estimate, at half of that peak: {duration(seconds)} a step, "
+        f"{duration(seconds * (s.max_steps - step))} in all"
+    )
+    epochs = s.max_steps * s.tokens_per_step / (len(run.train_blocks) * s.block_size)
+    log.say(f"{s.max_steps:,} steps read the training data {epochs:.1f} times")
+    if epochs > _MANY_EPOCHS:
+        log.say(f"warning: that is more than {_MANY_EPOCHS} times. Is it the corpus you meant?")
+    if run.device.type == "cpu" and s.dtype == "float16":
+        log.say("warning: float16 is slow on a CPU; --dtype=float32 or bfloat16 is not")
+    if s.compile:
+        log.say("compiling: the first step takes a minute or more")
     log.say(f"going on at step {step}" if step else f"from scratch, into {s.out_dir}")
     return peak
 

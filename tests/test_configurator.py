@@ -3,7 +3,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, fail
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,7 +95,10 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
         (["--corpus=sotu"], "train.py does not read corpus; it is for prepare.py"),
         (["config/no_such.py"], "unknown config file"),
         (["config/no_reverse.py", "config/full_reverse.py"], "two config files"),
-        (["--batch_size=3"], "a divisor of the 512 blocks of a step"),
+        (
+            ["--batch_size=3"],
+            "a divisor of the 512 blocks of a step (tokens_per_step / block_size): 1, 2, 4, 8",
+        ),
         (["--n_head=7"], "a divisor of n_embd = 768, such as 6"),
         (["--warmup_steps=3001"], "at most max_steps, which is 3000"),
         (["--tokens_per_step=1000"], "a multiple of block_size = 1024, such as 1024"),
@@ -152,3 +155,19 @@ def test_every_setting_is_read_by_the_commands_that_it_names() -> None:
         for field in FIELDS:
             if command in field.metadata["read_by"]:
                 assert field.name in read, f"{command}.py does not read {field.name}"
+
+
+def test_each_process_but_the_first_leaves_it_time_to_tell(tmp_path: Path) -> None:
+    """A mistake that one process alone meets is told all the same."""
+    script = tmp_path / "one.py"
+    script.write_text(
+        "import os, sys, time, configurator, errors\n"
+        "def main(settings):\n"
+        "    if os.environ['LOCAL_RANK'] == '0' and sys.argv[-1] == '--seed=1':\n"
+        "        time.sleep(60)\n"
+        "    raise errors.UserError('mistake of ' + os.environ['LOCAL_RANK'])\n"
+        "configurator.run('train', main, '')\n"
+    )
+    env = {"PYTHONPATH": str(ROOT)}
+    assert fail(script, "--seed=0", processes=2, env=env) == "error: mistake of 0"
+    assert fail(script, "--seed=1", processes=2, env=env) == "error: mistake of 1"

@@ -99,6 +99,8 @@ def test_a_second_run_finds_its_work_done_and_mends_what_is_cut_short(
     whole, before = path.read_bytes(), path.stat().st_mtime_ns
     assert "is prepared already" in succeed(*command)
     assert path.stat().st_mtime_ns == before
+    other_name = f"--corpus={corpus_dir}/../{corpus_dir.name}/"
+    assert "is prepared already" in succeed(command[0], other_name, command[2])
     path.write_bytes(whole[:-2])
     assert "Doing so now" in succeed(*command)
     assert path.read_bytes() == whole
@@ -111,7 +113,8 @@ def test_data_prepared_otherwise_is_not_overwritten(corpus_dir: Path, tmp_path: 
         options = [f"--corpus={corpus_dir}", option]  # the later of two wins
         error = fail("prepare.py", *options, f"--data_dir={tmp_path}")
         assert "holds data prepared otherwise" in error
-        assert f"{option[2:].split('=')[0]}: " in error
+        key = option[2:].split("=")[0].replace("corpus", "corpus_version")
+        assert f"{key}: " in error
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
