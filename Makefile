@@ -1,8 +1,8 @@
 # The commands of the project; CI runs the same ones.
-#   make install  the packages, into .venv
-#   make demo   the whole path on a small corpus: prepare, train, export, generate
-#   make test   the tests
-#   make lint   style
+#   make install    the packages, into .venv
+#   make demo       the whole path on a small corpus: prepare, train, export, generate
+#   make test       the tests; make test-slow: those that take minutes
+#   make lint       style
 
 PYTHON ?= python3
 VENV := .venv

@@ -97,7 +97,7 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
         (["config/no_reverse.py", "config/full_reverse.py"], "two config files"),
         (
             ["--batch_size=3"],
-            "a divisor of the 512 blocks of a step (tokens_per_step / block_size): 1, 2, 4, 8",
+            "a divisor of the 512 blocks of a step",
         ),
         (["--n_head=7"], "a divisor of n_embd = 768, such as 6"),
         (["--warmup_steps=3001"], "at most max_steps, which is 3000"),
