@@ -104,6 +104,8 @@ def _step_of(line: bytes) -> float:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them, in hours, minutes and seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

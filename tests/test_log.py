@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import log
 from log import Log
 
@@ -55,3 +57,11 @@ def test_a_record_is_strict_json_and_the_line_is_for_people(tmp_path: Path, caps
         "step 5/10 | loss 6.0000 | lr 1.00e-04 | grad norm inf | 12,346 tokens/s"
     )
     assert line.endswith("left\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.04, "0.0 s"), (3.21, "3.2 s"), (59.4, "59 s"), (61, "1 min 01 s"), (86400, "24 h 00 min")],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert log.duration(seconds) == said
