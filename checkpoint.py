@@ -32,6 +32,9 @@ class Checkpoint:
     settings: dict[str, Any]  # all of Settings, `auto` replaced by what was used
     data: dict[str, Any]  # meta.json of the data
     val_loss: float | None  # the latest, in nats per token
+    # The stretches of training so far, from each start or resume on: from_step, to_step, minutes,
+    # devices (name -> processes), torch (version).
+    sessions: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,9 @@ def run_differences(
     settings: dict[str, Any], data: dict[str, Any], now: dict[str, Any], data_now: dict[str, Any]
 ) -> list[str]:
     """What tells two runs apart: settings that weights depend on, and the training data."""
-    fixed = [field.name for field in dataclasses.fields(Settings) if field.metadata["fixed"]]
     differences = [
         f"{name} = {settings.get(name)!r} there, {now.get(name)!r} now"
-        for name in fixed
+        for name in Settings.fixed()
         if settings.get(name) != now.get(name)
     ]
     hashes = [meta["splits"]["train"]["sha256"] for meta in (data, data_now)]

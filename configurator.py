@@ -118,6 +118,19 @@ class Settings:
     export_dtype: str = _setting(
         "float32", "convert_to_hf", "float32 (as published) or bfloat16 (half the size)"
     )
+    push_to_hub: str = _setting(
+        "", "convert_to_hf", "publish the exports as revisions of this repo: USER/NAME"
+    )
+    private: bool = _setting(False, "convert_to_hf", "make the repo private")
+    overwrite: bool = _setting(
+        False, "convert_to_hf", "replace revisions that hold something else than this run"
+    )
+    dry_run: bool = _setting(
+        False, "convert_to_hf", "export, and say what publishing would do, but change nothing there"
+    )
+    model_license: str = _setting(
+        "mit", "convert_to_hf", "licence of the published model, by the Hub's name for it"
+    )
 
     def __post_init__(self) -> None:
         variant = "" if self.position_embeddings else "_no_pos"
@@ -126,6 +139,11 @@ class Settings:
             if not getattr(self, name):
                 object.__setattr__(self, name, folder)
         _check(self)
+
+    @classmethod
+    def fixed(cls) -> list[str]:
+        """The names of the settings that trained weights depend on."""
+        return [field.name for field in dataclasses.fields(cls) if field.metadata["fixed"]]
 
 
 def load(command: str, arguments: list[str]) -> Settings:
@@ -248,6 +266,8 @@ def _field(key: str, where: str) -> dataclasses.Field:
 
 def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
     key, equals, text = argument.removeprefix("--").partition("=")
+    if argument.startswith("--") and not equals and _is_flag(key):
+        equals, text = "=", "true"
     if not argument.startswith("--") or not equals:
         raise UserError(
             f"{argument}: settings are written --key=value, with no space: --{key or 'key'}=..."
@@ -266,6 +286,10 @@ def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
         with contextlib.suppress(ValueError, SyntaxError):  # _typed refuses what stays a string
             value = ast.literal_eval(text)
     return key, _typed(key, value, argument)
+
+
+def _is_flag(key: str) -> bool:
+    return any(field.name == key and field.type is bool for field in dataclasses.fields(Settings))
 
 
 def _typed(key: str, value: Any, where: str) -> Any:
@@ -293,6 +317,9 @@ def _check(s: Settings) -> None:
     _require(s.learning_rate > 0, "learning_rate", s, "above 0")
     _require(s.block_size >= 2, "block_size", s, "at least 2: a token is predicted from another")
     _require(s.dtype in DTYPES, "dtype", s, f"one of {', '.join(DTYPES)}")
+    for name in ("private", "overwrite", "dry_run"):
+        given = getattr(s, name) and not s.push_to_hub
+        _require(not given, name, s, "left out, or given with --push_to_hub=USER/NAME")
     expected = f"one of {', '.join(EXPORT_DTYPES)}"
     _require(s.export_dtype in EXPORT_DTYPES, "export_dtype", s, expected)
     _require(s.segmenter in SEGMENTERS, "segmenter", s, f"one of {', '.join(SEGMENTERS)}")

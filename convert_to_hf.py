@@ -1,41 +1,43 @@
-"""Export every checkpoint of a run to a folder that transformers loads.
+"""Export every checkpoint of a run to a folder that transformers loads, and publish the series.
 
     python convert_to_hf.py                             # out/partial_reverse
     python convert_to_hf.py config/full_reverse.py
+    python convert_to_hf.py --push_to_hub=USER/NAME     # and publish; add --dry_run to see what
 
 Writes out_dir/hf/checkpoint-N/ for each checkpoint-N.pt, and out_dir/hf/manifest.json, which
 says what was made of what. An export counts only after transformers has loaded it and given
-the logits of our own model; good exports are not made again.
+the logits of our own model; good exports are not made again. On the Hub each checkpoint is the
+branch of its name, and main is the last one; what is published already is not sent again.
 """
 
 import dataclasses
 import json
+import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
+import card
 import checkpoint
 import configurator
+import export
 import files
-import tokenizer
-from checkpoint import Checkpoint
+import log
+import publish
 from configurator import Settings
 from errors import UserError
-from model import GPT, GPTConfig
+from publish import Publication, Revision
 
 MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
-TOLERANCE = 1e-4  # the largest difference of logits, fp32
-_CHECKED_TOKENS = 16
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+PUBLISHED = "published.json"
+_DOWNLOAD = "download.tmp"
 
 
 def main(settings: Settings) -> None:
-    """Export all checkpoints of out_dir that have no good export yet."""
+    """Export all checkpoints of out_dir that have no good export yet; publish them if asked to."""
     out_dir = Path(settings.out_dir)
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
@@ -44,33 +46,141 @@ def main(settings: Settings) -> None:
             "and --out_dir as here)."
         )
     check_series(paths, settings.language)
-    hf_dir = checkpoint.hf_dir(out_dir)
+    publication = None
+    if repo := settings.push_to_hub:
+        require_finished(paths[-1])
+        api = publish.sign_in(repo)  # before the work of exporting: this may fail
+        flags = (settings.private, settings.overwrite, settings.dry_run)
+        publication = Publication(api, repo, *flags)
+    manifest = export_all(paths, settings)
+    if publication:
+        _publish(publication, manifest, settings)
+
+
+def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
+    """Export checkpoints that have no good export, and write all cards; the manifest."""
+    hf_dir = checkpoint.hf_dir(paths[0].parent)
     hf_dir.mkdir(exist_ok=True)
     manifest = read_manifest(hf_dir)
-    for path in tqdm(paths, disable=None):
-        source = files.sha256(path)
-        if is_good(hf_dir, manifest.get(path.stem), path.stem, source, settings.export_dtype):
-            continue
-        _forget(hf_dir, manifest, path.stem)
-        loaded = checkpoint.load(path)
-        difference = export(loaded, path, hf_dir / path.stem, settings.export_dtype)
-        entry = {
-            "source_sha256": source,
-            "step": loaded.step,
-            "val_loss": loaded.val_loss,
-            "dtype": settings.export_dtype,
-            "settings": loaded.settings,
-            "max_logit_difference": difference,
-            "files": _hashes(hf_dir / path.stem),
-        }
-        _require_new_weights(entry, hf_dir / path.stem, manifest)
-        manifest[path.stem] = entry
-        files.write_json(hf_dir / MANIFEST, manifest)
+    progress = tqdm(paths, disable=None)
+    with ThreadPoolExecutor(1) as ahead:  # the next file is hashed meanwhile
+        source = ahead.submit(files.sha256, paths[0])
+        for path, following in zip(paths, [*paths[1:], None], strict=True):
+            sha256 = source.result()
+            if following:
+                source = ahead.submit(files.sha256, following)
+            if not is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
+                _forget(hf_dir, manifest, path.stem)
+                entry = _export(path, sha256, hf_dir, settings.export_dtype)
+                _require_new_weights(entry, hf_dir / path.stem, manifest)
+                manifest[path.stem] = entry
+                files.write_json(hf_dir / MANIFEST, manifest)
+            progress.update()
+    progress.close()
+    _write_cards(paths, hf_dir, manifest, settings)
     worst = max(manifest[path.stem]["max_logit_difference"] for path in paths)
     print(
         f"{len(paths)} checkpoints are exported in {hf_dir}; transformers gives the same logits "
         f"(largest difference {worst:.1e})"
     )
+    return {path.stem: manifest[path.stem] for path in paths}
+
+
+def _export(path: Path, sha256: str, hf_dir: Path, dtype: str) -> dict[str, Any]:
+    """Export one checkpoint; its entry of the manifest."""
+    loaded = checkpoint.load(path)
+    difference, hashes = export.write_folder(loaded, path, hf_dir / path.stem, dtype)
+    return {
+        "source_sha256": sha256,
+        "step": loaded.step,
+        "val_loss": loaded.val_loss,
+        "dtype": dtype,
+        "settings": loaded.settings,
+        "max_logit_difference": difference,
+        "files": hashes,
+    }
+
+
+def _write_cards(
+    paths: list[Path], hf_dir: Path, manifest: dict[str, Any], settings: Settings
+) -> None:
+    """Write README.md of each export, where it is not what it has to be."""
+    records = log.read(paths[0].parent)
+    for path in paths:
+        text = card.text(
+            checkpoint.load(path),
+            records,
+            settings.export_dtype,
+            settings.model_license,
+            settings.push_to_hub,
+        )
+        place, hashes = hf_dir / path.stem / card.NAME, manifest[path.stem]["files"]
+        if not place.exists() or place.read_text(encoding="utf-8") != text:
+            with files.atomic_write(place) as file:
+                file.write(text.encode())
+        hashes[card.NAME] = files.sha256(place)
+    if read_manifest(hf_dir) != manifest:
+        files.write_json(hf_dir / MANIFEST, manifest)
+
+
+def _publish(publication: Publication, manifest: dict[str, Any], settings: Settings) -> None:
+    """Publish all exports, main last, and try one of them as it comes back from the Hub."""
+    hf_dir = checkpoint.hf_dir(Path(settings.out_dir))
+    revisions = [
+        Revision(
+            branch=name,
+            folder=hf_dir / name,
+            files=entry["files"],
+            step=entry["step"],
+            val_loss=entry["val_loss"],
+            source_sha256=entry["source_sha256"],
+        )
+        for name, entry in manifest.items()
+    ]
+    revisions.append(dataclasses.replace(revisions[-1], branch="main"))
+    uploaded = publication.publish(revisions)
+    record = {"repo": settings.push_to_hub, "manifest_sha256": files.sha256(hf_dir / MANIFEST)}
+    if not settings.dry_run and (uploaded or _published(hf_dir) != record):
+        _try_one(publication, random.choice(uploaded or revisions), settings)
+        files.write_json(hf_dir / PUBLISHED, record)
+    if not settings.dry_run:
+        print(f"{settings.push_to_hub} holds all {len(revisions)} revisions")
+
+
+def _try_one(publication: Publication, revision: Revision, settings: Settings) -> None:
+    """Raise UserError unless a revision, downloaded, gives the logits of its checkpoint."""
+    folder = checkpoint.hf_dir(Path(settings.out_dir)) / _DOWNLOAD
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        publication.download(revision, folder)
+        path = checkpoint.path_of(Path(settings.out_dir), revision.step)
+        model = export.exported_model(checkpoint.load(path), path, settings.export_dtype)
+        difference = export.logit_difference(model, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not difference <= export.TOLERANCE:
+        raise UserError(
+            f"the revision {revision.branch} of {settings.push_to_hub}, downloaded, gives other "
+            f"logits than {path} (largest difference {difference:.3g}). Publish it again with "
+            "--overwrite"
+        )
+    print(f"{revision.branch}, downloaded, gives the logits of {path} (to {difference:.1e})")
+
+
+def _published(hf_dir: Path) -> dict[str, Any] | None:
+    """What was last published and tried."""
+    path = hf_dir / PUBLISHED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def require_finished(path: Path) -> None:
+    """Raise UserError unless this checkpoint is the last of its run: main is to be the last."""
+    last = checkpoint.load(path)
+    if last.step < last.settings["max_steps"]:
+        raise UserError(
+            f"{path} is the last checkpoint, and the run has {last.settings['max_steps']} steps. "
+            "Finish it (train.py goes on) before its series is published."
+        )
 
 
 def check_series(paths: list[Path], language: str) -> None:
@@ -120,16 +230,27 @@ def read_manifest(hf_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}). Delete it: the exports are made again.")
 
 
-def is_good(hf_dir: Path, entry: dict[str, Any] | None, name: str, source: str, dtype: str) -> bool:
-    """Whether an export is of this source file and dtype, its files as they were written."""
-    folder = hf_dir / name
-    return (
-        entry is not None
-        and entry["source_sha256"] == source
-        and entry["dtype"] == dtype
-        and folder.is_dir()
-        and _hashes(folder) == entry["files"]
-    )
+def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str, dtype: str) -> bool:
+    """Whether there is an export of this source and dtype, its files as they were written.
+
+    sha256: of the checkpoint file as it is now. The card is not looked at: it is made anew.
+    """
+    if entry is None:
+        return False
+    name = f"checkpoint-{entry['step']}"
+    if entry["source_sha256"] != sha256 or entry["dtype"] != dtype:
+        print(f"{name} is exported anew: the checkpoint or export_dtype is another than it was")
+        return False
+    if not (hf_dir / name).is_dir() or _without_card(export.hashes(hf_dir / name)) != (
+        _without_card(entry["files"])
+    ):
+        print(f"{name} is exported anew: its files are not those that were written")
+        return False
+    return True
+
+
+def _without_card(hashes: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in hashes.items() if name != card.NAME}
 
 
 def _forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
@@ -139,143 +260,15 @@ def _forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
     shutil.rmtree(hf_dir / name, ignore_errors=True)
 
 
-def export(loaded: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
-    """Write one checkpoint as a transformers folder, and compare the two models' logits.
-
-    dtype: of the weights. Returns the largest absolute difference. Raises UserError, and leaves
-    no folder, if it is above TOLERANCE.
-    """
-    model = checkpoint.build_model(loaded, path)
-    with files.atomic_folder(folder) as temporary:
-        weights = transformers_weights(model, getattr(torch, dtype))
-        # transformers 4.44 cannot load a file without this metadata.
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
-        if dtype != "float32":
-            model = from_transformers_weights(weights, model.config)
-        del weights  # before transformers' copy is there: never more than two
-        _write_json(temporary / "config.json", transformers_config(model, dtype))
-        end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
-        _write_json(temporary / "generation_config.json", end)
-        markers = list(loaded.data["markers"])
-        tokenizer.write_transformers_files(temporary, markers, model.config.block_size)
-        difference = logit_difference(model, temporary)
-        if not difference <= TOLERANCE:  # also when it is NaN
-            raise UserError(
-                f"{path}: transformers gives other logits than this model (largest difference "
-                f"{difference:.3g}, at most {TOLERANCE} expected). No export was written."
-            )
-    return difference
-
-
-def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """The weights under transformers' names and shapes, without the tied head.
-
-    Linear layers become Conv1D (in, out); the padding of the vocabulary is cut off. The scale
-    1 / (layer index + 1) of attention is folded into the queries: some versions of transformers
-    ignore the flag for it. A model without position embeddings gets them as zeros.
-    """
-    c = model.config
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if name == "transformer.wte.weight":
-            tensor = tensor[: c.vocab_size]
-        if ".attn.c_attn." in name and c.scale_attn_by_inverse_layer_idx:
-            tensor = tensor.clone()
-            tensor[: c.n_embd] /= int(name.split(".")[2]) + 1  # queries come first
-        if name.endswith(_TRANSPOSED):
-            tensor = tensor.T
-        weights[name] = tensor.to(dtype).contiguous()
-    if not c.position_embeddings:
-        weights["transformer.wpe.weight"] = torch.zeros(c.block_size, c.n_embd, dtype=dtype)
-    return weights
-
-
-def from_transformers_weights(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
-    """Our model, in fp32, with exported weights: what transformers has to agree with in 16 bits."""
-    config = dataclasses.replace(
-        config, scale_attn_by_inverse_layer_idx=False, position_embeddings=True
-    )
-    model = GPT(config).eval()
-    for name, tensor in model.state_dict().items():
-        exported = weights[name].T if name.endswith(_TRANSPOSED) else weights[name]
-        tensor[: len(exported)] = exported  # the padding of the vocabulary stays zero
-    return model
-
-
-def transformers_config(model: GPT, dtype: str = "float32") -> dict[str, Any]:
-    """config.json of the export."""
-    c = model.config
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "vocab_size": c.vocab_size,
-        "n_positions": c.block_size,
-        "n_ctx": c.block_size,
-        "n_embd": c.n_embd,
-        "n_layer": c.n_layer,
-        "n_head": c.n_head,
-        "n_inner": None,
-        "resid_pdrop": c.dropout,
-        "embd_pdrop": c.dropout,
-        "attn_pdrop": c.dropout,
-        "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,  # folded into the queries
-        "reorder_and_upcast_attn": False,
-        "use_cache": True,
-        "bos_token_id": tokenizer.END_OF_TEXT_ID,
-        "eos_token_id": tokenizer.END_OF_TEXT_ID,
-        "tie_word_embeddings": True,
-        "torch_dtype": dtype,
-    }
-
-
-@torch.no_grad()
-def logit_difference(model: GPT, folder: Path) -> float:
-    """The largest difference between our logits and transformers', in fp32 on the CPU.
-
-    On random tokens, every word of the vocabulary among the choices. The sequence is short, for
-    time; the embeddings of the positions beyond it are compared as they are. Raises UserError if
-    transformers misses a weight or finds one too many.
-    """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    if found := {kind: names for kind, names in report.items() if names}:
-        raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
-    c = model.config
-    generator = torch.Generator().manual_seed(0)
-    length = min(c.block_size, _CHECKED_TOKENS)
-    batch = torch.randint(c.vocab_size, (1, length), generator=generator)
-    difference = (model(batch) - theirs.eval()(batch).logits).abs().max().item()
-    positions = theirs.transformer.wpe.weight
-    expected = model.transformer.wpe.weight if c.position_embeddings else torch.zeros(())
-    return max(difference, (positions - expected).abs().max().item())
-
-
 def _require_new_weights(entry: dict[str, Any], folder: Path, manifest: dict[str, Any]) -> None:
     """Raise UserError, and remove the export, if another step has the very same weights."""
     for name, other in manifest.items():
-        if other["files"][WEIGHTS] == entry["files"][WEIGHTS]:
+        if other["files"][export.WEIGHTS] == entry["files"][export.WEIGHTS]:
             shutil.rmtree(folder)
             raise UserError(
                 f"{folder.name}.pt has the same weights as {name}.pt: a copy, or steps that "
                 "changed nothing. Delete the wrong one of the two."
             )
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,18 @@ class Document:
     chunks: Callable[[], Iterator[list[str]]]  # its lines, stripped, blank ones as ""
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a model card says of a corpus."""
+
+    name: str  # within a sentence
+    description: str  # sentences of their own
+    rights: str
+    dataset: str | None = None  # its id on the Hub
+    tags: tuple[str, ...] = ()
+    is_published: bool = False  # whether it is the corpus of the published models
+
+
 Splits = dict[str, list[Document]]  # the documents of each split, in order
 
 
@@ -89,6 +101,48 @@ def version(name: str, sotu_years: str, text_column: str) -> str:
         for path in paths:
             digest.update(f"{split}/{path.name} {files.sha256(path)}\n".encode())
     return f"text files, sha256 {digest.hexdigest()}"
+
+
+def about(name: str, version: str) -> Source:
+    """What to say of a corpus, by `corpus` and `corpus_version` of meta.json.
+
+    Nothing is claimed of text in folders, and no path of this machine is told.
+    """
+    if name == "babylm":
+        return Source(
+            name="the BabyLM corpus (2023, strict track, 100M words)",
+            description=f"The BabyLM corpus of 2023, strict track: 100M words of ten genres for "
+            f"training, its dev and test sets beside them, from `{BABYLM_REPO}` at commit "
+            f"`{BABYLM_COMMIT[:12]}`.",
+            rights="The texts of BabyLM have licences of their own.",
+            dataset=BABYLM_REPO,
+            tags=("babylm",),
+            is_published=True,
+        )
+    if name == "sotu":
+        years = version.rpartition(", ")[2]
+        return Source(
+            name=f"the State of the Union addresses of {years}",
+            description=f"State of the Union addresses ({version}): whole speeches, of every ten "
+            "one for validation and one for test.",
+            rights="The speeches are collected by the American Presidency Project.",
+        )
+    dataset, _, revision = name.removeprefix("hf:").partition("@")
+    if name.startswith("hf:") and not Path(dataset).exists() and dataset.count("/") <= 1:
+        revision = f" at revision `{revision}`" if revision else ", revision not pinned"
+        return Source(
+            name=f"the dataset {dataset}",
+            description=f"The dataset `{dataset}`{revision}.",
+            rights="The dataset has a licence of its own.",
+            dataset=dataset,
+        )
+    digest = version.rpartition(" ")[2] if version.startswith("text files") else ""
+    return Source(
+        name="a text of the author's own",
+        description="Text from a folder"
+        + (f" (SHA-256 over its files: `{digest}`)." if digest else "."),
+        rights="What the text is, and its licence, is the author's to tell.",
+    )
 
 
 def sentences(document: Document, segmenter: str) -> Iterator[list[str]]:

@@ -46,7 +46,7 @@ class World:
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
-    def gather(self, value: int) -> list[int]:
+    def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank; all must call it."""
         values: list[Any] = [value] * self.size
         if self.size > 1:

@@ -11,9 +11,11 @@ processes may change then.
 
 import dataclasses
 import math
+from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +51,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
 
     def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
@@ -109,6 +112,7 @@ def _train(run: Run, step: int, val_loss: float | None) -> None:
     s, world = run.settings, run.world
     log = Log(Path(s.out_dir), world.is_first, step, s.max_steps, s.tokens_per_step)
     peak = _announce(run, log, step)
+    run.sessions.append(_session(run, step))
     if step == 0:
         val_loss = validate(run)
         log.write({"step": 0, "val_loss": val_loss})
@@ -139,6 +143,7 @@ def _train(run: Run, step: int, val_loss: float | None) -> None:
                 _require_finite(run, step, validation_loss=val_loss)
             log.write(record)
         if is_checkpoint:
+            run.sessions[-1] |= {"to_step": step, "minutes": log.minutes()}
             _save(run, step, val_loss)
         if is_eval or is_checkpoint:
             log.pause_ends(step)
@@ -270,6 +275,18 @@ def _announce(run: Run, log: Log, step: int) -> float:
     return peak
 
 
+def _session(run: Run, step: int) -> dict[str, Any]:
+    """This stretch of training, for the record; all processes must call it."""
+    devices_used = Counter(run.world.gather(devices.describe(run.device)))
+    return {
+        "from_step": step,
+        "to_step": step,
+        "minutes": 0.0,
+        "devices": dict(devices_used),
+        "torch": str(torch.__version__),
+    }
+
+
 def _load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch.Tensor:
     """The tokens of some blocks on the device, (B, T) int64."""
     batch = tokens.to_tensor(blocks, indices)
@@ -355,6 +372,7 @@ def _load_state(run: Run) -> tuple[int, float | None]:
     run.model.load_state_dict(state.model)
     run.optimizer.load_state_dict(state.optimizer)
     run.scaler.load_state_dict(state.scaler)
+    run.sessions = state.sessions
     return state.step, state.val_loss
 
 
@@ -373,6 +391,7 @@ def _save(run: Run, step: int, val_loss: float | None) -> None:
         settings=dataclasses.asdict(run.settings),
         data=dataclasses.asdict(run.meta),
         val_loss=val_loss,
+        sessions=run.sessions,
         optimizer=run.optimizer.state_dict(),
         scaler=run.scaler.state_dict(),
     )

@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from convert_to_hf import transformers_config, transformers_weights
+from export import transformers_config, transformers_weights
 from model import GPT, GPTConfig
 
 SHAPE = {"vocab_size": 130, "block_size": 24, "n_layer": 3, "n_head": 4, "n_embd": 32}
@@ -20,7 +20,7 @@ def pair(scaled: bool, dropout: float = 0.0) -> tuple[GPT, transformers.GPT2LMHe
         parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     ours.transformer.wte.weight.data[SHAPE["vocab_size"] :] = 0.0
     config = transformers.GPT2Config(
-        **transformers_config(ours) | {"scale_attn_by_inverse_layer_idx": scaled}
+        **transformers_config(ours.config) | {"scale_attn_by_inverse_layer_idx": scaled}
     )
     config._attn_implementation = "eager"  # the one that has always known the scale
     theirs = transformers.GPT2LMHeadModel(config)

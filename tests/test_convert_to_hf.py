@@ -11,11 +11,12 @@ from parity import SHAPE
 
 import checkpoint
 import convert_to_hf
+import export
 import files
 from checkpoint import Checkpoint
 from configurator import Settings
-from convert_to_hf import export
 from errors import UserError
+from export import write_folder
 from model import GPT, GPTConfig
 
 NAMES = {
@@ -25,6 +26,7 @@ NAMES = {
     "vocab.json",
     "merges.txt",
     "tokenizer_config.json",
+    "README.md",
 }
 
 
@@ -59,7 +61,9 @@ def made_up(scaled: bool, n_layer: int = 4) -> Checkpoint:
         if "wte" not in name:
             parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     data = {"vocab_size": 50258, "markers": {"🅁": 50257}, "language": "partial_reverse"}
-    return Checkpoint(step=1, model=model.state_dict(), settings=settings, data=data, val_loss=1.0)
+    return Checkpoint(
+        step=1, model=model.state_dict(), settings=settings, data=data, val_loss=1.0, sessions=[]
+    )
 
 
 def test_every_checkpoint_becomes_a_folder_that_transformers_loads(out_dir: Path) -> None:
@@ -96,7 +100,7 @@ def test_the_attention_scale_is_in_the_weights(
     scaled: bool, attention: str, tmp_path: Path
 ) -> None:
     made = made_up(scaled)
-    export(made, tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    write_folder(made, tmp_path / "checkpoint-1.pt", tmp_path / "export")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(
         tmp_path / "export", attn_implementation=attention
     ).eval()
@@ -111,11 +115,11 @@ def test_the_attention_scale_is_in_the_weights(
 def test_a_wrong_export_is_an_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = convert_to_hf.transformers_config
+    right = export.transformers_config
     wrong = {"activation_function": "relu"}
-    monkeypatch.setattr(convert_to_hf, "transformers_config", lambda *of: right(*of) | wrong)
+    monkeypatch.setattr(export, "transformers_config", lambda *of: right(*of) | wrong)
     with pytest.raises(UserError, match="transformers gives other logits"):
-        export(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
+        write_folder(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
     assert not list(tmp_path.iterdir())
 
 
@@ -125,7 +129,7 @@ def test_an_export_that_fails_takes_the_old_one_away(
     copy = tmp_path / "out"
     shutil.copytree(out_dir, copy)
     change(copy / "checkpoint-3.pt")
-    monkeypatch.setattr(convert_to_hf, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="other logits"):
         convert_to_hf.main(Settings(out_dir=str(copy)))
     assert not (copy / "hf" / "checkpoint-3").exists()
@@ -135,16 +139,16 @@ def test_an_export_that_fails_takes_the_old_one_away(
 def test_a_missing_weight_is_an_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = convert_to_hf.transformers_weights
+    right = export.transformers_weights
 
     def without_one(*of: object) -> dict:
         weights = right(*of)
         del weights["transformer.ln_f.bias"]  # zeros: the logits would not tell
         return weights
 
-    monkeypatch.setattr(convert_to_hf, "transformers_weights", without_one)
+    monkeypatch.setattr(export, "transformers_weights", without_one)
     with pytest.raises(UserError, match=r"transformer\.ln_f\.bias"):
-        export(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
+        write_folder(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
     assert not list(tmp_path.iterdir())
 
 
@@ -250,7 +254,10 @@ def test_weights_may_be_exported_in_bfloat16(out_dir: Path, tmp_path: Path) -> N
 def test_a_scaled_model_in_bfloat16_is_checked_against_its_own_rounding(
     scaled: bool, tmp_path: Path
 ) -> None:
-    assert export(made_up(scaled), tmp_path / "a.pt", tmp_path / "export", "bfloat16") <= 1e-4
+    difference, _ = write_folder(
+        made_up(scaled), tmp_path / "a.pt", tmp_path / "export", "bfloat16"
+    )
+    assert difference <= 1e-4
 
 
 def test_a_model_without_position_embeddings_is_a_plain_gpt2_with_zeros(

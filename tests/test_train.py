@@ -18,8 +18,8 @@ import log
 import tokens
 import train
 from configurator import Settings
-from convert_to_hf import transformers_weights
 from device import World
+from export import transformers_weights
 
 Config = Callable[..., Path]
 PUBLISHED = Settings()

@@ -1,0 +1,169 @@
+"""One checkpoint as a folder that transformers loads, proven by loading it.
+
+The weights take transformers' names and shapes; the attention scale is folded into the queries,
+and missing position embeddings become zeros. A folder is kept only if transformers, given it,
+finds every weight and computes the logits of our own model.
+"""
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import checkpoint
+import files
+import tokenizer
+from checkpoint import Checkpoint
+from errors import UserError
+from model import GPT, GPTConfig
+
+WEIGHTS = "model.safetensors"
+TOLERANCE = 1e-4  # the largest difference of logits, fp32
+_CHECKED_TOKENS = 16
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def write_folder(
+    loaded: Checkpoint, path: Path, folder: Path, dtype: str = "float32"
+) -> tuple[float, dict[str, str]]:
+    """Write one checkpoint as a transformers folder, and compare the two models' logits.
+
+    path: of the checkpoint, for messages. dtype: of the weights. Returns the largest absolute
+    difference of logits, and the SHA-256 of each file. Raises UserError, and leaves no folder, if
+    the difference is above TOLERANCE.
+    """
+    model = checkpoint.build_model(loaded, path)
+    with files.atomic_folder(folder) as temporary, ThreadPoolExecutor(1) as meanwhile:
+        weights = transformers_weights(model, getattr(torch, dtype))
+        # transformers 4.44 cannot load a file without this metadata.
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
+        if dtype != "float32":
+            model = _from_transformers_weights(weights, model.config)
+        del weights  # before transformers' copy is there: never more than two
+        _write_json(temporary / "config.json", transformers_config(model.config, dtype))
+        end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
+        _write_json(temporary / "generation_config.json", end)
+        markers = list(loaded.data["markers"])
+        tokenizer.write_transformers_files(temporary, markers, model.config.block_size)
+        sums = meanwhile.submit(hashes, temporary)
+        difference = logit_difference(model, temporary)
+        if not difference <= TOLERANCE:  # also when it is NaN
+            raise UserError(
+                f"{path}: transformers gives other logits than this model (largest difference "
+                f"{difference:.3g}, at most {TOLERANCE} expected). No export was written."
+            )
+        return difference, sums.result()
+
+
+def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:
+    """The model, in fp32, whose logits an export in that dtype must give."""
+    model = checkpoint.build_model(loaded, path)
+    if dtype == "float32":
+        return model
+    return _from_transformers_weights(
+        transformers_weights(model, getattr(torch, dtype)), model.config
+    )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a folder, by name."""
+    return {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
+
+
+def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The weights under transformers' names and shapes, without the tied head.
+
+    Linear layers become Conv1D (in, out); the padding of the vocabulary is cut off. The scale
+    1 / (layer index + 1) of attention is folded into the queries: some versions of transformers
+    ignore the flag for it. A model without position embeddings gets them as zeros.
+    """
+    c = model.config
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name == "transformer.wte.weight":
+            tensor = tensor[: c.vocab_size]
+        if ".attn.c_attn." in name and c.scale_attn_by_inverse_layer_idx:
+            tensor = tensor.clone()
+            tensor[: c.n_embd] /= int(name.split(".")[2]) + 1  # queries come first
+        if name.endswith(_TRANSPOSED):
+            tensor = tensor.T
+        weights[name] = tensor.to(dtype).contiguous()
+    if not c.position_embeddings:
+        weights["transformer.wpe.weight"] = torch.zeros(c.block_size, c.n_embd, dtype=dtype)
+    return weights
+
+
+def _from_transformers_weights(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
+    """Our model, in fp32, with exported weights: what transformers has to agree with in 16 bits."""
+    config = dataclasses.replace(
+        config, scale_attn_by_inverse_layer_idx=False, position_embeddings=True
+    )
+    model = GPT(config).eval()
+    for name, tensor in model.state_dict().items():
+        exported = weights[name].T if name.endswith(_TRANSPOSED) else weights[name]
+        tensor[: len(exported)] = exported  # the padding of the vocabulary stays zero
+    return model
+
+
+def transformers_config(c: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
+    """config.json of the export."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.block_size,
+        "n_ctx": c.block_size,
+        "n_embd": c.n_embd,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_inner": None,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,  # folded into the queries
+        "reorder_and_upcast_attn": False,
+        "use_cache": True,
+        "bos_token_id": tokenizer.END_OF_TEXT_ID,
+        "eos_token_id": tokenizer.END_OF_TEXT_ID,
+        "tie_word_embeddings": True,
+        "torch_dtype": dtype,
+    }
+
+
+@torch.no_grad()
+def logit_difference(model: GPT, folder: Path) -> float:
+    """The largest difference between our logits and transformers', in fp32 on the CPU.
+
+    On random tokens, every word of the vocabulary among the choices. The sequence is short, for
+    time; the embeddings of the positions beyond it are compared as they are. Raises UserError if
+    transformers misses a weight or finds one too many.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    if found := {kind: names for kind, names in report.items() if names}:
+        raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
+    c = model.config
+    generator = torch.Generator().manual_seed(0)
+    length = min(c.block_size, _CHECKED_TOKENS)
+    batch = torch.randint(c.vocab_size, (1, length), generator=generator)
+    difference = (model(batch) - theirs.eval()(batch).logits).abs().max().item()
+    positions = theirs.transformer.wpe.weight
+    expected = model.transformer.wpe.weight if c.position_embeddings else torch.zeros(())
+    return max(difference, (positions - expected).abs().max().item())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,308 @@
+"""Publishing: a series of exports as the revisions of one model repo on the Hub.
+
+Each revision is a branch that begins at the repo's first commit, so that it inherits nothing, and
+holds the files of one export and no others. What is there already, by its hashes, is left alone:
+the same command finishes what an earlier one began.
+"""
+
+import functools
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import huggingface_hub
+from huggingface_hub import GitCommitInfo, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import httpx
+from huggingface_hub.utils.sha import git_hash
+
+from errors import UserError
+
+_T = TypeVar("_T")
+_WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
+_TIMEOUT = 60  # seconds without a byte until a request counts as lost
+_TRANSIENT = {408, 412, 429, 500, 502, 503, 504}  # 412: the branch has moved, look again
+_OF_THE_HUB = {".gitattributes"}  # every repo begins with it
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One export, as it is to stand on the Hub."""
+
+    branch: str
+    folder: Path
+    files: dict[str, str]  # name -> SHA-256, all files of the folder
+    step: int
+    val_loss: float | None  # nats per token
+    source_sha256: str  # of the checkpoint file that it was made from
+
+    @property
+    def title(self) -> str:
+        """The commit's message, which also tells whose commit it is."""
+        loss = "not measured" if self.val_loss is None else f"{self.val_loss:.4f}"
+        return f"Step {self.step}, validation loss {loss}, checkpoint sha256 {self.source_sha256}"
+
+    def differences(self, listing: list[RepoFile]) -> list[str]:
+        """What a revision's files on the Hub do not share with the export, in words."""
+        there = {file.path: file for file in listing if file.path not in _OF_THE_HUB}
+        return [
+            *(f"{name} is missing" for name in self.files.keys() - there.keys()),
+            *(f"{name} is no part of the export" for name in there.keys() - self.files.keys()),
+            *(
+                f"{name} is another file"
+                for name in there.keys() & self.files.keys()
+                if not self._is_same(there[name])
+            ),
+        ]
+
+    def _is_same(self, file: RepoFile) -> bool:
+        if file.lfs is not None:
+            return file.lfs.sha256 == self.files[file.path]
+        return file.blob_id == git_hash((self.folder / file.path).read_bytes())
+
+
+def sign_in(repo: str) -> HfApi:
+    """The Hub, as the user whose token is in HF_TOKEN or was stored by `hf auth login`.
+
+    Raises UserError if `repo` is no name, if there is no token, if the Hub does not take it, or
+    if it may not write under that name.
+    """
+    try:
+        huggingface_hub.utils.validate_repo_id(repo)
+        namespace, name = repo.split("/")
+    except (HFValidationError, ValueError):
+        raise UserError(f"push_to_hub = {repo!r} is no name of a repo. Expected: USER/NAME")
+    token = huggingface_hub.get_token()
+    if token is None:
+        raise UserError(
+            "publishing needs a token of the Hub with the right to write. Make one at "
+            "https://huggingface.co/settings/tokens and type: hf auth login (or set HF_TOKEN)"
+        )
+    api = HfApi(token=token)
+    try:
+        user = patiently("the Hub", api.whoami)
+    except _ERRORS as error:
+        raise UserError(_reason(api, error))
+    names = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    if namespace.lower() not in map(str.lower, names):
+        raise UserError(
+            f"{repo} belongs to {namespace}, and the token is of {user['name']}, who may write "
+            f"to: {', '.join(names)}. Type: --push_to_hub={user['name']}/{name}"
+        )
+    return api
+
+
+class Publication:
+    """One repo, and what is to stand in it. Nothing is changed in a dry run."""
+
+    def __init__(
+        self, api: HfApi, repo: str, private: bool, overwrite: bool, dry_run: bool
+    ) -> None:
+        self._api = api
+        self._repo = repo
+        self._private = private
+        self._overwrite = overwrite
+        self._dry_run = dry_run
+
+    def publish(self, revisions: list[Revision]) -> list[Revision]:
+        """Make the repo hold these revisions, one after the other; those that were uploaded.
+
+        Raises UserError where it cannot go on, saying what is finished, what is not, and what
+        to do.
+        """
+        finished: list[str] = []
+        uploaded = []
+        try:
+            if not patiently(self._repo, self._open) and self._dry_run:
+                print(f"{self._repo} would be made, with {len(revisions)} revisions")
+                return []
+            for number, revision in enumerate(revisions, 1):
+                start = time.perf_counter()
+                branch = f"{revision.branch} ({number} of {len(revisions)})"
+                done = patiently(revision.branch, functools.partial(self._publish, revision))
+                print(f"{branch}: {done}, {time.perf_counter() - start:.1f} s", flush=True)
+                finished.append(revision.branch)
+                if done == _UPLOADED:
+                    uploaded.append(revision)
+        except (UserError, *_ERRORS) as error:
+            reason = str(error) if isinstance(error, UserError) else _reason(self._api, error)
+            left = [r.branch for r in revisions if r.branch not in finished]
+            raise UserError(
+                f"{reason} Finished in {self._repo}: {_names(finished)}; not finished: "
+                f"{_names(left)}. The same command again goes on from there."
+            )
+        return uploaded
+
+    def download(self, revision: Revision, folder: Path) -> None:
+        """Fetch a revision's files into a folder. Raises UserError."""
+        fetch = functools.partial(
+            self._api.snapshot_download, self._repo, revision=revision.branch, local_dir=folder
+        )
+        try:
+            patiently(f"download of {revision.branch}", fetch)
+        except _ERRORS as error:
+            raise UserError(f"{_reason(self._api, error)} The same command again goes on.")
+
+    def _open(self) -> bool:
+        """Make the repo if it is missing. Returns whether it was there."""
+        try:
+            info = self._api.model_info(self._repo)
+        except RepositoryNotFoundError:
+            if not self._dry_run:
+                self._api.create_repo(self._repo, private=self._private, exist_ok=True)
+            return False
+        if self._private and not info.private:
+            raise UserError(
+                f"{self._repo} is public, and the settings say private = True. Make it private in "
+                "its settings on the Hub, choose another name, or leave private out."
+            )
+        return True
+
+    def _publish(self, revision: Revision) -> str:
+        """Bring one revision to the export's files. May be called again at any time."""
+        listing = self._listing(revision)
+        if listing is not None and not revision.differences(listing):
+            return "is there already"
+        if listing is None:
+            head = self._first_commit
+            if not self._dry_run:
+                self._api.create_branch(
+                    self._repo, branch=revision.branch, revision=head, exist_ok=True
+                )
+        else:
+            commit = self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
+            head = commit.commit_id
+            if head != self._first_commit and not self._overwrite:
+                self._require_replaceable(revision, commit)
+        if self._dry_run:
+            return "would be uploaded"
+        # The parent makes an upload into a branch that has moved since fail, and so a second
+        # commit after an answer that was lost.
+        self._api.upload_folder(
+            repo_id=self._repo,
+            folder_path=revision.folder,
+            revision=revision.branch,
+            commit_message=revision.title,
+            delete_patterns="*",
+            parent_commit=head,
+        )
+        if differences := revision.differences(self._listing(revision) or []):
+            raise UserError(
+                f"{revision.branch} does not hold what was uploaded: {'; '.join(differences)}."
+            )
+        return _UPLOADED
+
+    def _listing(self, revision: Revision) -> list[RepoFile] | None:
+        """The files of a revision on the Hub; None if there is no such branch."""
+        try:
+            tree = self._api.list_repo_tree(self._repo, revision=revision.branch, recursive=True)
+            return [entry for entry in tree if isinstance(entry, RepoFile)]
+        except RevisionNotFoundError:
+            return None
+
+    @functools.cached_property
+    def _first_commit(self) -> str:
+        return self._api.list_repo_commits(self._repo)[-1].commit_id
+
+    def _require_replaceable(self, revision: Revision, commit: GitCommitInfo) -> None:
+        """Raise UserError unless the branch ends in a commit of ours, of the same checkpoint."""
+        source = re.search(r"checkpoint sha256 ([0-9a-f]{64})$", commit.title)
+        if source is None:
+            what = f"was changed by hand (last commit: {commit.title!r})"
+        elif source[1] != revision.source_sha256:
+            what = f"holds another checkpoint ({commit.title!r}, not {revision.source_sha256})"
+        else:
+            return
+        raise UserError(
+            f"the branch {revision.branch} of {self._repo} {what}. Nothing of it was touched. "
+            "Publish under another name, or replace its files: --overwrite"
+        )
+
+
+_UPLOADED = "uploaded and verified"
+_ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
+
+
+def patiently(what: str, call: Callable[[], _T]) -> _T:
+    """The result of a call to the Hub that may be made again, after waits, if it fails.
+
+    Only failures that pass by themselves are waited for: too many requests, errors of the
+    server, lost connections, time-outs.
+    """
+    for wait in (*_WAITS, None):
+        huggingface_hub.get_session().timeout = httpx.Timeout(_TIMEOUT)  # its own is: never
+        try:
+            return call()
+        except _ERRORS as error:
+            if wait is None or not _is_transient(error):
+                raise
+            pause = _retry_after(error) or wait
+            print(f"{what}: {_first_line(error)}; trying again in {pause} s", flush=True)
+            time.sleep(pause)
+    raise AssertionError  # the last attempt returns or raises
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    return causes
+
+
+def _http_error(error: BaseException) -> HfHubHTTPError | None:
+    return next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if (http_error := _http_error(error)) is not None:
+        return http_error.response.status_code in _TRANSIENT
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    # A RuntimeError is of the upload, which gives no status.
+    kinds = (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError)
+    return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def _retry_after(error: BaseException) -> int | None:
+    http_error = _http_error(error)
+    value = http_error.response.headers.get("Retry-After", "") if http_error else ""
+    return int(value) if value.isdecimal() else None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)
+
+
+def _reason(api: HfApi, error: BaseException) -> str:
+    """The error and what to do about it, without the token."""
+    text = _first_line(error)
+    http_error = _http_error(error)
+    status = http_error.response.status_code if http_error else None
+    if status == 401:
+        text = (
+            f"the Hub does not accept the token ({text}). Type: hf auth login (a token in HF_TOKEN "
+            "goes before it)."
+        )
+    elif status == 403:
+        text = (
+            f"the Hub does not let this token write there ({text}). It needs the right to write "
+            "(https://huggingface.co/settings/tokens)."
+        )
+    else:
+        text = f"the Hub could not be used: {text}."
+    return text.replace(str(api.token), "(the token)")
+
+
+def _names(branches: list[str]) -> str:
+    return ", ".join(branches) or "nothing"
