@@ -117,31 +117,48 @@ class Publication:
     def publish(self, revisions: list[Revision]) -> list[Revision]:
         """Make the repo hold these revisions, one after the other; those that were uploaded.
 
-        Raises UserError where it cannot go on, saying what is finished, what is not, and what
-        to do.
+        All are looked at first: nothing is changed if one of them may not be replaced. Raises
+        UserError where it cannot go on, saying what is finished, what is not, and what to do.
         """
-        finished: list[str] = []
-        uploaded = []
+        left = self._plan(revisions)
+        there = len(revisions) - len(left)
+        print(f"{self._repo}: {there} of {len(revisions)} revisions are there already", flush=True)
+        if self._dry_run:
+            print(f"a dry run: would be uploaded: {_names(left)}")
+            return []
+        uploaded: list[Revision] = []
         try:
-            if not patiently(self._repo, self._open) and self._dry_run:
-                print(f"{self._repo} would be made, with {len(revisions)} revisions")
-                return []
-            for number, revision in enumerate(revisions, 1):
+            for number, revision in enumerate(left, 1):
                 start = time.perf_counter()
-                branch = f"{revision.branch} ({number} of {len(revisions)})"
-                done = patiently(revision.branch, functools.partial(self._publish, revision))
-                print(f"{branch}: {done}, {time.perf_counter() - start:.1f} s", flush=True)
-                finished.append(revision.branch)
-                if done == _UPLOADED:
-                    uploaded.append(revision)
+                patiently(revision.branch, functools.partial(self._upload, revision))
+                uploaded.append(revision)
+                seconds = time.perf_counter() - start
+                size = sum(file.stat().st_size for file in revision.folder.iterdir()) / 1e6
+                print(
+                    f"{revision.branch} ({number} of {len(left)}) is uploaded and verified: "
+                    f"{size:,.1f} MB, {seconds:.1f} s",
+                    flush=True,
+                )
         except (UserError, *_ERRORS) as error:
-            reason = str(error) if isinstance(error, UserError) else _reason(self._api, error)
-            left = [r.branch for r in revisions if r.branch not in finished]
             raise UserError(
-                f"{reason} Finished in {self._repo}: {_names(finished)}; not finished: "
-                f"{_names(left)}. The same command again goes on from there."
+                f"{_reason(self._api, error)} Finished in {self._repo}: "
+                f"{_names([r for r in revisions if r not in left] + uploaded)}; not finished: "
+                f"{_names(left[len(uploaded) :])}. The same command again goes on from there."
             )
         return uploaded
+
+    def _plan(self, revisions: list[Revision]) -> list[Revision]:
+        """Those that are not there yet. Raises UserError if one may not be replaced."""
+        try:
+            if not patiently(self._repo, self._open):
+                return revisions
+            return [
+                revision
+                for revision in revisions
+                if not patiently(revision.branch, functools.partial(self._is_there, revision))
+            ]
+        except _ERRORS as error:
+            raise UserError(f"{_reason(self._api, error)} Nothing was changed.")
 
     def download(self, revision: Revision, folder: Path) -> None:
         """Fetch a revision's files into a folder. Raises UserError."""
@@ -168,24 +185,29 @@ class Publication:
             )
         return True
 
-    def _publish(self, revision: Revision) -> str:
+    def _is_there(self, revision: Revision) -> bool:
+        """Whether it is published already. Raises UserError if something else stands there."""
+        listing = self._listing(revision)
+        if listing is None:
+            return False
+        if not revision.differences(listing):
+            return True
+        if not self._overwrite:
+            self._require_replaceable(revision)
+        return False
+
+    def _upload(self, revision: Revision) -> None:
         """Bring one revision to the export's files. May be called again at any time."""
         listing = self._listing(revision)
-        if listing is not None and not revision.differences(listing):
-            return "is there already"
         if listing is None:
-            head = self._first_commit
-            if not self._dry_run:
-                self._api.create_branch(
-                    self._repo, branch=revision.branch, revision=head, exist_ok=True
-                )
-        else:
-            commit = self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
-            head = commit.commit_id
-            if head != self._first_commit and not self._overwrite:
-                self._require_replaceable(revision, commit)
-        if self._dry_run:
-            return "would be uploaded"
+            parent = self._first_commit
+            self._api.create_branch(
+                self._repo, branch=revision.branch, revision=parent, exist_ok=True
+            )
+        elif revision.differences(listing):
+            parent = self._last_commit(revision).commit_id
+        else:  # an upload whose answer was lost
+            return
         # The parent makes an upload into a branch that has moved since fail, and so a second
         # commit after an answer that was lost.
         self._api.upload_folder(
@@ -194,13 +216,12 @@ class Publication:
             revision=revision.branch,
             commit_message=revision.title,
             delete_patterns="*",
-            parent_commit=head,
+            parent_commit=parent,
         )
         if differences := revision.differences(self._listing(revision) or []):
             raise UserError(
                 f"{revision.branch} does not hold what was uploaded: {'; '.join(differences)}."
             )
-        return _UPLOADED
 
     def _listing(self, revision: Revision) -> list[RepoFile] | None:
         """The files of a revision on the Hub; None if there is no such branch."""
@@ -214,22 +235,27 @@ class Publication:
     def _first_commit(self) -> str:
         return self._api.list_repo_commits(self._repo)[-1].commit_id
 
-    def _require_replaceable(self, revision: Revision, commit: GitCommitInfo) -> None:
+    def _last_commit(self, revision: Revision) -> GitCommitInfo:
+        return self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
+
+    def _require_replaceable(self, revision: Revision) -> None:
         """Raise UserError unless the branch ends in a commit of ours, of the same checkpoint."""
+        commit = self._last_commit(revision)
         source = re.search(r"checkpoint sha256 ([0-9a-f]{64})$", commit.title)
+        if commit.commit_id == self._first_commit:
+            return
         if source is None:
             what = f"was changed by hand (last commit: {commit.title!r})"
         elif source[1] != revision.source_sha256:
-            what = f"holds another checkpoint ({commit.title!r}, not {revision.source_sha256})"
+            what = f"holds another checkpoint ({commit.title!r}, here {revision.source_sha256})"
         else:
             return
         raise UserError(
-            f"the branch {revision.branch} of {self._repo} {what}. Nothing of it was touched. "
-            "Publish under another name, or replace its files: --overwrite"
+            f"the branch {revision.branch} of {self._repo} {what}. Nothing was changed. Publish "
+            "under another name, or replace what is there: --overwrite"
         )
 
 
-_UPLOADED = "uploaded and verified"
 _ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
 
 
@@ -286,6 +312,8 @@ def _first_line(error: BaseException) -> str:
 
 def _reason(api: HfApi, error: BaseException) -> str:
     """The error and what to do about it, without the token."""
+    if isinstance(error, UserError):
+        return str(error)
     text = _first_line(error)
     http_error = _http_error(error)
     status = http_error.response.status_code if http_error else None
@@ -304,5 +332,5 @@ def _reason(api: HfApi, error: BaseException) -> str:
     return text.replace(str(api.token), "(the token)")
 
 
-def _names(branches: list[str]) -> str:
-    return ", ".join(branches) or "nothing"
+def _names(revisions: list[Revision]) -> str:
+    return ", ".join(revision.branch for revision in revisions) or "nothing"

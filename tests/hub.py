@@ -1,33 +1,137 @@
-"""A Hub on 127.0.0.1, for tests: what huggingface_hub asks for when it fetches a dataset."""
+"""A Hub on 127.0.0.1, for tests: what huggingface_hub and hf_xet ask of the real one.
 
+Repos of models and datasets with branches, commits and files; LFS uploads and, under /cas, the
+store that Xet uploads to. It can fail at any request, in all the ways of `Fault`.
+"""
+
+import base64
+import contextlib
 import hashlib
 import http.server
 import json
+import os
+import signal
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from xet import Xet
+
+KINDS = ("503", "429", "reset", "lost answer", "kill", "kill after")
+
+
+@dataclass
+class Fault:
+    """What goes wrong at the n-th request from now (from 0)."""
+
+    at: int
+    # 503, 429, the connection reset, the same after the request was
+    # carried out, the client killed, the same after the request was carried out
+    kind: str
+    pid: int = 0  # of the client, for the kinds that kill it
+    retry_after: str = "0"  # seconds, of 429
+    request: str = ""  # that failed
+
+    def next(self, request: str) -> str:
+        """The kind of failure of a request, or nothing."""
+        self.at -= 1
+        if self.at != -1:
+            return ""
+        self.request = request
+        return self.kind
+
+
+@dataclass
+class Commit:
+    parent: str | None
+    title: str
+    tree: dict[str, tuple[bytes, bool]]  # path -> content, whether it is a large file
+
+    @property
+    def id(self) -> str:
+        tree = {path: (sha256(data), large) for path, (data, large) in sorted(self.tree.items())}
+        return hashlib.sha1(json.dumps([self.parent, self.title, tree]).encode()).hexdigest()
+
+
+@dataclass
+class Repo:
+    private: bool = False
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, branch: str, title: str, tree: dict[str, tuple[bytes, bool]]) -> str:
+        commit = Commit(self.branches.get(branch), title, tree)
+        self.commits[commit.id] = commit
+        self.branches[branch] = commit.id
+        return commit.id
+
+    def find(self, revision: str) -> Commit | None:
+        return self.commits.get(self.branches.get(revision, revision))
+
+    def history(self, branch: str) -> list[Commit]:
+        """The commits of a branch, the last one first."""
+        commits, place = [], self.branches.get(branch, branch)
+        while place is not None:
+            commits.append(self.commits[place])
+            place = commits[-1].parent
+        return commits
 
 
 class Hub:
-    """Files of one dataset at one commit, and the requests that were made for them."""
+    """The state of the Hub, and the requests that were made to it."""
 
-    def __init__(self, repo: str, commit: str, files: dict[str, bytes]) -> None:
-        self.repo, self.commit, self.files = repo, commit, files
+    def __init__(self) -> None:
+        self.repos: dict[tuple[str, str], Repo] = {}  # by (models or datasets, USER/NAME)
+        self.tokens = {"hf_good": "ada", "hf_other": "bob"}  # token -> user
+        self.large: dict[str, bytes] = {}  # SHA-256 -> content, as uploaded
+        self.xet = Xet(self.large)
         self.requests: list[str] = []
+        self.fault: Fault | None = None
         self.url = ""
+        self.lock = threading.Lock()
 
-    def tree(self) -> list[dict]:
-        return [
-            {"type": "file", "path": path, "oid": _blob_id(data), "size": len(data)}
-            for path, data in self.files.items()
-        ]
+    def empty(self) -> None:
+        """Forget all repos, uploads and requests."""
+        for container in (self.repos, self.large, self.xet.xorbs, self.requests):
+            container.clear()
+        self.fault = None
+
+    def state(self) -> dict:
+        """All that was published: repo -> branch -> commits, each with its files."""
+        return {
+            name: {branch: repo.history(branch) for branch in repo.branches}
+            for name, repo in self.repos.items()
+        }
+
+    def add_dataset(self, name: str, commit: str, files: dict[str, bytes]) -> None:
+        tree = {path: (data, False) for path, data in files.items()}
+        self.repos["datasets", name] = Repo(commits={commit: Commit(None, "files", tree)})
+
+    def add_model(self, name: str, private: bool = False) -> Repo:
+        repo = Repo(private)
+        repo.commit("main", "initial commit", {".gitattributes": (b"*.safetensors\n", False)})
+        self.repos["models", name] = repo
+        return repo
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def blob_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     """Serve a Hub on a free port while the block runs."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -38,47 +142,243 @@ def serve(hub: Hub) -> Iterator[Hub]:
         server.server_close()
 
 
-def _blob_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+@dataclass
+class Answer:
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def as_json(value: Any, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+
+def missing(what: str) -> Answer:
+    return Answer(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
+
+
+def forbidden() -> Answer:
+    headers = {"X-Error-Message": "you do not have the rights for this"}
+    return Answer(403, b"{}", headers)
+
+
+class Api:
+    """The requests that are understood, each by a method."""
+
+    def __init__(self, hub: Hub, user: str | None) -> None:
+        self.hub, self.user = hub, user
+
+    def answer(self, method: str, url: str, body: bytes) -> Answer:
+        path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if parts[0] == "cas":
+            return Answer(*self.hub.xet.answer(method, parts[1:], body))
+        if path == "/api/whoami-v2":
+            return as_json({"name": self.user, "orgs": [{"name": "lab"}]})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return as_json({"errors": [], "warnings": []})
+        if parts[0] == "lfs":
+            self.hub.large[parts[1]] = body
+            return Answer()
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.lfs_batch(json.loads(body))
+        kind = parts[1] if parts[0] == "api" else "datasets" if parts[0] == "datasets" else "models"
+        rest = parts[2:] if parts[0] == "api" else parts[parts[0] == "datasets" :]
+        name = "/".join(rest[:2])
+        repo = self.hub.repos.get((kind, name))
+        if repo is None or (repo.private and self.user != name.split("/")[0]):
+            return missing("Repo")
+        if method not in ("GET", "HEAD") and self.user != name.split("/")[0]:
+            return forbidden()
+        return self.of_repo(repo, name, method, rest[2:], query, body)
+
+    def of_repo(
+        self, repo: Repo, name: str, method: str, parts: list[str], query: dict, body: bytes
+    ) -> Answer:
+        what, place = (*parts, "", "")[:2]
+        if what in ("", "revision"):
+            commit = repo.find(place or "main")
+            if commit is None:
+                return missing("Revision")
+            files = [{"rfilename": path} for path in commit.tree]
+            sha = repo.branches.get(place or "main", place)
+            return as_json({"id": name, "sha": sha, "private": repo.private, "siblings": files})
+        if what == "commits":
+            return self.commits(repo, place)
+        if what == "branch":
+            return self.branch(repo, place, json.loads(body))
+        if what == "tree":
+            commit = repo.find(place)
+            return as_json(_entries(commit)) if commit else missing("Revision")
+        if what == "preupload":
+            return as_json(
+                {"files": [_mode(f, repo.find(place)) for f in json.loads(body)["files"]]}
+            )
+        if what == "xet-write-token":
+            return as_json(
+                {"casUrl": f"{self.hub.url}/cas", "exp": 2**40, "accessToken": "token of the store"}
+            )
+        if what == "commit":
+            return self.commit(repo, name, place, [json.loads(line) for line in body.splitlines()])
+        if what == "resolve":
+            return self.resolve(repo, place, "/".join(parts[2:]))
+        return Answer(501, b"not understood by this Hub")
+
+    def create(self, wanted: dict) -> Answer:
+        name = f"{wanted['organization'] or self.user}/{wanted['name']}"
+        if name.split("/")[0] not in (self.user, "lab"):
+            return forbidden()
+        if ("models", name) in self.hub.repos:
+            return as_json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
+        self.hub.add_model(name, private=wanted.get("visibility") == "private")
+        return as_json({"url": f"{self.hub.url}/{name}"})
+
+    def commits(self, repo: Repo, place: str) -> Answer:
+        if repo.find(place) is None:
+            return missing("Revision")
+        date = "2026-01-01T00:00:00.000Z"
+        return as_json(
+            [
+                {"id": c.id, "title": c.title, "message": "", "authors": [], "date": date}
+                for c in repo.history(place)
+            ]
+        )
+
+    def branch(self, repo: Repo, name: str, wanted: dict) -> Answer:
+        if name in repo.branches:
+            return as_json({"error": "exists"}, 409)
+        repo.branches[name] = wanted.get("startingPoint", repo.branches["main"])
+        return as_json({})
+
+    def commit(self, repo: Repo, name: str, branch: str, lines: list[dict]) -> Answer:
+        header = lines[0]["value"]
+        if header.get("parentCommit") not in (None, repo.branches[branch]):
+            return as_json({"error": "the branch has moved"}, 412)
+        tree = dict(repo.find(branch).tree)
+        for line in lines[1:]:
+            value = line["value"]
+            if line["key"] == "file":
+                tree[value["path"]] = (base64.b64decode(value["content"]), False)
+            elif line["key"] == "lfsFile":
+                if value["oid"] not in self.hub.large:
+                    return as_json({"error": f"{value['path']} was not uploaded"}, 400)
+                tree[value["path"]] = (self.hub.large[value["oid"]], True)
+            else:
+                del tree[value["path"]]
+        commit = repo.commit(branch, header["summary"], tree)
+        return as_json({"commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"})
+
+    def lfs_batch(self, wanted: dict) -> Answer:
+        objects = []
+        for item in wanted["objects"]:
+            if item["oid"] not in self.hub.large:
+                href = f"{self.hub.url}/lfs/{item['oid']}"
+                item = item | {"actions": {"upload": {"href": href}}}
+            objects.append(item)
+        return as_json({"transfer": "basic", "objects": objects})
+
+    def resolve(self, repo: Repo, place: str, path: str) -> Answer:
+        commit = repo.find(place)
+        if commit is None:
+            return missing("Revision")
+        if path not in commit.tree:
+            return missing("Entry")
+        data, large = commit.tree[path]
+        headers = {
+            "X-Repo-Commit": repo.branches.get(place, place),
+            "ETag": f'"{sha256(data) if large else blob_id(data)}"',
+        }
+        return Answer(200, data, headers)
+
+
+def _entries(commit: Commit) -> list[dict]:
+    entries = []
+    for path, (data, large) in commit.tree.items():
+        entry = {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
+        if large:
+            entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
+        entries.append(entry)
+    return entries
+
+
+def _mode(file: dict, commit: Commit | None) -> dict:
+    large = file["path"].endswith(".safetensors")
+    mode = {"path": file["path"], "uploadMode": "lfs" if large else "regular"}
+    mode["shouldIgnore"] = False
+    if commit is not None and file["path"] in commit.tree:
+        data, is_large = commit.tree[file["path"]]
+        mode["oid"] = sha256(data) if is_large else blob_id(data)
+    return mode
 
 
 def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # small answers at once
 
-        def do_HEAD(self) -> None:
-            self._answer()
-
-        def do_GET(self) -> None:
-            self._answer()
-
-        def _answer(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            hub.requests.append(f"{self.command} {path}")
-            resolve = f"/datasets/{hub.repo}/resolve/{hub.commit}/"
-            if path == f"/api/datasets/{hub.repo}/revision/{hub.commit}":
-                info = {"id": hub.repo, "sha": hub.commit, "siblings": []}
-                self._send(200, json.dumps(info).encode(), "application/json")
-            elif path == f"/api/datasets/{hub.repo}/tree/{hub.commit}":
-                self._send(200, json.dumps(hub.tree()).encode(), "application/json")
-            elif path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
-                data = hub.files[path.removeprefix(resolve)]
-                self._send(200, data, "application/octet-stream", _blob_id(data))
+        def handle_any(self) -> None:
+            body = self.read_body()
+            user = hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+            with hub.lock:
+                request = f"{self.command} {unquote(urlsplit(self.path).path)}"
+                hub.requests.append(request)
+                kind = hub.fault.next(request) if hub.fault else ""
+                if kind in ("", "lost answer", "kill after"):
+                    answer = self.answer_for(user, body)
+            if kind.startswith("kill"):
+                os.kill(hub.fault.pid, signal.SIGKILL)
+            if kind in ("reset", "lost answer") or kind.startswith("kill"):
+                self.reset()
+            elif kind == "503":
+                self.send(Answer(503, b"{}"))
+            elif kind == "429":
+                self.send(Answer(429, b"{}", {"Retry-After": hub.fault.retry_after}))
             else:
-                self._send(404, b"{}", "application/json")
+                self.send(answer)
 
-        def _send(self, status: int, data: bytes, kind: str, etag: str = "") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("X-Repo-Commit", hub.commit)
-            if status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            if etag:
-                self.send_header("ETag", f'"{etag}"')
+        do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
+
+        def answer_for(self, user: str | None, body: bytes) -> Answer:
+            sent = self.headers.get("Authorization")
+            of_store = self.path.startswith(("/cas", "/lfs"))
+            if sent and user is None and not of_store:
+                return Answer(401, b"{}", {"X-Error-Message": "Invalid credentials"})
+            return Api(hub, user).answer(self.command, self.path, body)
+
+        def read_body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            data = b""
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return data
+
+        def send(self, answer: Answer) -> None:
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(answer.body)
+
+        def reset(self) -> None:
+            """Close the connection without a word."""
+            no_linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+            self.close_connection = True
+            self.rfile.close()
+            self.wfile.close()
+            self.connection.close()
+            raise ConnectionResetError  # nothing more is said on it
+
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):  # the client has gone
+                super().handle()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -174,7 +174,9 @@ def babylm() -> hub.Hub:
         for genre in GENRES
     }
     files["cleaned/100M.gz"] = gzip.compress(b"not wanted")
-    return hub.Hub(corpus.BABYLM_REPO, corpus.BABYLM_COMMIT, files)
+    made = hub.Hub()
+    made.add_dataset(corpus.BABYLM_REPO, corpus.BABYLM_COMMIT, files)
+    return made
 
 
 @pytest.mark.parametrize("xet", ["0", "1"])

@@ -1,0 +1,389 @@
+"""Publishing to a Hub on 127.0.0.1, with Xet and without it, with faults and mistakes."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, fail, succeed, write_config
+from hub import KINDS, Fault, Hub, serve
+
+import checkpoint
+import publish
+
+XET = {"HF_XET_XORB_COMPRESSION_POLICY": "none"}  # the test's store does not decompress
+NO_XET = {"HF_HUB_DISABLE_XET": "1"}
+TRANSFERS = pytest.mark.parametrize("transfer", [XET, NO_XET], ids=["xet", "no xet"])
+REPO = "ada/impossible"
+WRONG_TOKEN = "hf_thisTokenIsOfNobody"
+
+
+def run_of(steps: int, data_dir: Path, folder: Path) -> Path:
+    """The out_dir of a tiny run with a checkpoint at every step, exported."""
+    places = {"data_dir": str(data_dir), "out_dir": str(folder / "out")}
+    numbers = {"max_steps": str(steps), "checkpoint_interval": "1", "eval_interval": "1"}
+    succeed("train.py", write_config(folder / "config.py", **places, **numbers))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def five(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(5, data_dir, tmp_path_factory.mktemp("five"))
+
+
+@pytest.fixture(scope="module")
+def two(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(2, data_dir, tmp_path_factory.mktemp("two"))
+
+
+def environment(hub: Hub, **more: str) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_good",
+        "HF_HOME": tempfile.mkdtemp(prefix="hf_home_"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **more,
+    }
+
+
+def commits(hub: Hub) -> int:
+    return sum(len(repo.commits) for repo in hub.repos.values())
+
+
+@TRANSFERS
+def test_a_series_is_published_loads_and_is_not_sent_again(
+    transfer: dict[str, str], five: Path, tmp_path: Path
+) -> None:
+    with serve(Hub()) as hub:
+        env = environment(hub, **transfer)
+        command = ("convert_to_hf.py", f"--out_dir={five}", f"--push_to_hub={REPO}")
+        printed = succeed(*command, env=env)
+        assert "0 of 6 revisions are there already" in printed
+        assert "downloaded, gives the logits of" in printed
+        assert "hf_good" not in printed
+
+        repo = hub.repos["models", REPO]
+        names = [f"checkpoint-{step}" for step in range(1, 6)]
+        assert list(repo.branches) == ["main", *names]
+        for branch in ("main", *names):
+            last, first = repo.history(branch)  # one commit on the repo's first, no more
+            assert first.title == "initial commit"
+            folder = five / "hf" / ("checkpoint-5" if branch == "main" else branch)
+            sent = {path.name: path.read_bytes() for path in folder.iterdir()}
+            found = {path: data for path, (data, _) in last.tree.items()}
+            assert found == sent | {".gitattributes": b"*.safetensors\n"}
+            assert re.fullmatch(
+                r"Step \d, validation loss \d+\.\d{4}, checkpoint sha256 [0-9a-f]{64}", last.title
+            )
+        order = [r for r in hub.requests if "/commit/" in r]
+        assert order[-1].endswith("/main"), "main is filled last"
+
+        tokens = torch.randint(50258, (2, 16))
+        np.save(tmp_path / "tokens.npy", tokens.numpy())
+        load = ROOT / "tests" / "load_revisions.py"
+        succeed(load, REPO, tmp_path / "tokens.npy", tmp_path, "main", *names, env=env)
+        for branch in ("main", *names):
+            path = five / f"{'checkpoint-5' if branch == 'main' else branch}.pt"
+            ours = checkpoint.build_model(checkpoint.load(path), path)(tokens).detach().numpy()
+            assert np.abs(ours - np.load(tmp_path / f"{branch}.npy")).max() <= 1e-4
+
+        before, made = commits(hub), len(hub.requests)
+        printed = succeed(*command, env=env)
+        assert "6 of 6 revisions are there already" in printed
+        assert commits(hub) == before
+        listings = [r for r in hub.requests[made:] if "/tree/" in r]
+        assert len(listings) == 6
+        assert len(hub.requests[made:]) <= len(listings) + 2
+
+
+def test_the_snippet_of_the_card_runs_verbatim_and_quietly(five: Path) -> None:
+    with serve(Hub()) as hub:
+        env = environment(hub)
+        succeed("convert_to_hf.py", f"--out_dir={five}", f"--push_to_hub={REPO}", env=env | XET)
+        card = (five / "hf" / "checkpoint-3" / "README.md").read_text(encoding="utf-8")
+        (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+        assert f'"{REPO}", "checkpoint-3"' in snippet
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith("He clean")
+        assert done.stderr == ""
+
+
+class Publisher:
+    """Publishes again and again, to one Hub, from one copy of a run."""
+
+    def __init__(self, hub: Hub, out_dir: Path, process: subprocess.Popen[str]) -> None:
+        self.hub, self.out_dir, self.process = hub, out_dir, process
+        self.output = out_dir.parent / "output.txt"
+
+    def publish(
+        self, cache: Path, fault: Fault | None = None, *arguments: str, repo: str = REPO, **env: str
+    ) -> int:
+        """Run the command once, with a fault at some request; its exit code."""
+        job = {
+            "arguments": [f"--out_dir={self.out_dir}", f"--push_to_hub={repo}", *arguments],
+            "environment": {"HF_XET_CACHE": str(cache), **env},
+            "output": str(self.output),
+        }
+        self.send(json.dumps(job))
+        if fault is not None:
+            fault.pid = int(self.process.stdout.readline())
+            self.hub.fault = fault
+        else:
+            self.process.stdout.readline()
+        self.send("go")
+        code = int(self.process.stdout.readline())
+        self.hub.fault = None
+        return code
+
+    def send(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def forget(self) -> None:
+        """The Hub, and the record of what was published, as if nothing had been."""
+        self.hub.empty()
+        (self.out_dir / "hf" / "published.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def publisher(transfer: dict[str, str], run: Path, folder: Path) -> Iterator[Publisher]:
+    shutil.copytree(run, folder / "out")
+    with serve(Hub()) as hub:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "publisher.py"],
+            cwd=ROOT,
+            env=os.environ | environment(hub, **transfer, OMP_NUM_THREADS="1"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield Publisher(hub, folder / "out", process)
+        finally:
+            process.stdin.close()
+            process.wait(timeout=30)
+
+
+def survives(p: Publisher, fault: Fault, undisturbed: dict, cache: Path) -> list[int]:
+    """Publish with a fault, and again, and compare; the exit codes of the two."""
+    p.forget()
+    shutil.rmtree(cache, ignore_errors=True)
+    kind, at = fault.kind, fault.at
+    codes = [p.publish(cache, fault)]
+    where = f"{kind} at request {at} ({fault.request})"
+    assert fault.request, where
+    if codes[0] == 0:  # it went on by itself
+        assert not kind.startswith("kill"), where
+        assert p.hub.state() == undisturbed, where
+    made = commits(p.hub)
+    codes.append(p.publish(cache))
+    assert codes[1] == 0, where + p.output.read_text()
+    assert p.hub.state() == undisturbed, where
+    if codes[0] == 0:
+        assert commits(p.hub) == made, where
+    return codes
+
+
+@TRANSFERS
+def test_a_publication_survives_a_fault_at_every_third_request(
+    transfer: dict[str, str], two: Path, tmp_path: Path
+) -> None:
+    with publisher(transfer, two, tmp_path) as p:
+        assert p.publish(tmp_path / "cache") == 0, p.output.read_text()
+        requests, undisturbed = list(p.hub.requests), p.hub.state()
+        for number, at in enumerate(range(0, len(requests), 3)):
+            fault = Fault(at, KINDS[number % len(KINDS)])
+            survives(p, fault, undisturbed, tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@TRANSFERS
+def test_a_publication_survives_every_fault_at_every_request(
+    transfer: dict[str, str], two: Path, tmp_path: Path
+) -> None:
+    with publisher(transfer, two, tmp_path) as p:
+        assert p.publish(tmp_path / "cache") == 0, p.output.read_text()
+        requests, undisturbed = list(p.hub.requests), p.hub.state()
+        for at, request in enumerate(requests):
+            ends = []
+            for kind in KINDS:
+                codes = survives(p, Fault(at, kind), undisturbed, tmp_path / "cache")
+                ends.append("went on" if codes[0] == 0 else "run again")
+            print("|", re.sub(r"[0-9a-f]{64}", "HASH", request), "|", " | ".join(ends), "|")
+
+
+@pytest.fixture(scope="module")
+def mistaken(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Publisher]:
+    """A publisher whose repo is complete."""
+    with publisher(XET, two, tmp_path_factory.mktemp("mistaken")) as p:
+        yield p
+
+
+@pytest.fixture
+def refused(mistaken: Publisher, tmp_path: Path) -> Callable[..., str]:
+    """Publishes with a mistake; the one line of error. Nothing on the Hub may have changed."""
+
+    def publish(*arguments: str, **options: str) -> str:
+        before = mistaken.hub.state()
+        assert mistaken.publish(tmp_path / "cache", None, *arguments, **options) == 1
+        assert mistaken.hub.state() == before
+        printed = mistaken.output.read_text(encoding="utf-8")
+        assert "Traceback" not in printed, printed
+        assert not any(token in printed for token in ("hf_good", WRONG_TOKEN))
+        (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+        return line
+
+    mistaken.forget()
+    assert mistaken.publish(tmp_path / "cache") == 0, mistaken.output.read_text()
+    return publish
+
+
+def test_a_token_that_is_wrong_or_missing_is_told(refused: Callable[..., str]) -> None:
+    assert "the Hub does not accept the token" in refused(HF_TOKEN=WRONG_TOKEN)
+    assert "publishing needs a token" in refused(HF_TOKEN="", HF_TOKEN_PATH="/nowhere")
+
+
+def test_a_name_that_is_not_ours_is_told(refused: Callable[..., str]) -> None:
+    error = refused(repo="bob/impossible")
+    assert "belongs to bob, and the token is of ada, who may write to: ada, lab" in error
+    assert "--push_to_hub=ada/impossible" in error
+    for name in ("impossible", "ada/impossible/2", "ada/--"):
+        assert "is no name of a repo. Expected: USER/NAME" in refused(repo=name)
+
+
+def test_a_repo_that_may_be_read_only_is_told(
+    mistaken: Publisher, refused: Callable[..., str]
+) -> None:
+    mistaken.hub.add_model("lab/impossible")
+    error = refused(repo="lab/impossible")
+    assert "does not let this token write there" in error
+    assert "not finished: checkpoint-1, checkpoint-2, main" in error
+
+
+def test_a_branch_changed_by_hand_is_left_alone_unless_told_otherwise(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    hub = mistaken.hub
+    repo, complete = hub.repos["models", REPO], hub.state()
+    wanted = repo.history("checkpoint-2")[0].tree
+    repo.commit("checkpoint-2", "Update README.md", wanted | {"README.md": (b"mine", False)})
+    error = refused()
+    assert "the branch checkpoint-2 of ada/impossible was changed by hand" in error
+    assert "'Update README.md'" in error
+    assert mistaken.publish(tmp_path / "cache", None, "--overwrite") == 0
+    assert repo.history("checkpoint-2")[0].tree == wanted
+    assert hub.state()["models", REPO]["main"] == complete["models", REPO]["main"]
+
+
+def test_the_series_of_another_run_is_left_alone(
+    mistaken: Publisher, refused: Callable[..., str]
+) -> None:
+    repo = mistaken.hub.repos["models", REPO]
+    tree = repo.history("main")[0].tree | {"config.json": (b"{}", False)}
+    title = f"Step 2, validation loss 3.0000, checkpoint sha256 {'0' * 64}"
+    repo.commit("main", title, tree)
+    assert f"the branch main of {REPO} holds another checkpoint ('{title}'" in refused()
+
+
+def test_a_repo_that_is_public_is_not_taken_for_a_private_one(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "ada/impossible is public, and the settings say private = True" in refused("--private")
+    assert mistaken.publish(tmp_path / "cache", None, "--private", repo="ada/other") == 0
+    assert mistaken.hub.repos["models", "ada/other"].private
+
+
+def test_a_damaged_export_is_made_again_before_it_is_published(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    path = mistaken.out_dir / "hf" / "checkpoint-1" / "model.safetensors"
+    whole, before = path.read_bytes(), mistaken.hub.state()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert mistaken.publish(tmp_path / "cache") == 0
+    assert "checkpoint-1 is exported anew: its files are not those" in mistaken.output.read_text()
+    assert path.read_bytes() == whole
+    assert mistaken.hub.state() == before
+
+
+def test_a_file_too_many_on_the_hub_is_removed(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    repo = mistaken.hub.repos["models", REPO]
+    last = repo.history("main")[0]
+    repo.commit("main", last.title, last.tree | {"stray.bin": (b"stray", False)})
+    assert mistaken.publish(tmp_path / "cache") == 0
+    assert repo.history("main")[0].tree == last.tree
+
+
+def test_a_dry_run_changes_nothing(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    hub = mistaken.hub
+    del hub.repos["models", REPO].branches["checkpoint-1"]
+    for repo, left in ((REPO, "checkpoint-1"), ("ada/new", "checkpoint-1, checkpoint-2, main")):
+        before = hub.state()
+        assert mistaken.publish(tmp_path / "cache", None, "--dry_run", repo=repo) == 0
+        assert f"a dry run: would be uploaded: {left}\n" in mistaken.output.read_text()
+        assert hub.state() == before
+        assert not any(r.startswith("POST") for r in hub.requests[-5:])
+
+
+def test_a_run_that_is_not_finished_is_not_published(two: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(two, copy)
+    for path in copy.glob("checkpoint-*.pt"):
+        content = torch.load(path, weights_only=True)
+        content["settings"] |= {"max_steps": 9}
+        torch.save(content, path)
+    error = fail("convert_to_hf.py", f"--out_dir={copy}", f"--push_to_hub={REPO}")
+    assert "checkpoint-2.pt is the last checkpoint, and the run has 9 steps" in error
+
+
+def test_the_hub_is_asked_again_when_it_says(mistaken: Publisher, tmp_path: Path) -> None:
+    mistaken.forget()
+    fault = Fault(0, "429", retry_after="2")
+    assert mistaken.publish(tmp_path / "cache", fault) == 0
+    assert "trying again in 2 s" in mistaken.output.read_text()
+
+
+def test_a_hub_that_stays_out_of_order_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(publish, "_WAITS", (0.01, 0.02))
+    with pytest.raises(ConnectionResetError):
+        publish.patiently("a call", call)
+    assert len(calls) == 3
+
+
+def test_a_hub_that_is_silent_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_WAITS", (0.01, 0.02))
+    monkeypatch.setattr(publish, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(huggingface_hub.utils.httpx.ReadTimeout):
+            publish.patiently("a call", lambda: huggingface_hub.get_session().get(url))
+        silent.setblocking(False)
+        for _ in range(3):
+            silent.accept()
