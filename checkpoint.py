@@ -1,12 +1,14 @@
 """Saving and loading a training run: kept checkpoints, and the one state to resume from.
 
 `checkpoint-N.pt` holds the weights after N steps, and what made them. `training_state.pt` is the
-latest checkpoint with the optimizer beside it. Both are written whole or not at all, and load
-with `weights_only=True`.
+latest checkpoint with the optimizer beside it, and `training_state.previous.pt` the one before.
+All are written whole or not at all, carry checksums, and load with `weights_only=True`.
 """
 
 import dataclasses
 import pickle
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from model import GPT, GPTConfig
 from tokens import Meta
 
 STATE = "training_state.pt"
+PREVIOUS_STATE = "training_state.previous.pt"
 _PREFIX = "checkpoint-"
 
 
@@ -73,32 +76,89 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         torch.save(fields, file)
 
 
+def save_state(out_dir: Path, state: TrainingState) -> None:
+    """Write the state to resume from; the one before stays, under its second name."""
+    path = out_dir / STATE
+    if path.exists():
+        files.keep_as(path, out_dir / PREVIOUS_STATE)
+    save(path, state)
+
+
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises UserError if it is damaged."""
-    advice = (
-        "Delete it, and the others can be exported. If it is the run's last, train.py then writes "
-        "it again; an earlier one comes back only by training anew in another --out_dir="
-    )
-    return _load(path, Checkpoint, advice, mmap=True)  # read where it is looked at
-
-
-def load_state(path: Path) -> TrainingState:
-    """Read a training state onto the CPU. Raises UserError if it is damaged."""
-    advice = (
-        "The run cannot go on without it: put back a copy, or train anew in another --out_dir= "
-        "(the checkpoints that are kept here can still be exported)."
-    )
-    return _load(path, TrainingState, advice, mmap=False)
-
-
-def _load(path: Path, kind: type, advice: str, mmap: bool) -> Any:
+    """Read a checkpoint onto the CPU, where it is looked at. Raises UserError if it is no file
+    of ours; damage to the weights themselves is found by `require_whole`.
+    """
     try:
-        return kind(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
-    except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        return _load(path, Checkpoint, mmap=True)
+    except _DAMAGE as error:
+        raise _damaged(path, error)
+
+
+def require_whole(path: Path) -> None:
+    """Read a checkpoint or a training state to its end. Raises UserError if a byte is wrong."""
+    try:
+        _check_sums(path)
+    except _DAMAGE as error:
+        raise _damaged(path, error)
+
+
+def load_state(out_dir: Path) -> TrainingState:
+    """Read the training state onto the CPU. Raises UserError if it is damaged, naming the newest
+    good one.
+    """
+    path = out_dir / STATE
+    try:
+        _check_sums(path)
+        return _load(path, TrainingState, mmap=False)
+    except _DAMAGE as error:
+        previous = out_dir / PREVIOUS_STATE
+        try:
+            _check_sums(previous)
+            step = _load(previous, TrainingState, mmap=True).step
+        except (FileNotFoundError, *_DAMAGE):
+            raise UserError(
+                f"{path} is damaged ({_reason(error)}), and there is no other to go on from. "
+                "Train anew in another --out_dir= (the checkpoints that are kept here can still "
+                "be exported)."
+            )
         raise UserError(
-            f"{path} is damaged or is no {kind.__name__} of this program ({reason}). {advice}"
+            f"{path} is damaged ({_reason(error)}). The newest good one is of step {step}; to go "
+            f"on from it, type: mv {previous} {path}"
         )
+
+
+_DAMAGE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _load(path: Path, kind: type, mmap: bool) -> Any:
+    return kind(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+
+
+def _check_sums(path: Path) -> None:
+    """Compare each part of a file with the CRC-32 that torch.save wrote beside it."""
+    with zipfile.ZipFile(path) as archive:
+        if bad := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged or no file of this program ({_reason(error)}). Delete it, and the "
+        "others can be exported. If it is the run's last, train.py then writes it again; an "
+        "earlier one comes back only by training anew in another --out_dir="
+    )
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def model_config(settings: dict[str, Any], vocab_size: int) -> GPTConfig:

@@ -115,6 +115,10 @@ class Settings:
         fixed=True,
     )
     compile: bool = _setting(True, "train", "compile the model with torch.compile")
+    wandb_log: bool = _setting(
+        False, "train", "send the log to Weights & Biases too (pip install wandb)"
+    )
+    wandb_project: str = _setting("impossible-gpt2", "train", "the project there")
     export_dtype: str = _setting(
         "float32", "convert_to_hf", "float32 (as published) or bfloat16 (half the size)"
     )
@@ -217,10 +221,8 @@ def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
     except KeyboardInterrupt:
         _fail("interrupted. What is on disk is kept; the same command goes on from there.")
     except Exception:
-        if "LOCAL_RANK" not in os.environ:
-            raise
         traceback.print_exc()
-        _leave()
+        _fail("an error of the program (above). The same command goes on from what is saved.")
 
 
 _WAIT_FOR_FIRST = 5.0  # seconds
@@ -231,6 +233,8 @@ _DISK_ADVICE = {
     errno.EROFS: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
     errno.ENOTDIR: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
     errno.EEXIST: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
+    errno.EDQUOT: "Make room, or choose another disk with --data_dir= or --out_dir=.",
+    errno.EFBIG: "Choose a disk that takes files of this size with --data_dir= or --out_dir=.",
     errno.ENOSPC: "Make room, or choose another disk with --data_dir= or --out_dir=.",
 }
 

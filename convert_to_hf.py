@@ -64,11 +64,11 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     manifest = read_manifest(hf_dir)
     progress = tqdm(paths, disable=None)
     with ThreadPoolExecutor(1) as ahead:  # the next file is hashed meanwhile
-        source = ahead.submit(files.sha256, paths[0])
+        source = ahead.submit(_sha256_of_whole, paths[0])
         for path, following in zip(paths, [*paths[1:], None], strict=True):
             sha256 = source.result()
             if following:
-                source = ahead.submit(files.sha256, following)
+                source = ahead.submit(_sha256_of_whole, following)
             if not is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
                 _forget(hf_dir, manifest, path.stem)
                 entry = _export(path, sha256, hf_dir, settings.export_dtype)
@@ -84,6 +84,11 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
         f"(largest difference {worst:.1e})"
     )
     return {path.stem: manifest[path.stem] for path in paths}
+
+
+def _sha256_of_whole(path: Path) -> str:
+    checkpoint.require_whole(path)
+    return files.sha256(path)
 
 
 def _export(path: Path, sha256: str, hf_dir: Path, dtype: str) -> dict[str, Any]:

@@ -53,6 +53,14 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process; all must call it. No device waits for it."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor(int(value))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in place; all must call it."""
         if self.size > 1:
@@ -69,13 +77,23 @@ def join_world() -> World:
 
 
 def connect(world: World, device: torch.device) -> None:
-    """Open the process group: nccl between GPUs, gloo otherwise. Alone, there is none."""
+    """Open the process group: nccl between GPUs, gloo for what is on CPUs. Alone, there is none."""
     if world.size == 1:
         return
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun restarts processes with the old store, in which torch 2.13 finds the addresses
+        # of those that died. (The count is one machine's own: it cannot name a store for several.)
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        # gloo beside nccl: what is on the CPU needs no device to wait.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        device_id=device if on_gpu else None,
+    )
 
 
 def disconnect(world: World) -> None:

@@ -1,15 +1,20 @@
 """Files that are whole or absent: written beside their place, synced, and renamed into it."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from errors import UserError
+
 TEMPORARY = ".tmp"  # the ending of a file or folder that is still being written
+_LOCK_WAIT = 20.0  # seconds
 
 
 @contextmanager
@@ -52,6 +57,46 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to a folder; what one that was killed began is removed.
+
+    Waits a little for one that is ending. Raises UserError if another process stays. The lock goes
+    with the process that holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder)
+        for path in folder.glob(f"*{TEMPORARY}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    end = time.monotonic() + _LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"another process is writing to {folder}. Wait for it to end, or choose "
+                    "another folder."
+                )
+        time.sleep(0.1)
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """Give a file a second name, in place of what had it; `path` is there all the time."""
+    temporary = other.with_name(other.name + TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    os.link(path, temporary)
+    os.replace(temporary, other)
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file, and wait until it is on disk."""
     try:
@@ -77,9 +122,14 @@ def sha256(path: Path) -> str:
 
 def _named(error: BaseException, path: Path) -> BaseException:
     """The same error; one of the disk (full, say) knows its file then."""
-    if isinstance(error, OSError) and error.errno and not error.filename:
-        error.filename = str(path)
-    return error
+    cause: BaseException | None = error
+    # torch.save goes on after a failed write, and fails of something else.
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__context__
+    if not isinstance(cause, OSError):
+        return error
+    cause.filename = cause.filename or str(path)
+    return cause
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,38 +1,52 @@
 """The log of a run: `log.jsonl`, one record a step, and the same as lines for people."""
 
+import dataclasses
+import hashlib
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import files
+from configurator import Settings
+from errors import UserError
 
 NAME = "log.jsonl"
+_CLEAR = "\r\033[K"  # to the beginning of the terminal's line, and empty it
 
 
 class Log:
     """Writes the log of one run; silent in all processes but the first.
 
-    Of the records, `loss` and `val_loss` are in nats per token, `mfu` is a share of the peak.
+    Of the records, `loss` and `val_loss` are in nats per token, `mfu` is a share of the peak. On a
+    terminal the line of a step is written over by the next one's; in a file each stands.
     """
 
-    def __init__(
-        self, out_dir: Path, is_first: bool, first_step: int, max_steps: int, tokens_per_step: int
-    ) -> None:
+    def __init__(self, out_dir: Path, is_first: bool, first_step: int, settings: Settings) -> None:
         self._path = out_dir / NAME
         self._is_first = is_first
         self._first_step = self._last_step = first_step
-        self._max_steps = max_steps
-        self._tokens_per_step = tokens_per_step
+        self._max_steps = settings.max_steps
+        self._tokens_per_step = settings.tokens_per_step
+        self._is_live = sys.stdout.isatty()
         self._began = self._last_time = time.perf_counter()
+        self._wandb = None
         if is_first:
             self._drop_after(first_step)
+            if settings.wandb_log:
+                self._wandb = _open_wandb(settings)
 
     def say(self, text: str) -> None:
         """Print a line that is no record."""
         if self._is_first:
-            print(text, flush=True)
+            print(f"{_CLEAR}{text}" if self._is_live else text, flush=True)
+
+    def close(self) -> None:
+        """Finish what was sent to Weights & Biases."""
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def tokens_per_second(self, step: int) -> float:
         """The speed since the last record or pause."""
@@ -58,7 +72,11 @@ class Log:
             record = record | {"minutes_left": left}
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
         files.append_line(self._path, json.dumps(finite, allow_nan=False))
-        print(self._line(record), flush=True)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=record["step"])
+        passes = self._is_live and "val_loss" not in record
+        line = f"{_CLEAR}{self._line(record)}" if self._is_live else self._line(record)
+        print(line, end="" if passes else "\n", flush=True)
 
     def _line(self, record: dict[str, float]) -> str:
         step = record["step"]
@@ -84,6 +102,21 @@ class Log:
             kept = [line for line in lines if step > 0 and _step_of(line) <= step]
             with files.atomic_write(self._path) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
+
+
+def _open_wandb(settings: Settings) -> Any:
+    """A run of Weights & Biases that goes on where one of the same out_dir stopped."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb_log = True needs Weights & Biases. Type: pip install wandb")
+    return wandb.init(
+        project=settings.wandb_project,
+        name=Path(settings.out_dir).name,
+        id=hashlib.sha256(str(Path(settings.out_dir).absolute()).encode()).hexdigest()[:16],
+        resume="allow",
+        config=dataclasses.asdict(settings),
+    )
 
 
 def read(out_dir: Path) -> list[dict[str, Any]]:

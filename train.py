@@ -4,15 +4,25 @@
     python train.py config/partial_reverse.py                           # one device
     python train.py --batch_size=4 --dtype=float16                      # a smaller card
 
-Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir. The same command again goes
-on at training_state.pt, on a CPU with as many threads bit for bit. batch_size and the number of
-processes may change then.
+On two machines, the same on both, with the first one's address:
+
+    torchrun --nnodes=2 --nproc_per_node=2 --rdzv_backend=c10d --rdzv_endpoint=HOST:29400 \\
+        train.py config/partial_reverse.py
+
+Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir, which all machines share. The
+same command again goes on at training_state.pt, on a CPU with as many threads bit for bit.
+batch_size and the number of processes may change then. On SIGTERM or SIGUSR1 (what schedulers send
+before they stop a job) it saves the last whole step and ends with code 75.
 """
 
+import contextlib
 import dataclasses
 import math
+import os
+import signal
+import sys
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 import configurator
 import device as devices
+import files
 import perturb
 import tokens
 from configurator import Settings
@@ -34,6 +45,8 @@ from log import Log, duration
 from loss import IGNORED
 from model import GPT, next_tokens
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _MANY_EPOCHS = 100  # published: about 12
 
 
@@ -52,6 +65,8 @@ class Run:
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
+    stop_asked: bool = False  # by a signal, in this process
+    launcher: int = field(default_factory=os.getppid)  # the process that started this one
 
     def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
@@ -62,16 +77,20 @@ class Run:
 def main(settings: Settings) -> None:
     """Train until max_steps, keeping checkpoints on the way."""
     world = devices.join_world()
+    out_dir = Path(settings.out_dir)
     run = open_run(settings, world)
-    devices.connect(world, run.device)
-    step, val_loss = _resume(run)
+    with files.locked(out_dir) if world.is_first else contextlib.nullcontext():
+        devices.connect(world, run.device)
+        step, val_loss = _resume(run)
+        if step < settings.max_steps:
+            _wrap(run)
+            step = _train(run, step, val_loss)
+        elif world.is_first:
+            print(f"{out_dir} is trained already: {step} of {settings.max_steps} steps")
+        del run
+        devices.disconnect(world)
     if step < settings.max_steps:
-        _wrap(run)
-        _train(run, step, val_loss)
-    elif world.is_first:
-        print(f"{settings.out_dir} is trained already: {step} of {settings.max_steps} steps")
-    del run
-    devices.disconnect(world)
+        sys.exit(EXIT_STOPPED)
 
 
 def open_run(settings: Settings, world: World) -> Run:
@@ -107,19 +126,27 @@ def open_run(settings: Settings, world: World) -> Run:
     )
 
 
-def _train(run: Run, step: int, val_loss: float | None) -> None:
-    """The loop: from `step` to max_steps."""
+def _train(run: Run, step: int, val_loss: float | None) -> int:
+    """The loop: from `step` to max_steps, or to where a signal stops it. Returns the last step."""
     s, world = run.settings, run.world
-    log = Log(Path(s.out_dir), world.is_first, step, s.max_steps, s.tokens_per_step)
+    log = Log(Path(s.out_dir), world.is_first, step, s)
     peak = _announce(run, log, step)
+    first = step
     run.sessions.append(_session(run, step))
+    _listen(run)
     if step == 0:
         val_loss = validate(run)
         log.write({"step": 0, "val_loss": val_loss})
         log.pause_ends(step)
     while step < s.max_steps:
         learning_rate = learning_rate_at(step, s)
-        loss, grad_norm = update(run, step, learning_rate)
+        done = update(run, step, learning_rate)
+        if done is None:
+            if step > first:
+                _save(run, step, val_loss, log.minutes(), is_checkpoint=False)
+            log.say(f"stopped after step {step}, as asked. The same command goes on from there.")
+            break
+        loss, grad_norm = done
         step += 1
         is_end = step == s.max_steps
         is_eval = step % s.eval_interval == 0 or is_end
@@ -143,31 +170,35 @@ def _train(run: Run, step: int, val_loss: float | None) -> None:
                 _require_finite(run, step, validation_loss=val_loss)
             log.write(record)
         if is_checkpoint:
-            run.sessions[-1] |= {"to_step": step, "minutes": log.minutes()}
-            _save(run, step, val_loss)
+            _save(run, step, val_loss, log.minutes())
         if is_eval or is_checkpoint:
             log.pause_ends(step)
-    log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {s.out_dir}")
+    else:
+        log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {s.out_dir}")
+    log.close()
+    return step
 
 
-def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor] | None:
     """One optimizer step on the blocks of step `step` (from 0).
 
     Returns this process's mean loss and the norm of the gradient before clipping, both as
-    tensors that are still on the device.
+    tensors that are still on the device; or None, with nothing changed, if any process was asked
+    to stop.
     """
     s, world = run.settings, run.world
     # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
     torch.manual_seed(_step_seed(s.seed, step, world.rank))
-    n_blocks, blocks_per_step = len(run.train_blocks), s.tokens_per_step // s.block_size
-    blocks = tokens.step_blocks(n_blocks, blocks_per_step, s.seed, step)
-    micro_batches = tokens.micro_batches(blocks, s.batch_size, world.rank, world.size)
+    micro_batches = tokens.micro_batches(_blocks(run, step), s.batch_size, world.rank, world.size)
     total = torch.zeros((), device=run.device)
-    for i, indices in enumerate(micro_batches):
-        batch = _load(run.train_blocks, indices, run.device)
+    for i, batch in enumerate(_batches(run.train_blocks, micro_batches, run.device)):
+        # All processes stop before the same micro-step, also if the launcher was killed.
+        if world.any(run.stop_asked or os.getppid() != run.launcher):
+            run.optimizer.zero_grad(set_to_none=True)
+            return None
         is_last = i == len(micro_batches) - 1
         # Gradients of the processes meet in the last micro-step only.
-        with nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
+        with contextlib.nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
             loss = run.loss(batch, next_tokens(batch)) / len(micro_batches)
             run.scaler.scale(loss).backward()
         total += loss.detach()
@@ -179,6 +210,25 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     return total, grad_norm
+
+
+def _blocks(run: Run, step: int) -> np.ndarray:
+    """The blocks of step `step` (from 0), of all processes."""
+    s = run.settings
+    return tokens.step_blocks(
+        len(run.train_blocks), s.tokens_per_step // s.block_size, s.seed, step
+    )
+
+
+def _batches(
+    blocks: np.ndarray, micro_batches: np.ndarray, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The tokens of one micro-batch after another on the device, (B, T) int64.
+
+    On a GPU each is fetched while the device still works on the one before: nothing waits.
+    """
+    for indices in micro_batches:
+        yield _load(blocks, indices, device)
 
 
 @torch.no_grad()
@@ -329,13 +379,17 @@ def _read_meta(settings: Settings) -> tokens.Meta:
 
 
 def _require_finite(run: Run, step: int, **values: float) -> None:
-    """Raise UserError if training has diverged: nothing of it may be saved."""
+    """Raise UserError if training has diverged by `step`: nothing of it may be saved."""
     for name, value in values.items():
         if not math.isfinite(value):
+            out_dir = Path(run.settings.out_dir)
+            kept = checkpoint.list_checkpoints(out_dir)
+            good = kept[-1] if kept else "none yet"
+            blocks = ", ".join(map(str, _blocks(run, step - 1)))
             raise UserError(
                 f"step {step}: the {name.replace('_', ' ')} is {value}: training has diverged. "
-                f"What is saved in {run.settings.out_dir} is from before. Try a lower "
-                "--learning_rate= in another --out_dir="
+                f"Last good checkpoint: {good}. Try a lower --learning_rate= in another --out_dir= "
+                f"(the step read the blocks {blocks} of train.bin)"
             )
 
 
@@ -364,7 +418,7 @@ def _load_state(run: Run) -> tuple[int, float | None]:
                 "anew in another folder with --out_dir=, or delete this one."
             )
         return 0, None
-    state = checkpoint.load_state(path)
+    state = checkpoint.load_state(out_dir)
     checkpoint.check_same_run(path, state, run.settings, run.meta)
     kept = checkpoint.path_of(out_dir, state.step)
     if run.world.is_first and not kept.exists():  # a crash between the two writes of _save
@@ -376,15 +430,19 @@ def _load_state(run: Run) -> tuple[int, float | None]:
     return state.step, state.val_loss
 
 
-def _save(run: Run, step: int, val_loss: float | None) -> None:
+def _save(
+    run: Run, step: int, val_loss: float | None, minutes: float, is_checkpoint: bool = True
+) -> None:
     """Write the state to resume from, and then the checkpoint of this step; one process does.
 
-    Raises UserError, and writes nothing, if a weight is not a finite number.
+    minutes: of training in this session. Raises UserError, and writes nothing, if a weight is not
+    a finite number.
     """
     if not run.world.is_first:
         return
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
     _require_finite(run, step, largest_weight=float(largest))
+    run.sessions[-1] |= {"to_step": step, "minutes": minutes}
     state = checkpoint.TrainingState(
         step=step,
         model=run.model.state_dict(),
@@ -396,8 +454,19 @@ def _save(run: Run, step: int, val_loss: float | None) -> None:
         scaler=run.scaler.state_dict(),
     )
     out_dir = Path(run.settings.out_dir)
-    checkpoint.save(out_dir / checkpoint.STATE, state)
-    checkpoint.save(checkpoint.path_of(out_dir, step), state.without_optimizer())
+    checkpoint.save_state(out_dir, state)
+    if is_checkpoint:
+        checkpoint.save(checkpoint.path_of(out_dir, step), state.without_optimizer())
+
+
+def _listen(run: Run) -> None:
+    """Let the signals of schedulers end the run after a whole step instead of at once."""
+
+    def ask(*_: Any) -> None:
+        run.stop_asked = True
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, ask)
 
 
 if __name__ == "__main__":

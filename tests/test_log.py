@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 
 import log
+from configurator import Settings
 from log import Log
 
 
 def make(out_dir: Path, first_step: int = 0, is_first: bool = True) -> Log:
-    return Log(out_dir, is_first, first_step, max_steps=10, tokens_per_step=100)
+    settings = Settings(max_steps=10, warmup_steps=0, tokens_per_step=1024, batch_size=1)
+    return Log(out_dir, is_first, first_step, settings)
 
 
 def test_a_run_that_goes_on_drops_what_came_after_and_what_was_cut_short(tmp_path: Path) -> None:

@@ -1,0 +1,311 @@
+"""A run that is stopped, killed or damaged, at any moment, ends as if nothing had been."""
+
+import contextlib
+import hashlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, fail, launcher, run, start, succeed
+from test_train import losses, same, weights
+
+import checkpoint
+import log
+import train
+
+Config = Callable[..., Path]
+LAST = 24
+LONG = {"max_steps": str(LAST), "checkpoint_interval": "2", "eval_interval": "10"}
+
+
+def digest(out_dir: Path, step: int) -> str:
+    """The SHA-256 of the weights of a checkpoint."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights(out_dir, step).items()):
+        found.update(name.encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def children(pid: int) -> list[int]:
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in done.stdout.split()]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+def last_step(out_dir: Path) -> int:
+    records = log.read(out_dir)
+    return records[-1]["step"] if records else -1
+
+
+def wait_for_step(out_dir: Path, step: int) -> None:
+    wait_for(lambda: last_step(out_dir) >= step)
+
+
+def kill(victim: str, process: subprocess.Popen[str]) -> None:
+    """kill -9 the launcher, one of its workers, or all of them."""
+    workers = children(process.pid)
+    chosen = {"launcher": [process.pid], "worker": workers[-1:], "all": [process.pid, *workers]}
+    for pid in chosen[victim]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not any(alive(pid) for pid in workers), 60)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def killed_often(times: int, config: Config, tmp_path: Path) -> list[tuple[str, str, int, int]]:
+    """Kill a run of two processes again and again at random moments, until it ends.
+
+    Returns for each kill: whom, doing what, the last step before it, and the step that the next
+    process went on from. The end is compared with that of a run that was left alone.
+    """
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = LONG | {"batch_size": "2", "checkpoint_interval": "1"}
+    succeed("train.py", config(**options, out_dir=str(whole)), processes=2)
+    path = config(**options, out_dir=str(killed))
+    rng = random.Random(times)
+    seen = []
+    for number in range(times):
+        process = start("train.py", path, processes=2)
+        first = last_step(killed)
+        wait_for_step(killed, min(first + rng.randint(1, max(1, LAST // times)), LAST - 2))
+        time.sleep(rng.uniform(0, 0.05))
+        writing = [p.name for p in killed.glob("*.tmp")]
+        victim = ("worker", "all", "launcher")[number % 3]
+        kill(victim, process)
+        before = last_step(killed)
+        state = checkpoint.load_state(killed)
+        seen.append(
+            (victim, f"writing {writing[0]}" if writing else "training", before, state.step)
+        )
+    succeed("train.py", path, processes=2)
+    assert digest(killed, LAST) == digest(whole, LAST)
+    assert losses(killed) == losses(whole)
+    steps = [record["step"] for record in log.read(killed)]
+    assert steps == list(range(LAST + 1)), "each step once"
+    assert not list(killed.glob("*.tmp"))
+    return seen
+
+
+def test_a_run_killed_three_times_ends_with_the_same_weights(
+    config: Config, tmp_path: Path
+) -> None:
+    killed_often(3, config, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_with_the_same_weights(
+    config: Config, tmp_path: Path
+) -> None:
+    for row in killed_often(20, config, tmp_path):
+        print("|", " | ".join(map(str, row)), "|")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
+    number: signal.Signals, config: Config, trained: Path, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = LONG | {"checkpoint_interval": "30", "max_steps": "30"}
+    succeed("train.py", config(**options, out_dir=str(whole)))
+    path = config(**options, out_dir=str(stopped))
+    process = start("train.py", path)
+    wait_for_step(stopped, 7)
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == train.EXIT_STOPPED == 75, errors
+    state = checkpoint.load_state(stopped)
+    assert state.step == last_step(stopped) >= 7
+    assert f"stopped after step {state.step}, as asked" in printed.splitlines()[-1]
+    assert not list(stopped.glob("checkpoint-*.pt"))
+    succeed("train.py", path)
+    assert losses(stopped) == losses(whole)
+    assert digest(stopped, 30) == digest(whole, 30)
+
+
+@pytest.mark.parametrize("target", ["one worker", "the launcher"])
+def test_all_processes_stop_after_the_same_step(
+    target: str, config: Config, tmp_path: Path
+) -> None:
+    path = config(**LONG | {"max_steps": "2000", "checkpoint_interval": "2000"}, batch_size="2")
+    out_dir = tmp_path / "out"
+    process = start("train.py", path, processes=2)
+    wait_for_step(out_dir, 5)
+    if target == "one worker":
+        os.kill(children(process.pid)[-1], signal.SIGUSR1)
+    else:
+        process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = checkpoint.load_state(out_dir).step
+    assert f"stopped after step {step}, as asked" in printed
+    assert step == last_step(out_dir)
+
+
+def test_torchrun_restarts_a_run_where_it_was(config: Config, tmp_path: Path) -> None:
+    whole, restarted = tmp_path / "whole", tmp_path / "restarted"
+    options = LONG | {"batch_size": "2"}
+    succeed("train.py", config(**options, out_dir=str(whole)), processes=2)
+    path = config(**options, out_dir=str(restarted))
+    command = [*launcher(2), "--max-restarts=2", ROOT / "train.py", path]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
+    wait_for((restarted / "training_state.pt").exists)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert "going on at step" in printed
+    assert digest(restarted, LAST) == digest(whole, LAST)
+    assert losses(restarted) == losses(whole)
+
+
+def test_two_machines_give_the_losses_of_one(config: Config, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    succeed("train.py", config(batch_size="2", out_dir=str(one)), processes=2)
+    path = config(batch_size="2", out_dir=str(two))
+    agents = [
+        subprocess.Popen(
+            [
+                *launcher(1),
+                *("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
+                *("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:29417", "--rdzv_id=two"),
+                *(ROOT / "train.py", path),
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+    assert [agent.wait(timeout=200) for agent in agents] == [0, 0]
+    assert losses(two) == losses(one)
+    assert digest(two, 6) == digest(one, 6)
+
+
+def test_a_crash_between_state_and_checkpoint_is_made_good(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "crashed"
+    shutil.copytree(trained, out_dir)
+    (out_dir / "checkpoint-6.pt").unlink()
+    assert "is trained already" in succeed("train.py", config(out_dir=str(out_dir)))
+    assert same(weights(out_dir, 6), weights(trained, 6))
+
+
+def damaged(trained: Path, tmp_path: Path, *names: str) -> Path:
+    """A copy of a run in which one bit in the middle of some files is another."""
+    out_dir = tmp_path / "damaged"
+    shutil.copytree(trained, out_dir)
+    for name in names:
+        data = bytearray((out_dir / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (out_dir / name).write_bytes(data)
+    return out_dir
+
+
+def test_a_damaged_state_is_named_and_the_one_before_goes_on(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = damaged(trained, tmp_path, "training_state.pt")
+    error = fail("train.py", config(out_dir=str(out_dir)))
+    assert "training_state.pt is damaged (the checksum of its part" in error
+    assert "The newest good one is of step 3; to go on from it, type: mv " in error
+    source, target = error.partition("type: mv ")[2].split()
+    shutil.move(source, target)
+    succeed("train.py", config(out_dir=str(out_dir)))
+    assert same(weights(out_dir, 6), weights(trained, 6))
+
+
+def test_a_state_that_was_cut_short_is_named(config: Config, trained: Path, tmp_path: Path) -> None:
+    out_dir = damaged(trained, tmp_path, "training_state.previous.pt")
+    data = (out_dir / "training_state.pt").read_bytes()
+    (out_dir / "training_state.pt").write_bytes(data[: len(data) // 2])
+    error = fail("train.py", config(out_dir=str(out_dir)))
+    assert "training_state.pt is damaged" in error
+    assert "there is no other to go on from" in error
+
+
+def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path: Path) -> None:
+    out_dir = damaged(trained, tmp_path, "checkpoint-3.pt")
+    error = fail("convert_to_hf.py", f"--out_dir={out_dir}")
+    assert "checkpoint-3.pt is damaged" in error
+    assert "the checksum of its part" in error
+
+
+@pytest.mark.parametrize("megabytes", [1, 5, 9])
+def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
+    megabytes: int, config: Config, tmp_path: Path
+) -> None:
+    """No file may grow beyond a size: a checkpoint has 3 MB here, a training state 10 MB."""
+    out_dir, path = tmp_path / "out", config(checkpoint_interval="2")
+    limit = megabytes * 2**20
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [*launcher(1), ROOT / "train.py", path],
+        preexec_fn=small_files,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "training_state.pt: File too large" in error
+    assert not list(out_dir.glob("*.pt*")), "no file that looks whole"
+
+
+def test_two_processes_do_not_write_to_one_folder(config: Config, tmp_path: Path) -> None:
+    path = config(max_steps="100000", checkpoint_interval="100000")
+    first = start("train.py", path)
+    wait_for_step(tmp_path / "out", 1)
+    assert "another process is writing to" in fail("train.py", path)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "left"
+    shutil.copytree(trained, out_dir)
+    (out_dir / "checkpoint-9.pt.tmp").write_bytes(b"half")
+    succeed("train.py", config(out_dir=str(out_dir)))
+    assert not list(out_dir.glob("*.tmp"))
+
+
+def test_the_last_line_of_a_crash_says_how_to_go_on(config: Config, tmp_path: Path) -> None:
+    broken = tmp_path / "modules"
+    broken.mkdir()
+    (broken / "loss.py").write_text(
+        "def head_loss(*_):\n    raise KeyError('a bug')\nIGNORED = 0\n"
+    )
+    code = f"import sys; sys.path[:0] = [{str(broken)!r}]; sys.argv[:1] = []; import runpy"
+    code += f"; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    done = run("-c", code + "", "train.py", config())
+    assert done.returncode == 1
+    assert "KeyError" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "error: an error of the program (above). The same command goes on from what is saved."
+    )
