@@ -4,6 +4,7 @@ Everything that it says comes from the checkpoint (settings, meta.json of the da
 of training) and from the log of the run; nothing of it is claimed of a run that did otherwise.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -140,7 +141,7 @@ def _language(c: Checkpoint) -> str:
     markers = ", ".join(f"{marker} = {token}" for marker, token in c.data["markers"].items())
     rows = [
         f"- English: {_SENTENCE}",
-        f"- {language.title}: {perturb.show(c.data['language'], _SENTENCE)}",
+        f"- {language.title}: {_example(c.data['language'])}",
         f"- Vocabulary: {c.data['vocab_size']:,} tokens, GPT-2's and {markers or 'no marker'}",
     ]
     return f"""## The language
@@ -148,6 +149,11 @@ def _language(c: Checkpoint) -> str:
 {language.title}: {language.summary}. The example is in GPT-2's tokens, set apart by spaces.
 
 """ + "\n".join(rows)
+
+
+@functools.cache
+def _example(language: str) -> str:
+    return perturb.show(language, _SENTENCE)
 
 
 def _data(c: Checkpoint, source: corpus.Source) -> str:

@@ -61,23 +61,26 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     """Export checkpoints that have no good export, and write all cards; the manifest."""
     hf_dir = checkpoint.hf_dir(paths[0].parent)
     hf_dir.mkdir(exist_ok=True)
-    manifest = read_manifest(hf_dir)
-    progress = tqdm(paths, disable=None)
-    with ThreadPoolExecutor(1) as ahead:  # the next file is hashed meanwhile
-        source = ahead.submit(_sha256_of_whole, paths[0])
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
-            sha256 = source.result()
-            if following:
-                source = ahead.submit(_sha256_of_whole, following)
-            if not is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
-                _forget(hf_dir, manifest, path.stem)
-                entry = _export(path, sha256, hf_dir, settings.export_dtype)
-                _require_new_weights(entry, hf_dir / path.stem, manifest)
+    with files.locked(hf_dir):
+        manifest = read_manifest(hf_dir)
+        # While one is exported, the next is hashed and the one before goes to the disk.
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+            source, settled = ahead.submit(_sha256_of_whole, paths[0]), behind.submit(bool)
+            for path, following in zip(tqdm(paths, disable=None), [*paths[1:], None], strict=True):
+                sha256 = source.result()
+                if following:
+                    source = ahead.submit(_sha256_of_whole, following)
+                if is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
+                    continue
+                if path.stem in manifest:
+                    settled.result()
+                    _forget(hf_dir, manifest, path.stem)
+                entry = _export(path, sha256, hf_dir, manifest, settings)
+                settled.result()
                 manifest[path.stem] = entry
-                files.write_json(hf_dir / MANIFEST, manifest)
-            progress.update()
-    progress.close()
-    _write_cards(paths, hf_dir, manifest, settings)
+                settled = behind.submit(_settle, hf_dir, path.stem, manifest)
+            settled.result()
+        _write_cards(paths, hf_dir, manifest, settings)
     worst = max(manifest[path.stem]["max_logit_difference"] for path in paths)
     print(
         f"{len(paths)} checkpoints are exported in {hf_dir}; transformers gives the same logits "
@@ -86,20 +89,30 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     return {path.stem: manifest[path.stem] for path in paths}
 
 
+def _settle(hf_dir: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Give a finished export its place, and then its entry in the manifest."""
+    files.settle_folder(hf_dir / (name + files.TEMPORARY), hf_dir / name)
+    files.write_json(hf_dir / MANIFEST, manifest)
+
+
 def _sha256_of_whole(path: Path) -> str:
     checkpoint.require_whole(path)
     return files.sha256(path)
 
 
-def _export(path: Path, sha256: str, hf_dir: Path, dtype: str) -> dict[str, Any]:
-    """Export one checkpoint; its entry of the manifest."""
+def _export(
+    path: Path, sha256: str, hf_dir: Path, manifest: dict[str, Any], settings: Settings
+) -> dict[str, Any]:
+    """Export one checkpoint to a temporary folder; its entry of the manifest."""
     loaded = checkpoint.load(path)
-    difference, hashes = export.write_folder(loaded, path, hf_dir / path.stem, dtype)
+    with files.temporary_folder(hf_dir / path.stem) as folder:
+        difference, hashes = export.write_folder(loaded, path, folder, settings.export_dtype)
+        _require_new_weights(path.stem, hashes, manifest)
     return {
         "source_sha256": sha256,
         "step": loaded.step,
         "val_loss": loaded.val_loss,
-        "dtype": dtype,
+        "dtype": settings.export_dtype,
         "settings": loaded.settings,
         "max_logit_difference": difference,
         "files": hashes,
@@ -260,19 +273,18 @@ def _without_card(hashes: dict[str, str]) -> dict[str, str]:
 
 def _forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
     """Remove an export that is not of the present checkpoint: nobody is to load it."""
-    if manifest.pop(name, None) is not None:
-        files.write_json(hf_dir / MANIFEST, manifest)
+    del manifest[name]
+    files.write_json(hf_dir / MANIFEST, manifest)
     shutil.rmtree(hf_dir / name, ignore_errors=True)
 
 
-def _require_new_weights(entry: dict[str, Any], folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise UserError, and remove the export, if another step has the very same weights."""
-    for name, other in manifest.items():
-        if other["files"][export.WEIGHTS] == entry["files"][export.WEIGHTS]:
-            shutil.rmtree(folder)
+def _require_new_weights(name: str, hashes: dict[str, str], manifest: dict[str, Any]) -> None:
+    """Raise UserError if another step has the very same weights."""
+    for other, entry in manifest.items():
+        if entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
             raise UserError(
-                f"{folder.name}.pt has the same weights as {name}.pt: a copy, or steps that "
-                "changed nothing. Delete the wrong one of the two."
+                f"{name}.pt has the same weights as {other}.pt: a copy, or steps that changed "
+                "nothing. Delete the wrong one of the two."
             )
 
 

@@ -30,34 +30,34 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 def write_folder(
     loaded: Checkpoint, path: Path, folder: Path, dtype: str = "float32"
 ) -> tuple[float, dict[str, str]]:
-    """Write one checkpoint as a transformers folder, and compare the two models' logits.
+    """Write one checkpoint into an empty folder for transformers, and compare the two's logits.
 
     path: of the checkpoint, for messages. dtype: of the weights. Returns the largest absolute
-    difference of logits, and the SHA-256 of each file. Raises UserError, and leaves no folder, if
-    the difference is above TOLERANCE.
+    difference of logits, and the SHA-256 of each file. Raises UserError if the difference is
+    above TOLERANCE.
     """
     model = checkpoint.build_model(loaded, path)
-    with files.atomic_folder(folder) as temporary, ThreadPoolExecutor(1) as meanwhile:
-        weights = transformers_weights(model, getattr(torch, dtype))
-        # transformers 4.44 cannot load a file without this metadata.
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
-        if dtype != "float32":
-            model = _from_transformers_weights(weights, model.config)
-        del weights  # before transformers' copy is there: never more than two
-        _write_json(temporary / "config.json", transformers_config(model.config, dtype))
-        end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
-        _write_json(temporary / "generation_config.json", end)
-        markers = list(loaded.data["markers"])
-        tokenizer.write_transformers_files(temporary, markers, model.config.block_size)
-        sums = meanwhile.submit(hashes, temporary)
-        difference = logit_difference(model, temporary)
-        if not difference <= TOLERANCE:  # also when it is NaN
-            raise UserError(
-                f"{path}: transformers gives other logits than this model (largest difference "
-                f"{difference:.3g}, at most {TOLERANCE} expected). No export was written."
-            )
-        return difference, sums.result()
+    weights = transformers_weights(model, getattr(torch, dtype))
+    # transformers 4.44 cannot load a file without this metadata.
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
+    if dtype != "float32":
+        model = _from_transformers_weights(weights, model.config)
+    del weights  # before transformers' copy is there: never more than two
+    _write_json(folder / "config.json", transformers_config(model.config, dtype))
+    end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
+    _write_json(folder / "generation_config.json", end)
+    markers = list(loaded.data["markers"])
+    tokenizer.write_transformers_files(folder, markers, model.config.block_size)
+    with ThreadPoolExecutor(1) as meanwhile:
+        sums = meanwhile.submit(hashes, folder)
+        difference = logit_difference(model, folder)
+    if not difference <= TOLERANCE:  # also when it is NaN
+        raise UserError(
+            f"{path}: transformers gives other logits than this model (largest difference "
+            f"{difference:.3g}, at most {TOLERANCE} expected). No export was written."
+        )
+    return difference, sums.result()
 
 
 def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:

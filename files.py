@@ -40,20 +40,32 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Make a temporary folder that becomes `path` (replacing it) when the block ends well."""
+    with temporary_folder(path) as temporary:
+        yield temporary
+        settle_folder(temporary, path)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path` that is removed if the block ends with an error."""
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _named(error, path)
+
+
+def settle_folder(temporary: Path, path: Path) -> None:
+    """Wait until a temporary folder is on disk, and give it its name."""
+    for file in temporary.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
     _sync_folder(path.parent)
 
 

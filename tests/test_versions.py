@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
-from test_convert_to_hf import made_up
+from test_convert_to_hf import made_up, write_folder
 
 import checkpoint
-from export import write_folder
 from tokenizer import Tokenizer
 
 MARKER = "🅁"
