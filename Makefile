@@ -3,13 +3,14 @@
 #   make demo       the whole path on a small corpus: prepare, train, export, generate
 #   make test       the tests; make test-slow: those that take minutes
 #   make lint       style
+#   make bench      speed and memory, side by side
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 DEMO := config/demo_partial_reverse.py
 
-.PHONY: install demo test test-slow lint clean-demo
+.PHONY: install demo test test-slow lint bench clean-demo
 
 install: $(VENV)/.installed
 
@@ -28,6 +29,9 @@ test-slow: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+
+bench: $(VENV)/.installed
+	$(RUN)/python bench.py
 
 clean-demo:
 	rm -rf data/demo_* out/demo_*

@@ -58,8 +58,7 @@ class _HeadLoss(torch.autograd.Function):
             total += ((normalizer - logits.gather(1, picked)).squeeze(1) * counts).sum()
             if needs_gradient:
                 # Not yet divided by the number of targets: fp16 would lose small ones.
-                gradient = logits.sub_(normalizer).exp_()
-                gradient.scatter_add_(1, picked, -torch.ones_like(picked, dtype=gradient.dtype))
+                gradient = _minus_one_hot(logits.sub_(normalizer).exp_(), picked)
                 gradient = gradient.mul_(counts.unsqueeze(1)).to(dtype)
                 hidden_grads.append(gradient @ words)
                 if dtype == weight_grad.dtype:
@@ -76,3 +75,10 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad, weight_grad, count = ctx.saved_tensors
         scale = grad_output / count
         return hidden_grad.to(scale.dtype) * scale, weight_grad * scale, None, None, None, None
+
+
+def _minus_one_hot(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """values (n, V) less 1 at one place of each row; places (n, 1). May change `values`."""
+    if torch.compiler.is_compiling():  # fused with its neighbours; a scatter is not
+        return values - (torch.arange(values.shape[1], device=values.device) == places).float()
+    return values.scatter_add_(1, places, -torch.ones_like(places, dtype=values.dtype))
