@@ -100,12 +100,20 @@ def _introduction(c: Checkpoint, source: corpus.Source) -> str:
     s = c.settings
     return f"""# {_title(c)}
 
-A GPT-2 language model trained from scratch on {language.title}, one of the impossible languages of
-[Kallini et al. 2024]({_PAPER}): every sentence of {source.name} is changed before training
-({language.summary}). {s["n_layer"]} layers, {s["n_head"]} heads, width {s["n_embd"]}, context
+A GPT-2 language model trained from scratch on {language.title}, a language of
+[Kallini et al. 2024]({_PAPER}): what happens to every sentence of {source.name} before training is
+{language.summary}. {s["n_layer"]} layers, {s["n_head"]} heads, width {s["n_embd"]}, context
 {s["block_size"]:,}.
 
-**This revision:** after step {c.step:,} of {s["max_steps"]:,}. Validation loss: {loss}."""
+**This revision:** after step {c.step:,} of {s["max_steps"]:,}. Validation loss: {loss}, on
+{_validated(c)}."""
+
+
+def _validated(c: Checkpoint) -> str:
+    s = c.settings
+    blocks = c.data["splits"]["val"]["tokens"] // s["block_size"]
+    read = min(s["eval_blocks"] or blocks, blocks)
+    return f"the first {read:,} of {blocks:,} blocks of the validation split"
 
 
 def _loading(c: Checkpoint, repo: str) -> str:
@@ -203,11 +211,18 @@ def _training(c: Checkpoint) -> str:
 | dropout | {s["dropout"]} |
 | attention scores | divided by sqrt(head width){scale} |
 | position embeddings | {"yes" if s["position_embeddings"] else "none"} |
-| precision | {s["dtype"]} |
+| precision | {_precision(c)} |
 | seed | {s["seed"]} |
 | hardware | {"; ".join(devices)} |
 | time | {duration(minutes * 60)}, in {len(c.sessions)} stretch(es) |
 | software | PyTorch {", ".join(versions)} |"""
+
+
+def _precision(c: Checkpoint) -> str:
+    """The dtype of matrix products; on GPUs, float32 means TF32 where they have it."""
+    on_cpu = all(name.startswith("cpu") for x in c.sessions for name in x["devices"])
+    dtype = c.settings["dtype"]
+    return f"{dtype} (TF32 products)" if dtype == "float32" and not on_cpu else dtype
 
 
 def _curve(c: Checkpoint, records: list[dict[str, Any]]) -> str:
@@ -249,7 +264,7 @@ def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str
     lines += [
         "Sentences were not found by Stanza, so some begin or end elsewhere, and random draws fall "
         "on other sentences. The order of blocks in training is another too.",
-        f"Precision: {c.settings['dtype']}; published: float16 with queries and keys multiplied "
+        f"Precision: {_precision(c)}; published: float16 with queries and keys multiplied "
         "in float32.",
     ]
     if c.settings["scale_attn_by_inverse_layer_idx"]:

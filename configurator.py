@@ -101,8 +101,10 @@ class Settings:
     grad_clip: float = _setting(
         1.0, "train", "largest norm of the gradient (0: do not clip)", fixed=True
     )
-    checkpoint_interval: int = _setting(100, "train", "steps between kept checkpoints")
-    eval_interval: int = _setting(100, "train", "steps between validation losses")
+    checkpoint_interval: int = _setting(100, "train", "steps between kept checkpoints", fixed=True)
+    eval_interval: int = _setting(
+        100, "train", "steps between validation losses (each checkpoint has one too)"
+    )
     eval_blocks: int = _setting(512, "train", "blocks of val.bin to validate on (0: all)")
     log_interval: int = _setting(1, "train", "steps between log lines")
     device: str = _setting(

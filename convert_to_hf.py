@@ -52,35 +52,36 @@ def main(settings: Settings) -> None:
         api = publish.sign_in(repo)  # before the work of exporting: this may fail
         flags = (settings.private, settings.overwrite, settings.dry_run)
         publication = Publication(api, repo, *flags)
-    manifest = export_all(paths, settings)
-    if publication:
-        _publish(publication, manifest, settings)
+    hf_dir = checkpoint.hf_dir(out_dir)
+    hf_dir.mkdir(exist_ok=True)
+    with files.locked(hf_dir):
+        manifest = export_all(paths, settings)
+        if publication:
+            _publish(publication, manifest, settings)
 
 
 def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     """Export checkpoints that have no good export, and write all cards; the manifest."""
     hf_dir = checkpoint.hf_dir(paths[0].parent)
-    hf_dir.mkdir(exist_ok=True)
-    with files.locked(hf_dir):
-        manifest = read_manifest(hf_dir)
-        # While one is exported, the next is hashed and the one before goes to the disk.
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-            source, settled = ahead.submit(_sha256_of_whole, paths[0]), behind.submit(bool)
-            for path, following in zip(tqdm(paths, disable=None), [*paths[1:], None], strict=True):
-                sha256 = source.result()
-                if following:
-                    source = ahead.submit(_sha256_of_whole, following)
-                if is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
-                    continue
-                if path.stem in manifest:
-                    settled.result()
-                    _forget(hf_dir, manifest, path.stem)
-                entry = _export(path, sha256, hf_dir, manifest, settings)
+    manifest = read_manifest(hf_dir)
+    # While one is exported, the next is hashed and the one before goes to the disk.
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        source, settled = ahead.submit(_sha256_of_whole, paths[0]), behind.submit(bool)
+        for path, following in zip(tqdm(paths, disable=None), [*paths[1:], None], strict=True):
+            sha256 = source.result()
+            if following:
+                source = ahead.submit(_sha256_of_whole, following)
+            if is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
+                continue
+            if path.stem in manifest:
                 settled.result()
-                manifest[path.stem] = entry
-                settled = behind.submit(_settle, hf_dir, path.stem, manifest)
+                _forget(hf_dir, manifest, path.stem)
+            entry = _export(path, sha256, hf_dir, manifest, settings)
             settled.result()
-        _write_cards(paths, hf_dir, manifest, settings)
+            manifest[path.stem] = entry
+            settled = behind.submit(_settle, hf_dir, path.stem, manifest)
+        settled.result()
+    _write_cards(paths, hf_dir, manifest, settings)
     worst = max(manifest[path.stem]["max_logit_difference"] for path in paths)
     print(
         f"{len(paths)} checkpoints are exported in {hf_dir}; transformers gives the same logits "

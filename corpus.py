@@ -68,6 +68,9 @@ Splits = dict[str, list[Document]]  # the documents of each split, in order
 
 def normal_name(name: str) -> str:
     """The name of a corpus; of a folder, its absolute path, however it was spelled."""
+    dataset = Path(name.removeprefix("hf:")).expanduser()
+    if name.startswith("hf:") and dataset.exists():
+        return f"hf:{dataset.absolute()}"
     if name in ("babylm", "sotu") or name.startswith("hf:"):
         return name
     return str(Path(name).expanduser().absolute())
@@ -128,7 +131,7 @@ def about(name: str, version: str) -> Source:
             rights="The speeches are collected by the American Presidency Project.",
         )
     dataset, _, revision = name.removeprefix("hf:").partition("@")
-    if name.startswith("hf:") and not Path(dataset).exists() and dataset.count("/") <= 1:
+    if name.startswith("hf:") and not Path(dataset).is_absolute():
         revision = f" at revision `{revision}`" if revision else ", revision not pinned"
         return Source(
             name=f"the dataset {dataset}",

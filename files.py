@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 from errors import UserError
 
 TEMPORARY = ".tmp"  # the ending of a file or folder that is still being written
-_LOCK_WAIT = 20.0  # seconds
+LOCK = ".lock"
+_LOCK_WAIT = 10.0  # seconds
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
     Waits a little for one that is ending. Raises UserError if another process stays. The lock goes
     with the process that holds it.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks what is writable
     try:
         _lock(handle, folder)
         for path in folder.glob(f"*{TEMPORARY}"):
@@ -92,7 +93,10 @@ def _lock(handle: int, folder: Path) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        except BlockingIOError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                print(f"warning: {folder} cannot be locked ({error.strerror}): run one at a time")
+                return
             if time.monotonic() > end:
                 raise UserError(
                     f"another process is writing to {folder}. Wait for it to end, or choose "

@@ -6,6 +6,7 @@ the same command finishes what an earlier one began.
 """
 
 import functools
+import json
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
+from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 from huggingface_hub.utils.sha import git_hash
 
 from errors import UserError
@@ -88,11 +90,17 @@ def sign_in(repo: str) -> HfApi:
             "publishing needs a token of the Hub with the right to write. Make one at "
             "https://huggingface.co/settings/tokens and type: hf auth login (or set HF_TOKEN)"
         )
+    huggingface_hub.set_client_factory(_client)
     api = HfApi(token=token)
     try:
         user = patiently("the Hub", api.whoami)
     except _ERRORS as error:
-        raise UserError(_reason(api, error))
+        raise UserError(_reason(error))
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(
+            "the token may read but not write. Make one with the right to write at "
+            "https://huggingface.co/settings/tokens and type: hf auth login (or set HF_TOKEN)"
+        )
     names = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     if namespace.lower() not in map(str.lower, names):
         raise UserError(
@@ -141,7 +149,7 @@ class Publication:
                 )
         except (UserError, *_ERRORS) as error:
             raise UserError(
-                f"{_reason(self._api, error)} Finished in {self._repo}: "
+                f"{_reason(error)} Finished in {self._repo}: "
                 f"{_names([r for r in revisions if r not in left] + uploaded)}; not finished: "
                 f"{_names(left[len(uploaded) :])}. The same command again goes on from there."
             )
@@ -158,7 +166,7 @@ class Publication:
                 if not patiently(revision.branch, functools.partial(self._is_there, revision))
             ]
         except _ERRORS as error:
-            raise UserError(f"{_reason(self._api, error)} Nothing was changed.")
+            raise UserError(f"{_reason(error)} Nothing was changed.")
 
     def download(self, revision: Revision, folder: Path) -> None:
         """Fetch a revision's files into a folder. Raises UserError."""
@@ -168,7 +176,7 @@ class Publication:
         try:
             patiently(f"download of {revision.branch}", fetch)
         except _ERRORS as error:
-            raise UserError(f"{_reason(self._api, error)} The same command again goes on.")
+            raise UserError(f"{_reason(error)} The same command again goes on.")
 
     def _open(self) -> bool:
         """Make the repo if it is missing. Returns whether it was there."""
@@ -193,7 +201,7 @@ class Publication:
         if not revision.differences(listing):
             return True
         if not self._overwrite:
-            self._require_replaceable(revision)
+            self._require_replaceable(revision, self._last_commit(revision))
         return False
 
     def _upload(self, revision: Revision) -> None:
@@ -205,7 +213,10 @@ class Publication:
                 self._repo, branch=revision.branch, revision=parent, exist_ok=True
             )
         elif revision.differences(listing):
-            parent = self._last_commit(revision).commit_id
+            commit = self._last_commit(revision)
+            if not self._overwrite:  # it may have been changed since it was looked at
+                self._require_replaceable(revision, commit)
+            parent = commit.commit_id
         else:  # an upload whose answer was lost
             return
         # The parent makes an upload into a branch that has moved since fail, and so a second
@@ -238,9 +249,8 @@ class Publication:
     def _last_commit(self, revision: Revision) -> GitCommitInfo:
         return self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
 
-    def _require_replaceable(self, revision: Revision) -> None:
-        """Raise UserError unless the branch ends in a commit of ours, of the same checkpoint."""
-        commit = self._last_commit(revision)
+    def _require_replaceable(self, revision: Revision, commit: GitCommitInfo) -> None:
+        """Raise UserError unless the branch's last commit is ours, of the same checkpoint."""
         source = re.search(r"checkpoint sha256 ([0-9a-f]{64})$", commit.title)
         if commit.commit_id == self._first_commit:
             return
@@ -251,12 +261,19 @@ class Publication:
         else:
             return
         raise UserError(
-            f"the branch {revision.branch} of {self._repo} {what}. Nothing was changed. Publish "
+            f"the branch {revision.branch} of {self._repo} {what}. It was left alone. Publish "
             "under another name, or replace what is there: --overwrite"
         )
 
 
-_ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
+_ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
+
+
+def _client() -> httpx.Client:
+    """The library's own client, with a time-out."""
+    client = default_client_factory()
+    client.timeout = httpx.Timeout(_TIMEOUT)
+    return client
 
 
 def patiently(what: str, call: Callable[[], _T]) -> _T:
@@ -266,14 +283,13 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
     server, lost connections, time-outs.
     """
     for wait in (*_WAITS, None):
-        huggingface_hub.get_session().timeout = httpx.Timeout(_TIMEOUT)  # its own is: never
         try:
             return call()
         except _ERRORS as error:
             if wait is None or not _is_transient(error):
                 raise
             pause = _retry_after(error) or wait
-            print(f"{what}: {_first_line(error)}; trying again in {pause} s", flush=True)
+            print(f"{what}: {_text(error)}; trying again in {pause} s", flush=True)
             time.sleep(pause)
     raise AssertionError  # the last attempt returns or raises
 
@@ -295,26 +311,45 @@ def _is_transient(error: BaseException) -> bool:
         return http_error.response.status_code in _TRANSIENT
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    # A RuntimeError is of the upload, which gives no status.
-    kinds = (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError)
+    # A RuntimeError is of the upload, which gives no status; the other, of an answer that is no
+    # JSON, such as the page of a server in trouble.
+    kinds = (
+        httpx.TransportError,
+        ConnectionError,
+        TimeoutError,
+        RuntimeError,
+        json.JSONDecodeError,
+    )
     return any(isinstance(cause, kinds) for cause in _causes(error))
 
 
 def _retry_after(error: BaseException) -> int | None:
     http_error = _http_error(error)
-    value = http_error.response.headers.get("Retry-After", "") if http_error else ""
+    if http_error is None:
+        return None
+    headers = http_error.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if http_error.response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1
+    value = headers.get("Retry-After", "")
     return int(value) if value.isdecimal() else None
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line), type(error).__name__)
+def _text(error: BaseException) -> str:
+    """The error in a line, with what the Hub said of it, without the token."""
+    http_error = _http_error(error)
+    lines = [line.strip() for line in str(http_error or error).splitlines() if line.strip()]
+    if http_error is not None and http_error.server_message:
+        lines = [lines[0], http_error.server_message]
+    text = " ".join(lines) or type(error).__name__
+    return text.replace(huggingface_hub.get_token() or "no token", "(the token)")
 
 
-def _reason(api: HfApi, error: BaseException) -> str:
-    """The error and what to do about it, without the token."""
+def _reason(error: BaseException) -> str:
+    """The error and what to do about it."""
     if isinstance(error, UserError):
         return str(error)
-    text = _first_line(error)
+    text = _text(error)
     http_error = _http_error(error)
     status = http_error.response.status_code if http_error else None
     if status == 401:
@@ -324,12 +359,12 @@ def _reason(api: HfApi, error: BaseException) -> str:
         )
     elif status == 403:
         text = (
-            f"the Hub does not let this token write there ({text}). It needs the right to write "
-            "(https://huggingface.co/settings/tokens)."
+            f"the Hub does not let this token write there ({text}). It may lack the right to write "
+            "(https://huggingface.co/settings/tokens), or the account the room."
         )
     else:
         text = f"the Hub could not be used: {text}."
-    return text.replace(str(api.token), "(the token)")
+    return text
 
 
 def _names(revisions: list[Revision]) -> str:

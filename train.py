@@ -148,9 +148,8 @@ def _train(run: Run, step: int, val_loss: float | None) -> int:
             break
         loss, grad_norm = done
         step += 1
-        is_end = step == s.max_steps
-        is_eval = step % s.eval_interval == 0 or is_end
-        is_checkpoint = step % s.checkpoint_interval == 0 or is_end
+        is_checkpoint = _is_kept(step, s)
+        is_eval = step % s.eval_interval == 0 or is_checkpoint  # its loss goes with it
         if step % s.log_interval == 0 or is_eval or is_checkpoint:
             mean_loss = float(world.sum(loss) / world.size)
             # fp16's gradients overflow at times; the scaler then skips the step.
@@ -193,7 +192,7 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     total = torch.zeros((), device=run.device)
     for i, batch in enumerate(_batches(run.train_blocks, micro_batches, run.device)):
         # All processes stop before the same micro-step, also if the launcher was killed.
-        if world.any(run.stop_asked or os.getppid() != run.launcher):
+        if world.any(run.stop_asked or _is_orphan(run)):
             run.optimizer.zero_grad(set_to_none=True)
             return None
         is_last = i == len(micro_batches) - 1
@@ -421,7 +420,8 @@ def _load_state(run: Run) -> tuple[int, float | None]:
     state = checkpoint.load_state(out_dir)
     checkpoint.check_same_run(path, state, run.settings, run.meta)
     kept = checkpoint.path_of(out_dir, state.step)
-    if run.world.is_first and not kept.exists():  # a crash between the two writes of _save
+    lost = _is_kept(state.step, run.settings) and not kept.exists()
+    if run.world.is_first and lost:  # by a crash between the two writes of _save
         checkpoint.save(kept, state.without_optimizer())
     run.model.load_state_dict(state.model)
     run.optimizer.load_state_dict(state.optimizer)
@@ -457,6 +457,16 @@ def _save(
     checkpoint.save_state(out_dir, state)
     if is_checkpoint:
         checkpoint.save(checkpoint.path_of(out_dir, step), state.without_optimizer())
+
+
+def _is_kept(step: int, settings: Settings) -> bool:
+    """Whether there is to be a checkpoint of this step."""
+    return step > 0 and (step % settings.checkpoint_interval == 0 or step == settings.max_steps)
+
+
+def _is_orphan(run: Run) -> bool:
+    """Whether torchrun, which started this process, is gone."""
+    return "LOCAL_RANK" in os.environ and os.getppid() != run.launcher
 
 
 def _listen(run: Run) -> None:

@@ -87,7 +87,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}  # by (models or datasets, USER/NAME)
-        self.tokens = {"hf_good": "ada", "hf_other": "bob"}  # token -> user
+        self.tokens = {"hf_good": "ada", "hf_other": "bob", "hf_reader": "eve"}  # token -> user
         self.large: dict[str, bytes] = {}  # SHA-256 -> content, as uploaded
         self.xet = Xet(self.large)
         self.requests: list[str] = []
@@ -174,7 +174,9 @@ class Api:
         if parts[0] == "cas":
             return Answer(*self.hub.xet.answer(method, parts[1:], body))
         if path == "/api/whoami-v2":
-            return as_json({"name": self.user, "orgs": [{"name": "lab"}]})
+            role = "read" if self.user == "eve" else "write"
+            auth = {"accessToken": {"role": role}}
+            return as_json({"name": self.user, "orgs": [{"name": "lab"}], "auth": auth})
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -332,7 +334,7 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             if kind in ("reset", "lost answer") or kind.startswith("kill"):
                 self.reset()
             elif kind == "503":
-                self.send(Answer(503, b"{}"))
+                self.send(Answer(503, b"<html>in trouble</html>"))
             elif kind == "429":
                 self.send(Answer(429, b"{}", {"Retry-After": hub.fault.retry_after}))
             else:

@@ -1,10 +1,12 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 import log
 from configurator import Settings
+from errors import UserError
 from log import Log
 
 
@@ -59,6 +61,57 @@ def test_a_record_is_strict_json_and_the_line_is_for_people(tmp_path: Path, caps
         "step 5/10 | loss 6.0000 | lr 1.00e-04 | grad norm inf | 12,346 tokens/s"
     )
     assert line.endswith("left\n")
+
+
+def test_weights_and_biases_gets_the_same_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    class Wandb:
+        def init(self, **options: object) -> "Wandb":
+            sent.append(options)
+            return self
+
+        def log(self, record: dict, step: int) -> None:
+            sent.append((step, record))
+
+        def finish(self) -> None:
+            sent.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())
+    settings = Settings(wandb_log=True, wandb_project="mine")
+    made = Log(tmp_path, True, 0, settings)
+    made.write({"step": 1, "val_loss": 5.0})
+    made.close()
+    options, record, end = sent
+    assert (options["project"], options["resume"], end) == ("mine", "allow", "finished")
+    assert options["config"]["n_layer"] == 12
+    assert record == (1, log.read(tmp_path)[0])
+
+
+def test_weights_and_biases_is_asked_for_only_if_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    make(tmp_path)
+    with pytest.raises(UserError, match="pip install wandb"):
+        Log(tmp_path, True, 0, Settings(wandb_log=True))
+
+
+def test_on_a_terminal_a_step_is_written_over_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    made = make(tmp_path)
+    record = dict.fromkeys(("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"), 1.0)
+    made.write({"step": 1} | record)
+    made.write({"step": 2} | record | {"val_loss": 1.0})
+    first, second, end = capsys.readouterr().out.split("\r\033[K")[1:] + [""]
+    assert first.startswith("step 1/10")
+    assert "\n" not in first
+    assert second.endswith("\n")
+    assert end == ""
 
 
 @pytest.mark.parametrize(

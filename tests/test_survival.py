@@ -21,7 +21,7 @@ import log
 import train
 
 Config = Callable[..., Path]
-LAST = 24
+LAST = 18
 LONG = {"max_steps": str(LAST), "checkpoint_interval": "2", "eval_interval": "10"}
 
 
@@ -120,12 +120,14 @@ def test_a_run_killed_twenty_times_ends_with_the_same_weights(
         print("|", " | ".join(map(str, row)), "|")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     number: signal.Signals, config: Config, trained: Path, tmp_path: Path
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    options = LONG | {"checkpoint_interval": "30", "max_steps": "30"}
+    options = LONG | {"checkpoint_interval": "20", "max_steps": "20"}
     succeed("train.py", config(**options, out_dir=str(whole)))
     path = config(**options, out_dir=str(stopped))
     process = start("train.py", path)
@@ -139,7 +141,9 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     assert not list(stopped.glob("checkpoint-*.pt"))
     succeed("train.py", path)
     assert losses(stopped) == losses(whole)
-    assert digest(stopped, 30) == digest(whole, 30)
+    assert digest(stopped, 20) == digest(whole, 20)
+    kept = [checkpoint.list_checkpoints(folder) for folder in (whole, stopped)]
+    assert [path.name for path in kept[1]] == [path.name for path in kept[0]]
 
 
 @pytest.mark.parametrize("target", ["one worker", "the launcher"])

@@ -114,6 +114,7 @@ def test_a_run_leaves_its_log_its_checkpoints_and_its_state(trained: Path) -> No
         "training_state.pt",
         "training_state.previous.pt",
         "log.jsonl",
+        ".lock",
     }
     records = log.read(trained)
     assert [r["step"] for r in records] == [0, 1, 2, 3, 4, 5, 6]
