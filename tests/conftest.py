@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -32,6 +33,11 @@ TINY = {
     "dtype": "float32",
     "compile": "false",
 }
+# A busy machine is no failure.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 # No test reaches beyond this machine, and none leaves traces in the user's caches.
 OFFLINE = {
     "HF_ENDPOINT": "http://127.0.0.1:9",
