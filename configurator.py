@@ -29,7 +29,7 @@ SEGMENTERS = ("sentencex", "line")
 def _setting(default: Any, read_by: str, text: str, *, fixed: bool = False) -> Any:
     """A field of Settings: who reads it, what it means, and whether a run may change it.
 
-    fixed: the trained weights depend on it, so a run cannot be resumed with another value.
+    fixed: a run cannot be resumed with another value: its weights or its series depend on it.
     """
     metadata = {"read_by": tuple(read_by.split()), "help": text, "fixed": fixed}
     return dataclasses.field(default=default, metadata=metadata)
@@ -148,7 +148,7 @@ class Settings:
 
     @classmethod
     def fixed(cls) -> list[str]:
-        """The names of the settings that trained weights depend on."""
+        """The names of the settings that a run cannot be resumed with another value of."""
         return [field.name for field in dataclasses.fields(cls) if field.metadata["fixed"]]
 
 

@@ -141,10 +141,10 @@ def about(name: str, version: str) -> Source:
         )
     digest = version.rpartition(" ")[2] if version.startswith("text files") else ""
     return Source(
-        name="a text of the author's own",
+        name="text from a local folder",
         description="Text from a folder"
         + (f" (SHA-256 over its files: `{digest}`)." if digest else "."),
-        rights="What the text is, and its licence, is the author's to tell.",
+        rights="What the text is, and its licence, is not recorded.",
     )
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors.torch import save_file
 
@@ -149,10 +150,13 @@ def logit_difference(model: GPT, folder: Path) -> float:
     """
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    uploads_show_progress = not huggingface_hub.utils.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()  # and the Hub's with it
     theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    if uploads_show_progress:
+        huggingface_hub.utils.enable_progress_bars()
     if found := {kind: names for kind, names in report.items() if names}:
         raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
     c = model.config

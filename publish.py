@@ -166,7 +166,7 @@ class Publication:
                 if not patiently(revision.branch, functools.partial(self._is_there, revision))
             ]
         except _ERRORS as error:
-            raise UserError(f"{_reason(error)} Nothing was changed.")
+            raise UserError(f"{_reason(error)} No revision was changed.")
 
     def download(self, revision: Revision, folder: Path) -> None:
         """Fetch a revision's files into a folder. Raises UserError."""
@@ -200,7 +200,7 @@ class Publication:
             return False
         if not revision.differences(listing):
             return True
-        if not self._overwrite:
+        if not self._overwrite and not _is_empty(listing):
             self._require_replaceable(revision, self._last_commit(revision))
         return False
 
@@ -214,7 +214,9 @@ class Publication:
             )
         elif revision.differences(listing):
             commit = self._last_commit(revision)
-            if not self._overwrite:  # it may have been changed since it was looked at
+            if not self._overwrite and not _is_empty(
+                listing
+            ):  # it may have been changed since it was looked at
                 self._require_replaceable(revision, commit)
             parent = commit.commit_id
         else:  # an upload whose answer was lost
@@ -252,8 +254,6 @@ class Publication:
     def _require_replaceable(self, revision: Revision, commit: GitCommitInfo) -> None:
         """Raise UserError unless the branch's last commit is ours, of the same checkpoint."""
         source = re.search(r"checkpoint sha256 ([0-9a-f]{64})$", commit.title)
-        if commit.commit_id == self._first_commit:
-            return
         if source is None:
             what = f"was changed by hand (last commit: {commit.title!r})"
         elif source[1] != revision.source_sha256:
@@ -274,6 +274,11 @@ def _client() -> httpx.Client:
     client = default_client_factory()
     client.timeout = httpx.Timeout(_TIMEOUT)
     return client
+
+
+def _is_empty(listing: list[RepoFile]) -> bool:
+    """Whether a branch holds nothing but what the Hub itself put there."""
+    return all(file.path in _OF_THE_HUB for file in listing)
 
 
 def patiently(what: str, call: Callable[[], _T]) -> _T:
