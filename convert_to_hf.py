@@ -64,6 +64,8 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     """Export checkpoints that have no good export, and write all cards; the manifest."""
     hf_dir = checkpoint.hf_dir(paths[0].parent)
     manifest = read_manifest(hf_dir)
+    for name in manifest.keys() - {path.stem for path in paths}:  # of checkpoints that are gone
+        _forget(hf_dir, manifest, name)
     # While one is exported, the next is hashed and the one before goes to the disk.
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
         source, settled = ahead.submit(_sha256_of_whole, paths[0]), behind.submit(bool)
@@ -180,8 +182,8 @@ def _try_one(publication: Publication, revision: Revision, settings: Settings) -
     if not difference <= export.TOLERANCE:
         raise UserError(
             f"the revision {revision.branch} of {settings.push_to_hub}, downloaded, gives other "
-            f"logits than {path} (largest difference {difference:.3g}). Publish it again with "
-            "--overwrite"
+            f"logits than {path} (largest difference {difference:.3g}). Delete that branch on "
+            "the Hub, and type the same command again."
         )
     print(f"{revision.branch}, downloaded, gives the logits of {path} (to {difference:.1e})")
 
