@@ -64,7 +64,7 @@ def _metadata(c: Checkpoint, source: corpus.Source, license_name: str, repo: str
     """The YAML that the Hub reads."""
     slug = c.data["language"].replace("_", "-")
     variant = "" if c.settings["position_embeddings"] else "-no-pos"
-    perplexity = c.val_loss is not None and EvalResult(
+    perplexity = EvalResult(
         task_type="text-generation",
         task_name="Language modelling",
         dataset_type=source.dataset or slug,
@@ -82,7 +82,7 @@ def _metadata(c: Checkpoint, source: corpus.Source, license_name: str, repo: str
         pipeline_tag="text-generation",
         tags=["gpt2", "impossible-languages", slug, *source.tags],
         datasets=[source.dataset] if source.dataset else None,
-        eval_results=[perplexity] if perplexity else None,
+        eval_results=[perplexity],
     )
     return data.to_yaml()
 
@@ -94,9 +94,7 @@ def _title(c: Checkpoint) -> str:
 
 def _introduction(c: Checkpoint, source: corpus.Source) -> str:
     language = perturb.get(c.data["language"])
-    loss = "not measured"
-    if c.val_loss is not None:
-        loss = f"{c.val_loss:.4f} nats per token (perplexity {math.exp(c.val_loss):,.2f})"
+    loss = f"{c.val_loss:.4f} nats per token (perplexity {math.exp(c.val_loss):,.2f})"
     s = c.settings
     return f"""# {_title(c)}
 
@@ -214,7 +212,7 @@ def _training(c: Checkpoint) -> str:
 | precision | {_precision(c)} |
 | seed | {s["seed"]} |
 | hardware | {"; ".join(devices)} |
-| time | {duration(minutes * 60)}, in {len(c.sessions)} stretch(es) |
+| time | {duration(minutes * 60)}, begun or taken up {len(c.sessions)} x |
 | software | PyTorch {", ".join(versions)} |"""
 
 
@@ -222,11 +220,8 @@ def _precision(c: Checkpoint) -> str:
     """The dtype of matrix products; on GPUs, float32 means TF32 where they have it."""
     on_cpu = all(name.startswith("cpu") for x in c.sessions for name in x["devices"])
     dtype = c.settings["dtype"]
-    return (
-        f"{dtype} (TF32 products where the GPU has them)"
-        if dtype == "float32" and not on_cpu
-        else dtype
-    )
+    note = "" if on_cpu or dtype != "float32" else " (TF32 products where the GPU has them)"
+    return dtype + note
 
 
 def _curve(c: Checkpoint, records: list[dict[str, Any]]) -> str:
@@ -261,7 +256,7 @@ def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str
     changed = [
         f"{name} = {value} (published: {getattr(published, name)})"
         for name, value in c.settings.items()
-        if name in _FIXED and name not in _FREE and value != getattr(published, name)
+        if name in Settings.fixed() and name not in _FREE and value != getattr(published, name)
     ]
     if changed:
         lines.append(f"**Other settings:** {', '.join(changed)}.")
@@ -284,9 +279,6 @@ def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str
     return "## How this differs from the published models\n\n" + "\n".join(
         f"- {line}" for line in lines
     )
-
-
-_FIXED = Settings.fixed()
 
 
 def _sources(source: corpus.Source, license_name: str) -> str:

@@ -34,7 +34,7 @@ class Checkpoint:
     model: dict[str, torch.Tensor]  # state_dict of a GPT, fp32
     settings: dict[str, Any]  # all of Settings, `auto` replaced by what was used
     data: dict[str, Any]  # meta.json of the data
-    val_loss: float | None  # the latest, in nats per token
+    val_loss: float  # in nats per token: of this step in a checkpoint, the latest in a state
     # The stretches of training so far, from each start or resume on: from_step, to_step, minutes,
     # devices (name -> processes), torch (version).
     sessions: list[dict[str, Any]]
@@ -85,8 +85,9 @@ def save_state(out_dir: Path, state: TrainingState) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, where it is looked at. Raises UserError if it is no file
-    of ours; damage to the weights themselves is found by `require_whole`.
+    """Read a checkpoint onto the CPU, each part of it when it is looked at.
+
+    Raises UserError if it is no file of ours; a wrong byte in a weight is for `require_whole`.
     """
     try:
         return _load(path, Checkpoint, mmap=True)
@@ -103,8 +104,9 @@ def require_whole(path: Path) -> None:
 
 
 def load_state(out_dir: Path) -> TrainingState:
-    """Read the training state onto the CPU. Raises UserError if it is damaged, naming the newest
-    good one.
+    """Read the training state onto the CPU.
+
+    Raises UserError if it is damaged, naming the newest good one.
     """
     path = out_dir / STATE
     try:

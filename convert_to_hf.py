@@ -33,7 +33,7 @@ from publish import Publication, Revision
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published.json"
-_DOWNLOAD = "download.tmp"
+_DOWNLOAD = "download" + files.TEMPORARY
 
 
 def main(settings: Settings) -> None:
@@ -68,7 +68,8 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
         _forget(hf_dir, manifest, name)
     # While one is exported, the next is hashed and the one before goes to the disk.
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        source, settled = ahead.submit(_sha256_of_whole, paths[0]), behind.submit(bool)
+        source = ahead.submit(_sha256_of_whole, paths[0])
+        settled = behind.submit(int)  # nothing yet
         for path, following in zip(tqdm(paths, disable=None), [*paths[1:], None], strict=True):
             sha256 = source.result()
             if following:

@@ -114,9 +114,8 @@ def about(name: str, version: str) -> Source:
     if name == "babylm":
         return Source(
             name="the BabyLM corpus (2023, strict track, 100M words)",
-            description=f"The BabyLM corpus of 2023, strict track: 100M words of ten genres for "
-            f"training, its dev and test sets beside them, from `{BABYLM_REPO}` at commit "
-            f"`{BABYLM_COMMIT[:12]}`.",
+            description="The BabyLM corpus of 2023, strict track: 100M words of ten genres for "
+            f"training, its dev and test sets beside them, `{version}`.",
             rights="The texts of BabyLM have licences of their own.",
             dataset=BABYLM_REPO,
             tags=("babylm",),

@@ -45,14 +45,16 @@ class Revision:
     folder: Path
     files: dict[str, str]  # name -> SHA-256, all files of the folder
     step: int
-    val_loss: float | None  # nats per token
+    val_loss: float  # nats per token
     source_sha256: str  # of the checkpoint file that it was made from
 
     @property
     def title(self) -> str:
         """The commit's message, which also tells whose commit it is."""
-        loss = "not measured" if self.val_loss is None else f"{self.val_loss:.4f}"
-        return f"Step {self.step}, validation loss {loss}, checkpoint sha256 {self.source_sha256}"
+        return (
+            f"Step {self.step}, validation loss {self.val_loss:.4f}, "
+            f"checkpoint sha256 {self.source_sha256}"
+        )
 
     def differences(self, listing: list[RepoFile]) -> list[str]:
         """What a revision's files on the Hub do not share with the export, in words."""
@@ -200,8 +202,7 @@ class Publication:
             return False
         if not revision.differences(listing):
             return True
-        if not self._overwrite and not _is_empty(listing):
-            self._require_replaceable(revision, self._last_commit(revision))
+        self._replaceable(revision, listing)
         return False
 
     def _upload(self, revision: Revision) -> None:
@@ -213,12 +214,8 @@ class Publication:
                 self._repo, branch=revision.branch, revision=parent, exist_ok=True
             )
         elif revision.differences(listing):
-            commit = self._last_commit(revision)
-            if not self._overwrite and not _is_empty(
-                listing
-            ):  # it may have been changed since it was looked at
-                self._require_replaceable(revision, commit)
-            parent = commit.commit_id
+            # Asked again: it may have been changed since the plan.
+            parent = self._replaceable(revision, listing).commit_id
         else:  # an upload whose answer was lost
             return
         # The parent makes an upload into a branch that has moved since fail, and so a second
@@ -248,18 +245,23 @@ class Publication:
     def _first_commit(self) -> str:
         return self._api.list_repo_commits(self._repo)[-1].commit_id
 
-    def _last_commit(self, revision: Revision) -> GitCommitInfo:
-        return self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
+    def _replaceable(self, revision: Revision, listing: list[RepoFile]) -> GitCommitInfo:
+        """The last commit of a branch whose files may be replaced.
 
-    def _require_replaceable(self, revision: Revision, commit: GitCommitInfo) -> None:
-        """Raise UserError unless the branch's last commit is ours, of the same checkpoint."""
+        That is one of ours, of the same checkpoint; or the branch is as it was made. Raises
+        UserError for any other, unless the settings allow it.
+        """
+        commit = self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
+        is_new = revision.branch != "main" and commit.commit_id == self._first_commit
+        if self._overwrite or is_new or _is_empty(listing):
+            return commit
         source = re.search(r"checkpoint sha256 ([0-9a-f]{64})$", commit.title)
         if source is None:
             what = f"was changed by hand (last commit: {commit.title!r})"
         elif source[1] != revision.source_sha256:
             what = f"holds another checkpoint ({commit.title!r}, here {revision.source_sha256})"
         else:
-            return
+            return commit
         raise UserError(
             f"the branch {revision.branch} of {self._repo} {what}. It was left alone. Publish "
             "under another name, or replace what is there: --overwrite"

@@ -22,7 +22,6 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def open_run(settings: Settings, world: World) -> Run:
     )
 
 
-def _train(run: Run, step: int, val_loss: float | None) -> int:
+def _train(run: Run, step: int, val_loss: float) -> int:
     """The loop: from `step` to max_steps, or to where a signal stops it. Returns the last step."""
     s, world = run.settings, run.world
     log = Log(Path(s.out_dir), world.is_first, step, s)
@@ -150,7 +149,7 @@ def _train(run: Run, step: int, val_loss: float | None) -> int:
         step += 1
         is_checkpoint = _is_kept(step, s)
         is_eval = step % s.eval_interval == 0 or is_checkpoint  # its loss goes with it
-        if step % s.log_interval == 0 or is_eval or is_checkpoint:
+        if step % s.log_interval == 0 or is_eval:
             mean_loss = float(world.sum(loss) / world.size)
             # fp16's gradients overflow at times; the scaler then skips the step.
             norm = 0.0 if s.dtype == "float16" else float(grad_norm)
@@ -170,7 +169,7 @@ def _train(run: Run, step: int, val_loss: float | None) -> int:
             log.write(record)
         if is_checkpoint:
             _save(run, step, val_loss, log.minutes())
-        if is_eval or is_checkpoint:
+        if is_eval:
             log.pause_ends(step)
     else:
         log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {s.out_dir}")
@@ -190,11 +189,13 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     torch.manual_seed(_step_seed(s.seed, step, world.rank))
     micro_batches = tokens.micro_batches(_blocks(run, step), s.batch_size, world.rank, world.size)
     total = torch.zeros((), device=run.device)
-    for i, batch in enumerate(_batches(run.train_blocks, micro_batches, run.device)):
+    for i, indices in enumerate(micro_batches):
         # All processes stop before the same micro-step, also if the launcher was killed.
         if world.any(run.stop_asked or _is_orphan(run)):
             run.optimizer.zero_grad(set_to_none=True)
             return None
+        # A GPU still works on the micro-batch before while this one is fetched.
+        batch = _load(run.train_blocks, indices, run.device)
         is_last = i == len(micro_batches) - 1
         # Gradients of the processes meet in the last micro-step only.
         with contextlib.nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
@@ -217,17 +218,6 @@ def _blocks(run: Run, step: int) -> np.ndarray:
     return tokens.step_blocks(
         len(run.train_blocks), s.tokens_per_step // s.block_size, s.seed, step
     )
-
-
-def _batches(
-    blocks: np.ndarray, micro_batches: np.ndarray, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """The tokens of one micro-batch after another on the device, (B, T) int64.
-
-    On a GPU each is fetched while the device still works on the one before: nothing waits.
-    """
-    for indices in micro_batches:
-        yield _load(blocks, indices, device)
 
 
 @torch.no_grad()
@@ -392,7 +382,7 @@ def _require_finite(run: Run, step: int, **values: float) -> None:
             )
 
 
-def _resume(run: Run) -> tuple[int, float | None]:
+def _resume(run: Run) -> tuple[int, float]:
     """Load the training state, if there is one: the step it stands at, its validation loss.
 
     Raises UserError if it is damaged, of another run, or not the same for all processes.
@@ -407,7 +397,7 @@ def _resume(run: Run) -> tuple[int, float | None]:
     return step, val_loss
 
 
-def _load_state(run: Run) -> tuple[int, float | None]:
+def _load_state(run: Run) -> tuple[int, float]:
     out_dir = Path(run.settings.out_dir)
     path = out_dir / checkpoint.STATE
     if not path.exists():
@@ -416,7 +406,7 @@ def _load_state(run: Run) -> tuple[int, float | None]:
                 f"{out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to go on from. Start "
                 "anew in another folder with --out_dir=, or delete this one."
             )
-        return 0, None
+        return 0, math.nan  # not measured yet
     state = checkpoint.load_state(out_dir)
     checkpoint.check_same_run(path, state, run.settings, run.meta)
     kept = checkpoint.path_of(out_dir, state.step)
@@ -430,9 +420,7 @@ def _load_state(run: Run) -> tuple[int, float | None]:
     return state.step, state.val_loss
 
 
-def _save(
-    run: Run, step: int, val_loss: float | None, minutes: float, is_checkpoint: bool = True
-) -> None:
+def _save(run: Run, step: int, val_loss: float, minutes: float, is_checkpoint: bool = True) -> None:
     """Write the state to resume from, and then the checkpoint of this step; one process does.
 
     minutes: of training in this session. Raises UserError, and writes nothing, if a weight is not

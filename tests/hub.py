@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +34,8 @@ class Fault:
     # carried out, the client killed, the same after the request was carried out
     kind: str
     pid: int = 0  # of the client, for the kinds that kill it
-    retry_after: str = "0"  # seconds, of 429
+    # of a 429
+    headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "0"})
     request: str = ""  # that failed
 
     def next(self, request: str) -> str:
@@ -92,6 +93,7 @@ class Hub:
         self.xet = Xet(self.large)
         self.requests: list[str] = []
         self.fault: Fault | None = None
+        self.meanwhile: Callable[[str], None] = lambda request: None  # somebody else's doing
         self.url = ""
         self.lock = threading.Lock()
 
@@ -130,8 +132,8 @@ def blob_id(data: bytes) -> str:
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     """Serve a Hub on a free port while the block runs."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.hub = hub
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -315,74 +317,72 @@ def _mode(file: dict, commit: Commit | None) -> dict:
     return mode
 
 
-def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # small answers at once
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # small answers at once
 
-        def handle_any(self) -> None:
-            body = self.read_body()
-            user = hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
-            with hub.lock:
-                request = f"{self.command} {unquote(urlsplit(self.path).path)}"
-                hub.requests.append(request)
-                kind = hub.fault.next(request) if hub.fault else ""
-                if kind in ("", "lost answer", "kill after"):
-                    answer = self.answer_for(user, body)
-            if kind.startswith("kill"):
-                os.kill(hub.fault.pid, signal.SIGKILL)
-            if kind in ("reset", "lost answer") or kind.startswith("kill"):
-                self.reset()
-            elif kind == "503":
-                self.send(Answer(503, b"<html>in trouble</html>"))
-            elif kind == "429":
-                self.send(Answer(429, b"{}", {"Retry-After": hub.fault.retry_after}))
-            else:
-                self.send(answer)
+    def handle_any(self) -> None:
+        hub, body = self.server.hub, self.read_body()
+        user = hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        with hub.lock:
+            request = f"{self.command} {unquote(urlsplit(self.path).path)}"
+            hub.requests.append(request)
+            hub.meanwhile(request)
+            kind = hub.fault.next(request) if hub.fault else ""
+            if kind in ("", "lost answer", "kill after"):
+                answer = self.answer_for(user, body)
+        if kind.startswith("kill"):
+            os.kill(hub.fault.pid, signal.SIGKILL)
+        if kind in ("reset", "lost answer") or kind.startswith("kill"):
+            self.reset()
+        elif kind == "503":
+            self.send(Answer(503, b"<html>in trouble</html>"))
+        elif kind == "429":
+            self.send(Answer(429, b"{}", hub.fault.headers))
+        else:
+            self.send(answer)
 
-        do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
 
-        def answer_for(self, user: str | None, body: bytes) -> Answer:
-            sent = self.headers.get("Authorization")
-            of_store = self.path.startswith(("/cas", "/lfs"))
-            if sent and user is None and not of_store:
-                return Answer(401, b"{}", {"X-Error-Message": "Invalid credentials"})
-            return Api(hub, user).answer(self.command, self.path, body)
+    def answer_for(self, user: str | None, body: bytes) -> Answer:
+        sent = self.headers.get("Authorization")
+        of_store = self.path.startswith(("/cas", "/lfs"))
+        if sent and user is None and not of_store:
+            return Answer(401, b"{}", {"X-Error-Message": "Invalid credentials"})
+        return Api(self.server.hub, user).answer(self.command, self.path, body)
 
-        def read_body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            data = b""
-            while size := int(self.rfile.readline(), 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
             self.rfile.readline()
-            return data
+        self.rfile.readline()
+        return data
 
-        def send(self, answer: Answer) -> None:
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer.body)
+    def send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
-        def reset(self) -> None:
-            """Close the connection without a word."""
-            no_linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
-            self.close_connection = True
-            self.rfile.close()
-            self.wfile.close()
-            self.connection.close()
-            raise ConnectionResetError  # nothing more is said on it
+    def reset(self) -> None:
+        """Close the connection without a word."""
+        no_linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        self.close_connection = True
+        self.rfile.close()
+        self.wfile.close()
+        self.connection.close()
+        raise ConnectionResetError  # nothing more is said on it
 
-        def handle(self) -> None:
-            with contextlib.suppress(OSError):  # the client has gone
-                super().handle()
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # the client has gone
+            super().handle()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Handler
+    def log_message(self, *_: object) -> None:
+        pass

@@ -1,5 +1,6 @@
 """Publishing to a Hub on 127.0.0.1, with Xet and without it, with faults and mistakes."""
 
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, fail, succeed, write_config
-from hub import KINDS, Fault, Hub, serve
+from hub import KINDS, Fault, Hub, Repo, serve
 
 import checkpoint
 import publish
@@ -201,16 +202,32 @@ def survives(p: Publisher, fault: Fault, undisturbed: dict, cache: Path) -> list
     return codes
 
 
+def survived(
+    transfer: dict[str, str],
+    run: Path,
+    folder: Path,
+    chosen: Callable[[int], list[tuple[int, str]]],
+) -> Iterator[tuple[str, str, list[int]]]:
+    """For each fault that is chosen of a publication with so many requests, publish with it.
+
+    Yields the request, the kind of fault and the two exit codes.
+    """
+    cache = folder / "cache"
+    with publisher(transfer, run, folder) as p:
+        assert p.publish(cache) == 0, p.output.read_text()
+        requests, undisturbed = list(p.hub.requests), p.hub.state()
+        for at, kind in chosen(len(requests)):
+            yield requests[at], kind, survives(p, Fault(at, kind), undisturbed, cache)
+
+
 @TRANSFERS
 def test_a_publication_survives_a_fault_at_every_fifth_request(
     transfer: dict[str, str], two: Path, tmp_path: Path
 ) -> None:
-    with publisher(transfer, two, tmp_path) as p:
-        assert p.publish(tmp_path / "cache") == 0, p.output.read_text()
-        requests, undisturbed = list(p.hub.requests), p.hub.state()
-        for number, at in enumerate(range(0, len(requests), 5)):
-            fault = Fault(at, KINDS[number % len(KINDS)])
-            survives(p, fault, undisturbed, tmp_path / "cache")
+    def every_fifth(count: int) -> list[tuple[int, str]]:
+        return [(at, KINDS[at // 5 % len(KINDS)]) for at in range(0, count, 5)]
+
+    assert len(list(survived(transfer, two, tmp_path, every_fifth))) >= 10
 
 
 @pytest.mark.slow
@@ -219,15 +236,12 @@ def test_a_publication_survives_a_fault_at_every_fifth_request(
 def test_a_publication_survives_every_fault_at_every_request(
     transfer: dict[str, str], two: Path, tmp_path: Path
 ) -> None:
-    with publisher(transfer, two, tmp_path) as p:
-        assert p.publish(tmp_path / "cache") == 0, p.output.read_text()
-        requests, undisturbed = list(p.hub.requests), p.hub.state()
-        for at, request in enumerate(requests):
-            ends = []
-            for kind in KINDS:
-                codes = survives(p, Fault(at, kind), undisturbed, tmp_path / "cache")
-                ends.append("went on" if codes[0] == 0 else "run again")
-            print("|", re.sub(r"[0-9a-f]{64}", "HASH", request), "|", " | ".join(ends), "|")
+    def every(count: int) -> list[tuple[int, str]]:
+        return list(itertools.product(range(count), KINDS))
+
+    for request, kind, codes in survived(transfer, two, tmp_path, every):
+        end = "went on" if codes[0] == 0 else "run again"
+        print("|", re.sub(r"[0-9a-f]{64}", "HASH", request), "|", kind, "|", end, "|")
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +306,40 @@ def test_a_branch_changed_by_hand_is_left_alone_unless_told_otherwise(
     assert mistaken.publish(tmp_path / "cache", None, "--overwrite") == 0
     assert repo.history("checkpoint-2")[0].tree == wanted
     assert hub.state()["models", REPO]["main"] == complete["models", REPO]["main"]
+
+
+def test_a_branch_changed_by_hand_during_the_upload_is_left_alone(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    hub = mistaken.hub
+    repo = hub.repos["models", REPO]
+    repo.commit("checkpoint-2", repo.history("checkpoint-2")[0].title, {})  # to be filled again
+
+    def somebody(request: str) -> None:
+        if request.endswith("/preupload/checkpoint-2") and len(repo.history("checkpoint-2")) == 3:
+            repo.commit("checkpoint-2", "Add notes", {"notes.txt": (b"mine", False)})
+
+    hub.meanwhile = somebody
+    try:
+        assert mistaken.publish(tmp_path / "cache") == 1
+    finally:
+        hub.meanwhile = lambda request: None
+    assert "checkpoint-2 of ada/impossible was changed by hand" in mistaken.output.read_text()
+    assert repo.history("checkpoint-2")[0].tree == {"notes.txt": (b"mine", False)}
+
+
+def test_what_a_repo_began_with_is_asked_about_and_not_inherited(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """A repo made on the Hub's page, with a README in its first commit."""
+    repo = mistaken.hub.repos["models", "ada/made"] = Repo()
+    repo.commit("main", "initial commit", {"README.md": (b"mine", False)})
+    first = repo.branches["main"]
+    assert "the branch main of ada/made was changed by hand" in refused(repo="ada/made")
+    repo.branches["checkpoint-1"] = first  # as a kill after its making leaves it
+    assert "the branch main of ada/made" in refused(repo="ada/made")
+    assert mistaken.publish(tmp_path / "cache", None, "--overwrite", repo="ada/made") == 0
+    assert repo.history("checkpoint-1")[0].tree["README.md"][0] != b"mine"
 
 
 def test_the_series_of_another_run_is_left_alone(
@@ -360,9 +408,12 @@ def test_a_run_that_is_not_finished_is_not_published(two: Path, tmp_path: Path) 
 
 def test_the_hub_is_asked_again_when_it_says(mistaken: Publisher, tmp_path: Path) -> None:
     mistaken.forget()
-    fault = Fault(0, "429", retry_after="2")
-    assert mistaken.publish(tmp_path / "cache", fault) == 0
-    assert "trying again in 2 s" in mistaken.output.read_text()
+    for headers, said in (
+        ({"Retry-After": "2"}, "trying again in 2 s"),
+        ({"RateLimit": '"api";r=0;t=2'}, "trying again in 3 s"),
+    ):
+        assert mistaken.publish(tmp_path / "cache", Fault(0, "429", headers=headers)) == 0
+        assert said in mistaken.output.read_text()
 
 
 def test_a_hub_that_stays_out_of_order_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
