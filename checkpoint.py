@@ -153,9 +153,9 @@ def _check_sums(path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is damaged or no file of this program ({_reason(error)}). Delete it, and the "
-        "others can be exported. If it is the run's last, train.py then writes it again; an "
-        "earlier one comes back only by training anew in another --out_dir="
+        f"{path} is damaged or no file of this program ({_reason(error)}). If it is the "
+        "run's last, delete it: train.py writes it again. An earlier one comes back from a copy, "
+        "or by training anew in another --out_dir="
     )
 
 

@@ -221,7 +221,7 @@ def check_series(paths: list[Path], language: str) -> None:
         if checkpoint.path_of(path.parent, loaded.step) != path:
             raise UserError(
                 f"{path} holds step {loaded.step}: it was renamed or copied. Give it its name "
-                "back, or delete it."
+                "back, or delete the copy."
             )
         differences = checkpoint.run_differences(
             loaded.settings, loaded.data, last.settings, last.data
@@ -288,7 +288,8 @@ def _require_new_weights(name: str, hashes: dict[str, str], manifest: dict[str, 
         if entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
             raise UserError(
                 f"{name}.pt has the same weights as {other}.pt: a copy, or steps that changed "
-                "nothing. Delete the wrong one of the two."
+                "nothing. Put the right file back in place of the wrong one, or train anew in "
+                "another --out_dir="
             )
 
 

@@ -72,8 +72,9 @@ def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a folder, by name."""
-    return {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
+    """The SHA-256 of each file of a folder, by name; "" for what is no file."""
+    paths = sorted(folder.iterdir())
+    return {path.name: files.sha256(path) if path.is_file() else "" for path in paths}
 
 
 def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

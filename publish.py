@@ -185,8 +185,12 @@ class Publication:
         try:
             info = self._api.model_info(self._repo)
         except RepositoryNotFoundError:
-            if not self._dry_run:
+            kind = "private" if self._private else "public"
+            if self._dry_run:
+                print(f"{self._repo} does not exist: it would be made, {kind}")
+            else:
                 self._api.create_repo(self._repo, private=self._private, exist_ok=True)
+                print(f"{self._repo} is made, {kind}")
             return False
         if self._private and not info.private:
             raise UserError(

@@ -169,8 +169,10 @@ def test_good_exports_are_kept_and_others_made_again(out_dir: Path, tmp_path: Pa
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     (copy / "hf" / "checkpoint-6" / "merges.txt").unlink()
+    (copy / "hf" / "checkpoint-6" / "a folder").mkdir()
     succeed("convert_to_hf.py", f"--out_dir={copy}")
     assert damaged.read_bytes() == whole
+    assert not (copy / "hf" / "checkpoint-6" / "a folder").exists()
     assert (copy / "hf" / "checkpoint-6" / "merges.txt").exists()
 
     retrained = change(copy / "checkpoint-3.pt")

@@ -393,6 +393,7 @@ def test_a_dry_run_changes_nothing(
         assert f"a dry run: would be uploaded: {left}\n" in mistaken.output.read_text()
         assert hub.state() == before
         assert not any(r.startswith("POST") for r in hub.requests[-5:])
+    assert "ada/new does not exist: it would be made, public\n" in mistaken.output.read_text()
 
 
 def test_a_run_that_is_not_finished_is_not_published(two: Path, tmp_path: Path) -> None:
