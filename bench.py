@@ -2,9 +2,9 @@
 
     python bench.py              # what `make bench` types: about ten minutes on two cores
 
-GPT-2 Small at 1,024 tokens: this project's training step against transformers' GPT2LMHeadModel in
-the plainest loop, and against the matrix products alone, which nothing can be faster than. Each
-contender is a process of its own, so that its peak memory is its own, and does one step when
+GPT-2 Small at 1,024 tokens: train.py's own update against transformers' GPT2LMHeadModel in the
+plainest loop, and against the products with its weights alone, which nothing can be faster than.
+Each contender is a process of its own, so that its peak memory is its own, and does one step when
 it is its turn; the first of them, which compiles, is not counted.
 """
 
@@ -17,17 +17,23 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 import device as devices
+import perturb
+import tokenizer
+import tokens
 import train
 from configurator import Settings
-from model import GPT, GPTConfig, next_tokens
+from model import GPTConfig
 
 _REPEATS = 5
 _BATCH, _BLOCK = 4, 1024  # the micro-batch
@@ -38,21 +44,61 @@ _DROPOUTS = ("0.1", "0.0")  # as published, and without, where the CPU's fused a
 # What is measured: each function returns one that does a repetition and returns its seconds.
 
 
-def ours(dropout: str, batch_size: int = _BATCH) -> Callable[[], float]:
-    """A micro-step and update of this project, compiled."""
-    place = devices.pick_device("auto", devices.World())
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(dropout=float(dropout))).to(place)
-    optimizer = train.make_optimizer(model, Settings())
-    wrapped = torch.compile(model, dynamic=False)
-    if dist.is_initialized():
-        wrapped = torch.nn.parallel.DistributedDataParallel(wrapped, gradient_as_bucket_view=True)
-    batch = torch.randint(50257, (batch_size, _BLOCK), device=place)
-    return _step(lambda: wrapped(batch, next_tokens(batch)), model, optimizer, place)
+def ours(folder: str, dropout: str, batch_size: int = _BATCH) -> Callable[[], float]:
+    """train.py's own update, of one micro-batch for each process."""
+    world = devices.join_world()
+    settings = Settings(
+        data_dir=folder,
+        out_dir=folder,
+        tokens_per_step=batch_size * world.size * _BLOCK,
+        batch_size=batch_size,
+        dropout=float(dropout),
+        dtype=_DTYPE,
+    )
+    run = train.open_run(settings, world)
+    devices.connect(world, run.device)
+    train.wrap(run)
+
+    def step() -> float:
+        start = time.perf_counter()
+        train.update(run, 0, settings.learning_rate)
+        devices.synchronize(run.device)
+        return time.perf_counter() - start
+
+    return step
 
 
-def theirs(dropout: str) -> Callable[[], float]:
-    """The same with transformers' model in the plainest loop."""
+def _write_data(folder: Path) -> None:
+    """Write token files that hold random tokens."""
+    language = perturb.get(Settings().language)
+    markers = tokenizer.marker_ids(language.markers)
+    end = tokenizer.END_OF_TEXT_ID
+    rng = np.random.default_rng(0)
+    splits = {
+        split: {"sentences": 1, "dropped": 0}
+        | tokens.write_split(
+            tokens.path_of(folder, split), [rng.integers(end, size=8 * _BLOCK, dtype=np.uint16)]
+        )
+        for split in tokens.SPLITS
+    }
+    vocab_size = tokenizer.FIRST_MARKER_ID + len(markers)
+    of_no_text = {"corpus": "random", "corpus_version": "", "segmenter": "line", "made_with": {}}
+    tokens.write_meta(
+        folder,
+        tokens.Meta(
+            language=Settings().language,
+            markers=markers,
+            vocab_size=vocab_size,
+            eot_token=end,
+            data_seed=0,
+            splits=splits,
+            **of_no_text,
+        ),
+    )
+
+
+def theirs(folder: str, dropout: str) -> Callable[[], float]:
+    """An update of the same optimizer with transformers' model, in the plainest loop."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -61,12 +107,24 @@ def theirs(dropout: str) -> Callable[[], float]:
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), float(dropout))
     config = transformers.GPT2Config(vocab_size=50258, **rates)
     model = transformers.GPT2LMHeadModel(config).to(place).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 6e-4, weight_decay=0.1)
+    optimizer = train.make_optimizer(model, Settings())
     batch = torch.randint(50257, (_BATCH, _BLOCK), device=place)
-    return _step(lambda: model(batch, labels=batch).loss, model, optimizer, place)
+
+    def step() -> float:
+        start = time.perf_counter()
+        with devices.autocast(place, getattr(torch, _DTYPE)):
+            loss = model(batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        devices.synchronize(place)
+        return time.perf_counter() - start
+
+    return step
 
 
-def products() -> Callable[[], float]:
+def products(folder: str) -> Callable[[], float]:
     """The matrix products of a step alone, forward and backward: the limit."""
     c, place = GPTConfig(), devices.pick_device("auto", devices.World())
     width, rows = c.n_embd, _BATCH * _BLOCK
@@ -84,24 +142,24 @@ def products() -> Callable[[], float]:
                 torch.mm(x, weight)  # the output
                 torch.mm(y, weight.T)  # the gradient of the input
                 torch.mm(x.T, y)  # the gradient of the weight
-        _wait(place)
+        devices.synchronize(place)
         return time.perf_counter() - start
 
     return step
 
 
-def one_process() -> Callable[[], float]:
+def one_process(folder: str) -> Callable[[], float]:
     """One process with two threads, the whole micro-batch."""
     torch.set_num_threads(2)
-    return ours("0.0")
+    return ours(folder, "0.0")
 
 
-def two_processes() -> Callable[[], float]:
+def two_processes(folder: str) -> Callable[[], float]:
     """Two processes with a thread each, half the micro-batch each."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    subprocess.Popen([sys.executable, __file__, "second", port])
-    step = _one_of_two(0, port)
+    subprocess.Popen([sys.executable, __file__, "second", folder, port])
+    step = _one_of_two("0", folder, port)
 
     def both() -> float:
         dist.broadcast(torch.zeros(()), 0)  # the second waits for it
@@ -110,52 +168,34 @@ def two_processes() -> Callable[[], float]:
     return both
 
 
-def _one_of_two(rank: int, port: str) -> Callable[[], float]:
+def _one_of_two(rank: str, folder: str, port: str) -> Callable[[], float]:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    return ours("0.0", _BATCH // 2)
+    os.environ |= {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    return ours(folder, "0.0", _BATCH // 2)
 
 
-def _second(port: str) -> None:
+def _second(folder: str, port: str) -> None:
     """Be the second of two processes, for as long as the first is there."""
-    step = _one_of_two(1, port)
+    step = _one_of_two("1", folder, port)
     with contextlib.suppress(RuntimeError):  # the first has gone
         while True:
             dist.broadcast(torch.zeros(()), 0)
             step()
 
 
-def _step(
-    loss_of: Callable[[], torch.Tensor],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    place: torch.device,
-) -> Callable[[], float]:
-    def step() -> float:
-        start = time.perf_counter()
-        with devices.autocast(place, getattr(torch, _DTYPE)):
-            loss = loss_of()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        _wait(place)
-        return time.perf_counter() - start
-
-    return step
-
-
-def _wait(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
-
-
 # How it is measured
 
 
-def _serve(name: str, *arguments: str) -> None:
+def _serve(name: str, folder: str, *arguments: str) -> None:
     """Be one contender: a repetition for each line read, its seconds and the peak memory out."""
-    step = globals()[name](*arguments)
+    step = globals()[name](folder, *arguments)
     for _ in sys.stdin:
         seconds = step()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB, from kB
@@ -165,16 +205,19 @@ def _serve(name: str, *arguments: str) -> None:
     os._exit(0)
 
 
-def compare(*contenders: tuple[str, ...]) -> list[tuple[float, float]]:
-    """The median seconds of each contender's repetitions, in turns, and its peak memory in GB."""
+def compare(folder: str, *contenders: tuple[str, ...]) -> list[tuple[float, float]]:
+    """The median seconds of each contender's repetitions, in turns, and its peak memory in GB.
+
+    folder: with data that they may read. contenders: a function's name and its arguments.
+    """
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "serve", *contender],
+            [sys.executable, __file__, "serve", name, folder, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for contender in contenders
+        for name, *arguments in contenders
     ]
     measured: list[list[tuple[float, float]]] = [[] for _ in contenders]
     for _ in range(1 + _REPEATS):
@@ -193,25 +236,34 @@ def compare(*contenders: tuple[str, ...]) -> list[tuple[float, float]]:
 
 def main() -> None:
     """Print the tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_data(Path(folder))
+        _training(folder)
+
+
+def _training(folder: str) -> None:
     where = devices.describe(devices.pick_device("auto", devices.World()))
     cpu = platform.processor() or platform.machine()
     print(f"{date.today()}, {where} ({cpu}), torch {torch.__version__}, {_DTYPE}")
     print(f"a step of {_BATCH} x {_BLOCK} tokens, GPT-2 Small, medians of {_REPEATS} in turns\n")
-    print("| dropout | | s a step | tokens/s | x transformers | of the GEMM limit | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| dropout | | s a step | tokens/s | x transformers | of the GEMM limit | peak memory, GB "
+        "| of transformers' |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for dropout in _DROPOUTS:
         names = ("this project", "transformers", "matrix products alone")
-        found = compare(("ours", dropout), ("theirs", dropout), ("products",))
-        (_, (slow, _), (limit, _)) = found
+        found = compare(folder, ("ours", dropout), ("theirs", dropout), ("products",))
+        (_, (slow, large), (limit, _)) = found
         for name, (seconds, peak) in zip(names, found, strict=True):
             print(
                 f"| {dropout} | {name} | {seconds:.2f} | {_BATCH * _BLOCK / seconds:,.0f} | "
-                f"{slow / seconds:.2f} | {limit / seconds:.0%} | {peak:.1f} GB |",
+                f"{slow / seconds:.2f} | {limit / seconds:.0%} | {peak:.1f} | {peak / large:.0%} |",
                 flush=True,
             )
     if torch.cuda.is_available():
         return
-    (one, _), (two, _) = compare(("one_process",), ("two_processes",))
+    (one, _), (two, _) = compare(folder, ("one_process",), ("two_processes",))
     print(
         f"\n1 process x 2 threads: {one:.2f} s a step; 2 processes x 1 thread: {two:.2f} s "
         f"({one / two:.2f} x as fast)"
@@ -222,6 +274,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         _serve(*sys.argv[2:])
     elif sys.argv[1:2] == ["second"]:
-        _second(sys.argv[2])
+        _second(*sys.argv[2:])
     else:
         main()

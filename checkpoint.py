@@ -6,6 +6,7 @@ All are written whole or not at all, carry checksums, and load with `weights_onl
 """
 
 import dataclasses
+import errno
 import pickle
 import zipfile
 import zlib
@@ -69,19 +70,30 @@ def hf_dir(out_dir: Path) -> Path:
     return out_dir / "hf"
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint or a training state, whole or not at all."""
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Write a checkpoint or a training state, whole or not at all.
+
+    previous: the name that the file takes which is there already.
+    """
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
-    with files.atomic_write(path) as file:
+    with files.atomic_write(path, previous) as file:
         torch.save(fields, file)
 
 
 def save_state(out_dir: Path, state: TrainingState) -> None:
     """Write the state to resume from; the one before stays, under its second name."""
-    path = out_dir / STATE
-    if path.exists():
-        files.keep_as(path, out_dir / PREVIOUS_STATE)
-    save(path, state)
+    save(out_dir / STATE, state, out_dir / PREVIOUS_STATE)
+
+
+def has_state(out_dir: Path) -> bool:
+    """Whether there is a state to resume from."""
+    return _state_path(out_dir).exists()
+
+
+def _state_path(out_dir: Path) -> Path:
+    """The latest training state: the one before, if a crash came between two names."""
+    path, previous = out_dir / STATE, out_dir / PREVIOUS_STATE
+    return previous if previous.exists() and not path.exists() else path
 
 
 def load(path: Path) -> Checkpoint:
@@ -108,12 +120,11 @@ def load_state(out_dir: Path) -> TrainingState:
 
     Raises UserError if it is damaged, naming the newest good one.
     """
-    path = out_dir / STATE
+    path, previous = _state_path(out_dir), out_dir / PREVIOUS_STATE
     try:
         _check_sums(path)
         return _load(path, TrainingState, mmap=False)
     except _DAMAGE as error:
-        previous = out_dir / PREVIOUS_STATE
         try:
             _check_sums(previous)
             step = _load(previous, TrainingState, mmap=True).step
@@ -141,22 +152,42 @@ _DAMAGE = (
 
 
 def _load(path: Path, kind: type, mmap: bool) -> Any:
-    return kind(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+    try:
+        return kind(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+    except RuntimeError as error:
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path}: {error}") from error  # no damage of the file
+        raise
 
 
 def _check_sums(path: Path) -> None:
     """Compare each part of a file with the CRC-32 that torch.save wrote beside it."""
-    with zipfile.ZipFile(path) as archive:
-        if bad := archive.testzip():
-            raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("it refers to a place outside itself")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
+    others = (other for other in reversed(list_checkpoints(path.parent)) if other != path)
+    good = next((other.name for other in others if _is_whole(other)), "none")
     return UserError(
-        f"{path} is damaged or no file of this program ({_reason(error)}). If it is the "
-        "run's last, delete it: train.py writes it again. An earlier one comes back from a copy, "
-        "or by training anew in another --out_dir="
+        f"{path} is damaged or no file of this program ({_reason(error)}). The newest good one "
+        f"beside it: {good}. Put a copy of it back; or delete it, if {STATE} stands at its step "
+        "(train.py then writes it again); or train anew in another --out_dir="
     )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _check_sums(path)
+    except _DAMAGE:
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:
@@ -191,16 +222,16 @@ def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
 def run_differences(
     settings: dict[str, Any], data: dict[str, Any], now: dict[str, Any], data_now: dict[str, Any]
 ) -> list[str]:
-    """What tells two runs apart: settings that weights depend on, and the training data."""
+    """What tells two runs apart: settings that results depend on, and the data."""
     differences = [
         f"{name} = {settings.get(name)!r} there, {now.get(name)!r} now"
         for name in Settings.fixed()
         if settings.get(name) != now.get(name)
     ]
-    hashes = [meta["splits"]["train"]["sha256"] for meta in (data, data_now)]
-    if hashes[0] != hashes[1]:
-        there, here = (h[:12] for h in hashes)
-        differences.append(f"train.bin has SHA-256 {there}… there, {here}… now")
+    for split in ("train", "val"):
+        there, here = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
+        if there != here:
+            differences.append(f"{split}.bin has SHA-256 {there}… there, {here}… now")
     return differences
 
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from errors import UserError, unknown
 
@@ -24,6 +24,20 @@ COMMANDS = ("prepare", "train", "convert_to_hf", "demo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPORT_DTYPES = ("float32", "bfloat16")
 SEGMENTERS = ("sentencex", "line")
+_WAIT_FOR_FIRST = 5.0  # seconds
+_NOT_WRITABLE = "Choose a folder that you may write to with --data_dir= or --out_dir=."
+_NO_FOLDER = "A folder was expected there; choose another with --data_dir= or --out_dir=."
+_NO_ROOM = "Make room, or choose another disk with --data_dir= or --out_dir=."
+_DISK_ADVICE = {
+    errno.EACCES: _NOT_WRITABLE,
+    errno.EPERM: _NOT_WRITABLE,
+    errno.EROFS: _NOT_WRITABLE,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.EDQUOT: _NO_ROOM,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EFBIG: "Choose a disk that takes files of this size with --data_dir= or --out_dir=.",
+}
 
 
 def _setting(default: Any, read_by: str, text: str, *, fixed: bool = False) -> Any:
@@ -105,7 +119,9 @@ class Settings:
     eval_interval: int = _setting(
         100, "train", "steps between validation losses (each checkpoint has one too)"
     )
-    eval_blocks: int = _setting(512, "train", "blocks of val.bin to validate on (0: all)")
+    eval_blocks: int = _setting(
+        512, "train", "blocks of val.bin to validate on (0: all)", fixed=True
+    )
     log_interval: int = _setting(1, "train", "steps between log lines")
     device: str = _setting(
         "auto", "train", "auto (cuda, else mps, else cpu), or one of these, or cuda:N"
@@ -145,6 +161,11 @@ class Settings:
             if not getattr(self, name):
                 object.__setattr__(self, name, folder)
         _check(self)
+
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of one optimizer step, all processes together."""
+        return self.tokens_per_step // self.block_size
 
     @classmethod
     def fixed(cls) -> list[str]:
@@ -217,31 +238,24 @@ def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in _DISK_ADVICE or not error.filename:
-            raise
-        _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
+        if error.errno in _DISK_ADVICE and error.filename:
+            _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
+        _crash()
     except KeyboardInterrupt:
         _fail("interrupted. What is on disk is kept; the same command goes on from there.")
     except Exception:
-        traceback.print_exc()
-        _fail("an error of the program (above). The same command goes on from what is saved.")
+        _crash()
 
 
-_WAIT_FOR_FIRST = 5.0  # seconds
-
-_DISK_ADVICE = {
-    errno.EACCES: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
-    errno.EPERM: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
-    errno.EROFS: "Choose a folder that you may write to with --data_dir= or --out_dir=.",
-    errno.ENOTDIR: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
-    errno.EEXIST: "A folder was expected there; choose another with --data_dir= or --out_dir=.",
-    errno.EDQUOT: "Make room, or choose another disk with --data_dir= or --out_dir=.",
-    errno.EFBIG: "Choose a disk that takes files of this size with --data_dir= or --out_dir=.",
-    errno.ENOSPC: "Make room, or choose another disk with --data_dir= or --out_dir=.",
-}
+def _crash() -> NoReturn:
+    traceback.print_exc()
+    _fail(
+        "an error of the program or the machine (above). The same command goes on from what is "
+        "saved."
+    )
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     # Under torchrun every process meets most mistakes: the first of a machine tells it, and
     # torchrun then ends the others while they wait. A mistake of another alone is told too.
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -250,7 +264,7 @@ def _fail(message: str) -> None:
     _leave()
 
 
-def _leave() -> None:
+def _leave() -> NoReturn:
     if "LOCAL_RANK" in os.environ:
         # At once: unwinding under a process group can hang (see device.disconnect).
         sys.stdout.flush()
@@ -351,7 +365,7 @@ def _check(s: Settings) -> None:
         f"a multiple of block_size = {s.block_size}, such as "
         f"{max(1, s.tokens_per_step // s.block_size) * s.block_size}",
     )
-    blocks = s.tokens_per_step // s.block_size
+    blocks = s.blocks_per_step
     _require(
         blocks % s.batch_size == 0,
         "batch_size",

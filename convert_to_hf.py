@@ -87,7 +87,7 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     _write_cards(paths, hf_dir, manifest, settings)
     worst = max(manifest[path.stem]["max_logit_difference"] for path in paths)
     print(
-        f"{len(paths)} checkpoints are exported in {hf_dir}; transformers gives the same logits "
+        f"{len(paths)} checkpoint(s) exported in {hf_dir}; transformers gives the same logits "
         f"(largest difference {worst:.1e})"
     )
     return {path.stem: manifest[path.stem] for path in paths}

@@ -13,17 +13,18 @@ from typing import Any, BinaryIO
 
 from errors import UserError
 
-TEMPORARY = ".tmp"  # the ending of a file or folder that is still being written
+TEMPORARY = ".unfinished"  # the ending of a file or folder that is still being written
 LOCK = ".lock"
 _LOCK_WAIT = 10.0  # seconds
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
     The bytes are on disk before the name is: a crash leaves the old file or the new one, and on
-    an error (disk full, Ctrl-C) the temporary file is removed and the old file stays.
+    an error (disk full, Ctrl-C) the temporary file is removed and the old file stays. With
+    `previous` the old file takes that name; after a crash between the two, it alone is there.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -31,6 +32,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -103,14 +106,6 @@ def _lock(handle: int, folder: Path) -> None:
                     "another folder."
                 )
         time.sleep(0.1)
-
-
-def keep_as(path: Path, other: Path) -> None:
-    """Give a file a second name, in place of what had it; `path` is there all the time."""
-    temporary = other.with_name(other.name + TEMPORARY)
-    temporary.unlink(missing_ok=True)
-    os.link(path, temporary)
-    os.replace(temporary, other)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,11 +1,12 @@
 """The log of a run: `log.jsonl`, one record a step, and the same as lines for people."""
 
 import dataclasses
-import hashlib
 import json
 import math
+import shutil
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from configurator import Settings
 from errors import UserError
 
 NAME = "log.jsonl"
+_WANDB_ID = "wandb_id"  # a file: the name of this run there
 _CLEAR = "\r\033[K"  # to the beginning of the terminal's line, and empty it
 
 
@@ -31,20 +33,23 @@ class Log:
         self._max_steps = settings.max_steps
         self._tokens_per_step = settings.tokens_per_step
         self._is_live = sys.stdout.isatty()
+        self._is_open = False  # whether the terminal's last line may be written over
         self._began = self._last_time = time.perf_counter()
         self._wandb = None
         if is_first:
             self._drop_after(first_step)
             if settings.wandb_log:
-                self._wandb = _open_wandb(settings)
+                self._wandb = _open_wandb(settings, out_dir, is_new=first_step == 0)
 
     def say(self, text: str) -> None:
         """Print a line that is no record."""
         if self._is_first:
-            print(f"{_CLEAR}{text}" if self._is_live else text, flush=True)
+            self._print(text)
 
     def close(self) -> None:
-        """Finish what was sent to Weights & Biases."""
+        """Finish the terminal's line, and what was sent to Weights & Biases."""
+        if self._is_open:
+            print(flush=True)
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -74,9 +79,17 @@ class Log:
         files.append_line(self._path, json.dumps(finite, allow_nan=False))
         if self._wandb is not None:
             self._wandb.log(finite, step=record["step"])
-        passes = self._is_live and "val_loss" not in record
-        line = f"{_CLEAR}{self._line(record)}" if self._is_live else self._line(record)
-        print(line, end="" if passes else "\n", flush=True)
+        self._print(self._line(record), passes="val_loss" not in record)
+
+    def _print(self, text: str, passes: bool = False) -> None:
+        """Print a line; on a terminal one that `passes` is cut to it, and the next replaces it."""
+        self._is_open = self._is_live and passes
+        if self._is_open:
+            # One row: only that can be cleared. The last column would wrap.
+            text = text[: shutil.get_terminal_size().columns - 1]
+        if self._is_live:
+            text = _CLEAR + text
+        print(text, end="" if self._is_open else "\n", flush=True)
 
     def _line(self, record: dict[str, float]) -> str:
         step = record["step"]
@@ -104,16 +117,20 @@ class Log:
                 file.write(b"".join(line + b"\n" for line in kept))
 
 
-def _open_wandb(settings: Settings) -> Any:
-    """A run of Weights & Biases that goes on where one of the same out_dir stopped."""
+def _open_wandb(settings: Settings, out_dir: Path, is_new: bool) -> Any:
+    """A run of Weights & Biases; one that is taken up again goes on there too."""
     try:
         import wandb
     except ImportError:
         raise UserError("wandb_log = True needs Weights & Biases. Type: pip install wandb")
+    path = out_dir / _WANDB_ID
+    if is_new or not path.exists():
+        with files.atomic_write(path) as file:
+            file.write(uuid.uuid4().hex.encode())
     return wandb.init(
         project=settings.wandb_project,
-        name=Path(settings.out_dir).name,
-        id=hashlib.sha256(str(Path(settings.out_dir).absolute()).encode()).hexdigest()[:16],
+        name=out_dir.name,
+        id=path.read_text(),
         resume="allow",
         config=dataclasses.asdict(settings),
     )

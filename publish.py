@@ -29,6 +29,7 @@ from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_
 from huggingface_hub.utils.sha import git_hash
 
 from errors import UserError
+from export import WEIGHTS
 
 _T = TypeVar("_T")
 _WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
@@ -68,6 +69,10 @@ class Revision:
                 if not self._is_same(there[name])
             ),
         ]
+
+    def has_same_weights(self, listing: list[RepoFile]) -> bool:
+        """Whether the weights of a revision on the Hub are those of the export."""
+        return any(file.path == WEIGHTS and self._is_same(file) for file in listing)
 
     def _is_same(self, file: RepoFile) -> bool:
         if file.lfs is not None:
@@ -252,8 +257,8 @@ class Publication:
     def _replaceable(self, revision: Revision, listing: list[RepoFile]) -> GitCommitInfo:
         """The last commit of a branch whose files may be replaced.
 
-        That is one of ours, of the same checkpoint; or the branch is as it was made. Raises
-        UserError for any other, unless the settings allow it.
+        That is one of ours, of the same checkpoint or the same weights; or the branch is as it
+        was made. Raises UserError for any other, unless the settings allow it.
         """
         commit = self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
         is_new = revision.branch != "main" and commit.commit_id == self._first_commit
@@ -262,7 +267,7 @@ class Publication:
         source = re.search(r"checkpoint sha256 ([0-9a-f]{64})$", commit.title)
         if source is None:
             what = f"was changed by hand (last commit: {commit.title!r})"
-        elif source[1] != revision.source_sha256:
+        elif source[1] != revision.source_sha256 and not revision.has_same_weights(listing):
             what = f"holds another checkpoint ({commit.title!r}, here {revision.source_sha256})"
         else:
             return commit

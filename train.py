@@ -11,8 +11,8 @@ On two machines, the same on both, with the first one's address:
 
 Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir, which all machines share. The
 same command again goes on at training_state.pt, on a CPU with as many threads bit for bit.
-batch_size and the number of processes may change then. On SIGTERM or SIGUSR1 (what schedulers send
-before they stop a job) it saves the last whole step and ends with code 75.
+batch_size and the number of processes may change then. On Ctrl-C, SIGTERM or SIGUSR1 (what
+schedulers send before they stop a job) it saves the last whole step and ends with code 75.
 """
 
 import contextlib
@@ -45,8 +45,12 @@ from loss import IGNORED
 from model import GPT, next_tokens
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Settings that each process may have for itself.
+_OF_A_PROCESS = ("device", "data_dir", "out_dir", "corpus", "wandb_log", "wandb_project")
 _MANY_EPOCHS = 100  # published: about 12
+# Of fp16: it begins at 2^16 and is halved by each step whose gradient is not finite.
+_SMALLEST_SCALE = 2.0**-20
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Run:
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
-    stop_asked: bool = False  # by a signal, in this process
+    stop_signals: list[int] = field(default_factory=list)  # that this process got
     launcher: int = field(default_factory=os.getppid)  # the process that started this one
 
     def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -82,7 +86,7 @@ def main(settings: Settings) -> None:
         devices.connect(world, run.device)
         step, val_loss = _resume(run)
         if step < settings.max_steps:
-            _wrap(run)
+            wrap(run)
             step = _train(run, step, val_loss)
         elif world.is_first:
             print(f"{out_dir} is trained already: {step} of {settings.max_steps} steps")
@@ -107,6 +111,8 @@ def open_run(settings: Settings, world: World) -> Run:
         for split in ("train", "val")
     )
     Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+    if device.type == "cpu":
+        devices.keep_freed_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
     torch.manual_seed(settings.seed)  # on the CPU: the same weights for every device
@@ -127,12 +133,26 @@ def open_run(settings: Settings, world: World) -> Run:
 
 def _train(run: Run, step: int, val_loss: float) -> int:
     """The loop: from `step` to max_steps, or to where a signal stops it. Returns the last step."""
-    s, world = run.settings, run.world
-    log = Log(Path(s.out_dir), world.is_first, step, s)
+    log = Log(Path(run.settings.out_dir), run.world.is_first, step, run.settings)
+    _listen(run)
+    try:
+        return _steps(run, log, step, val_loss)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has too little memory for micro-batches of {run.settings.batch_size} "
+            f"blocks ({str(error).splitlines()[0]}). Type the same command with a smaller "
+            "--batch_size=: what a step reads stays the same."
+        )
+    finally:
+        log.close()
+
+
+def _steps(run: Run, log: Log, step: int, val_loss: float) -> int:
+    s = run.settings
     peak = _announce(run, log, step)
     first = step
     run.sessions.append(_session(run, step))
-    _listen(run)
+    unread = []  # loss and norm of the gradient of each step since the last record
     if step == 0:
         val_loss = validate(run)
         log.write({"step": 0, "val_loss": val_loss})
@@ -145,23 +165,21 @@ def _train(run: Run, step: int, val_loss: float) -> int:
                 _save(run, step, val_loss, log.minutes(), is_checkpoint=False)
             log.say(f"stopped after step {step}, as asked. The same command goes on from there.")
             break
-        loss, grad_norm = done
         step += 1
+        unread.append(torch.stack(done))
         is_checkpoint = _is_kept(step, s)
         is_eval = step % s.eval_interval == 0 or is_checkpoint  # its loss goes with it
         if step % s.log_interval == 0 or is_eval:
-            mean_loss = float(world.sum(loss) / world.size)
-            # fp16's gradients overflow at times; the scaler then skips the step.
-            norm = 0.0 if s.dtype == "float16" else float(grad_norm)
-            _require_finite(run, step, loss=mean_loss, gradient_norm=norm)
+            loss, grad_norm = _read(run, step, unread)
+            unread = []
             speed = log.tokens_per_second(step)
             record = {
                 "step": step,
-                "loss": mean_loss,
+                "loss": loss,
                 "learning_rate": learning_rate,
-                "grad_norm": float(grad_norm),
+                "grad_norm": grad_norm,
                 "tokens_per_second": speed,
-                "mfu": speed * run.model.flops_per_token() / (peak * world.size),
+                "mfu": speed * run.model.flops_per_token() / peak,
             }
             if is_eval:
                 record["val_loss"] = val_loss = validate(run)
@@ -173,8 +191,23 @@ def _train(run: Run, step: int, val_loss: float) -> int:
             log.pause_ends(step)
     else:
         log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {s.out_dir}")
-    log.close()
     return step
+
+
+def _read(run: Run, step: int, unread: list[torch.Tensor]) -> tuple[float, float]:
+    """The mean loss over all processes, and the norm of the gradient, of the latest step.
+
+    unread: both of each step up to `step`, as this process has them, on the device. Raises
+    UserError for the first step that diverged.
+    """
+    rows = (run.world.sum(torch.stack(unread)) / run.world.size).tolist()
+    for number, (loss, grad_norm) in enumerate(rows, step - len(rows) + 1):
+        # fp16's gradients overflow at times; the scaler then skips the step.
+        norm = 0.0 if run.scaler.is_enabled() else grad_norm
+        _require_finite(run, number, loss=loss, gradient_norm=norm)
+    if run.scaler.is_enabled() and run.scaler.get_scale() < _SMALLEST_SCALE:
+        _require_finite(run, step, gradient_norm_at_any_loss_scale=math.inf)
+    return loss, grad_norm
 
 
 def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -191,7 +224,7 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
         # All processes stop before the same micro-step, also if the launcher was killed.
-        if world.any(run.stop_asked or _is_orphan(run)):
+        if world.any(bool(run.stop_signals) or _is_orphan(run)):
             run.optimizer.zero_grad(set_to_none=True)
             return None
         # A GPU still works on the micro-batch before while this one is fetched.
@@ -215,9 +248,7 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
 def _blocks(run: Run, step: int) -> np.ndarray:
     """The blocks of step `step` (from 0), of all processes."""
     s = run.settings
-    return tokens.step_blocks(
-        len(run.train_blocks), s.tokens_per_step // s.block_size, s.seed, step
-    )
+    return tokens.step_blocks(len(run.train_blocks), s.blocks_per_step, s.seed, step)
 
 
 @torch.no_grad()
@@ -266,7 +297,7 @@ def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, settings.learning_rate, betas, eps=1e-8, fused=fused)
 
 
-def _wrap(run: Run) -> None:
+def wrap(run: Run) -> None:
     """Compile the model and join it with those of the other processes, as the settings say."""
     if run.settings.compile:
         devices.require_compiler()
@@ -281,10 +312,11 @@ def _wrap(run: Run) -> None:
 
 
 def _announce(run: Run, log: Log, step: int) -> float:
-    """Say what runs on what. Returns the peak FLOP/s of one process that MFU refers to."""
+    """Say what runs on what. Returns the peak FLOP/s of all processes that MFU refers to."""
     s, world = run.settings, run.world
     peak, source = devices.peak_flops(run.device, getattr(torch, s.dtype))
-    micro_steps = s.tokens_per_step // (s.block_size * s.batch_size * world.size)
+    peak = sum(world.gather(peak))
+    micro_steps = s.blocks_per_step // (s.batch_size * world.size)
     log.say(
         f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
         f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on"
@@ -294,10 +326,9 @@ def _announce(run: Run, log: Log, step: int) -> float:
         f"micro-step(s) x {s.batch_size} blocks, {s.dtype}, on {devices.describe(run.device)}"
     )
     log.say(
-        f"MFU (the share of the peak that is used) is of {peak / 1e12:.2f} TFLOP/s a process, "
-        f"{source}"
+        f"MFU (the share of the peak that is used) is of {peak / 1e12:.2f} TFLOP/s in all, {source}"
     )
-    seconds = 2 * s.tokens_per_step * run.model.flops_per_token() / (peak * world.size)
+    seconds = 2 * s.tokens_per_step * run.model.flops_per_token() / peak
     log.say(
         f"a rough estimate, at half of that peak: {duration(seconds)} a step, "
         f"{duration(seconds * (s.max_steps - step))} in all"
@@ -340,7 +371,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _check_shares(settings: Settings, world: World) -> None:
     """Raise UserError if the processes cannot share the blocks of a step evenly."""
-    blocks = settings.tokens_per_step // settings.block_size
+    blocks = settings.blocks_per_step
     if blocks % (settings.batch_size * world.size):
         possible = [b for b in range(1, blocks + 1) if blocks % (b * world.size) == 0]
         advice = (
@@ -387,6 +418,7 @@ def _resume(run: Run) -> tuple[int, float]:
 
     Raises UserError if it is damaged, of another run, or not the same for all processes.
     """
+    _require_agreement(run)
     step, val_loss = _load_state(run)
     steps = run.world.gather(step)
     if len(set(steps)) > 1:
@@ -397,10 +429,30 @@ def _resume(run: Run) -> tuple[int, float]:
     return step, val_loss
 
 
+def _require_agreement(run: Run) -> None:
+    """Raise UserError unless all processes train the same run on the same data."""
+    found = dataclasses.asdict(run.settings)
+    for name in _OF_A_PROCESS:
+        del found[name]
+    for split in ("train", "val"):
+        found[f"the SHA-256 of {split}.bin"] = run.meta.splits[split]["sha256"]
+    first, *others = run.world.gather(found)
+    for rank, other in enumerate(others, 1):
+        differences = [
+            f"{name} = {other[name]!r}, and {first[name]!r} in the first"
+            for name in first
+            if other[name] != first[name]
+        ]
+        if differences:
+            raise UserError(
+                f"process {rank} has {'; '.join(differences)}. Type the same command on all "
+                "machines; for GPUs that choose different dtypes, name one: --dtype=float16"
+            )
+
+
 def _load_state(run: Run) -> tuple[int, float]:
     out_dir = Path(run.settings.out_dir)
-    path = out_dir / checkpoint.STATE
-    if not path.exists():
+    if not checkpoint.has_state(out_dir):
         if kept := checkpoint.list_checkpoints(out_dir):
             raise UserError(
                 f"{out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to go on from. Start "
@@ -408,7 +460,7 @@ def _load_state(run: Run) -> tuple[int, float]:
             )
         return 0, math.nan  # not measured yet
     state = checkpoint.load_state(out_dir)
-    checkpoint.check_same_run(path, state, run.settings, run.meta)
+    checkpoint.check_same_run(out_dir / checkpoint.STATE, state, run.settings, run.meta)
     kept = checkpoint.path_of(out_dir, state.step)
     lost = _is_kept(state.step, run.settings) and not kept.exists()
     if run.world.is_first and lost:  # by a crash between the two writes of _save
@@ -454,17 +506,27 @@ def _is_kept(step: int, settings: Settings) -> bool:
 
 def _is_orphan(run: Run) -> bool:
     """Whether torchrun, which started this process, is gone."""
-    return "LOCAL_RANK" in os.environ and os.getppid() != run.launcher
+    return _is_launched() and os.getppid() != run.launcher
+
+
+def _is_launched() -> bool:
+    return "LOCAL_RANK" in os.environ
 
 
 def _listen(run: Run) -> None:
-    """Let the signals of schedulers end the run after a whole step instead of at once."""
+    """Let signals end the run after a whole step instead of at once.
 
-    def ask(*_: Any) -> None:
-        run.stop_asked = True
+    A second Ctrl-C ends it at once. Under torchrun there is none: it repeats the first.
+    """
+    got = run.stop_signals  # not the run: a handler must not keep the model (devices.disconnect)
+
+    def stop(number: int, _: Any) -> None:
+        got.append(number)
+        if not _is_launched():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in _STOP_SIGNALS:
-        signal.signal(number, ask)
+        signal.signal(number, stop)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,19 @@ def test_the_peak_of_a_gpu_is_found_by_its_name(
     assert "data sheet" in source
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA T400 4GB",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ],
+)
+def test_a_slower_device_of_nearly_that_name_is_another(name: str) -> None:
+    assert not any(devices._is_model(name, known) for known in devices._PEAKS_16_BIT)
+
+
 def test_the_peak_of_a_cpu_is_measured() -> None:
     found, source = devices.peak_flops(torch.device("cpu"), torch.float32)
     assert 1e9 < found < 1e14

@@ -88,6 +88,10 @@ def test_weights_and_biases_gets_the_same_records(
     assert (options["project"], options["resume"], end) == ("mine", "allow", "finished")
     assert options["config"]["n_layer"] == 12
     assert record == (1, log.read(tmp_path)[0])
+    Log(tmp_path, True, 1, settings)
+    assert sent[3]["id"] == options["id"], "it goes on there"
+    Log(tmp_path, True, 0, settings)
+    assert sent[4]["id"] != options["id"], "a run from scratch is another"
 
 
 def test_weights_and_biases_is_asked_for_only_if_wanted(
@@ -112,6 +116,20 @@ def test_on_a_terminal_a_step_is_written_over_by_the_next(
     assert "\n" not in first
     assert second.endswith("\n")
     assert end == ""
+
+
+def test_a_line_of_a_terminal_is_cut_to_it_and_ended_before_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    made = make(tmp_path)
+    record = dict.fromkeys(("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"), 1.0)
+    made.write({"step": 1} | record)
+    made.close()
+    printed = capsys.readouterr().out
+    assert len(printed) == len("\r\033[K") + 39 + len("\n")
+    assert printed.endswith("\n")
 
 
 @pytest.mark.parametrize(

@@ -346,10 +346,22 @@ def test_the_series_of_another_run_is_left_alone(
     mistaken: Publisher, refused: Callable[..., str]
 ) -> None:
     repo = mistaken.hub.repos["models", REPO]
-    tree = repo.history("main")[0].tree | {"config.json": (b"{}", False)}
+    tree = repo.history("main")[0].tree
     title = f"Step 2, validation loss 3.0000, checkpoint sha256 {'0' * 64}"
-    repo.commit("main", title, tree)
+    repo.commit("main", title, tree | {"model.safetensors": (b"others", True)})
     assert f"the branch main of {REPO} holds another checkpoint ('{title}'" in refused()
+
+
+def test_a_step_that_was_trained_again_to_the_same_weights_takes_its_place(
+    mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """As after a repair: the checkpoint's bytes differ, for it says when it was trained."""
+    repo = mistaken.hub.repos["models", REPO]
+    last = repo.history("main")[0]
+    title = f"Step 2, validation loss 3.0000, checkpoint sha256 {'0' * 64}"
+    repo.commit("main", title, last.tree | {"README.md": (b"of that session", False)})
+    assert mistaken.publish(tmp_path / "cache") == 0
+    assert repo.history("main")[0].tree == last.tree
 
 
 def test_a_repo_that_is_public_is_not_taken_for_a_private_one(

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,14 +15,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, fail, launcher, run, start, succeed
-from test_train import losses, same, weights
+from test_train import kill_after_first_state, losses, same, weights
 
 import checkpoint
+import files
 import log
 import train
 
 Config = Callable[..., Path]
 LAST = 18
+START = 8.0  # seconds that a start takes, and a little more
 LONG = {"max_steps": str(LAST), "checkpoint_interval": "2", "eval_interval": "10"}
 
 
@@ -77,8 +80,9 @@ def killed_often(
 ) -> list[tuple[str, str, int, int]]:
     """Kill a run of two processes again and again at random moments, until it ends.
 
-    Returns for each kill: whom, doing what, the last step before it, and the step of the state
-    that was left (0: none yet). The end is compared with that of a run that was left alone.
+    Every fourth kill comes soon after a start, the others in training or saving. Returns for each:
+    whom, doing what, the last step before it, and the step of the state that was left (0: none
+    yet). The end is compared with that of a run that was left alone.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"max_steps": str(steps), "checkpoint_interval": "1", "batch_size": "2"}
@@ -89,20 +93,24 @@ def killed_often(
     for number in range(times):
         process = start("train.py", path, processes=2)
         first = last_step(killed)
-        wait_for_step(killed, min(first + rng.randint(1, steps // times), steps - 2))
-        time.sleep(rng.uniform(0, 0.05))
-        writing = [p.name for p in killed.glob("*.tmp")]
+        is_start = number % 4 == 3
+        if is_start:
+            time.sleep(rng.uniform(0, START))
+        else:
+            wait_for_step(killed, min(first + rng.randint(1, steps // times), steps - 2))
+            time.sleep(rng.uniform(0, 0.05))
+        writing = [p.name for p in killed.glob("*.unfinished")]
         victim = ("worker", "all", "launcher")[number % 3]
         kill(victim, process)
-        has_state = (killed / checkpoint.STATE).exists()
-        left = checkpoint.load_state(killed).step if has_state else 0
-        doing = f"writing {writing[0]}" if writing else "training"
+        left = checkpoint.load_state(killed).step if checkpoint.has_state(killed) else 0
+        doing = f"writing {writing[0]}" if writing else "starting" if is_start else "training"
         seen.append((victim, doing, last_step(killed), left))
-    succeed("train.py", path, processes=2)
+    printed = succeed("train.py", path, processes=2)
+    assert "going on at step" in printed
     assert digest(killed, steps) == digest(whole, steps)
     assert losses(killed) == losses(whole)
     assert [record["step"] for record in log.read(killed)] == list(range(steps + 1)), "each once"
-    assert not list(killed.glob("*.tmp"))
+    assert not list(killed.glob("*.unfinished"))
     return seen
 
 
@@ -121,7 +129,12 @@ def test_a_run_killed_twenty_times_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     number: signal.Signals, config: Config, trained: Path, tmp_path: Path
@@ -146,7 +159,7 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     assert [path.name for path in kept[1]] == [path.name for path in kept[0]]
 
 
-@pytest.mark.parametrize("target", ["one worker", "the launcher"])
+@pytest.mark.parametrize("target", ["one worker", "the launcher", "all, by Ctrl-C"])
 def test_all_processes_stop_after_the_same_step(
     target: str, config: Config, tmp_path: Path
 ) -> None:
@@ -156,6 +169,9 @@ def test_all_processes_stop_after_the_same_step(
     wait_for_step(out_dir, 5)
     if target == "one worker":
         os.kill(children(process.pid)[-1], signal.SIGUSR1)
+    elif target == "all, by Ctrl-C":
+        for pid in [*children(process.pid), process.pid]:
+            os.kill(pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
@@ -187,12 +203,14 @@ def test_two_machines_give_the_losses_of_one(config: Config, tmp_path: Path) -> 
     one, two = tmp_path / "one", tmp_path / "two"
     succeed("train.py", config(batch_size="2", out_dir=str(one)), processes=2)
     path = config(batch_size="2", out_dir=str(two))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     agents = [
         subprocess.Popen(
             [
                 *launcher(1),
                 *("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
-                *("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:29417", "--rdzv_id=two"),
+                *("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=two"),
                 *(ROOT / "train.py", path),
             ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -252,14 +270,31 @@ def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path:
     error = fail("convert_to_hf.py", f"--out_dir={out_dir}")
     assert "checkpoint-3.pt is damaged" in error
     assert "the checksum of its part" in error
+    assert "The newest good one beside it: checkpoint-6.pt." in error
 
 
-@pytest.mark.parametrize("megabytes", [1, 5, 9])
+@pytest.mark.parametrize("megabytes", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
     megabytes: int, config: Config, tmp_path: Path
 ) -> None:
     """No file may grow beyond a size: a checkpoint has 3 MB here, a training state 10 MB."""
-    out_dir, path = tmp_path / "out", config(checkpoint_interval="2")
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    succeed("train.py", config(**LONG, out_dir=str(whole)))
+    path = config(**LONG, out_dir=str(full))
+    assert "training_state.pt: File too large" in fail_with_small_files(path, megabytes)
+    assert not list(full.glob("*.pt*")), "no file that looks whole"
+
+    kill_after_first_state(path, full)
+    before = {p.name: files.sha256(p) for p in full.glob("*.pt")}
+    step = checkpoint.load_state(full).step
+    assert "training_state.pt: File too large" in fail_with_small_files(path, megabytes)
+    assert {p.name: files.sha256(p) for p in full.glob("*.pt*")} == before
+    assert f"going on at step {step}" in succeed("train.py", path)
+    assert digest(full, LAST) == digest(whole, LAST)
+
+
+def fail_with_small_files(path: Path, megabytes: int) -> str:
+    """Train where no file may be larger; the error."""
     limit = megabytes * 2**20
 
     def small_files() -> None:
@@ -276,8 +311,17 @@ def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
     )
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "training_state.pt: File too large" in error
-    assert not list(out_dir.glob("*.pt*")), "no file that looks whole"
+    return error
+
+
+def test_a_crash_between_the_names_of_two_states_costs_one_state(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "crashed"
+    shutil.copytree(trained, out_dir)
+    (out_dir / "training_state.pt").unlink()
+    assert "going on at step 3" in succeed("train.py", config(out_dir=str(out_dir)))
+    assert same(weights(out_dir, 6), weights(trained, 6))
 
 
 def test_two_processes_do_not_write_to_one_folder(config: Config, tmp_path: Path) -> None:
@@ -294,9 +338,9 @@ def test_what_a_killed_process_left_half_written_is_removed(
 ) -> None:
     out_dir = tmp_path / "left"
     shutil.copytree(trained, out_dir)
-    (out_dir / "checkpoint-9.pt.tmp").write_bytes(b"half")
+    (out_dir / "checkpoint-9.pt.unfinished").write_bytes(b"half")
     succeed("train.py", config(out_dir=str(out_dir)))
-    assert not list(out_dir.glob("*.tmp"))
+    assert not list(out_dir.glob("*.unfinished"))
 
 
 def test_the_last_line_of_a_crash_says_how_to_go_on(config: Config, tmp_path: Path) -> None:
@@ -307,9 +351,10 @@ def test_the_last_line_of_a_crash_says_how_to_go_on(config: Config, tmp_path: Pa
     )
     code = f"import sys; sys.path[:0] = [{str(broken)!r}]; sys.argv[:1] = []; import runpy"
     code += f"; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-    done = run("-c", code + "", "train.py", config())
+    done = run("-c", code, "train.py", config())
     assert done.returncode == 1
     assert "KeyError" in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: an error of the program (above). The same command goes on from what is saved."
+        "error: an error of the program or the machine (above). The same command goes on from what "
+        "is saved."
     )
