@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import socket
 import statistics
@@ -241,10 +242,15 @@ def main() -> None:
         _training(folder)
 
 
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return next(iter(names), platform.processor() or platform.machine())
+
+
 def _training(folder: str) -> None:
     where = devices.describe(devices.pick_device("auto", devices.World()))
-    cpu = platform.processor() or platform.machine()
-    print(f"{date.today()}, {where} ({cpu}), torch {torch.__version__}, {_DTYPE}")
+    print(f"{date.today()}, {where} ({_processor()}), torch {torch.__version__}, {_DTYPE}")
     print(f"a step of {_BATCH} x {_BLOCK} tokens, GPT-2 Small, medians of {_REPEATS} in turns\n")
     print(
         "| dropout | | s a step | tokens/s | x transformers | of the GEMM limit | peak memory, GB "
