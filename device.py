@@ -1,14 +1,17 @@
 """The device at hand (precision, speed) and the processes beside this one."""
 
 import ctypes
+import functools
 import gc
 import os
 import re
 import shutil
 import sys
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ _PEAKS_16_BIT = {
 }
 
 
+_PARENT = os.getppid()  # as this module is read
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -82,10 +86,43 @@ def join_world() -> World:
     return World(*(int(os.environ[name]) for name in names))
 
 
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_orphan() -> bool:
+    """Whether torchrun started this process and is gone."""
+    return is_launched() and (os.getppid() != _PARENT or _was_orphan())
+
+
+@functools.cache
+def _was_orphan() -> bool:
+    """Whether torchrun was gone when this module was read: init has then taken its place."""
+    command = Path(f"/proc/{_PARENT}/cmdline")
+    return _PARENT == 1 and command.exists() and b"torch" not in command.read_bytes()
+
+
 def connect(world: World, device: torch.device) -> None:
-    """Open the process group: nccl between GPUs, gloo for what is on CPUs. Alone, there is none."""
-    if world.size == 1:
-        return
+    """Open the process group: nccl between GPUs, gloo for what is on CPUs. Alone, there is none.
+
+    Ends the process if torchrun goes meanwhile: it would wait half an hour for its store.
+    """
+    if world.size > 1:
+        connected = threading.Event()
+        threading.Thread(target=_leave_if_orphan, args=(connected,), daemon=True).start()
+        _connect(device)
+        connected.set()
+
+
+def _leave_if_orphan(connected: threading.Event) -> None:
+    while not connected.wait(0.5):
+        if is_orphan():
+            print("error: torchrun is gone. Type the same command again.", file=sys.stderr)
+            os._exit(1)
+
+
+def _connect(device: torch.device) -> None:
     store, rank, size = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun restarts processes with the old store, in which torch 2.13 finds the addresses

@@ -18,7 +18,6 @@ schedulers send before they stop a job) it saves the last whole step and ends wi
 import contextlib
 import dataclasses
 import math
-import os
 import signal
 import sys
 from collections import Counter
@@ -69,7 +68,6 @@ class Run:
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
     stop_signals: list[int] = field(default_factory=list)  # that this process got
-    launcher: int = field(default_factory=os.getppid)  # the process that started this one
 
     def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
@@ -224,7 +222,7 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
         # All processes stop before the same micro-step, also if the launcher was killed.
-        if world.any(bool(run.stop_signals) or _is_orphan(run)):
+        if world.any(bool(run.stop_signals) or devices.is_orphan()):
             run.optimizer.zero_grad(set_to_none=True)
             return None
         # A GPU still works on the micro-batch before while this one is fetched.
@@ -504,15 +502,6 @@ def _is_kept(step: int, settings: Settings) -> bool:
     return step > 0 and (step % settings.checkpoint_interval == 0 or step == settings.max_steps)
 
 
-def _is_orphan(run: Run) -> bool:
-    """Whether torchrun, which started this process, is gone."""
-    return _is_launched() and os.getppid() != run.launcher
-
-
-def _is_launched() -> bool:
-    return "LOCAL_RANK" in os.environ
-
-
 def _listen(run: Run) -> None:
     """Let signals end the run after a whole step instead of at once.
 
@@ -522,7 +511,7 @@ def _listen(run: Run) -> None:
 
     def stop(number: int, _: Any) -> None:
         got.append(number)
-        if not _is_launched():
+        if not devices.is_launched():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in _STOP_SIGNALS:

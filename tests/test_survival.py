@@ -121,6 +121,7 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_twenty_times_ends_with_the_same_weights(
     config: Config, tmp_path: Path
 ) -> None:
