@@ -9,6 +9,8 @@ as many, in the same order. Definitions and draws follow Kallini et al. 2024 (se
 1) and its code, to the bit.
 """
 
+import functools
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +136,69 @@ def full_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> 
     return Sentences(tokens, marked.offsets)
 
 
+def no_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """The sentence as it is."""
+    return s
+
+
+def nondeterministic_shuffle(
+    s: Sentences, markers: list[int], rng: np.random.Generator
+) -> Sentences:
+    """Each sentence shuffled anew."""
+    tokens, places = s.tokens.copy(), s.offsets.tolist()
+    # No call of numpy's draws this stream for many sentences: shuffle rejects draws by a mask.
+    for start, end in itertools.pairwise(places):
+        rng.shuffle(tokens[start:end])
+    return Sentences(tokens, s.offsets)
+
+
+def deterministic_shuffle(
+    s: Sentences, markers: list[int], rng: np.random.Generator, *, seed: int
+) -> Sentences:
+    """All sentences of one length shuffled alike."""
+    return _rearranged(s, lambda n: np.random.default_rng(seed).permutation(n))
+
+
+def local_shuffle(
+    s: Sentences, markers: list[int], rng: np.random.Generator, *, window: int
+) -> Sentences:
+    """Each run of `window` tokens shuffled alike; the last of a sentence may be shorter."""
+
+    def order(n: int) -> np.ndarray:
+        whole, rest = divmod(n, window)
+        starts = np.arange(whole)[:, None] * window
+        within, last = (np.random.default_rng(0).permutation(size) for size in (window, rest))
+        return np.concatenate([(starts + within).ravel(), n - rest + last])
+
+    return _rearranged(s, order)
+
+
+def even_odd_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """The tokens at even places (from 0), then those at odd ones."""
+    return _rearranged(s, lambda n: np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)]))
+
+
+def _rearranged(s: Sentences, order: Callable[[int], np.ndarray]) -> Sentences:
+    """Sentences whose new order is one of their length alone.
+
+    order: of a length n, the old place of each new token, (n,) int64.
+    """
+    lengths, which = np.unique(s.lengths, return_inverse=True)
+    orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])
+    # The order of each sentence begins where that of its length does in `orders`.
+    starts = (np.cumsum(lengths) - lengths)[which]
+    old = orders[_positions(starts, s.lengths)] + np.repeat(s.offsets[:-1], s.lengths)
+    return Sentences(s.tokens[old], s.offsets)
+
+
 REVERSE = "🅁"
+_LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
+
+
+def _shuffle(title: str, perturb: Perturb, summary: str) -> Language:
+    """A row of the *Shuffle family: without markers, and without very long sentences."""
+    return Language(title, perturb, summary, max_tokens=_LONGEST_SHUFFLED)
+
 
 LANGUAGES: dict[str, Language] = {
     "no_reverse": Language(
@@ -153,6 +217,31 @@ LANGUAGES: dict[str, Language] = {
         "a marker at a random place, the whole reversed, marker included",
         (REVERSE,),
         seed=21,
+    ),
+    "no_shuffle": _shuffle("NoShuffle", no_shuffle, "nothing"),
+    "nondeterministic_shuffle": _shuffle(
+        "NondeterministicShuffle",
+        nondeterministic_shuffle,
+        "its tokens shuffled, anew for every sentence",
+    ),
+    **{
+        f"deterministic_shuffle_s{seed}": _shuffle(
+            f"DeterministicShuffle(s={seed})",
+            functools.partial(deterministic_shuffle, seed=seed),
+            "its tokens shuffled, in one way for all sentences of its length",
+        )
+        for seed in (21, 57, 84)
+    },
+    **{
+        f"local_shuffle_w{window}": _shuffle(
+            f"LocalShuffle(w={window})",
+            functools.partial(local_shuffle, window=window),
+            f"every {window} tokens shuffled among themselves, always in one way",
+        )
+        for window in (3, 5, 10)
+    },
+    "even_odd_shuffle": _shuffle(
+        "EvenOddShuffle", even_odd_shuffle, "its tokens at even places (from 0), then those at odd"
     ),
 }
 

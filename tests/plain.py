@@ -3,6 +3,7 @@
 Nothing here is vectorised or shared with the code under test: this is what it must equal.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +33,60 @@ def full_reverse(tokens: list[int], rng: np.random.Generator) -> list[int]:
     return (tokens[:place] + [MARKER] + tokens[place:])[::-1]
 
 
+def no_shuffle(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    return tokens
+
+
+def nondeterministic_shuffle(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    shuffled = list(tokens)
+    rng.shuffle(shuffled)
+    return shuffled
+
+
+def deterministic_shuffle(seed: int) -> Callable[..., list[int]]:
+    return lambda tokens, rng: nondeterministic_shuffle(tokens, np.random.default_rng(seed))
+
+
+def local_shuffle(window: int) -> Callable[..., list[int]]:
+    def shuffled(tokens: list[int], rng: np.random.Generator) -> list[int]:
+        result = []
+        for start in range(0, len(tokens), window):
+            run = tokens[start : start + window]
+            result += nondeterministic_shuffle(run, np.random.default_rng(0))
+        return result
+
+    return shuffled
+
+
+def even_odd_shuffle(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    return tokens[::2] + tokens[1::2]
+
+
 LANGUAGES = {
     "no_reverse": (no_reverse, 21),
     "partial_reverse": (partial_reverse, 21),
     "full_reverse": (full_reverse, 21),
+    "no_shuffle": (no_shuffle, 0),
+    "nondeterministic_shuffle": (nondeterministic_shuffle, 0),
+    "deterministic_shuffle_s21": (deterministic_shuffle(21), 0),
+    "deterministic_shuffle_s57": (deterministic_shuffle(57), 0),
+    "deterministic_shuffle_s84": (deterministic_shuffle(84), 0),
+    "local_shuffle_w3": (local_shuffle(3), 0),
+    "local_shuffle_w5": (local_shuffle(5), 0),
+    "local_shuffle_w10": (local_shuffle(10), 0),
+    "even_odd_shuffle": (even_odd_shuffle, 0),
 }
 
 
 def perturb(name: str, sentences: list[list[int]]) -> list[list[int]]:
-    """Sentences in a language, those with at most one token but markers dropped."""
+    """Sentences in a language; those that the published rules drop are dropped."""
     function, seed = LANGUAGES[name]
     rng = np.random.default_rng(seed)
     perturbed = [function(tokens, rng) for tokens in sentences]
-    return [tokens for tokens in perturbed if len([t for t in tokens if t != MARKER]) > 1]
+    kept = [tokens for tokens in perturbed if len([t for t in tokens if t != MARKER]) > 1]
+    if name.endswith("_reverse"):
+        return kept
+    return [tokens for tokens in kept if 2 <= len(tokens) <= 350]
 
 
 def split(name: str, sentences: list[list[int]], data_seed: int | None) -> np.ndarray:

@@ -38,6 +38,12 @@ def test_a_language_is_the_published_one_to_the_bit(name: str, sentences: list) 
     assert apply(name, sentences) == plain.perturb(name, sentences)
 
 
+@pytest.mark.parametrize("name", sorted(LANGUAGES))
+def test_a_language_is_the_published_one_for_sentences_of_every_length(name: str) -> None:
+    sentences = [list(range(n)) for n in range(360)]
+    assert apply(name, sentences) == plain.perturb(name, sentences)
+
+
 @given(NAMES, SENTENCES, st.data())
 def test_sentences_may_be_split_into_calls_anywhere(
     name: str, sentences: list, data: st.DataObject
