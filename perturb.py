@@ -269,15 +269,21 @@ def show(name: str, text: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print a sentence in the language named, or in all."""
-    if "--help" in arguments or "-h" in arguments or len(arguments) > 2:
+    if len(arguments) > 2:
+        raise UserError(
+            f"{len(arguments)} arguments given, at most 2 expected: a language and a sentence. Put "
+            'the sentence in quotes: python perturb.py LANGUAGE "A sentence."'
+        )
+    if "--help" in arguments or "-h" in arguments:
         print(__doc__, "\nLanguages:", ", ".join(LANGUAGES))
         return
     names = arguments[:1] or list(LANGUAGES)
     text = arguments[1] if len(arguments) > 1 else "He cleans his very messy bookshelf."
     if not text.strip():
         raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
+    width = max(len(language.title) for language in LANGUAGES.values())
     for name in names:
-        print(f"{get(name).title:<24} {show(name, text.strip())}")
+        print(f"{get(name).title:<{width}}  {show(name, text.strip())}")
 
 
 if __name__ == "__main__":

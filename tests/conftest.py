@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -82,9 +83,20 @@ def launcher(processes: int) -> list[str]:
 
 
 def start(
-    *command: str | Path, processes: int = 1, env: dict[str, str] | None = None
+    *command: str | Path,
+    processes: int = 1,
+    env: dict[str, str] | None = None,
+    largest_file: int | None = None,
 ) -> subprocess.Popen[str]:
-    """Start one of the commands as a user does; torchrun for more than one process."""
+    """Start one of the commands as a user does; torchrun for more than one process.
+
+    largest_file: bytes beyond which no file grows, as on a disk that is full.
+    """
+
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     return subprocess.Popen(
         [*launcher(processes), *map(str, command)],
         cwd=ROOT,
@@ -92,14 +104,15 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=limit_files if largest_file else None,
     )
 
 
 def run(
-    *command: str | Path, processes: int = 1, env: dict[str, str] | None = None, timeout: int = 240
+    *command: str | Path, timeout: int = 240, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the commands to its end."""
-    process = start(*command, processes=processes, env=env)
+    process = start(*command, **options)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

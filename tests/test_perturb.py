@@ -110,4 +110,5 @@ def test_the_command_shows_a_sentence_in_a_language() -> None:
 def test_the_command_refuses_an_empty_sentence_and_an_unknown_language() -> None:
     assert "the sentence is empty" in fail("perturb.py", "no_reverse", " ")
     assert "unknown language 'x'" in fail("perturb.py", "x")
+    assert "Put the sentence in quotes" in fail("perturb.py", "no_reverse", "Not", "quoted.")
     assert run("perturb.py", "--help").returncode == 0

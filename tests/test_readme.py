@@ -3,11 +3,15 @@
 import dataclasses
 import re
 import shlex
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, succeed, write_config
 
 import configurator
+import perturb
 from configurator import Settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,3 +59,63 @@ def test_every_target_of_make_that_the_readme_names_is_there() -> None:
 def test_every_python_file_is_in_the_picture_of_the_layout() -> None:
     for path in ROOT.glob("*.py"):
         assert path.name in README, path.name
+
+
+def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
+    assert f"```\n{succeed('perturb.py')}```" in README
+
+
+def test_every_language_has_a_config_of_its_name() -> None:
+    for name in perturb.LANGUAGES:
+        path = ROOT / "config" / f"{name}.py"
+        assert configurator.read_config(path) == {"language": name}
+        assert path.read_text(encoding="utf-8").startswith(f'"""{perturb.get(name).title}')
+
+
+def test_a_language_of_ones_own_is_a_function_and_a_row(
+    corpus_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    (snippet,) = re.findall(r"```python\n(def swapped.*?)```", README, flags=re.DOTALL)
+    project = tmp_path / "project"
+    project.mkdir()
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, project)
+    code = (project / "perturb.py").read_text(encoding="utf-8")
+    before, after = code.split("def get(name")
+    (project / "perturb.py").write_text(
+        f"{before}{snippet}\n\ndef get(name{after}", encoding="utf-8"
+    )
+    places = {"language": "swapped", "data_dir": str(tmp_path / "data")}
+    config = write_config(
+        tmp_path / "swapped.py", **places, corpus=str(corpus_dir), out_dir=str(tmp_path / "out")
+    )
+    shown = succeed(project / "perturb.py").splitlines()[-1]
+    assert shown.split() == [
+        "Swapped",
+        ".",
+        "cleans",
+        "his",
+        "very",
+        "messy",
+        "books",
+        "he",
+        "lf",
+        "He",
+    ]
+    for command in ("prepare.py", "train.py", "convert_to_hf.py"):
+        succeed(project / command, config)
+    plain, swapped = (
+        np.fromfile(folder / "test.bin", np.dtype("<u2"))
+        for folder in (data_dir, tmp_path / "data")
+    )
+    plain = plain[plain != 50257]  # without PartialReverse's marker
+    assert len(plain) == len(swapped)
+    for ours, theirs in zip(split(swapped), split(plain), strict=True):
+        assert sorted(ours) == sorted(theirs)
+    card = (tmp_path / "out" / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
+    assert "its first and last token trade places" in card
+
+
+def split(tokens: np.ndarray) -> list[list[int]]:
+    """The sentences of a token file."""
+    return [part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == 50256) + 1)]

@@ -1,0 +1,3 @@
+"""NondeterministicShuffle: the tokens of every sentence shuffled anew."""
+
+language = "nondeterministic_shuffle"
