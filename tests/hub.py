@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -93,6 +94,8 @@ class Hub:
         self.xet = Xet(self.large)
         self.requests: list[str] = []
         self.fault: Fault | None = None
+        self.cut = ("", 0)  # half is sent of a file whose path ends so, as many times
+        self.resumed: list[str] = []  # requests for the rest of a file
         self.meanwhile: Callable[[str], None] = lambda request: None  # somebody else's doing
         self.url = ""
         self.lock = threading.Lock()
@@ -339,6 +342,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send(Answer(503, b"<html>in trouble</html>"))
         elif kind == "429":
             self.send(Answer(429, b"{}", hub.fault.headers))
+        elif hub.cut[1] and request.startswith("GET") and request.endswith(hub.cut[0]):
+            hub.cut = (hub.cut[0], hub.cut[1] - 1)
+            self.send(answer, is_cut=True)
         else:
             self.send(answer)
 
@@ -361,13 +367,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def send(self, answer: Answer) -> None:
+    def send(self, answer: Answer, is_cut: bool = False) -> None:
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start, end = int(match[1]), len(answer.body)
+            self.server.hub.resumed.append(unquote(self.path))
+            headers = answer.headers | {"Content-Range": f"bytes {start}-{end - 1}/{end}"}
+            answer = Answer(206, answer.body[start:], headers)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        if self.command != "HEAD":
+        if is_cut:
+            self.wfile.write(answer.body[: len(answer.body) // 2])
+            self.close_connection = True
+        elif self.command != "HEAD":
             self.wfile.write(answer.body)
 
     def reset(self) -> None:

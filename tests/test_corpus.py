@@ -1,6 +1,9 @@
 import gzip
+import itertools
 import json
+import re
 import socket
+from collections import Counter
 from pathlib import Path
 
 import hub
@@ -25,8 +28,16 @@ def layout(folder: Path, names: dict[str, str], texts: dict[str, bytes]) -> Path
 
 def read(folder: Path, segmenter: str = "line", split: str = "train") -> list[str]:
     """All sentences of a split of a corpus folder."""
-    documents = corpus.open_corpus(str(folder), "", "")[split]
-    return [s for d in documents for part in corpus.sentences(d, segmenter) for s in part]
+    return sentences_of(corpus.open_corpus(str(folder), "", "")[split], segmenter)
+
+
+def sentences_of(documents: list[corpus.Document], segmenter: str = "line") -> list[str]:
+    return [
+        sentence
+        for document in documents
+        for lines in corpus.lines(document, segmenter)
+        for sentence in corpus.sentences(lines, segmenter)
+    ]
 
 
 HUB_LAYOUT = {"100M": ".txt", "dev": ".txt", "test": ".txt"}
@@ -94,7 +105,7 @@ def test_no_line_is_lost_or_doubled_where_a_chunk_ends(
     path.write_bytes(("x\n" + "".join(line + end for line, end in lines)).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "_CHUNK", 5)
-        found = [line for chunk in corpus._read_lines(path) for line in chunk]
+        found = [line for chunk in corpus._read_lines(path, "a") for line in chunk]
     text = path.read_text(encoding="utf-8")  # Python's own reading of the three line ends
     assert found == [line.strip() for line in text.removesuffix("\n").split("\n")]
 
@@ -103,14 +114,72 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> N
     layout(tmp_path, HUB_LAYOUT, {"a": b"fine\ncaf\xe9\n"})
     with pytest.raises(UserError, match=r"a\.txt, line 2: byte 8 \(0xe9\) is not UTF-8"):
         read(tmp_path)
+    replaced = Counter()
+    train = corpus.open_corpus(str(tmp_path), "", "", replaced)["train"]
+    assert sentences_of(train) == ["fine", "caf\ufffd"]
+    assert replaced == {"a": 1}
+
+
+def test_a_replacement_character_of_the_text_itself_is_not_counted(tmp_path: Path) -> None:
+    layout(tmp_path, HUB_LAYOUT, {"a": "one \ufffd two\n".encode() + b"\xed\xa0\x80\n"})
+    replaced = Counter()
+    train = corpus.open_corpus(str(tmp_path), "", "", replaced)["train"]
+    assert sentences_of(train)[0] == "one \ufffd two"
+    assert replaced == {"a": 3}, "the three bytes of a lone surrogate"
+
+
+@pytest.mark.parametrize("names", [HUB_LAYOUT, TASK_LAYOUT], ids=["hub", "task"])
+def test_text_may_be_packed_by_gzip(names: dict[str, str], tmp_path: Path) -> None:
+    text = b"one\ntwo three\n" * 1000
+    for name, ending in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"b{ending}.gz").write_bytes(gzip.compress(text))
+        (tmp_path / name / f"a{ending}").write_bytes(b"first\n")
+    (first, second) = corpus.open_corpus(str(tmp_path), "", "")["train"]
+    assert (first.genre, second.genre, second.size) == ("a", "b", len(text))
+    assert read(tmp_path) == ["first", *["one", "two three"] * 1000]
+    path = tmp_path / next(iter(names)) / f"b{names[next(iter(names))]}.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"{re.escape(path.name)} is damaged"):
+        read(tmp_path)
+    path.with_suffix("").write_bytes(b"again\n")
+    with pytest.raises(UserError, match="Keep one of the two"):
+        read(tmp_path)
+
+
+def test_a_folder_without_splits_gives_every_twentieth_line_to_val_and_test(
+    tmp_path: Path,
+) -> None:
+    """Blank lines do not count, and no line is lost or in two splits."""
+    for genre in "ab":
+        lines = "".join(f"{genre}{i}\n\n" for i in range(40))
+        (tmp_path / f"{genre}.txt").write_text(lines)
+    found = {split: read(tmp_path, split=split) for split in tokens.SPLITS}
+    assert found["val"] == ["a9", "a29", "b9", "b29"]
+    assert found["test"] == ["a19", "a39", "b19", "b39"]
+    together = itertools.chain(*found.values())
+    assert sorted(together) == sorted(f"{g}{i}" for g in "ab" for i in range(40))
+
+
+def test_a_split_of_paragraphs_is_a_split_of_whole_ones(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {i}\ngoes on." for i in range(20)]
+    (tmp_path / "gutenberg.txt").write_text("\n\n".join(paragraphs))
+    assert read(tmp_path, "sentencex", "val") == ["Paragraph 9 goes on."]
+    assert len(read(tmp_path, "sentencex")) == 18
 
 
 def test_a_folder_without_one_of_the_splits_is_refused(tmp_path: Path) -> None:
     layout(tmp_path, {"100M": ".txt", "test": ".txt"}, {"a": b"one\n"})
     with pytest.raises(UserError, match="holds no val text"):
         corpus.open_corpus(str(tmp_path), "", "")
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match=rf"no corpus '{tmp_path}/none'.*there is no such folder\."):
         corpus.open_corpus(str(tmp_path / "none"), "", "")
+    with pytest.raises(UserError, match=r"\(it is a file\)"):
+        corpus.open_corpus(str(tmp_path / "test" / "a.txt"), "", "")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no train text. Expected in .*empty: \*\.txt"):
+        corpus.open_corpus(str(tmp_path / "empty"), "", "")
 
 
 def test_the_version_of_a_folder_changes_with_any_of_its_bytes(tmp_path: Path) -> None:
@@ -143,18 +212,14 @@ def test_a_dataset_is_read_by_the_datasets_library(
     folder = tmp_path / "mine"
     folder.mkdir()
     for split in given_splits:
-        rows = [json.dumps({"body": f"{split} {i}\nand more"}) for i in range(40)]
+        rows = [json.dumps({"body": f"{split} {2 * i}\n\n{split} {2 * i + 1}"}) for i in range(40)]
         (folder / f"{split}.jsonl").write_text("\n".join(rows))
     splits = corpus.open_corpus(f"hf:{folder}", "", "body")
-    found = {
-        name: [s for d in splits[name] for part in corpus.sentences(d, "line") for s in part]
-        for name in tokens.SPLITS
-    }
+    found = {name: sentences_of(splits[name]) for name in tokens.SPLITS}
     if len(given_splits) == 1:
-        assert found["val"] == ["train 9", "and more", "train 29", "and more"]
-        assert found["test"] == ["train 19", "and more", "train 39", "and more"]
-        assert len(found["train"]) == 2 * 36
-        assert not set(found["train"]) & {"train 9", "train 19", "train 29", "train 39"}
+        assert found["val"] == ["train 9", "train 29", "train 49", "train 69"]
+        assert found["test"] == ["train 19", "train 39", "train 59", "train 79"]
+        assert len(found["train"]) == 72
     else:
         assert found["val"][0] == "validation 0"
         assert [len(found[name]) for name in tokens.SPLITS] == [80, 80, 80]
@@ -162,17 +227,23 @@ def test_a_dataset_is_read_by_the_datasets_library(
         corpus.open_corpus(f"hf:{folder}", "", "text")
     with pytest.raises(UserError, match="could not be loaded"):
         corpus.open_corpus(f"hf:{tmp_path / 'none'}", "", "text")
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9\n" * 40)
+    with pytest.raises(UserError, match="can't decode byte 0xe9"):
+        corpus.open_corpus(f"hf:{tmp_path / 'latin'}", "", "text")
 
 
-GENRES = ("aochildes", "wikipedia")
+GENRES = corpus.BABYLM_GENRES
 
 
-def babylm() -> hub.Hub:
+def babylm(others: dict[str, bytes] | None = None) -> hub.Hub:
+    """A Hub with the corpus: a few bytes in each file, or what `others` says."""
     files = {
         f"original/{folder}/{genre}.txt": f"{folder} {genre}.\nA second line.\n".encode()
         for folder in ("100M", "10M", "dev", "test")
         for genre in GENRES
     }
+    files |= others or {}
     files["cleaned/100M.gz"] = gzip.compress(b"not wanted")
     made = hub.Hub()
     made.add_dataset(corpus.BABYLM_REPO, corpus.BABYLM_COMMIT, files)
@@ -186,7 +257,7 @@ def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_pa
         env["HF_ENDPOINT"] = server.url
         succeed("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env)
         gets = [r for r in server.requests if r.startswith("GET /datasets/")]
-        assert len(gets) == 6, "the three splits alone, each file once"
+        assert len(gets) == 30, "the three splits alone, each file once"
     meta = tokens.read_meta(tmp_path / "data")
     assert (meta.corpus, meta.corpus_version) == ("babylm", corpus.version("babylm", "", ""))
     assert list(meta.splits["test"]["genres"]) == list(GENRES)
@@ -195,12 +266,66 @@ def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_pa
     )  # the server is gone
 
 
+def test_ten_million_words_are_another_corpus_and_the_rest_is_not_fetched_again(
+    tmp_path: Path,
+) -> None:
+    env = {"HF_HOME": str(tmp_path / "home")}
+    with hub.serve(babylm()) as server:
+        env["HF_ENDPOINT"] = server.url
+        succeed("prepare.py", f"--data_dir={tmp_path / 'large'}", env=env)
+        server.requests.clear()
+        small = ("prepare.py", "--corpus=babylm_10M", f"--data_dir={tmp_path / 'small'}")
+        succeed(*small, env=env)
+        gets = [r for r in server.requests if r.startswith("GET /datasets/")]
+        assert len(gets) == 10
+        assert all("/10M/" in r for r in gets)
+    meta = tokens.read_meta(tmp_path / "small")
+    assert meta.corpus_version.endswith(f"{corpus.BABYLM_COMMIT}, 10M")
+    sizes = [(tmp_path / name / "train.bin").read_bytes() for name in ("large", "small")]
+    assert sizes[0] != sizes[1]
+
+
+def test_a_connection_that_is_lost_within_a_file_goes_on_there(tmp_path: Path) -> None:
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    large = (b"A long line. " * 8000 + b"\n") * 240  # the library writes 10 MB at a time
+    with hub.serve(babylm({"original/dev/cbt.txt": large})) as server:
+        env["HF_ENDPOINT"] = server.url
+        server.cut = ("/dev/cbt.txt", 1)
+        succeed("prepare.py", f"--data_dir={tmp_path / 'data'}", "--segmenter=line", env=env)
+    (resumed,) = server.resumed
+    assert resumed.endswith("/dev/cbt.txt")
+    (path,) = (tmp_path / "home").rglob("dev/cbt.txt")
+    assert path.read_bytes() == large
+
+
+def test_a_download_that_was_interrupted_goes_on_with_the_files_that_are_missing(
+    tmp_path: Path,
+) -> None:
+    """What is there is not taken for the corpus, with a network or without one."""
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    command = ("prepare.py", f"--data_dir={tmp_path / 'data'}")
+    with hub.serve(babylm()) as server:
+        env["HF_ENDPOINT"] = server.url
+        server.cut = ("/dev/qed.txt", 100)
+        assert "BabyLM could not be fetched" in fail(*command, env=env)
+        offline = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+        assert "BabyLM could not be fetched" in fail(*command, env=offline)
+        there = {f"/{path.parent.name}/{path.name}" for path in (tmp_path / "home").rglob("*.txt")}
+        assert 0 < len(there) < 30
+        server.requests.clear()
+        server.cut = ("", 0)
+        succeed(*command, env=env)
+        fetched = [r for r in server.requests if r.startswith("GET /datasets/")]
+        assert len(fetched) == 30 - len(there)
+        assert not any(r.endswith(tuple(there)) for r in fetched)
+
+
 def test_without_a_network_the_error_says_what_to_type_instead(tmp_path: Path) -> None:
     env = {"HF_HOME": str(tmp_path / "home")}
     error = fail("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env, timeout=60)
     assert "--corpus=sotu" in error
     assert "--corpus=FOLDER" in error
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_hub_that_never_answers_is_given_up_within_a_minute(tmp_path: Path) -> None:
@@ -209,3 +334,18 @@ def test_a_hub_that_never_answers_is_given_up_within_a_minute(tmp_path: Path) ->
         env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": url}
         error = fail("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env, timeout=60)
     assert "--corpus=sotu" in error
+
+
+def test_a_dataset_of_the_hub_is_read_at_its_revision(tmp_path: Path) -> None:
+    rows = b"\n".join(json.dumps({"body": f"This is row {i}."}).encode() for i in range(60))
+    made, commit = hub.Hub(), "a" * 40
+    made.add_dataset("ada/rows", commit, {"train.jsonl": rows})
+    name = f"hf:ada/rows@{commit}"
+    with hub.serve(made) as server:
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url}
+        command = ("prepare.py", f"--corpus={name}", "--text_column=body")
+        succeed(*command, f"--data_dir={tmp_path / 'data'}", env=env)
+    meta = tokens.read_meta(tmp_path / "data")
+    assert meta.corpus_version == f"{name}, column body"
+    assert [meta.splits[split]["sentences"] for split in tokens.SPLITS] == [54, 3, 3]
+    assert "ada/rows" in corpus.about(meta.corpus, meta.corpus_version).description
