@@ -10,8 +10,11 @@ permuted by data_seed; test keeps its order, for evaluation by genre.
 """
 
 import importlib.metadata
+import os
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from tqdm import tqdm
 
 import configurator
 import corpus
+import files
 import perturb
 import tokens
 from configurator import Settings
@@ -38,48 +42,93 @@ def main(settings: Settings) -> None:
     _require_uint16(settings.language, tokenizer.vocab_size)
     data_dir = Path(settings.data_dir)
     identity = _identity(settings, tokenizer)
-    if _is_done(data_dir, identity):
-        print(f"{data_dir} is prepared already: {language.title} from {identity['corpus_version']}")
-        return
+    if not _is_done(data_dir, identity):
+        replaced = Counter() if settings.invalid_utf8 == "replace" else None
+        documents = corpus.open_corpus(
+            identity["corpus"], settings.sotu_years, settings.text_column, replaced
+        )
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with files.locked(data_dir):
+            if not _is_done(data_dir, identity):  # another process may just have prepared it
+                _prepare(settings, language, tokenizer, identity, documents, replaced)
+                return
+    print(f"{data_dir} is prepared already: {language.title} from {identity['corpus_version']}")
 
-    start = time.perf_counter()
-    data_dir.mkdir(parents=True, exist_ok=True)
-    documents = corpus.open_corpus(identity["corpus"], settings.sotu_years, settings.text_column)
+
+def _prepare(
+    settings: Settings,
+    language: Language,
+    tokenizer: Tokenizer,
+    identity: dict[str, Any],
+    documents: corpus.Splits,
+    replaced: Counter[str] | None,
+) -> None:
+    """Write the token files, and then the meta.json that vouches for them."""
+    start, data_dir = time.perf_counter(), Path(settings.data_dir)
     (data_dir / tokens.META).unlink(missing_ok=True)
     splits = {}
     for split in tokens.SPLITS:
-        sentences, counts = _perturbed(documents[split], settings.segmenter, language, tokenizer)
-        if not counts["sentences"]:
-            raise UserError(
-                f"{settings.corpus}: the {split} split has no sentence of two tokens or more. "
-                "Expected plain text, one or more sentences a line."
-            )
-        order = None
-        if split != "test":
-            order = np.random.default_rng(settings.data_seed).permutation(counts["sentences"])
-            del counts["genres"]  # they are no stretches of the file any more
-        chunks = _closed_sentences(sentences, order)
-        splits[split] = counts | tokens.write_split(tokens.path_of(data_dir, split), chunks)
+        splits[split] = write_split(split, documents[split], settings, language, tokenizer)
+        if replaced is not None:
+            splits[split]["replaced"] = replaced.total()
+            replaced.clear()
         _report(split, splits[split])
+    if _corpus_version(settings) != identity["corpus_version"]:
+        raise UserError(
+            f"the text in {settings.corpus} changed while it was read. Wait until nothing writes "
+            "to it, and type the same command again."
+        )
     tokens.write_meta(data_dir, tokens.Meta(**identity, splits=splits))
     print(f"{language.title} is ready in {data_dir} ({time.perf_counter() - start:.0f} s)")
 
 
+def write_split(
+    split: str,
+    documents: list[Document],
+    settings: Settings,
+    language: Language,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """Write the token file of a split to data_dir; what meta.json is to say of it.
+
+    Raises UserError if no sentence is left.
+    """
+    sentences, counts = _perturbed(documents, settings, language, tokenizer)
+    if not counts["sentences"]:
+        raise UserError(
+            f"{settings.corpus}: the {split} split has no sentence of two tokens or more. "
+            "Expected plain text, one or more sentences a line (of a corpus without splits, "
+            "every twentieth line: it needs more of them)."
+        )
+    order = None
+    if split != "test":
+        order = np.random.default_rng(settings.data_seed).permutation(counts["sentences"])
+        del counts["genres"]  # they are no stretches of the file any more
+    path = tokens.path_of(Path(settings.data_dir), split)
+    return counts | tokens.write_split(path, _closed_sentences(sentences, order))
+
+
 def _identity(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     """All of meta.json that decides on the tokens, known before any text is read."""
-    name = corpus.normal_name(settings.corpus)
     packages = ("numpy", "sentencex", "tiktoken")
     return {
         "language": settings.language,
         "markers": tokenizer.markers,
         "vocab_size": tokenizer.vocab_size,
         "eot_token": END_OF_TEXT_ID,
-        "corpus": name,
-        "corpus_version": corpus.version(name, settings.sotu_years, settings.text_column),
+        "corpus": corpus.normal_name(settings.corpus),
+        "corpus_version": _corpus_version(settings),
         "segmenter": settings.segmenter,
         "data_seed": settings.data_seed,
         "made_with": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _corpus_version(settings: Settings) -> str:
+    name = corpus.normal_name(settings.corpus)
+    version = corpus.version(name, settings.sotu_years, settings.text_column)
+    replaced = ", what is not UTF-8 replaced" if settings.invalid_utf8 == "replace" else ""
+    return version + replaced
 
 
 def _is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
@@ -116,31 +165,55 @@ def _require_uint16(name: str, vocab_size: int) -> None:
 
 
 def _perturbed(
-    documents: list[Document], segmenter: str, language: Language, tokenizer: Tokenizer
+    documents: list[Document], settings: Settings, language: Language, tokenizer: Tokenizer
 ) -> tuple[Sentences, dict[str, Any]]:
     """The sentences of a split in its language, in order, and their counts by genre."""
     rng = np.random.default_rng(language.seed)  # runs on through all documents
     marker_ids = list(tokenizer.markers.values())
-    genres: dict[str, dict[str, int]] = {}
+    genres = {document.genre: {"sentences": 0, "tokens": 0} for document in documents}
     all_tokens, all_lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
     read = 0
     size = sum(document.size for document in documents)
-    progress = tqdm(total=size or None, unit="B", unit_scale=True, disable=None)
-    for document in documents:
-        genre = genres.setdefault(document.genre, {"sentences": 0, "tokens": 0})
-        for texts in corpus.sentences(document, segmenter):
-            sentences = perturb.from_lengths(*tokenizer.encode(texts))
+    with tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as progress:
+        for document, length, sentences in _encoded(documents, settings, tokenizer):
             kept = language.apply(sentences, marker_ids, rng)
             all_tokens.append(kept.tokens)
             all_lengths.append(kept.lengths)
+            genre = genres[document.genre]
             genre["sentences"] += len(kept.lengths)
             genre["tokens"] += len(kept.tokens) + len(kept.lengths)
-            read += len(texts)
-            progress.update(sum(map(len, texts)) + len(texts))
-    progress.close()
+            read += len(sentences.lengths)
+            progress.update(length)
     lengths = np.concatenate(all_lengths)
     counts = {"sentences": len(lengths), "dropped": read - len(lengths), "genres": genres}
     return perturb.from_lengths(np.concatenate(all_tokens), lengths), counts
+
+
+def _encoded(
+    documents: list[Document], settings: Settings, tokenizer: Tokenizer
+) -> Iterator[tuple[Document, int, Sentences]]:
+    """The tokens of all sentences, a stretch of a document at a time, in order.
+
+    Yields the document, the length of the stretch in characters, and its sentences. Some stretches
+    are worked on at once, by threads: the order is that of the text whatever their number.
+    """
+
+    def encode(lines: list[str]) -> Sentences:
+        texts = corpus.sentences(lines, settings.segmenter)
+        return perturb.from_lengths(*tokenizer.encode(texts))
+
+    workers = settings.workers or os.cpu_count() or 1
+    begun: deque[tuple[Document, int, Future[Sentences]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for document in documents:
+            for lines in corpus.lines(document, settings.segmenter):
+                length = sum(map(len, lines)) + len(lines)
+                begun.append((document, length, pool.submit(encode, lines)))
+                if len(begun) > workers:
+                    document_done, length, sentences = begun.popleft()
+                    yield document_done, length, sentences.result()
+        for document, length, sentences in begun:
+            yield document, length, sentences.result()
 
 
 def _closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterator[np.ndarray]:
@@ -154,9 +227,11 @@ def _closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterato
 
 
 def _report(split: str, counts: dict[str, Any]) -> None:
+    replaced = counts.get("replaced", 0)
     print(
         f"{split}: {counts['tokens']:,} tokens, {counts['sentences']:,} sentences "
-        f"({counts['dropped']:,} too short, dropped)",
+        f"({counts['dropped']:,} too short or too long, dropped)"
+        + (f"; U+FFFD for what is not UTF-8, {replaced:,} times" if replaced else ""),
         flush=True,
     )
 

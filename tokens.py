@@ -79,9 +79,10 @@ def read_meta(data_dir: Path) -> Meta:
         )
     try:
         meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
-        for split in SPLITS:
-            _ = {key: meta.splits[split][key] for key in ("tokens", "sentences", "sha256")}
-    except (ValueError, TypeError, KeyError) as error:
+        needed = {"tokens", "sentences", "sha256"}
+        if missing := [split for split in SPLITS if not needed <= meta.splits[split].keys()]:
+            raise ValueError(f"{missing[0]} lacks one of {', '.join(sorted(needed))}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Delete {data_dir} and prepare it again.")
     return meta
 
@@ -95,6 +96,18 @@ def check_file(data_dir: Path, meta: Meta, split: str) -> None:
         raise UserError(
             f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again (prepare.py)."
         )
+
+
+def verify(data_dir: Path, meta: Meta) -> None:
+    """Raise UserError if a split's bytes are not those that meta.json vouches for."""
+    for split in SPLITS:
+        check_file(data_dir, meta, split)
+        path = path_of(data_dir, split)
+        if (found := files.sha256(path)) != meta.splits[split]["sha256"]:
+            raise UserError(
+                f"{path} has SHA-256 {found}; {META} says {meta.splits[split]['sha256']}. Delete "
+                f"{data_dir} and prepare the data again."
+            )
 
 
 def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.ndarray:

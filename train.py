@@ -104,6 +104,8 @@ def open_run(settings: Settings, world: World) -> Run:
     dtype = devices.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
     meta = _read_meta(settings)
+    if settings.verify_data:
+        tokens.verify(Path(settings.data_dir), meta)
     train_blocks, val_blocks = (
         tokens.open_blocks(Path(settings.data_dir), meta, split, settings.block_size)
         for split in ("train", "val")

@@ -1,15 +1,25 @@
 import json
 import os
+import random
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import plain
 import pytest
 from conftest import fail, kill, start, succeed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import corpus
+import perturb
+import prepare
 import tokens
-from tokenizer import write_transformers_files
+from configurator import Settings
+from errors import UserError
+from tokenizer import Tokenizer, write_transformers_files
 
 # A folder of real text (files of any names) to compare on instead of a few speeches.
 TEXTS = os.environ.get("PLAIN_TEXTS")
@@ -128,18 +138,36 @@ def test_a_changed_corpus_is_noticed(tmp_path: Path) -> None:
     assert "corpus_version: " in fail(*command)
 
 
-def test_an_interrupted_run_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    command = ("prepare.py", "--corpus=sotu", "--sotu_years=1850-2020", f"--data_dir={tmp_path}")
-    process = start(*command)
-    end = time.time() + 60
-    while not (tmp_path / "train.bin").exists() and time.time() < end:
-        time.sleep(0.002)
-    kill(process)
-    assert not (tmp_path / "meta.json").exists()
-    succeed(*command)
-    meta = tokens.read_meta(tmp_path)
-    for split in tokens.SPLITS:
-        tokens.check_file(tmp_path, meta, split)
+def test_a_run_that_is_killed_at_any_moment_leaves_nothing_that_looks_whole(
+    tmp_path: Path,
+) -> None:
+    def command(name: str) -> tuple[str, ...]:
+        return ("prepare.py", "--corpus=sotu", "--sotu_years=1850-2020", f"--data_dir={name}")
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    succeed(*command(whole))
+    seconds = time.monotonic() - began
+    rng = random.Random(0)
+    moments = [rng.uniform(0, seconds) for _ in range(4)] + [None]  # None: at the first file
+    for moment in moments:
+        process = start(*command(killed))
+        if moment is None:
+            end = time.monotonic() + 60
+            while not (killed / "train.bin").exists() and time.monotonic() < end:
+                time.sleep(0.002)
+        else:
+            time.sleep(moment)
+        kill(process)
+        if (killed / "meta.json").exists():  # it was done
+            tokens.verify(killed, tokens.read_meta(killed))
+            shutil.rmtree(killed)
+    succeed(*command(killed))
+    names = [tokens.META, *(f"{split}.bin" for split in tokens.SPLITS)]
+    assert [(killed / name).read_bytes() for name in names] == [
+        (whole / name).read_bytes() for name in names
+    ]
+    assert {path.name for path in killed.iterdir()} == {*names, ".lock"}
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\n", "Yes\nNo\n"])
@@ -152,9 +180,149 @@ def test_a_corpus_without_a_sentence_is_refused(content: str, tmp_path: Path) ->
 
 
 def test_a_language_with_too_many_markers_for_uint16_is_refused() -> None:
-    import prepare
-    from errors import UserError
-
     prepare._require_uint16("mine", 65536)
     with pytest.raises(UserError, match="'mine' has a vocabulary of 65,537"):
         prepare._require_uint16("mine", 65537)
+
+
+ODD = ["<|endoftext|>", "🅁", "🅂", "🄿", "\0", "\ufeff", "\ufffd", "é", "e\u0301", "\u2028", "\x85"]
+PIECE = st.sampled_from([*ODD, " ", "  ", "\t", "the", " cat", "ing", "42", "'s", "."])
+LINE = st.lists(PIECE | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), max_size=12)
+LINES = st.lists(LINE.map("".join).filter(lambda line: not set(line) & set("\r\n")), min_size=1)
+
+
+def undone(name: str, sentence: list[int]) -> list[int]:
+    """The tokens of a sentence before it was perturbed."""
+    if name.endswith("_reverse"):
+        place = sentence.index(plain.MARKER)
+        before, after = sentence[:place], sentence[place + 1 :]
+        return {
+            "no_reverse": before + after,
+            "partial_reverse": before + after[::-1],
+            "full_reverse": after[::-1] + before[::-1],
+        }[name]
+    order = plain.perturb(name, [list(range(len(sentence)))])[0]
+    old = [0] * len(sentence)
+    for new, place in enumerate(order):
+        old[place] = sentence[new]
+    return old
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(plain.LANGUAGES.keys() - {"nondeterministic_shuffle"})), LINES)
+def test_what_goes_in_comes_out(
+    tmp_path_factory: pytest.TempPathFactory, language: str, lines: list[str]
+) -> None:
+    """Undoing the language on the token file gives back all sentences but those it drops."""
+    folder = tmp_path_factory.mktemp("odd")
+    text = "\n".join([*lines, "The end."]).encode()
+    for split in ("100M", "dev", "test"):
+        (folder / split).mkdir()
+        (folder / split / "a.txt").write_bytes(text)
+    places = {"corpus": str(folder), "data_dir": str(folder / "data")}
+    prepare.main(Settings(language=language, segmenter="line", **places))
+    tokenizer = Tokenizer(perturb.get(language).markers)
+    ids = np.fromfile(folder / "data" / "test.bin", np.dtype("<u2")).tolist()
+    assert ids[-1] == plain.END_OF_TEXT
+    found = []
+    while ids:
+        end = ids.index(plain.END_OF_TEXT)
+        found.append(tokenizer.decode(undone(language, ids[:end])))
+        ids = ids[end + 1 :]
+    sentences = text.decode().removeprefix("\ufeff").split("\n")
+    lengths = {s: len(tokenizer.encode([s])[0]) for line in sentences if (s := line.strip())}
+    limit = perturb.get(language).max_tokens or 10**9
+    kept = [s for line in sentences if 2 <= lengths.get(s := line.strip(), 0) <= limit]
+    assert found == kept
+
+
+def test_the_files_do_not_depend_on_workers_and_chunks(
+    corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    for workers, chunk in ((1, 1 << 22), (4, 1000), (3, 77)):
+        monkeypatch.setattr(corpus, "_CHUNK", chunk)
+        data_dir = tmp_path / str(workers)
+        places = {"corpus": str(corpus_dir), "data_dir": str(data_dir)}
+        prepare.main(Settings(**places, workers=workers, language="nondeterministic_shuffle"))
+        names = [tokens.META, *(f"{split}.bin" for split in tokens.SPLITS)]
+        written.append([(data_dir / name).read_bytes() for name in names])
+    assert written[1] == written[0]
+    assert written[2] == written[0]
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_noticed(
+    corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus_dir, folder)
+    write_split = tokens.write_split
+
+    def write_and_change(*arguments: object) -> dict:
+        with open(folder / "test" / "second.txt", "a") as file:
+            file.write("One more.\n")
+        return write_split(*arguments)
+
+    monkeypatch.setattr(tokens, "write_split", write_and_change)
+    with pytest.raises(UserError, match="changed while it was read"):
+        prepare.main(Settings(corpus=str(folder), data_dir=str(tmp_path / "data")))
+    assert not (tmp_path / "data" / "meta.json").exists()
+
+
+def test_two_processes_prepare_one_folder_one_after_the_other(tmp_path: Path) -> None:
+    command = ("prepare.py", "--corpus=sotu", "--sotu_years=1990-2000", f"--data_dir={tmp_path}")
+    processes = [start(*command) for _ in range(2)]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted("is prepared already" in text for text in printed) == [False, True]
+
+
+def test_bytes_that_are_not_utf8_are_refused_or_replaced_and_counted(tmp_path: Path) -> None:
+    for split in ("100M", "dev", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.txt").write_bytes(b"One caf\xe9 here.\nTwo here.\n")
+    command = ("prepare.py", f"--corpus={tmp_path}", f"--data_dir={tmp_path / 'data'}")
+    assert "a.txt, line 1: byte 7 (0xe9) is not UTF-8" in fail(*command)
+    printed = succeed(*command, "--invalid_utf8=replace")
+    assert "U+FFFD for what is not UTF-8, 1 times" in printed
+    meta = tokens.read_meta(tmp_path / "data")
+    assert [meta.splits[split]["replaced"] for split in tokens.SPLITS] == [1, 1, 1]
+    assert meta.corpus_version.endswith("what is not UTF-8 replaced")
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing_that_looks_whole(
+    corpus_dir: Path, tmp_path: Path
+) -> None:
+    command = ("prepare.py", f"--corpus={corpus_dir}", f"--data_dir={tmp_path / 'data'}")
+    assert "train.bin: File too large" in fail(*command, largest_file=10_000)
+    assert {p.name for p in (tmp_path / "data").iterdir()} == {".lock"}
+    succeed(*command)
+
+
+def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
+    line = "The quick brown fox jumps over the lazy dog, and on it goes. " * 170_000
+    for split in ("100M", "dev", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.txt").write_text(line if split == "100M" else "A line here.\n")
+    for segmenter in ("sentencex", "line"):
+        data_dir = tmp_path / segmenter
+        succeed(
+            *("prepare.py", f"--corpus={tmp_path}", f"--segmenter={segmenter}"),
+            f"--data_dir={data_dir}",
+        )
+        train = tokens.read_meta(data_dir).splits["train"]
+        assert train["sentences"] == (170_000 if segmenter == "sentencex" else 1)
+
+
+@pytest.mark.parametrize("split", tokens.SPLITS)
+def test_training_can_verify_its_data(
+    split: str, data_dir: Path, tmp_path: Path, config: Callable[..., Path]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data_dir, copy)
+    data = bytearray((copy / f"{split}.bin").read_bytes())
+    data[len(data) // 2 & ~1] ^= 1  # another id of the vocabulary
+    (copy / f"{split}.bin").write_bytes(data)
+    error = fail("train.py", config(data_dir=str(copy)), "--verify_data")
+    assert f"{split}.bin has SHA-256" in error
+    assert not list((tmp_path / "out").glob("*.pt"))
