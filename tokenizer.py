@@ -78,9 +78,13 @@ class Tokenizer:
         ends = np.append(np.flatnonzero(is_separator), len(tokens))
         return tokens[~is_separator], np.diff(ends, prepend=-1) - 1
 
+    def encode_ordinary(self, sentence: str) -> list[int]:
+        """The tokens of one sentence; `encode` is faster for many."""
+        return self._encoding.encode_ordinary(sentence)
+
     def _encode_one_by_one(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         # For the rare text that spells out the separator.
-        encoded = [self._encoding.encode_ordinary(sentence) for sentence in sentences]
+        encoded = [self.encode_ordinary(sentence) for sentence in sentences]
         lengths = np.array([len(tokens) for tokens in encoded], np.int64)
         return np.concatenate([np.array(t, np.uint16) for t in encoded]), lengths
 
