@@ -135,11 +135,14 @@ class Publication:
         All are looked at first: nothing is changed if one of them may not be replaced. Raises
         UserError where it cannot go on, saying what is finished, what is not, and what to do.
         """
-        left = self._plan(revisions)
+        found = self._plan(revisions)
+        left = [revision for revision in revisions if found[revision.branch] != "there"]
         there = len(revisions) - len(left)
         print(f"{self._repo}: {there} of {len(revisions)} revisions are there already", flush=True)
         if self._dry_run:
+            replaced = [revision for revision in left if found[revision.branch] == "other"]
             print(f"a dry run: would be uploaded: {_names(left)}")
+            print(f"of these, in place of other files of that revision: {_names(replaced)}")
             return []
         uploaded: list[Revision] = []
         try:
@@ -162,16 +165,20 @@ class Publication:
             )
         return uploaded
 
-    def _plan(self, revisions: list[Revision]) -> list[Revision]:
-        """Those that are not there yet. Raises UserError if one may not be replaced."""
+    def _plan(self, revisions: list[Revision]) -> dict[str, str]:
+        """What stands on the Hub, by branch: new (nothing), there (the export) or other files.
+
+        Raises UserError if one may not be replaced.
+        """
         try:
             if not patiently(self._repo, self._open):
-                return revisions
-            return [
-                revision
+                return {revision.branch: "new" for revision in revisions}
+            return {
+                revision.branch: patiently(
+                    revision.branch, functools.partial(self._standing, revision)
+                )
                 for revision in revisions
-                if not patiently(revision.branch, functools.partial(self._is_there, revision))
-            ]
+            }
         except _ERRORS as error:
             raise UserError(f"{_reason(error)} No revision was changed.")
 
@@ -204,15 +211,15 @@ class Publication:
             )
         return True
 
-    def _is_there(self, revision: Revision) -> bool:
-        """Whether it is published already. Raises UserError if something else stands there."""
+    def _standing(self, revision: Revision) -> str:
+        """As in _plan, of one revision. Raises UserError for what may not be replaced."""
         listing = self._listing(revision)
         if listing is None:
-            return False
+            return "new"
         if not revision.differences(listing):
-            return True
+            return "there"
         self._replaceable(revision, listing)
-        return False
+        return "new" if _is_empty(listing) else "other"
 
     def _upload(self, revision: Revision) -> None:
         """Bring one revision to the export's files. May be called again at any time."""

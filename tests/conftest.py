@@ -39,11 +39,12 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
+_CACHES = tempfile.TemporaryDirectory(prefix="hf_home_")
 # No test reaches beyond this machine, and none leaves traces in the user's caches.
 OFFLINE = {
     "HF_ENDPOINT": "http://127.0.0.1:9",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HOME": tempfile.mkdtemp(prefix="hf_home_"),
+    "HF_HOME": _CACHES.name,
 }
 os.environ.update(OFFLINE)  # before the libraries read it
 

@@ -98,6 +98,7 @@ class Hub:
         self.resumed: list[str] = []  # requests for the rest of a file
         self.meanwhile: Callable[[str], None] = lambda request: None  # somebody else's doing
         self.url = ""
+        self.storage_url = ""  # of another origin, which large files are downloaded from
         self.lock = threading.Lock()
 
     def empty(self) -> None:
@@ -134,17 +135,18 @@ def blob_id(data: bytes) -> str:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """Serve a Hub on a free port while the block runs."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.hub = hub
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    """Serve a Hub on two free ports while the block runs."""
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) for _ in range(2)]
+    hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    for server in servers:
+        server.hub = hub
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield hub
     finally:
-        server.shutdown()
-        server.server_close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
 
 
 @dataclass
@@ -186,9 +188,11 @@ class Api:
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
             return as_json({"errors": [], "warnings": []})
-        if parts[0] == "lfs":
+        if parts[0] == "lfs" and method == "PUT":
             self.hub.large[parts[1]] = body
             return Answer()
+        if parts[0] == "lfs":
+            return Answer(200, self.hub.large[parts[1]])
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.lfs_batch(json.loads(body))
         kind = parts[1] if parts[0] == "api" else "datasets" if parts[0] == "datasets" else "models"
@@ -293,11 +297,12 @@ class Api:
         if path not in commit.tree:
             return missing("Entry")
         data, large = commit.tree[path]
-        headers = {
-            "X-Repo-Commit": repo.branches.get(place, place),
-            "ETag": f'"{sha256(data) if large else blob_id(data)}"',
-        }
-        return Answer(200, data, headers)
+        headers = {"X-Repo-Commit": repo.branches.get(place, place)}
+        if not large:
+            return Answer(200, data, headers | {"ETag": f'"{blob_id(data)}"'})
+        headers |= {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
+        place = f"{self.hub.storage_url}/lfs/{sha256(data)}"
+        return Answer(302, b"", headers | {"ETag": '"of the redirect"', "Location": place})
 
 
 def _entries(commit: Commit) -> list[dict]:

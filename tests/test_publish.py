@@ -17,7 +17,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fail, succeed, write_config
+from conftest import OFFLINE, ROOT, fail, succeed, write_config
 from hub import KINDS, Fault, Hub, Repo, serve
 
 import checkpoint
@@ -52,7 +52,7 @@ def environment(hub: Hub, **more: str) -> dict[str, str]:
     return {
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": "hf_good",
-        "HF_HOME": tempfile.mkdtemp(prefix="hf_home_"),
+        "HF_HOME": tempfile.mkdtemp(dir=OFFLINE["HF_HOME"]),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **more,
     }
@@ -402,10 +402,17 @@ def test_a_dry_run_changes_nothing(
     for repo, left in ((REPO, "checkpoint-1"), ("ada/new", "checkpoint-1, checkpoint-2, main")):
         before = hub.state()
         assert mistaken.publish(tmp_path / "cache", None, "--dry_run", repo=repo) == 0
-        assert f"a dry run: would be uploaded: {left}\n" in mistaken.output.read_text()
+        printed = mistaken.output.read_text()
+        assert f"a dry run: would be uploaded: {left}\n" in printed
+        assert "in place of other files of that revision: nothing\n" in printed
         assert hub.state() == before
         assert not any(r.startswith("POST") for r in hub.requests[-5:])
-    assert "ada/new does not exist: it would be made, public\n" in mistaken.output.read_text()
+    assert "ada/new does not exist: it would be made, public\n" in printed
+    last = hub.repos["models", REPO].history("main")[0]
+    hub.repos["models", REPO].commit("main", last.title, last.tree | {"stray": (b"", False)})
+    assert mistaken.publish(tmp_path / "cache", None, "--dry_run") == 0
+    printed = mistaken.output.read_text()
+    assert "in place of other files of that revision: main\n" in printed
 
 
 def test_a_run_that_is_not_finished_is_not_published(two: Path, tmp_path: Path) -> None:
