@@ -9,7 +9,7 @@ import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
@@ -38,21 +38,21 @@ def write_folder(
     above TOLERANCE.
     """
     model = checkpoint.build_model(loaded, path)
+    config = model.config
     weights = transformers_weights(model, getattr(torch, dtype))
     # transformers 4.44 cannot load a file without this metadata.
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
-    if dtype != "float32":
-        model = _from_transformers_weights(weights, model.config)
-    del weights  # before transformers' copy is there: never more than two
-    _write_json(folder / "config.json", transformers_config(model.config, dtype))
+    answer = answer_of(model if dtype == "float32" else _from_transformers_weights(weights, config))
+    del model, weights  # before transformers' copy is there: never more than two
+    _write_json(folder / "config.json", transformers_config(config, dtype))
     end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
     _write_json(folder / "generation_config.json", end)
     markers = list(loaded.data["markers"])
-    tokenizer.write_transformers_files(folder, markers, model.config.block_size)
+    tokenizer.write_transformers_files(folder, markers, config.block_size)
     with ThreadPoolExecutor(1) as meanwhile:
         sums = meanwhile.submit(hashes, folder)
-        difference = logit_difference(model, folder)
+        difference = logit_difference(answer, folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
             f"{path}: transformers gives other logits than this model (largest difference "
@@ -105,10 +105,14 @@ def _from_transformers_weights(weights: dict[str, torch.Tensor], config: GPTConf
     config = dataclasses.replace(
         config, scale_attn_by_inverse_layer_idx=False, position_embeddings=True
     )
-    model = GPT(config).eval()
+    with torch.device("meta"):  # shapes alone
+        model = GPT(config).eval()
+    state = {}
     for name, tensor in model.state_dict().items():
         exported = weights[name].T if name.endswith(_TRANSPOSED) else weights[name]
-        tensor[: len(exported)] = exported  # the padding of the vocabulary stays zero
+        state[name] = torch.zeros(tensor.shape)  # the padding of the vocabulary stays zero
+        state[name][: len(exported)] = exported
+    model.load_state_dict(state, assign=True)
     return model
 
 
@@ -141,13 +145,37 @@ def transformers_config(c: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def logit_difference(model: GPT, folder: Path) -> float:
-    """The largest difference between our logits and transformers', in fp32 on the CPU.
+class Answer(NamedTuple):
+    """What a model says to some random tokens, every word of the vocabulary among the choices.
 
-    On random tokens, every word of the vocabulary among the choices. The sequence is short, for
-    time; the embeddings of the positions beyond it are compared as they are. Raises UserError if
-    transformers misses a weight or finds one too many.
+    The sequence is short, for time; the embeddings of the positions beyond it are compared as they
+    are.
+    """
+
+    batch: torch.Tensor  # (1, T) int64
+    logits: torch.Tensor  # (1, T, vocab_size)
+    positions: torch.Tensor  # (block_size, C): their embeddings
+
+
+@torch.no_grad()
+def answer_of(model: GPT) -> Answer:
+    """The answer that transformers has to agree with, given an export of this model."""
+    c = model.config
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(
+        c.vocab_size, (1, min(c.block_size, _CHECKED_TOKENS)), generator=generator
+    )
+    positions = torch.zeros(c.block_size, c.n_embd)
+    if c.position_embeddings:
+        positions = model.transformer.wpe.weight.clone()
+    return Answer(batch, model(batch), positions)
+
+
+@torch.no_grad()
+def logit_difference(answer: Answer, folder: Path) -> float:
+    """The largest difference between our answer and transformers', in fp32 on the CPU.
+
+    Raises UserError if transformers misses a weight or finds one too many.
     """
     import transformers
 
@@ -160,14 +188,12 @@ def logit_difference(model: GPT, folder: Path) -> float:
         huggingface_hub.utils.enable_progress_bars()
     if found := {kind: names for kind, names in report.items() if names}:
         raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
-    c = model.config
-    generator = torch.Generator().manual_seed(0)
-    length = min(c.block_size, _CHECKED_TOKENS)
-    batch = torch.randint(c.vocab_size, (1, length), generator=generator)
-    difference = (model(batch) - theirs.eval()(batch).logits).abs().max().item()
+    logits = theirs.eval()(answer.batch).logits
     positions = theirs.transformer.wpe.weight
-    expected = model.transformer.wpe.weight if c.position_embeddings else torch.zeros(())
-    return max(difference, (positions - expected).abs().max().item())
+    return max(
+        (answer.logits - logits).abs().max().item(),
+        (answer.positions - positions).abs().max().item(),
+    )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -5,17 +5,21 @@ holds the files of one export and no others. What is there already, by its hashe
 the same command finishes what an earlier one began.
 """
 
+import contextlib
 import functools
 import json
+import math
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub
-from huggingface_hub import GitCommitInfo, HfApi
+from huggingface_hub import GitCommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -28,13 +32,14 @@ from huggingface_hub.utils import httpx
 from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 from huggingface_hub.utils.sha import git_hash
 
+from card import NAME as CARD
 from errors import UserError
 from export import WEIGHTS
 
 _T = TypeVar("_T")
 _WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
 _TIMEOUT = 60  # seconds without a byte until a request counts as lost
-_TRANSIENT = {408, 412, 429, 500, 502, 503, 504}  # 412: the branch has moved, look again
+_TRANSIENT = {408, 412, 429}  # beside 5xx; 412: the branch has moved, look again
 _OF_THE_HUB = {".gitattributes"}  # every repo begins with it
 
 
@@ -97,6 +102,8 @@ def sign_in(repo: str) -> HfApi:
             "publishing needs a token of the Hub with the right to write. Make one at "
             "https://huggingface.co/settings/tokens and type: hf auth login (or set HF_TOKEN)"
         )
+    if not re.fullmatch("[!-~]+", token):
+        raise UserError("the token holds characters that no token has. Type: hf auth login")
     huggingface_hub.set_client_factory(_client)
     api = HfApi(token=token)
     try:
@@ -158,10 +165,11 @@ class Publication:
                     flush=True,
                 )
         except (UserError, *_ERRORS) as error:
+            goes_on = "The same command again goes on from there." if _is_transient(error) else ""
             raise UserError(
                 f"{_reason(error)} Finished in {self._repo}: "
                 f"{_names([r for r in revisions if r not in left] + uploaded)}; not finished: "
-                f"{_names(left[len(uploaded) :])}. The same command again goes on from there."
+                f"{_names(left[len(uploaded) :])}. {goes_on}".rstrip()
             )
         return uploaded
 
@@ -171,14 +179,20 @@ class Publication:
         Raises UserError if one may not be replaced.
         """
         try:
-            if not patiently(self._repo, self._open):
-                return {revision.branch: "new" for revision in revisions}
-            return {
+            exists = patiently(self._repo, self._exists)
+            found = {
                 revision.branch: patiently(
                     revision.branch, functools.partial(self._standing, revision)
                 )
+                if exists
+                else "new"
                 for revision in revisions
             }
+            if set(found.values()) != {"there"}:
+                patiently("the card", functools.partial(_check_card, revisions[-1]))
+            if not exists:
+                patiently(self._repo, self._make)
+            return found
         except _ERRORS as error:
             raise UserError(f"{_reason(error)} No revision was changed.")
 
@@ -192,17 +206,11 @@ class Publication:
         except _ERRORS as error:
             raise UserError(f"{_reason(error)} The same command again goes on.")
 
-    def _open(self) -> bool:
-        """Make the repo if it is missing. Returns whether it was there."""
+    def _exists(self) -> bool:
+        """Whether the repo is there. Raises UserError if it is public, against the settings."""
         try:
             info = self._api.model_info(self._repo)
         except RepositoryNotFoundError:
-            kind = "private" if self._private else "public"
-            if self._dry_run:
-                print(f"{self._repo} does not exist: it would be made, {kind}")
-            else:
-                self._api.create_repo(self._repo, private=self._private, exist_ok=True)
-                print(f"{self._repo} is made, {kind}")
             return False
         if self._private and not info.private:
             raise UserError(
@@ -210,6 +218,14 @@ class Publication:
                 "its settings on the Hub, choose another name, or leave private out."
             )
         return True
+
+    def _make(self) -> None:
+        kind = "private" if self._private else "public"
+        if self._dry_run:
+            print(f"{self._repo} does not exist: it would be made, {kind}")
+        else:
+            self._api.create_repo(self._repo, private=self._private, exist_ok=True)
+            print(f"{self._repo} is made, {kind}")
 
     def _standing(self, revision: Revision) -> str:
         """As in _plan, of one revision. Raises UserError for what may not be replaced."""
@@ -280,18 +296,39 @@ class Publication:
             return commit
         raise UserError(
             f"the branch {revision.branch} of {self._repo} {what}. It was left alone. Publish "
-            "under another name, or replace what is there: --overwrite"
+            "under another name, or replace what is there: --overwrite."
         )
 
 
 _ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
 
 
+def _check_card(revision: Revision) -> None:
+    """Raise UserError if the Hub does not take the metadata of a revision's card."""
+    card = ModelCard((revision.folder / CARD).read_text(encoding="utf-8"))
+    try:
+        card.validate()
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"the Hub does not take the metadata of {revision.folder / CARD}: {_text(error)}. Is "
+            "--model_license= one of the Hub's names for licences "
+            "(https://huggingface.co/docs/hub/repositories-licenses)?"
+        )
+
+
 def _client() -> httpx.Client:
-    """The library's own client, with a time-out."""
+    """The library's own client, with a time-out for every request."""
     client = default_client_factory()
-    client.timeout = httpx.Timeout(_TIMEOUT)
+    client.event_hooks["request"].append(_limit)
     return client
+
+
+def _limit(request: httpx.Request) -> None:
+    """Set a time-out where the library sets none: it does so for some requests by name."""
+    limits = request.extensions["timeout"]
+    request.extensions["timeout"] = {kind: limits[kind] or _TIMEOUT for kind in limits}
 
 
 def _is_empty(listing: list[RepoFile]) -> bool:
@@ -329,21 +366,40 @@ def _http_error(error: BaseException) -> HfHubHTTPError | None:
     return next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
 
 
-def _is_transient(error: BaseException) -> bool:
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with, if it is known; hf_xet tells it in words."""
     if (http_error := _http_error(error)) is not None:
-        return http_error.response.status_code in _TRANSIENT
-    if isinstance(error, OfflineModeIsEnabled):
+        return http_error.response.status_code
+    for cause in _causes(error):
+        if match := re.search(r"HTTP status (?:client|server) error \((\d{3})", str(cause)):
+            return int(match[1])
+    return None
+
+
+def _is_transient(error: BaseException) -> bool:
+    if (status := _status(error)) is not None:
+        return status >= 500 or status in _TRANSIENT
+    if isinstance(error, OfflineModeIsEnabled) or _is_of_disk(error):
         return False
-    # A RuntimeError is of the upload, which gives no status; the other, of an answer that is no
+    # A RuntimeError is of the upload, which may give no status; the last, of an answer that is no
     # JSON, such as the page of a server in trouble.
     kinds = (
-        httpx.TransportError,
+        httpx.TimeoutException,
+        httpx.NetworkError,
+        httpx.RemoteProtocolError,
+        httpx.ProxyError,
         ConnectionError,
         TimeoutError,
         RuntimeError,
         json.JSONDecodeError,
     )
     return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    """Whether it is an error of a file here, and none of the network."""
+    kinds = (HfHubHTTPError, ConnectionError, TimeoutError)
+    return isinstance(error, OSError) and bool(error.filename) and not isinstance(error, kinds)
 
 
 def _retry_after(error: BaseException) -> int | None:
@@ -355,7 +411,12 @@ def _retry_after(error: BaseException) -> int | None:
     if http_error.response.status_code == 429 and limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds + 1
     value = headers.get("Retry-After", "")
-    return int(value) if value.isdecimal() else None
+    if value.isdecimal():
+        return int(value)
+    with contextlib.suppress(ValueError):  # the other form is a date
+        left = parsedate_to_datetime(value) - datetime.now(UTC)
+        return max(0, math.ceil(left.total_seconds()))
+    return None
 
 
 def _text(error: BaseException) -> str:
@@ -369,12 +430,12 @@ def _text(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The error and what to do about it."""
+    """The error and what to do about it. Raises the error itself if it is one of the disk."""
     if isinstance(error, UserError):
         return str(error)
-    text = _text(error)
-    http_error = _http_error(error)
-    status = http_error.response.status_code if http_error else None
+    if _is_of_disk(error):
+        raise error
+    text, status = _text(error), _status(error)
     if status == 401:
         text = (
             f"the Hub does not accept the token ({text}). Type: hf auth login (a token in HF_TOKEN "

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from xet import Xet
 
-KINDS = ("503", "429", "reset", "lost answer", "kill", "kill after")
+KINDS = ("503", "429", "reset", "silent", "lost answer", "kill", "kill after")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Fault:
     """What goes wrong at the n-th request from now (from 0)."""
 
     at: int
-    # 503, 429, the connection reset, the same after the request was
+    # 503, 429, the connection reset, never an answer, the connection reset after the request was
     # carried out, the client killed, the same after the request was carried out
     kind: str
     pid: int = 0  # of the client, for the kinds that kill it
@@ -97,6 +97,7 @@ class Hub:
         self.cut = ("", 0)  # half is sent of a file whose path ends so, as many times
         self.resumed: list[str] = []  # requests for the rest of a file
         self.meanwhile: Callable[[str], None] = lambda request: None  # somebody else's doing
+        self.refused: Callable[[str], bool] = lambda request: False  # what nobody may do
         self.url = ""
         self.storage_url = ""  # of another origin, which large files are downloaded from
         self.lock = threading.Lock()
@@ -187,6 +188,8 @@ class Api:
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
+            if "license: of-nobody" in json.loads(body)["content"]:
+                return Answer(400, b'- Error: "license" must be one of [mit, ...]')
             return as_json({"errors": [], "warnings": []})
         if parts[0] == "lfs" and method == "PUT":
             self.hub.large[parts[1]] = body
@@ -337,12 +340,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             hub.requests.append(request)
             hub.meanwhile(request)
             kind = hub.fault.next(request) if hub.fault else ""
-            if kind in ("", "lost answer", "kill after"):
+            if hub.refused(request):
+                answer = forbidden()
+            elif kind in ("", "lost answer", "kill after"):
                 answer = self.answer_for(user, body)
         if kind.startswith("kill"):
             os.kill(hub.fault.pid, signal.SIGKILL)
         if kind in ("reset", "lost answer") or kind.startswith("kill"):
             self.reset()
+        elif kind == "silent":
+            self.connection.recv(1)  # until the client has enough
+            self.close_connection = True
         elif kind == "503":
             self.send(Answer(503, b"<html>in trouble</html>"))
         elif kind == "429":

@@ -25,5 +25,5 @@ for attention in ("sdpa", "eager"):
     )
     assert not any(report.values()), report
     with torch.no_grad():
-        np.save(result / f"{attention}.npy", model.eval()(tokens).logits.numpy())
+        np.save(result / f"{attention}.npy", model.float().eval()(tokens).logits.numpy())
 print(transformers.__version__)

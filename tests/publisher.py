@@ -18,8 +18,10 @@ import transformers
 
 import configurator
 import convert_to_hf
+import publish
 
 torch.set_num_threads(1)
+publish._TIMEOUT = 2
 _ = transformers.GPT2LMHeadModel, huggingface_hub.snapshot_download  # imported when named
 for line in sys.stdin:
     job = json.loads(line)

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, run
 from test_convert_to_hf import made_up, write_folder
 
-import checkpoint
+import export
 from tokenizer import Tokenizer
 
 MARKER = "🅁"
@@ -50,12 +50,13 @@ def plain_ids(text: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("version", ["4.44.2", "4.51.3", "pinned"])
 def test_every_version_gives_our_logits_and_ids(
-    version: str, versions: Path, tmp_path: Path
+    version: str, dtype: str, versions: Path, tmp_path: Path
 ) -> None:
     made = made_up(scaled=True)
-    write_folder(made, tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    write_folder(made, tmp_path / "checkpoint-1.pt", tmp_path / "export", dtype)
     (tmp_path / "texts.json").write_text(json.dumps(texts()), encoding="utf-8")
     tokens = torch.randint(50258, (2, 24))
     np.save(tmp_path / "tokens.npy", tokens.numpy())
@@ -64,7 +65,7 @@ def test_every_version_gives_our_logits_and_ids(
     done = run(ROOT / "tests" / "load_export.py", *arguments, env=env)
     assert done.returncode == 0, done.stderr
     assert version in (done.stdout.strip(), "pinned")
-    ours = checkpoint.build_model(made, tmp_path)(tokens).detach().numpy()
+    ours = export.exported_model(made, tmp_path, dtype)(tokens).detach().numpy()
     for attention in ("sdpa", "eager"):
         assert np.abs(ours - np.load(tmp_path / f"{attention}.npy")).max() <= 1e-4, attention
     found = json.loads((tmp_path / "ids.json").read_text())
