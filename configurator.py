@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import signal
 import sys
 import time
 import traceback
@@ -247,31 +248,33 @@ def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
         return
     try:
         main(load(command, arguments))
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        if error.errno in _DISK_ADVICE and error.filename:
-            _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
-        _crash()
     except KeyboardInterrupt:
         _fail("interrupted. What is on disk is kept; the same command goes on from there.")
-    except Exception:
-        _crash()
+    except Exception as error:
+        _let_the_first_speak()
+        if isinstance(error, UserError):
+            _fail(str(error))
+        if isinstance(error, OSError) and error.errno in _DISK_ADVICE and error.filename:
+            _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
+        traceback.print_exc()
+        _fail(
+            "an error of the program or the machine (above). The same command goes on from what "
+            "is saved."
+        )
 
 
-def _crash() -> NoReturn:
-    traceback.print_exc()
-    _fail(
-        "an error of the program or the machine (above). The same command goes on from what is "
-        "saved."
-    )
+def _let_the_first_speak() -> None:
+    """Under torchrun, wait in all processes of a machine but the first.
+
+    Every process meets most mistakes: the first tells them, and torchrun then ends the others while
+    they wait. A mistake of another alone is told too.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # train.py would only take note of it
+        time.sleep(_WAIT_FOR_FIRST)
 
 
 def _fail(message: str) -> NoReturn:
-    # Under torchrun every process meets most mistakes: the first of a machine tells it, and
-    # torchrun then ends the others while they wait. A mistake of another alone is told too.
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(_WAIT_FOR_FIRST)
     print(f"error: {message}", file=sys.stderr, flush=True)
     _leave()
 

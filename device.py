@@ -100,7 +100,10 @@ def is_orphan() -> bool:
 def _was_orphan() -> bool:
     """Whether torchrun was gone when this module was read: init has then taken its place."""
     command = Path(f"/proc/{_PARENT}/cmdline")
-    return _PARENT == 1 and command.exists() and b"torch" not in command.read_bytes()
+    if _PARENT != 1 or not command.exists():
+        return False
+    # In a container the first process may be the launcher itself.
+    return not re.search(rb"torch|python|accelerate", command.read_bytes())
 
 
 def connect(world: World, device: torch.device) -> None:
@@ -124,6 +127,7 @@ def _leave_if_orphan(connected: threading.Event) -> None:
 
 def _connect(device: torch.device) -> None:
     store, rank, size = next(dist.rendezvous("env://"))
+    _require_same_kind(store, rank, size, device)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun restarts processes with the old store, in which torch 2.13 finds the addresses
         # of those that died. (The count is one machine's own: it cannot name a store for several.)
@@ -137,6 +141,23 @@ def _connect(device: torch.device) -> None:
         world_size=size,
         device_id=device if on_gpu else None,
     )
+
+
+def _require_same_kind(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
+    """Raise UserError unless all processes are on GPUs, or all on CPUs: they could not meet."""
+    store.set(f"kind of device {rank}", device.type)
+    kinds = [store.get(f"kind of device {other}").decode() for other in range(size)]
+    if len(set(kinds)) > 1:
+        raise UserError(
+            f"the processes are on different kinds of devices ({', '.join(kinds)}, by rank). Mend "
+            "the machine that finds no GPU, or set the same --device= everywhere."
+        )
+
+
+def is_loss_of_peer(error: Exception) -> bool:
+    """Whether a collective operation failed because another process ended."""
+    told = "by peer|remote process exit|Broken pipe"
+    return isinstance(error, RuntimeError) and re.search(told, str(error)) is not None
 
 
 def disconnect(world: World) -> None:
@@ -164,6 +185,8 @@ def pick_device(wanted: str, world: World) -> torch.device:
     device = torch.device(wanted)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device = mps, but torch finds none here. Set --device=cpu.")
+    if device.type == "mps" and world.size > 1:
+        raise UserError("device = mps is for one process. Leave torchrun out, or set --device=cpu.")
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()

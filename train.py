@@ -12,7 +12,8 @@ On two machines, the same on both, with the first one's address:
 Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir, which all machines share. The
 same command again goes on at training_state.pt, on a CPU with as many threads bit for bit.
 batch_size and the number of processes may change then. On Ctrl-C, SIGTERM or SIGUSR1 (what
-schedulers send before they stop a job) it saves the last whole step and ends with code 75.
+schedulers send before they stop a job) it saves the last whole step and ends with code 75. With
+torchrun --max-restarts, send them to torchrun: a worker alone would be started again.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import math
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,16 +84,37 @@ def main(settings: Settings) -> None:
     run = open_run(settings, world)
     with files.locked(out_dir) if world.is_first else contextlib.nullcontext():
         devices.connect(world, run.device)
-        step, val_loss = _resume(run)
-        if step < settings.max_steps:
-            wrap(run)
-            step = _train(run, step, val_loss)
-        elif world.is_first:
-            print(f"{out_dir} is trained already: {step} of {settings.max_steps} steps")
+        with _told(settings):
+            step, val_loss = _resume(run)
+            if step < settings.max_steps:
+                wrap(run)
+                step = _train(run, step, val_loss)
+            elif world.is_first:
+                print(f"{out_dir} is trained already: {step} of {settings.max_steps} steps")
         del run
         devices.disconnect(world)
     if step < settings.max_steps:
         sys.exit(EXIT_STOPPED)
+
+
+@contextlib.contextmanager
+def _told(settings: Settings) -> Iterator[None]:
+    """Turn what torch raises for lack of memory, or of another process, into errors for people."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has too little memory for micro-batches of {settings.batch_size} "
+            f"blocks ({str(error).splitlines()[0]}). If nothing else uses the device, type the "
+            "same command with a smaller --batch_size=: what a step reads stays the same."
+        )
+    except RuntimeError as error:
+        if not devices.is_loss_of_peer(error):
+            raise
+        raise UserError(
+            "another process of this run has ended: it was killed, or its own error says why. The "
+            "same command goes on from what is saved."
+        )
 
 
 def open_run(settings: Settings, world: World) -> Run:
@@ -137,12 +160,6 @@ def _train(run: Run, step: int, val_loss: float) -> int:
     _listen(run)
     try:
         return _steps(run, log, step, val_loss)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the device has too little memory for micro-batches of {run.settings.batch_size} "
-            f"blocks ({str(error).splitlines()[0]}). Type the same command with a smaller "
-            "--batch_size=: what a step reads stays the same."
-        )
     finally:
         log.close()
 
@@ -161,6 +178,8 @@ def _steps(run: Run, log: Log, step: int, val_loss: float) -> int:
         learning_rate = learning_rate_at(step, s)
         done = update(run, step, learning_rate)
         if done is None:
+            if unread:
+                _read(run, step, unread)  # nothing is saved of a run that has diverged
             if step > first:
                 _save(run, step, val_loss, log.minutes(), is_checkpoint=False)
             log.say(f"stopped after step {step}, as asked. The same command goes on from there.")
@@ -241,7 +260,8 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf)
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
+    # Of several processes, gradients stay in the buckets in which they meet.
+    run.optimizer.zero_grad(set_to_none=world.size == 1)
     return total, grad_norm
 
 
@@ -316,6 +336,7 @@ def _announce(run: Run, log: Log, step: int) -> float:
     s, world = run.settings, run.world
     peak, source = devices.peak_flops(run.device, getattr(torch, s.dtype))
     peak = sum(world.gather(peak))
+    names = [f"{count} x {name}" for name, count in _devices(run).items()]
     micro_steps = s.blocks_per_step // (s.batch_size * world.size)
     log.say(
         f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
@@ -323,7 +344,7 @@ def _announce(run: Run, log: Log, step: int) -> float:
     )
     log.say(
         f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {micro_steps} "
-        f"micro-step(s) x {s.batch_size} blocks, {s.dtype}, on {devices.describe(run.device)}"
+        f"micro-step(s) x {s.batch_size} blocks, {s.dtype}, on {', '.join(names)}"
     )
     log.say(
         f"MFU (the share of the peak that is used) is of {peak / 1e12:.2f} TFLOP/s in all, {source}"
@@ -347,14 +368,18 @@ def _announce(run: Run, log: Log, step: int) -> float:
 
 def _session(run: Run, step: int) -> dict[str, Any]:
     """This stretch of training, for the record; all processes must call it."""
-    devices_used = Counter(run.world.gather(devices.describe(run.device)))
     return {
         "from_step": step,
         "to_step": step,
         "minutes": 0.0,
-        "devices": dict(devices_used),
+        "devices": _devices(run),
         "torch": str(torch.__version__),
     }
+
+
+def _devices(run: Run) -> dict[str, int]:
+    """What the processes run on, and how many on each; all must call it."""
+    return dict(Counter(run.world.gather(devices.describe(run.device))))
 
 
 def _load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -405,6 +430,8 @@ def _require_finite(run: Run, step: int, **values: float) -> None:
             out_dir = Path(run.settings.out_dir)
             kept = checkpoint.list_checkpoints(out_dir)
             good = kept[-1] if kept else "none yet"
+            if not kept and checkpoint.has_state(out_dir):
+                good = out_dir / checkpoint.STATE
             blocks = ", ".join(map(str, _blocks(run, step - 1)))
             raise UserError(
                 f"step {step}: the {name.replace('_', ' ')} is {value}: training has diverged. "

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from export import transformers_weights
 Config = Callable[..., Path]
 PUBLISHED = Settings()
 BFLOAT16 = {"dtype": "bfloat16"}
+FLOAT16 = {"dtype": "float16"}
 
 
 def losses(out_dir: Path) -> dict[int, float]:
@@ -165,13 +167,18 @@ def test_losses_do_not_depend_on_processes_and_micro_steps(config: Config, tmp_p
         (1, {}),
         (2, {"batch_size": "2"}),
         (1, BFLOAT16),
-        pytest.param(1, {"dtype": "float16"}, marks=pytest.mark.slow),
+        pytest.param(1, FLOAT16, marks=pytest.mark.slow),
         pytest.param(1, {"compile": "true"}, marks=pytest.mark.slow),
         pytest.param(2, BFLOAT16 | {"batch_size": "2"}, marks=pytest.mark.slow),
         pytest.param(1, BFLOAT16 | {"compile": "true"}, marks=pytest.mark.slow),
         pytest.param(2, {"compile": "true", "batch_size": "2"}, marks=pytest.mark.slow),
+        pytest.param(2, FLOAT16 | {"batch_size": "2"}, marks=pytest.mark.slow),
+        pytest.param(1, FLOAT16 | {"compile": "true"}, marks=pytest.mark.slow),
     ],
-    ids=["one", "two", "bfloat16", "float16", "compiled", "two-bf16", "bf16-compiled", "two-c"],
+    ids=[
+        *("one", "two", "bfloat16", "float16", "compiled", "two-bf16", "bf16-compiled", "two-c"),
+        *("two-fp16", "fp16-compiled"),
+    ],
 )
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     processes: int, options: dict[str, str], config: Config, tmp_path: Path
@@ -250,13 +257,14 @@ def test_a_run_that_diverges_stops_and_saves_nothing(
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_diverges_later_keeps_its_last_good_state(
-    config: Config, tmp_path: Path
+    processes: int, config: Config, tmp_path: Path
 ) -> None:
     """The first update has rate 0, so its state is good; the second ruins the weights."""
     intervals = {"checkpoint_interval": "1", "eval_interval": "6", "log_interval": "6"}
     path = config(**intervals, learning_rate="1e30", grad_clip="0", warmup_steps="6")
-    error = fail("train.py", path)
+    error = fail("train.py", path, processes=processes)
     assert "step 2: the " in error
     assert "Last good checkpoint: " + str(tmp_path / "out" / "checkpoint-1.pt") in error
     state = checkpoint.load_state(tmp_path / "out")
@@ -277,18 +285,33 @@ def test_the_step_that_diverged_is_named_though_it_was_not_logged(
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
+def test_a_run_that_is_stopped_before_it_is_known_to_have_diverged_saves_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config(log_interval="6", eval_interval="6", checkpoint_interval="6", grad_clip="0")
+    run = train.open_run(Settings(**configurator.read_config(path)), World())
+
+    def ruinous(step: int, _: Settings) -> float:
+        if step == 3:
+            run.stop_signals.append(signal.SIGTERM)
+        return 1e30
+
+    monkeypatch.setattr(train, "learning_rate_at", ruinous)
+    with pytest.raises(UserError, match="step 2: the loss is nan"):
+        train._train(run, 0, math.nan)
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
 def test_a_gradient_that_no_loss_scale_makes_finite_is_told(config: Config) -> None:
     path = config(dtype="float16", max_steps="60", eval_interval="60", checkpoint_interval="60")
     run = train.open_run(Settings(**configurator.read_config(path)), World())
-    with torch.no_grad():
-        run.model.transformer.ln_f.weight.fill_(1e30)
-    finite = torch.tensor([5.0, math.inf])
-    run.scaler.scale(finite)
-    run.scaler.update(2.0**-10)
-    assert train._read(run, 1, [finite]) == (5.0, math.inf)
-    run.scaler.update(2.0**-21)
-    with pytest.raises(UserError, match="step 1: the gradient norm at any loss scale is inf"):
-        train._read(run, 1, [finite])
+    weight = run.model.transformer.ln_f.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+    before = weight.clone()
+    with pytest.raises(UserError, match="the gradient norm at any loss scale is inf"):
+        train._train(run, 0, math.nan)
+    assert 16 + 20 <= log.read(Path(run.settings.out_dir))[-1]["step"] <= 16 + 21
+    assert torch.equal(weight, before), "no step was taken"
 
 
 def test_too_little_memory_is_told_with_what_helps(
@@ -357,3 +380,35 @@ def test_a_gpu_trains_the_same_model(dtype: str, config: Config, tmp_path: Path)
         succeed("train.py", config(**options, out_dir=str(out_dir)))
         found.append(list(losses(out_dir).values()))
     assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_host_never_waits_for_the_gpu_within_a_step(dtype: str, config: Config) -> None:
+    path = config(device="cuda", dtype=dtype, compile="true")
+    run = train.open_run(Settings(**configurator.read_config(path)), World())
+    train.wrap(run)
+    for step in range(3):  # compiles, and makes the optimizer's state
+        train.update(run, step, 1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train.update(run, 3, 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_two_gpus_go_on_from_where_they_were_stopped(
+    dtype: str, config: Config, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = {"device": "cuda", "dtype": dtype, "compile": "true", "max_steps": "12"}
+    succeed("train.py", config(**options, batch_size="2", out_dir=str(whole)), processes=2)
+    path = config(**options, batch_size="2", out_dir=str(stopped))
+    kill_after_first_state(path, stopped, 2)
+    succeed("train.py", path, processes=2)
+    assert list(losses(stopped)) == list(losses(whole))
+    assert list(losses(stopped).values()) == pytest.approx(list(losses(whole).values()), rel=1e-3)
