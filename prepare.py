@@ -43,14 +43,16 @@ def main(settings: Settings) -> None:
     data_dir = Path(settings.data_dir)
     identity = _identity(settings, tokenizer)
     if not _is_done(data_dir, identity):
-        replaced = Counter() if settings.invalid_utf8 == "replace" else None
         documents = corpus.open_corpus(
-            identity["corpus"], settings.sotu_years, settings.text_column, replaced
+            identity["corpus"],
+            settings.sotu_years,
+            settings.text_column,
+            may_replace=settings.invalid_utf8 == "replace",
         )
         data_dir.mkdir(parents=True, exist_ok=True)
         with files.locked(data_dir):
             if not _is_done(data_dir, identity):  # another process may just have prepared it
-                _prepare(settings, language, tokenizer, identity, documents, replaced)
+                _prepare(settings, language, tokenizer, identity, documents)
                 return
     print(f"{data_dir} is prepared already: {language.title} from {identity['corpus_version']}")
 
@@ -61,25 +63,32 @@ def _prepare(
     tokenizer: Tokenizer,
     identity: dict[str, Any],
     documents: corpus.Splits,
-    replaced: Counter[str] | None,
 ) -> None:
     """Write the token files, and then the meta.json that vouches for them."""
     start, data_dir = time.perf_counter(), Path(settings.data_dir)
     (data_dir / tokens.META).unlink(missing_ok=True)
     splits = {}
-    for split in tokens.SPLITS:
-        splits[split] = write_split(split, documents[split], settings, language, tokenizer)
-        if replaced is not None:
-            splits[split]["replaced"] = replaced.total()
-            replaced.clear()
-        _report(split, splits[split])
-    if _corpus_version(settings) != identity["corpus_version"]:
+    try:
+        for split in tokens.SPLITS:
+            splits[split] = write_split(split, documents[split], settings, language, tokenizer)
+            _report(split, splits[split])
+    finally:  # a text that changed may also be the reason of an error
+        _require_unchanged(settings, identity["corpus_version"])
+    tokens.write_meta(data_dir, tokens.Meta(**identity, splits=splits))
+    print(f"{language.title} is ready in {data_dir} ({time.perf_counter() - start:.0f} s)")
+
+
+def _require_unchanged(settings: Settings, corpus_version: str) -> None:
+    """Raise UserError if the corpus is not what it was when it was opened."""
+    try:
+        changed = _corpus_version(settings) != corpus_version
+    except UserError:  # a file that is gone
+        changed = True
+    if changed:
         raise UserError(
             f"the text in {settings.corpus} changed while it was read. Wait until nothing writes "
             "to it, and type the same command again."
         )
-    tokens.write_meta(data_dir, tokens.Meta(**identity, splits=splits))
-    print(f"{language.title} is ready in {data_dir} ({time.perf_counter() - start:.0f} s)")
 
 
 def write_split(
@@ -93,7 +102,10 @@ def write_split(
 
     Raises UserError if no sentence is left.
     """
-    sentences, counts = _perturbed(documents, settings, language, tokenizer)
+    replaced = Counter() if settings.invalid_utf8 == "replace" else None
+    sentences, counts = _perturbed(documents, settings, language, tokenizer, replaced)
+    if replaced is not None:
+        counts["replaced"] = replaced.total()
     if not counts["sentences"]:
         raise UserError(
             f"{settings.corpus}: the {split} split has no sentence of two tokens or more. "
@@ -165,55 +177,75 @@ def _require_uint16(name: str, vocab_size: int) -> None:
 
 
 def _perturbed(
-    documents: list[Document], settings: Settings, language: Language, tokenizer: Tokenizer
+    documents: list[Document],
+    settings: Settings,
+    language: Language,
+    tokenizer: Tokenizer,
+    replaced: Counter[str] | None,
 ) -> tuple[Sentences, dict[str, Any]]:
-    """The sentences of a split in its language, in order, and their counts by genre."""
+    """The sentences of a split in its language, in order, and their counts by genre.
+
+    replaced: as in corpus.lines. Raises UserError for a language that makes tokens of its own.
+    """
     rng = np.random.default_rng(language.seed)  # runs on through all documents
     marker_ids = list(tokenizer.markers.values())
     genres = {document.genre: {"sentences": 0, "tokens": 0} for document in documents}
     all_tokens, all_lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
     read = 0
     size = sum(document.size for document in documents)
-    with tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as progress:
-        for document, length, sentences in _encoded(documents, settings, tokenizer):
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
+        for document, part_size, sentences in _encoded(documents, settings, tokenizer, replaced):
             kept = language.apply(sentences, marker_ids, rng)
+            if (largest := kept.tokens.max(initial=0)) >= tokenizer.vocab_size:
+                raise UserError(
+                    f"language {settings.language!r} makes the id {largest}, and has a vocabulary "
+                    f"of {tokenizer.vocab_size:,}. Give it a marker in perturb.py for each new id."
+                )
             all_tokens.append(kept.tokens)
             all_lengths.append(kept.lengths)
             genre = genres[document.genre]
             genre["sentences"] += len(kept.lengths)
             genre["tokens"] += len(kept.tokens) + len(kept.lengths)
             read += len(sentences.lengths)
-            progress.update(length)
+            progress.update(part_size)
     lengths = np.concatenate(all_lengths)
     counts = {"sentences": len(lengths), "dropped": read - len(lengths), "genres": genres}
     return perturb.from_lengths(np.concatenate(all_tokens), lengths), counts
 
 
 def _encoded(
-    documents: list[Document], settings: Settings, tokenizer: Tokenizer
+    documents: list[Document],
+    settings: Settings,
+    tokenizer: Tokenizer,
+    replaced: Counter[str] | None,
 ) -> Iterator[tuple[Document, int, Sentences]]:
-    """The tokens of all sentences, a stretch of a document at a time, in order.
+    """The tokens of all sentences, a part of a document at a time, in order.
 
-    Yields the document, the length of the stretch in characters, and its sentences. Some stretches
-    are worked on at once, by threads: the order is that of the text whatever their number.
+    Yields the document, the size of the part in bytes, and its sentences. Some parts are worked on
+    at once, by threads: the order is that of the text whatever their number.
     """
 
     def encode(lines: list[str]) -> Sentences:
         texts = corpus.sentences(lines, settings.segmenter)
         return perturb.from_lengths(*tokenizer.encode(texts))
 
-    workers = settings.workers or os.cpu_count() or 1
+    workers = settings.workers or _cores()
     begun: deque[tuple[Document, int, Future[Sentences]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for document in documents:
-            for lines in corpus.lines(document, settings.segmenter):
-                length = sum(map(len, lines)) + len(lines)
-                begun.append((document, length, pool.submit(encode, lines)))
-                if len(begun) > workers:
-                    document_done, length, sentences = begun.popleft()
-                    yield document_done, length, sentences.result()
-        for document, length, sentences in begun:
-            yield document, length, sentences.result()
+        for document, part in corpus.lines(documents, settings.segmenter, replaced):
+            begun.append((document, part.size, pool.submit(encode, part.lines)))
+            if len(begun) > workers:
+                of, size, sentences = begun.popleft()
+                yield of, size, sentences.result()
+        for of, size, sentences in begun:
+            yield of, size, sentences.result()
+
+
+def _cores() -> int:
+    """The cores that this process may use: in a container or a job, not all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterator[np.ndarray]:

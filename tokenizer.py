@@ -7,6 +7,7 @@ checks for "gpt2".
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,15 +34,19 @@ def marker_ids(markers: Sequence[str]) -> dict[str, int]:
     return {marker: FIRST_MARKER_ID + i for i, marker in enumerate(markers)}
 
 
+# As Rust's \s, which knows less than Python's.
+_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{100000,}(?=[^\S\x1c-\x1f](?:\S|[\x1c-\x1f]))")
+
+
 class Tokenizer:
-    """GPT-2's BPE and the markers of one language as special tokens.
+    """GPT-2's BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
 
     Text never becomes a special token: `<|endoftext|>` and the markers are put in by id alone.
     """
 
     def __init__(self, markers: Sequence[str] = ()) -> None:
         self.markers = marker_ids(markers)
-        self._encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(
             "gpt2-with-markers",
             pat_str=_PATTERN,
             mergeable_ranks=data_gym_to_mergeable_bpe_ranks(
@@ -71,16 +76,28 @@ class Tokenizer:
             return self._encode_one_by_one(sentences)
         # One call for all: the separator is a token that no sentence contains, and tiktoken
         # encodes what stands between special tokens as if it stood alone.
-        tokens = self._encoding.encode_to_numpy(
-            text, allowed_special={END_OF_TEXT}, disallowed_special=()
-        ).astype(np.uint16)
+        try:
+            found = self.encoding.encode_to_numpy(
+                text, allowed_special={END_OF_TEXT}, disallowed_special=()
+            )
+        except ValueError:  # more white space in a row than its pattern can take
+            return self._encode_one_by_one(sentences)
+        tokens = found.astype(np.uint16)
         is_separator = tokens == END_OF_TEXT_ID
         ends = np.append(np.flatnonzero(is_separator), len(tokens))
         return tokens[~is_separator], np.diff(ends, prepend=-1) - 1
 
     def encode_ordinary(self, sentence: str) -> list[int]:
         """The tokens of one sentence; `encode` is faster for many."""
-        return self._encoding.encode_ordinary(sentence)
+        tokens: list[int] = []
+        start = 0
+        # Of white space in a row, GPT-2's pattern takes all but the last as one piece; tiktoken
+        # has no room for the search through a million.
+        for run in _LONG_SPACE.finditer(sentence):
+            tokens += self.encoding.encode_ordinary(sentence[start : run.start()])
+            tokens += self.encoding._encode_single_piece(run[0])
+            start = run.end()
+        return tokens + self.encoding.encode_ordinary(sentence[start:])
 
     def _encode_one_by_one(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         # For the rare text that spells out the separator.
@@ -90,11 +107,11 @@ class Tokenizer:
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; bytes that are no whole character show as U+FFFD."""
-        return [self._encoding.decode([int(token)]) for token in tokens]
+        return [self.encoding.decode([int(token)]) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens together; the inverse of encode for one sentence."""
-        return self._encoding.decode([int(token) for token in tokens])
+        return self.encoding.decode([int(token) for token in tokens])
 
 
 def write_transformers_files(folder: Path, markers: Sequence[str], context: int) -> None:

