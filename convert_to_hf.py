@@ -66,7 +66,7 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     manifest = read_manifest(hf_dir)
     for name in manifest.keys() - {path.stem for path in paths}:  # of checkpoints that are gone
         _forget(hf_dir, manifest, name)
-    # While one is exported, the next is hashed and the one before goes to the disk.
+    # While one is exported, the next is hashed, and the one before is hashed and goes to the disk.
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
         source = ahead.submit(_sha256_of_whole, paths[0])
         settled = behind.submit(int)  # nothing yet
@@ -79,10 +79,9 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
             if path.stem in manifest:
                 settled.result()
                 _forget(hf_dir, manifest, path.stem)
-            entry = _export(path, sha256, hf_dir, manifest, settings)
+            entry = _export(path, sha256, hf_dir, settings)
             settled.result()
-            manifest[path.stem] = entry
-            settled = behind.submit(_settle, hf_dir, path.stem, manifest)
+            settled = behind.submit(_settle, hf_dir, path.stem, entry, manifest)
         settled.result()
     _write_cards(paths, hf_dir, manifest, settings)
     worst = max(manifest[path.stem]["max_logit_difference"] for path in paths)
@@ -93,9 +92,17 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     return {path.stem: manifest[path.stem] for path in paths}
 
 
-def _settle(hf_dir: Path, name: str, manifest: dict[str, Any]) -> None:
+def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Give a finished export its place, and then its entry in the manifest."""
-    files.settle_folder(hf_dir / (name + files.TEMPORARY), hf_dir / name)
+    temporary = hf_dir / (name + files.TEMPORARY)
+    try:
+        entry["files"] = export.hashes(temporary)
+        _require_new_weights(name, entry["files"], manifest)
+        files.settle_folder(temporary, hf_dir / name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    manifest[name] = entry
     files.write_json(hf_dir / MANIFEST, manifest)
 
 
@@ -104,14 +111,11 @@ def _sha256_of_whole(path: Path) -> str:
     return files.sha256(path)
 
 
-def _export(
-    path: Path, sha256: str, hf_dir: Path, manifest: dict[str, Any], settings: Settings
-) -> dict[str, Any]:
-    """Export one checkpoint to a temporary folder; its entry of the manifest."""
+def _export(path: Path, sha256: str, hf_dir: Path, settings: Settings) -> dict[str, Any]:
+    """Export one checkpoint to a temporary folder; its entry of the manifest, but for the files."""
     loaded = checkpoint.load(path)
     with files.temporary_folder(hf_dir / path.stem) as folder:
-        difference, hashes = export.write_folder(loaded, path, folder, settings.export_dtype)
-        _require_new_weights(path.stem, hashes, manifest)
+        difference = export.write_folder(loaded, path, folder, settings.export_dtype)
     return {
         "source_sha256": sha256,
         "step": loaded.step,
@@ -119,7 +123,6 @@ def _export(
         "dtype": settings.export_dtype,
         "settings": loaded.settings,
         "max_logit_difference": difference,
-        "files": hashes,
     }
 
 

@@ -68,7 +68,7 @@ def made_up(scaled: bool, n_layer: int = 4) -> Checkpoint:
 def write_folder(made: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
     """Export a checkpoint, as the command does; the largest difference of logits."""
     with files.atomic_folder(folder) as temporary:
-        return export.write_folder(made, path, temporary, dtype)[0]
+        return export.write_folder(made, path, temporary, dtype)
 
 
 def test_every_checkpoint_becomes_a_folder_that_transformers_loads(out_dir: Path) -> None:
