@@ -115,6 +115,12 @@ def require_whole(path: Path) -> None:
         raise _damaged(path, error)
 
 
+def sha256_of_whole(path: Path) -> str:
+    """The SHA-256 of a checkpoint. Raises UserError if a byte of it is wrong."""
+    require_whole(path)
+    return files.sha256(path)
+
+
 def load_state(out_dir: Path) -> TrainingState:
     """Read the training state onto the CPU.
 
@@ -233,6 +239,34 @@ def run_differences(
         if there != here:
             differences.append(f"{split}.bin has SHA-256 {there}… there, {here}… now")
     return differences
+
+
+def check_series(paths: list[Path], language: str) -> Checkpoint:
+    """Raise UserError unless these are checkpoints of one run, each with the name of its step.
+
+    paths: by step. Returns the last. A file with the weights of another run or step would look as
+    good as any.
+    """
+    last = load(paths[-1])
+    if last.data["language"] != language:
+        raise UserError(
+            f"{paths[-1]} is a model of {last.data['language']}, and the settings say {language}. "
+            "Set --out_dir= or --language=."
+        )
+    for path in paths:
+        loaded = load(path)
+        if path_of(path.parent, loaded.step) != path:
+            raise UserError(
+                f"{path} holds step {loaded.step}: it was renamed or copied. Give it its name "
+                "back, or delete the copy."
+            )
+        differences = run_differences(loaded.settings, loaded.data, last.settings, last.data)
+        if differences:
+            raise UserError(
+                f"{path} is of another run than {paths[-1].name}: {'; '.join(differences)}. Keep "
+                "the checkpoints of one run in one folder."
+            )
+    return last
 
 
 def check_same_run(path: Path, state: Checkpoint, settings: Settings, data: Meta) -> None:

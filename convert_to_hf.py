@@ -27,6 +27,7 @@ import export
 import files
 import log
 import publish
+from checkpoint import Checkpoint
 from configurator import Settings
 from errors import UserError
 from publish import Publication, Revision
@@ -45,7 +46,7 @@ def main(settings: Settings) -> None:
             f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
             "and --out_dir as here)."
         )
-    check_series(paths, settings.language)
+    require_complete(paths, checkpoint.check_series(paths, settings.language))
     publication = None
     if repo := settings.push_to_hub:
         require_finished(paths[-1])
@@ -68,12 +69,12 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
         _forget(hf_dir, manifest, name)
     # While one is exported, the next is hashed, and the one before is hashed and goes to the disk.
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        source = ahead.submit(_sha256_of_whole, paths[0])
+        source = ahead.submit(checkpoint.sha256_of_whole, paths[0])
         settled = behind.submit(int)  # nothing yet
         for path, following in zip(tqdm(paths, disable=None), [*paths[1:], None], strict=True):
             sha256 = source.result()
             if following:
-                source = ahead.submit(_sha256_of_whole, following)
+                source = ahead.submit(checkpoint.sha256_of_whole, following)
             if is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
                 continue
             if path.stem in manifest:
@@ -104,11 +105,6 @@ def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, 
         raise
     manifest[name] = entry
     files.write_json(hf_dir / MANIFEST, manifest)
-
-
-def _sha256_of_whole(path: Path) -> str:
-    checkpoint.require_whole(path)
-    return files.sha256(path)
 
 
 def _export(path: Path, sha256: str, hf_dir: Path, settings: Settings) -> dict[str, Any]:
@@ -216,32 +212,8 @@ def require_finished(path: Path) -> None:
         )
 
 
-def check_series(paths: list[Path], language: str) -> None:
-    """Raise UserError unless these are all checkpoints of one run up to its latest.
-
-    paths: by step. A revision with the weights of another run or step would look as good as any.
-    """
-    last = checkpoint.load(paths[-1])
-    if last.data["language"] != language:
-        raise UserError(
-            f"{paths[-1]} is a model of {last.data['language']}, and the settings say {language}. "
-            "Set --out_dir= or --language=."
-        )
-    for path in paths:
-        loaded = checkpoint.load(path)
-        if checkpoint.path_of(path.parent, loaded.step) != path:
-            raise UserError(
-                f"{path} holds step {loaded.step}: it was renamed or copied. Give it its name "
-                "back, or delete the copy."
-            )
-        differences = checkpoint.run_differences(
-            loaded.settings, loaded.data, last.settings, last.data
-        )
-        if differences:
-            raise UserError(
-                f"{path} is of another run than {paths[-1].name}: {'; '.join(differences)}. Keep "
-                "the checkpoints of one run in one folder."
-            )
+def require_complete(paths: list[Path], last: Checkpoint) -> None:
+    """Raise UserError unless these are all checkpoints up to the last of them. paths: by step."""
     interval = last.settings["checkpoint_interval"]
     folder = paths[0].parent
     expected = [checkpoint.path_of(folder, step) for step in range(interval, last.step, interval)]

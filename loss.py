@@ -8,11 +8,13 @@ chunk of rows at a time, and their gradient in the same visit: nothing of their 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 IGNORED = -100  # a target that counts for nothing
 # Rows whose logits exist at one time: this many, or twice the width of a wider model, so that
 # going over the chunk's logits outweighs adding to the gradient of the weights.
 MIN_CHUNK_ROWS = 256
+_SCORED_ROWS = 512  # the same where nothing but the losses is wanted
 
 
 def head_loss(
@@ -75,6 +77,16 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad, weight_grad, count = ctx.saved_tensors
         scale = grad_output / count
         return hidden_grad.to(scale.dtype) * scale, weight_grad * scale, None, None, None, None
+
+
+@torch.inference_mode()
+def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each row in nats, (N,) float32, with no more logits than of a chunk.
+
+    hidden: (N, C). weight: (V, C). targets: (N,) int64.
+    """
+    parts = zip(hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True)
+    return torch.cat([F.cross_entropy(x @ weight.T, y, reduction="none") for x, y in parts])
 
 
 def _minus_one_hot(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
