@@ -21,10 +21,11 @@ from typing import Any, NoReturn
 from errors import UserError, unknown
 
 DEFAULT_CONFIG = Path(__file__).parent / "config" / "partial_reverse.py"
-COMMANDS = ("prepare", "train", "convert_to_hf", "demo")
+COMMANDS = ("prepare", "train", "convert_to_hf", "evaluate", "demo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPORT_DTYPES = ("float32", "bfloat16")
 SEGMENTERS = ("sentencex", "line")
+TABLE_FORMATS = ("csv", "parquet")
 INVALID_UTF8 = ("error", "replace")
 _WAIT_FOR_FIRST = 5.0  # seconds
 _NOT_WRITABLE = "Choose a folder that you may write to with --data_dir= or --out_dir=."
@@ -60,7 +61,7 @@ class Settings:
 
     language: str = _setting(
         "partial_reverse",
-        "prepare train convert_to_hf demo",
+        "prepare train convert_to_hf evaluate demo",
         "the language, a name from the table in perturb.py",
         fixed=True,
     )
@@ -81,12 +82,12 @@ class Settings:
         0, "prepare", "threads that find sentences and encode them (0: one for each core)"
     )
     data_dir: str = _setting(
-        "", "prepare train demo", "folder of the token files (default: `data/<language>`)"
+        "", "prepare train evaluate demo", "folder of the token files (default: `data/<language>`)"
     )
     data_seed: int = _setting(41, "prepare", "seed of the order of sentences in train and val")
     out_dir: str = _setting(
         "",
-        "train convert_to_hf demo",
+        "train convert_to_hf evaluate demo",
         "folder of the run (default: `out/<language>`, with `_no_pos` for that variant)",
     )
     verify_data: bool = _setting(
@@ -107,7 +108,7 @@ class Settings:
     )
     position_embeddings: bool = _setting(
         True,
-        "train convert_to_hf demo",
+        "train convert_to_hf evaluate demo",
         "false: the published variant whose model is not told where a token stands",
         fixed=True,
     )
@@ -137,7 +138,7 @@ class Settings:
     )
     log_interval: int = _setting(1, "train", "steps between log lines")
     device: str = _setting(
-        "auto", "train", "auto (cuda, else mps, else cpu), or one of these, or cuda:N"
+        "auto", "train evaluate", "auto (cuda, else mps, else cpu), or one of these, or cuda:N"
     )
     dtype: str = _setting(
         "auto",
@@ -165,6 +166,38 @@ class Settings:
     )
     model_license: str = _setting(
         "mit", "convert_to_hf", "licence of the published model, by the Hub's name for it"
+    )
+    model: str = _setting(
+        "",
+        "evaluate",
+        "models in place of the run in out_dir, set apart by commas: exported folders, repos on "
+        "the Hub, and `run` for the run",
+    )
+    revisions: str = _setting(
+        "", "evaluate", "names of checkpoints, set apart by commas (default: each checkpoint-N)"
+    )
+    test_language: str = _setting(
+        "", "evaluate", "evaluate on the test split of this language (default: `language`)"
+    )
+    test_data_dir: str = _setting(
+        "", "evaluate", "its token files (default: data_dir; of another language `data/<language>`)"
+    )
+    sentences_per_genre: int = _setting(
+        1000, "evaluate", "sentences to draw from each genre (all, where there are fewer)"
+    )
+    sample_seed: int = _setting(0, "evaluate", "seed of that draw")
+    sentences: bool = _setting(
+        False, "evaluate", "write a table of all sentences with their perplexities too"
+    )
+    surprisals: bool = _setting(
+        False, "evaluate", "write a table of the surprisal of every token, in bits, too"
+    )
+    table_format: str = _setting("csv", "evaluate", "of these two tables: csv or parquet")
+    losses: bool = _setting(
+        False, "evaluate", "draw the training and validation losses of log.jsonl too"
+    )
+    eval_dir: str = _setting(
+        "out/evaluation", "evaluate", "folder of the picture and table of several runs together"
     )
 
     def __post_init__(self) -> None:
@@ -197,9 +230,17 @@ def load(command: str, arguments: list[str]) -> Settings:
             f"two config files given ({files[0]} and {files[1]}); {command}.py takes one. "
             "Settings are written --key=value, with no space."
         )
-    options = [_parse_argument(command, a) for a in arguments if a.startswith("-")]
-    values = read_config(Path(files[0]) if files else DEFAULT_CONFIG)
-    return Settings(**(values | dict(options)))
+    return load_several(command, arguments)[0]
+
+
+def load_several(command: str, arguments: list[str]) -> list[Settings]:
+    """The same for a command that takes several config files: the settings of each.
+
+    What is given on the command line is set in all of them.
+    """
+    files = [Path(a) for a in arguments if not a.startswith("-")]
+    options = dict(_parse_argument(command, a) for a in arguments if a.startswith("-"))
+    return [Settings(**(read_config(path) | options)) for path in files or [DEFAULT_CONFIG]]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -240,8 +281,13 @@ def help_text(command: str, usage: str) -> str:
     return "\n".join(lines)
 
 
-def run(command: str, main: Callable[[Settings], None], usage: str) -> None:
-    """Run a command's `main` on the settings of sys.argv; errors of the user end in one line."""
+def run(
+    command: str, main: Callable[[Any], None], usage: str, load: Callable[..., Any] = load
+) -> None:
+    """Run a command's `main` on the settings of sys.argv; errors of the user end in one line.
+
+    load: what makes the settings: `load`, or `load_several`.
+    """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(help_text(command, usage))
@@ -345,7 +391,10 @@ def _check(s: Settings) -> None:
         _require(getattr(s, name) >= 1, name, s, "at least 1")
     for name in ("max_steps", "checkpoint_interval", "eval_interval", "log_interval"):
         _require(getattr(s, name) >= 1, name, s, "at least 1")
-    for name in ("seed", "data_seed", "warmup_steps", "eval_blocks", "weight_decay", "grad_clip"):
+    _require(s.sentences_per_genre >= 1, "sentences_per_genre", s, "at least 1")
+    for name in ("seed", "data_seed", "sample_seed", "workers", "warmup_steps", "eval_blocks"):
+        _require(getattr(s, name) >= 0, name, s, "0 or more")
+    for name in ("weight_decay", "grad_clip"):
         _require(getattr(s, name) >= 0, name, s, "0 or more")
     for name in ("dropout", "beta1", "beta2"):
         _require(0 <= getattr(s, name) < 1, name, s, "from 0 to below 1")
@@ -357,9 +406,10 @@ def _check(s: Settings) -> None:
         _require(not given, name, s, "left out, or given with --push_to_hub=USER/NAME")
     expected = f"one of {', '.join(EXPORT_DTYPES)}"
     _require(s.export_dtype in EXPORT_DTYPES, "export_dtype", s, expected)
+    formats = f"one of {', '.join(TABLE_FORMATS)}"
+    _require(s.table_format in TABLE_FORMATS, "table_format", s, formats)
     _require(s.segmenter in SEGMENTERS, "segmenter", s, f"one of {', '.join(SEGMENTERS)}")
     _require(s.invalid_utf8 in INVALID_UTF8, "invalid_utf8", s, f"one of {', '.join(INVALID_UTF8)}")
-    _require(s.workers >= 0, "workers", s, "0 or more")
     device, _, index = s.device.partition(":")
     known = s.device in ("auto", "cpu", "cuda", "mps") or (device == "cuda" and index.isdecimal())
     _require(known, "device", s, "auto, cpu, cuda, cuda:N or mps")

@@ -82,6 +82,8 @@ def read_meta(data_dir: Path) -> Meta:
         needed = {"tokens", "sentences", "sha256"}
         if missing := [split for split in SPLITS if not needed <= meta.splits[split].keys()]:
             raise ValueError(f"{missing[0]} lacks one of {', '.join(sorted(needed))}")
+        if "genres" not in meta.splits["test"]:
+            raise ValueError("test lacks genres")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Delete {data_dir} and prepare it again.")
     return meta

@@ -219,6 +219,12 @@ class Api:
             files = [{"rfilename": path} for path in commit.tree]
             sha = repo.branches.get(place or "main", place)
             return as_json({"id": name, "sha": sha, "private": repo.private, "siblings": files})
+        if what == "refs":
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+                for name, commit in repo.branches.items()
+            ]
+            return as_json({"branches": branches, "converts": [], "tags": []})
         if what == "commits":
             return self.commits(repo, place)
         if what == "branch":
@@ -304,6 +310,7 @@ class Api:
         if not large:
             return Answer(200, data, headers | {"ETag": f'"{blob_id(data)}"'})
         headers |= {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
+        self.hub.large[sha256(data)] = self.hub.large.get(sha256(data), data)
         place = f"{self.hub.storage_url}/lfs/{sha256(data)}"
         return Answer(302, b"", headers | {"ETag": '"of the redirect"', "Location": place})
 

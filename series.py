@@ -1,0 +1,250 @@
+"""Models to evaluate, in the order of their steps: of a run, of exports, of a repo on the Hub."""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import checkpoint
+import files
+import perturb
+from checkpoint import Checkpoint
+from configurator import Settings
+from errors import UserError
+from publish import patiently
+from score import Scorer
+
+THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
+_LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+# Buffers that older versions of transformers saved, and that hold no weights.
+_NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a series."""
+
+    name: str  # checkpoint-N, or the name of a revision or a folder
+    identity: Callable[[], str]  # what exactly it is: a hash of its files, or a commit
+    load: Callable[[torch.device], Scorer]
+
+    @property
+    def step(self) -> int | None:
+        """Of training; None if the name does not tell."""
+        match = re.fullmatch(r"checkpoint-(\d+)", self.name)
+        return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class Series:
+    """The models of one curve."""
+
+    label: str
+    home: Path  # the folder of what is found out about it
+    members: list[Member]
+    language: str = ""  # that the models were trained on, if that is known
+    seed: str = ""
+    recipe: str = ""  # all else that results depend on: runs that differ in the seed alone share it
+
+
+def find(settings: Settings) -> list[Series]:
+    """The series that the settings name, the run of out_dir if they name none.
+
+    Raises UserError for what is not there.
+    """
+    revisions = _names(settings.revisions)
+    found = []
+    for name in _names(settings.model) or [THE_RUN]:
+        if name == THE_RUN:
+            series = _of_run(Path(settings.out_dir), settings.language)
+        elif Path(name).is_dir():
+            series = _of_folder(Path(name))
+        else:
+            series = _of_repo(name, revisions)
+        found.append(_chosen(series, revisions))
+    return found
+
+
+def _names(text: str) -> list[str]:
+    """The parts of a list with commas, each once."""
+    return list(dict.fromkeys(part for name in text.split(",") if (part := name.strip())))
+
+
+def _chosen(series: Series, revisions: list[str]) -> Series:
+    """The series without what is not among the revisions; if none are named, all checkpoint-N.
+
+    Raises UserError for a revision that it lacks.
+    """
+    by_name = {member.name: member for member in series.members}
+    revisions = revisions or [m.name for m in series.members if m.step is not None] or list(by_name)
+    if missing := [name for name in revisions if name not in by_name]:
+        raise UserError(
+            f"{series.label} has no {', '.join(missing)}. Set --revisions= to some of: "
+            f"{', '.join(by_name)}"
+        )
+    members = [by_name[name] for name in revisions]
+    return Series(**(vars(series) | {"members": members}))
+
+
+def _by_step(members: list[Member]) -> list[Member]:
+    return sorted(members, key=lambda m: (m.step is None, m.step or 0, m.name))
+
+
+# Checkpoints of a run
+
+
+def _of_run(out_dir: Path, language: str) -> Series:
+    paths = checkpoint.list_checkpoints(out_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
+            "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
+        )
+    last = checkpoint.check_series(paths, language)
+    variant = "" if last.settings["position_embeddings"] else " without positions"
+    return Series(
+        label=perturb.get(language).title + variant,
+        home=out_dir / "evaluation",
+        members=[_checkpoint(path) for path in paths],
+        language=language,
+        seed=f"seed {last.settings['seed']}, data seed {last.data['data_seed']}",
+        recipe=_recipe(last),
+    )
+
+
+def _recipe(last: Checkpoint) -> str:
+    """What a run's results depend on, but for its seeds."""
+    fixed = {name: last.settings[name] for name in Settings.fixed() if name != "seed"}
+    data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
+    return json.dumps(fixed | data, sort_keys=True)
+
+
+def _checkpoint(path: Path) -> Member:
+    load = functools.partial(scorer_of, path)
+    return Member(path.stem, lambda: checkpoint.sha256_of_whole(path), load)
+
+
+def scorer_of(path: Path, device: torch.device) -> Scorer:
+    """The model of a checkpoint file. Raises UserError if it is damaged."""
+    model = checkpoint.build_model(checkpoint.load(path), path).to(device)
+    head = model.transformer.wte.weight[: model.config.vocab_size]
+    return Scorer(model.transformer, head, model.config.block_size)
+
+
+# Exported models
+
+
+def _of_folder(folder: Path) -> Series:
+    """One exported model, or a folder of them."""
+    place = folder.resolve()
+    found = [p for p in [place, *place.iterdir()] if (p / "config.json").is_file()]
+    if not found:
+        raise UserError(
+            f"{folder} holds no exported model. Expected config.json and model.safetensors there, "
+            "or folders checkpoint-N with them (convert_to_hf.py makes them)."
+        )
+    members = [_exported(path) for path in found]
+    name = f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+    return Series(str(folder), Path("out") / name / "evaluation", _by_step(members))
+
+
+def _exported(folder: Path) -> Member:
+    def identity() -> str:
+        paths = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+        return " ".join(f"{path.name} {files.sha256(path)}" for path in paths)
+
+    return Member(folder.name, identity, lambda device: _loaded(folder, str(folder), device))
+
+
+def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
+    """A model as transformers loads it: what it computes is what its users get.
+
+    Raises UserError if it is no plain GPT-2, or if a weight is missing.
+    """
+    import safetensors
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("architectures") != ["GPT2LMHeadModel"]:
+            raise UserError(
+                f"{name} is a model of the kind {config.get('architectures')}. Expected a plain "
+                "GPT2LMHeadModel: one with code of its own is not run here."
+            )
+        model, report = transformers.GPT2LMHeadModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{name} cannot be loaded ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            ". Expected config.json and model.safetensors, whole. Export or download it again."
+        )
+    lost = [str(key) for names in report.values() for key in names]
+    if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:
+        raise UserError(
+            f"{name}: GPT2LMHeadModel does not take its weights as they are: it misses, or has no "
+            f"use for, {', '.join(lost[:5])}. Is it a GPT-2?"
+        )
+    model.to(device).eval()
+
+    def body(tokens: torch.Tensor) -> torch.Tensor:
+        return model.transformer(tokens, use_cache=False).last_hidden_state
+
+    return Scorer(body, model.lm_head.weight, model.config.n_positions)
+
+
+# Revisions on the Hub
+
+
+def _of_repo(repo: str, revisions: list[str]) -> Series:
+    """The branches and tags of a model repo, and the commits that are named."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    found = _ask(repo, lambda: api.list_repo_refs(repo))
+    commits = {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
+    commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
+    members = [_revision(repo, name, commit) for name, commit in commits.items()]
+    return Series(repo, Path("out") / repo.replace("/", "--") / "evaluation", _by_step(members))
+
+
+def _revision(repo: str, name: str, commit: str) -> Member:
+    import huggingface_hub
+
+    def load(device: torch.device) -> Scorer:
+        fetch = functools.partial(
+            huggingface_hub.snapshot_download,
+            repo,
+            revision=commit,
+            allow_patterns=list(_LOADED),
+        )
+        return _loaded(Path(_ask(repo, fetch)), f"{repo}, {name}", device)
+
+    return Member(name, lambda: f"{repo}@{commit}", load)
+
+
+def _ask(repo: str, call: Callable[[], Any]) -> Any:
+    """The answer of the Hub to a call. Raises UserError."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return patiently(repo, call)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{repo!r} is no folder here and no model repo on the Hub that you may read "
+            f"({next(iter(str(error).splitlines()))}). Expected --model=FOLDER or --model=USER/NAME"
+        )
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{repo} could not be read from the Hub ({reason}). With a network, type the same "
+            "command again; what was evaluated is kept."
+        )

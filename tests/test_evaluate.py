@@ -1,0 +1,361 @@
+"""Perplexities are those of a plain implementation, whatever the models come from."""
+
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import fail, kill, start, succeed, write_config
+from hub import Hub, serve
+
+import evaluate
+import picture
+import score
+import tokens
+from device import World
+from errors import UserError
+from perturb import from_lengths
+from score import Scorer
+from series import Member
+
+STEPS = (2, 4)
+NAMES = [f"checkpoint-{step}" for step in STEPS]
+SAMPLE = ("--sentences_per_genre=40", "--sample_seed=7")
+
+
+@pytest.fixture(scope="module")
+def run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config, data, checkpoints and exports of a tiny run. Not to be changed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    places = {"data_dir": str(folder / "data"), "out_dir": str(folder / "out")}
+    shape = {"block_size": "64", "tokens_per_step": "512", "max_steps": "4"}
+    options = shape | {"checkpoint_interval": "2", "corpus": str(corpus_dir)}
+    config = write_config(folder / "config.py", **places, **options, segmenter="sentencex")
+    for command in ("prepare.py", "train.py", "convert_to_hf.py"):
+        succeed(command, config)
+    return folder
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The config of a copy of its checkpoints."""
+    shutil.copytree(run / "out", tmp_path / "out")
+    text = (run / "config.py").read_text(encoding="utf-8")
+    path = tmp_path / "config.py"
+    path.write_text(text.replace(str(run / "out"), str(tmp_path / "out")), encoding="utf-8")
+    return path
+
+
+def drawn(data: Path) -> score.TestSet:
+    return score.draw(data, tokens.read_meta(data), 40, 7)
+
+
+def plain(run: Path, data: Path) -> dict[str, np.ndarray]:
+    """checkpoint -> the losses that `score.losses` is to find, one sentence at a time."""
+    test, found = drawn(data), {}
+    for name in NAMES:
+        model = transformers.GPT2LMHeadModel.from_pretrained(run / "out" / "hf" / name).eval()
+        losses = []
+        for sentence in np.split(test.sentences.tokens, test.sentences.offsets[1:-1]):
+            if len(sentence) > 64:
+                losses.append(np.full(len(sentence) - 1, np.nan))
+                continue
+            ids = torch.from_numpy(sentence.astype(np.int64))
+            with torch.no_grad():
+                logits = model(ids[None]).logits[0, :-1].double()
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
+        found[name] = np.concatenate(losses)
+    return found
+
+
+def table(folder: Path, name: str = "perplexity.csv") -> pd.DataFrame:
+    return pd.read_csv(folder / name)
+
+
+def overall(folder: Path) -> list[float]:
+    found = table(folder)
+    return found[found.genre == "all"].perplexity.tolist()
+
+
+def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Path) -> None:
+    options = ("--sentences", "--surprisals", "--losses")
+    printed = succeed("evaluate.py", copied, *SAMPLE, *options)
+    folder = copied.parent / "out" / "evaluation"
+    test, expected = drawn(run / "data"), plain(run, run / "data")
+    sentences = table(folder, "sentences.csv")
+    perplexities = table(folder)
+    surprisals = table(folder, "surprisals.csv")
+    too_long = test.sentences.lengths > 64
+    assert 0 < too_long.sum() < 20
+    for name in NAMES:
+        parts = np.split(expected[name], test.sentences.offsets[1:-1] - np.arange(1, len(too_long)))
+        means = np.array([part.mean() for part in parts])
+        found = sentences[name].to_numpy()
+        np.testing.assert_allclose(found[~too_long], np.exp(means[~too_long]), rtol=1e-4)
+        assert np.isnan(found[too_long]).all(), "not cut without a word"
+        rows = perplexities[perplexities.checkpoint == name].set_index("genre")
+        assert rows.loc["all"].perplexity == pytest.approx(np.exp(np.nanmean(means)), rel=1e-5)
+        assert f"perplexity {rows.loc['all'].perplexity:,.2f}" in printed
+        for place, genre in enumerate(test.genres):
+            chosen = test.genre == place
+            row, counted = rows.loc[genre], chosen & ~too_long
+            assert row.perplexity == pytest.approx(np.exp(means[counted].mean()), rel=1e-5)
+            assert (row.sentences, row.too_long) == (counted.sum(), (chosen & too_long).sum())
+            assert row.scored_tokens == (test.sentences.lengths[counted] - 1).sum()
+        bits = surprisals[surprisals.checkpoint == name].surprisal.to_numpy()
+        np.testing.assert_allclose(bits * np.log(2), expected[name], rtol=1e-4, atol=1e-5)
+    assert (perplexities.sample_seed == 7).all()
+    assert sentences.tokens.tolist() == test.sentences.lengths.tolist()
+    assert surprisals.position.min() == 2, "the first token has none"
+    picture.draw([], "nothing", folder / "empty.png", logarithmic=True)
+    empty = matplotlib.image.imread(folder / "empty.png")
+    for name, labels in (
+        ("perplexity.png", "PartialReverse"),
+        ("losses.png", "PartialReverse, training; PartialReverse, validation"),
+    ):
+        assert f"{name}: {labels}\n" in printed
+        drawn_picture = matplotlib.image.imread(folder / name)
+        assert np.abs(drawn_picture - empty).mean() > 0.01
+
+
+def test_as_many_sentences_are_drawn_as_are_wanted_or_there(run: Path) -> None:
+    meta = tokens.read_meta(run / "data")
+    counts = [genre["sentences"] for genre in meta.splits["test"]["genres"].values()]
+    few, again, other = (score.draw(run / "data", meta, 10, seed) for seed in (0, 0, 1))
+    assert few.sha256 == again.sha256 != other.sha256
+    assert np.bincount(few.genre).tolist() == [10, 10]
+    every = score.draw(run / "data", meta, 10**6, 0)
+    assert np.bincount(every.genre).tolist() == counts
+    ids = np.fromfile(run / "data" / "test.bin", "<u2")
+    assert every.sentences.tokens.tolist() == ids[ids != meta.eot_token].tolist()
+    first = dict(zip(every.number, every.sentences.lengths, strict=True))  # of the last genre
+    for n, length in zip(few.number[few.genre == 1], few.sentences.lengths[10:], strict=True):
+        assert length == first[n], "the number is the sentence's place in its genre"
+
+
+def test_processes_share_the_work_and_find_the_same(run: Path, copied: Path) -> None:
+    succeed("evaluate.py", copied, *SAMPLE, "--surprisals")
+    one = {p.name: p.read_bytes() for p in (copied.parent / "out" / "evaluation").glob("*.csv")}
+    shutil.rmtree(copied.parent / "out" / "evaluation")
+    succeed("evaluate.py", copied, *SAMPLE, "--surprisals", processes=2)
+    two = {p.name: p.read_bytes() for p in (copied.parent / "out" / "evaluation").glob("*.csv")}
+    assert one == two
+    assert len(one) == 2
+
+
+def test_an_evaluation_that_was_killed_goes_on(copied: Path) -> None:
+    folder = copied.parent / "out" / "evaluation"
+    process = start("evaluate.py", copied, *SAMPLE, env={"PYTHONUNBUFFERED": "1"})
+    assert "checkpoint-2 (1 of 2)" in process.stdout.readline()
+    kill(process)
+    assert not (folder / "perplexity.csv").exists()
+    printed = succeed("evaluate.py", copied, *SAMPLE).splitlines()
+    assert printed[0].endswith("(as computed before)")
+    assert "as computed before" not in printed[1]
+    whole = overall(folder)
+    (scores,) = folder.rglob("checkpoint-4.npz")
+    scores.write_bytes(scores.read_bytes()[:1000])  # damaged: computed anew
+    assert "as computed before" not in succeed("evaluate.py", copied, *SAMPLE).splitlines()[1]
+    assert overall(folder) == whole
+
+
+def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
+    run: Path, copied: Path, tmp_path: Path
+) -> None:
+    succeed("evaluate.py", copied, *SAMPLE)
+    expected = overall(copied.parent / "out" / "evaluation")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with serve(Hub()) as hub:
+        repo = hub.add_model("ada/impossible")
+        for branch in (*NAMES, "main"):
+            folder = run / "out" / "hf" / (NAMES[-1] if branch == "main" else branch)
+            repo.branches.setdefault(branch, repo.branches["main"])
+            tree = {p.name: (p.read_bytes(), p.suffix == ".safetensors") for p in folder.iterdir()}
+            repo.commit(branch, "files", tree)
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        models = f"--model=run,{run / 'out' / 'hf'},ada/impossible"
+        options = (*SAMPLE, models, f"--eval_dir={tmp_path / 'joint'}")
+        printed = succeed("evaluate.py", copied, *options, env=env)
+        joint = table(tmp_path / "joint")
+        for _, rows in joint[joint.genre == "all"].groupby("place"):
+            assert rows.step.tolist() == list(STEPS)
+            assert rows.perplexity.tolist() == pytest.approx(expected, rel=1e-5)
+        assert joint.place.nunique() == 3
+        folder = f"{run / 'out' / 'hf'} on PartialReverse"
+        assert f"PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
+        asked = len(hub.requests)
+        succeed("evaluate.py", copied, *options, env=env)
+        assert [r for r in hub.requests[asked:] if "resolve" in r] == []
+        options = (*SAMPLE, "--model=ada/impossible", "--revisions=checkpoint-4,main")
+        printed = succeed("evaluate.py", copied, *options, env=env)
+        label = "ada/impossible on PartialReverse"
+        assert f"{label}, main (2 of 2): perplexity" in printed
+        assert f": {label}; {label}, main\n" in printed, "main has no step: a level line"
+        commit = repo.branches["checkpoint-2"]
+        options = (*SAMPLE, "--model=ada/impossible", f"--revisions={commit}")
+        printed = succeed("evaluate.py", copied, *options, env=env)
+        assert f"perplexity {expected[0]:,.2f}" in printed
+        error = fail("evaluate.py", copied, *SAMPLE, "--model=ada/other", env=env)
+        assert "'ada/other' is no folder here and no model repo on the Hub" in error
+        options = ("--model=ada/impossible", "--revisions=checkpoint-9")
+        error = fail("evaluate.py", copied, *SAMPLE, *options, env=env)
+        assert "ada/impossible has no checkpoint-9. Set --revisions= to some of" in error
+
+
+def test_a_model_is_evaluated_on_another_language(
+    run: Path, copied: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "no_reverse"
+    succeed("prepare.py", "--language=no_reverse", f"--corpus={corpus_dir}", f"--data_dir={data}")
+    options = ("--test_language=no_reverse", f"--test_data_dir={data}")
+    printed = succeed("evaluate.py", copied, *SAMPLE, *options)
+    assert "PartialReverse on NoReverse, checkpoint-2" in printed
+    folder = copied.parent / "out" / "evaluation" / "on_no_reverse"
+    assert (table(folder).test_language == "no_reverse").all()
+    expected = [score.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()]
+    expected = [np.exp(np.nanmean(means)) for means in expected]
+    assert overall(folder) == pytest.approx(expected, rel=1e-5)
+    assert "holds no_reverse, and sentences of partial_reverse are wanted" in fail(
+        "evaluate.py", copied, f"--test_data_dir={data}"
+    )
+    error = fail("evaluate.py", copied, "--test_language=even_odd_shuffle")
+    assert "Type: python prepare.py --language=even_odd_shuffle --data_dir=data/even" in error
+
+
+def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: Path) -> None:
+    paths = []
+    for seed in (1, 2):
+        text = copied.read_text(encoding="utf-8").replace("/out'", f"/out{seed}'")
+        paths.append(tmp_path / f"seed{seed}.py")
+        paths[-1].write_text(f"{text}seed = {seed}\n", encoding="utf-8")
+        succeed("train.py", paths[-1])
+    options = (*SAMPLE, f"--eval_dir={tmp_path / 'joint'}")
+    printed = succeed("evaluate.py", copied, *paths, *options, "--losses")
+    assert "perplexity.png: PartialReverse (n = 3)\n" in printed
+    assert "losses.png: PartialReverse, training (n = 3); PartialReverse, val" in printed
+    found = table(tmp_path / "joint")
+    assert found[found.genre == "all"].groupby("seed").size().tolist() == [2, 2, 2]
+    (tmp_path / "out2" / "checkpoint-2.pt").unlink()
+    printed = succeed("evaluate.py", copied, *paths, *options)
+    assert "PartialReverse: not all seeds have the steps 2: left out" in printed
+    assert "is named twice" in fail("evaluate.py", copied, copied, *SAMPLE)
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
+    run: Path, copied: Path, tmp_path: Path
+) -> None:
+    """One of them without position embeddings, with a label of its own."""
+    paths = []
+    for name, line in (("large", "n_layer = 3"), ("none", "position_embeddings = False")):
+        lines = copied.read_text(encoding="utf-8").replace("/out'", f"/{name}'").splitlines()
+        kept = [x for x in lines if x.split(" = ")[0] != line.split(" = ")[0]]
+        paths.append(tmp_path / f"{name}.py")
+        paths[-1].write_text("\n".join([*kept, line]), encoding="utf-8")
+        succeed("train.py", paths[-1])
+    hub_like = f"--model=run,{run / 'out' / 'hf'}"
+    options = (*SAMPLE, hub_like, f"--eval_dir={tmp_path / 'joint'}")
+    printed = succeed("evaluate.py", copied, *paths, *options)
+    labels = printed.split("perplexity.png: ")[1].split("\n")[0].split("; ")
+    assert labels == [
+        f"PartialReverse ({copied.parent / 'out'})",
+        f"{run / 'out' / 'hf'} on PartialReverse",
+        f"PartialReverse ({tmp_path / 'large'})",
+        "PartialReverse without positions",
+    ]
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    curve = picture.mean_curve("NoReverse", [100], np.array([[1.0], [2.0], [3.0]]))
+    assert curve.label == "NoReverse (n = 3)"
+    assert curve.values == pytest.approx([2.0])
+    assert curve.half_widths == pytest.approx([4.302653 / 3**0.5])  # t(0.975, 2) by tables
+
+
+def test_parquet_holds_the_same_table(copied: Path) -> None:
+    succeed("evaluate.py", copied, *SAMPLE, "--sentences", "--surprisals")
+    folder = copied.parent / "out" / "evaluation"
+    succeed("evaluate.py", copied, *SAMPLE, "--sentences", "--surprisals", "--table_format=parquet")
+    for name in ("sentences", "surprisals"):
+        stored = pd.read_parquet(folder / f"{name}.parquet")
+        assert stored.columns.tolist() == table(folder, f"{name}.csv").columns.tolist()
+        numbers = stored.select_dtypes("number")
+        expected = table(folder, f"{name}.csv")[numbers.columns]
+        np.testing.assert_allclose(numbers, expected, rtol=1e-6)
+
+
+def test_sentences_are_scored_in_few_batches_with_little_padding() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 30, 1000)
+    scored = lengths[lengths <= 28] - 1
+    sentences = from_lengths(rng.integers(0, 90, lengths.sum()).astype(np.uint16), lengths)
+    seen = []
+
+    def body(ids: torch.Tensor) -> torch.Tensor:
+        seen.append(ids.numel())
+        return torch.nn.functional.one_hot(ids, 90).float()
+
+    head = torch.randn(90, 90)
+    found = score.losses(Scorer(body, head, context=28), sentences, World())
+    assert scored.sum() <= sum(seen) < 1.1 * scored.sum()
+    assert len(seen) < 1.2 * scored.sum() / 512
+    starts = sentences.offsets[:-1] - np.arange(1000)
+    for s, (first, n) in enumerate(zip(starts, lengths, strict=True)):
+        ids = torch.from_numpy(sentences.tokens[sentences.offsets[s] :][:n].astype(np.int64))
+        logits = head.T[ids[:-1]]
+        expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
+        if n > 28:
+            expected = np.full(n - 1, np.nan)
+        np.testing.assert_allclose(found[first : first + n - 1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (torch.zeros(50257, 1), "Mine knows 50,257 tokens, and the sentences of partial_reverse"),
+        (torch.full((50258, 1), torch.nan), "Mine: the loss of [0-9]+ sentences is no number"),
+    ],
+)
+def test_a_model_that_gives_no_numbers_is_refused(
+    head: torch.Tensor, told: str, run: Path, tmp_path: Path
+) -> None:
+    scorer = Scorer(lambda ids: ids[:, :, None].float(), head, context=64)
+    member = Member("checkpoint-1", lambda: "made up", lambda _: scorer)
+    with pytest.raises(UserError, match=told):
+        cpu = torch.device("cpu")
+        evaluate._losses("Mine", member, drawn(run / "data"), tmp_path / "x", World(), cpu)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Path) -> None:
+    error = fail("evaluate.py", copied, f"--out_dir={tmp_path / 'none'}")
+    assert "Train first (train.py" in error
+    (tmp_path / "empty").mkdir()
+    assert "holds no exported model" in fail("evaluate.py", copied, f"--model={tmp_path / 'empty'}")
+    assert "has no checkpoint-9" in fail("evaluate.py", copied, "--revisions=checkpoint-9")
+    shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    error = fail("evaluate.py", copied, f"--model={tmp_path / 'cut'}")
+    assert "cannot be loaded" in error
+    config = (tmp_path / "cut" / "config.json").read_text(encoding="utf-8")
+    other = config.replace("GPT2LMHeadModel", "GPT2NoPositionalEncodingLMHeadModel")
+    (tmp_path / "cut" / "config.json").write_text(other, encoding="utf-8")
+    error = fail("evaluate.py", copied, f"--model={tmp_path / 'cut'}", "--losses")
+    assert "these models come without a log" in error
+    error = fail("evaluate.py", copied, f"--model={tmp_path / 'cut'}")
+    assert "of the kind ['GPT2NoPositionalEncodingLMHeadModel']. Expected a plain" in error
+    assert "table_format = 'xls' cannot work" in fail("evaluate.py", "--table_format=xls")
+    shutil.copytree(run / "data", tmp_path / "data")
+    meta = (tmp_path / "data" / "meta.json").read_text(encoding="utf-8")
+    counted = tokens.read_meta(run / "data").splits["test"]["genres"]["first"]["sentences"]
+    changed = meta.replace(f'"sentences": {counted},', f'"sentences": {counted + 1},')
+    (tmp_path / "data" / "meta.json").write_text(changed, encoding="utf-8")
+    error = fail("evaluate.py", copied, f"--test_data_dir={tmp_path / 'data'}")
+    assert "sentences; meta.json says" in error
+    shutil.copy(tmp_path / "out" / "checkpoint-2.pt", tmp_path / "out" / "checkpoint-3.pt")
+    assert "checkpoint-3.pt holds step 2: it was renamed or copied" in fail("evaluate.py", copied)
