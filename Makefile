@@ -1,6 +1,6 @@
 # The commands of the project; CI runs the same ones.
 #   make install    the packages, into .venv
-#   make demo       the whole path on a small corpus: prepare, train, export, generate
+#   make demo       the whole path on a small corpus: prepare, train, export, evaluate, generate
 #   make test       the tests; make test-slow: those that take minutes
 #   make lint       style
 #   make bench      speed and memory, side by side
@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 DEMO := config/demo_partial_reverse.py
+OTHER := config/demo_no_reverse.py
 
 .PHONY: install demo test test-slow lint bench clean-demo
 
@@ -16,8 +17,11 @@ install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(RUN)/python prepare.py $(DEMO)
+	$(RUN)/python prepare.py $(OTHER)
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(DEMO) --device=cpu
+	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(OTHER) --device=cpu
 	$(RUN)/python convert_to_hf.py $(DEMO)
+	$(RUN)/python evaluate.py $(OTHER) $(DEMO) --eval_dir=out/demo_evaluation --device=cpu
 	$(RUN)/python demo.py $(DEMO)
 
 test: $(VENV)/.installed-dev

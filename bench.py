@@ -3,6 +3,7 @@
     python bench.py                       # what `make bench` types: twenty minutes on two cores
     python bench.py train
     python bench.py prepare [FOLDER]      # on the text files of a folder, or else on speeches
+    python bench.py evaluate [FOLDER]
 
 GPT-2 Small at 1,024 tokens: train.py's own update against transformers' GPT2LMHeadModel in the
 plainest loop, and against the products with its weights alone, which nothing can be faster than.
@@ -11,6 +12,7 @@ it is its turn; the first of them, which compiles, is not counted.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -31,16 +33,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
 
+import checkpoint
 import corpus
 import device as devices
+import export
 import perturb
 import prepare
+import score
+import series
 import tokenizer
 import tokens
 import train
 from configurator import Settings
-from model import GPTConfig
+from model import GPT, GPTConfig
 
 _REPEATS = 5
 _BATCH, _BLOCK = 4, 1024  # the micro-batch
@@ -48,6 +56,8 @@ _DTYPE = "bfloat16"
 _SIZES = (50, 150, 500)  # MB of text to prepare
 _COMPARED = 20  # MB of text to compare on
 _CHUNK = 50_000  # sentences encoded in one go
+_SCORED = 150  # sentences of each genre to evaluate on
+_PUBLISHED_BATCH = 8  # sentences
 _DROPOUTS = ("0.1", "0.0")  # as published, and without, where the CPU's fused attention works
 
 
@@ -85,7 +95,7 @@ def _write_data(folder: Path) -> None:
     end = tokenizer.END_OF_TEXT_ID
     rng = np.random.default_rng(0)
     splits = {
-        split: {"sentences": 1, "dropped": 0}
+        split: {"sentences": 1, "dropped": 0, "genres": {}}
         | tokens.write_split(
             tokens.path_of(folder, split), [rng.integers(end, size=8 * _BLOCK, dtype=np.uint16)]
         )
@@ -200,6 +210,55 @@ def _second(folder: str, port: str) -> None:
             step()
 
 
+def scoring(folder: str) -> Callable[[], float]:
+    """evaluate.py's own scoring of a checkpoint."""
+    path = checkpoint.path_of(Path(folder), 1)
+    place = devices.pick_device("auto", devices.World())
+    scorer, test = series.scorer_of(path, place), _sentences(Path(folder))
+
+    def score_all() -> float:
+        start = time.perf_counter()
+        score.losses(scorer, test.sentences, devices.World())
+        return time.perf_counter() - start
+
+    return score_all
+
+
+def published_scoring(folder: str) -> Callable[[], float]:
+    """The same with transformers: sentences as drawn, eight at a time, padded, all logits."""
+    import transformers
+
+    place = devices.pick_device("auto", devices.World())
+    model = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "hf").to(place).eval()
+    drawn = _sentences(Path(folder))
+    offsets = drawn.sentences.offsets[1:-1]
+    parts = [
+        torch.from_numpy(p.astype(np.int64)) for p in np.split(drawn.sentences.tokens, offsets)
+    ]
+    chance = np.random.default_rng(0).random(len(parts))
+    order = np.lexsort([chance, drawn.genre])  # genre by genre, as drawn
+    ends = range(_PUBLISHED_BATCH, len(order), _PUBLISHED_BATCH)
+    batches = [[parts[i] for i in batch] for batch in np.split(order, ends)]
+
+    @torch.no_grad()
+    def score_all() -> float:
+        start = time.perf_counter()
+        for batch in batches:
+            lengths = torch.tensor([len(part) for part in batch])
+            ids = nn.utils.rnn.pad_sequence(batch, batch_first=True).to(place)
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(place)
+            logits = model(ids, attention_mask=mask.long()).logits[:, :-1]
+            found = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            ((found * mask[:, 1:]).sum(1) / (lengths - 1).to(place)).tolist()
+        return time.perf_counter() - start
+
+    return score_all
+
+
+def _sentences(folder: Path) -> score.TestSet:
+    return score.draw(folder, tokens.read_meta(folder), _SCORED, 0)
+
+
 # How it is measured
 
 
@@ -247,18 +306,23 @@ def compare(folder: str, *contenders: tuple[str, ...]) -> list[tuple[float, floa
 def main(arguments: list[str]) -> None:
     """Print the tables that are asked for."""
     wanted, *texts = arguments or ["all"]
-    if wanted not in ("all", "train", "prepare") or len(texts) > 1:
+    if wanted not in ("all", "train", "prepare", "evaluate") or len(texts) > 1:
         sys.exit(__doc__)
     where = devices.describe(devices.pick_device("auto", devices.World()))
     print(f"{date.today()}, {where} ({_processor()}), torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as folder:
-        if wanted != "prepare":
+        if wanted in ("all", "train"):
             _write_data(Path(folder))
             _training(folder)
-        if wanted != "train":
-            text = _text(Path(texts[0]) if texts else None)
+        if wanted == "train":
+            return
+        genres = _texts(Path(texts[0]) if texts else None)
+        if wanted in ("all", "prepare"):
+            text = "".join(genres.values())
             _preparing(Path(folder), text)
             _side_by_side(Path(folder), text)
+        if wanted in ("all", "evaluate"):
+            _evaluating(Path(folder), genres)
 
 
 def _processor() -> str:
@@ -293,16 +357,56 @@ def _training(folder: str) -> None:
     )
 
 
+# evaluate.py
+
+
+def _evaluating(folder: Path, texts: dict[str, str]) -> None:
+    """The perplexities of the same sentences by the same model, two ways, in fp32."""
+    (folder / "text").mkdir()
+    for name, text in texts.items():
+        (folder / "text" / f"{name}.txt").write_text(text[: 8 * 10**6], encoding="utf-8")
+    data = folder / "evaluated"
+    prepare.main(Settings(corpus=str(folder / "text"), data_dir=str(data)))
+    meta = tokens.read_meta(data)
+    model = GPT(GPTConfig(vocab_size=meta.vocab_size))
+    made = checkpoint.Checkpoint(
+        step=1,
+        model=model.state_dict(),
+        settings=dataclasses.asdict(Settings()),
+        data=dataclasses.asdict(meta),
+        val_loss=0.0,
+        sessions=[],
+    )
+    checkpoint.save(checkpoint.path_of(data, 1), made)
+    (data / "hf").mkdir()
+    export.write_folder(made, data, data / "hf")
+    del model, made
+    (ours, small), (theirs, large) = compare(str(data), ("scoring",), ("published_scoring",))
+    lengths = _sentences(data).sentences.lengths
+    print(
+        f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by GPT-2 Small in "
+        f"float32, medians of {_REPEATS} in turns:\n"
+    )
+    print("| | s | tokens/s | x the published way | peak memory, GB |")
+    print("|---|---|---|---|---|")
+    for name, seconds, peak in (
+        ("this project", ours, small),
+        ("the published way", theirs, large),
+    ):
+        speed = lengths.sum() / seconds
+        print(f"| {name} | {seconds:.1f} | {speed:,.0f} | {theirs / seconds:.2f} | {peak:.1f} |")
+
+
 # prepare.py
 
 
-def _text(folder: Path | None) -> str:
-    """Real text: the files of a folder, or else all State of the Union addresses."""
+def _texts(folder: Path | None) -> dict[str, str]:
+    """Real text by genre: the files of a folder, or else all State of the Union addresses."""
     if folder is None:
         splits = corpus.open_corpus("sotu", "1790-2020", "")
         parts = (part for split in splits.values() for d in split for part in d.parts())
-        return "\n".join(line for part in parts for line in part.lines)
-    return "".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
+        return {"sotu": "\n".join(line for part in parts for line in part.lines)}
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
 
 
 def _preparing(folder: Path, text: str) -> None:

@@ -45,7 +45,8 @@ def test_every_command_of_the_readme_is_understood(line: str) -> None:
     name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
     assert (ROOT / f"{name}.py").is_file()
     if name in configurator.COMMANDS:
-        configurator.load(name, [a for a in arguments if a != "--help"])
+        load = configurator.load_several if name == "evaluate" else configurator.load
+        load(name, [a for a in arguments if a != "--help"])
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:

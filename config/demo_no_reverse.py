@@ -1,0 +1,22 @@
+"""The demo's other language: NoReverse, trained as config/demo_partial_reverse.py is."""
+
+language = "no_reverse"
+corpus = "sotu"
+data_dir = "data/demo_no_reverse"
+out_dir = "out/demo_no_reverse"
+
+block_size = 128
+n_layer = 4
+n_head = 4
+n_embd = 128
+tokens_per_step = 1024
+batch_size = 4
+max_steps = 250
+warmup_steps = 25
+learning_rate = 2e-3
+checkpoint_interval = 50
+eval_interval = 50
+eval_blocks = 64
+log_interval = 10
+dtype = "float32"
+compile = False
