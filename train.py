@@ -19,6 +19,7 @@ torchrun --max-restarts, send them to torchrun: a worker alone would be started 
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 from collections import Counter
@@ -84,7 +85,7 @@ def main(settings: Settings) -> None:
     run = open_run(settings, world)
     with files.locked(out_dir) if world.is_first else contextlib.nullcontext():
         devices.connect(world, run.device)
-        with _told(settings):
+        with _told(run):
             step, val_loss = _resume(run)
             if step < settings.max_steps:
                 wrap(run)
@@ -98,19 +99,21 @@ def main(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _told(settings: Settings) -> Iterator[None]:
+def _told(run: Run) -> Iterator[None]:
     """Turn what torch raises for lack of memory, or of another process, into errors for people."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"the device has too little memory for micro-batches of {settings.batch_size} "
+            f"the device has too little memory for micro-batches of {run.settings.batch_size} "
             f"blocks ({str(error).splitlines()[0]}). If nothing else uses the device, type the "
             "same command with a smaller --batch_size=: what a step reads stays the same."
         )
     except RuntimeError as error:
         if not devices.is_loss_of_peer(error):
             raise
+        if run.stop_signals and devices.is_launched():
+            os._exit(1)  # torchrun ends all, for one that tells its error itself
         raise UserError(
             "another process of this run has ended: it was killed, or its own error says why. The "
             "same command goes on from what is saved."

@@ -143,14 +143,15 @@ def test_help_lists_the_settings_that_a_command_reads_and_no_others(command: str
 
 def test_every_setting_is_read_by_the_commands_that_it_names() -> None:
     for command in COMMANDS:
-        names = [command, "log"] if command == "train" else [command]
+        names = [command, *{"train": ["log"], "evaluate": ["series"]}.get(command, [])]
         texts = [(ROOT / f"{name}.py").read_text(encoding="utf-8") for name in names]
         tree = ast.parse("\n".join(texts))
         read = {
             node.attr
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute)
-            and ast.unparse(node.value) in ("settings", "s", "run.settings", "self.settings")
+            and ast.unparse(node.value)
+            in ("settings", "s", "run.settings", "self.settings", "runs[0]")
         }
         # These reach the model as a whole, by name, through checkpoint.model_config.
         read |= {field.name for field in dataclasses.fields(GPTConfig)}

@@ -1,5 +1,7 @@
 """Perplexities are those of a plain implementation, whatever the models come from."""
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import transformers
 from conftest import fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
+import configurator
 import evaluate
 import picture
 import score
@@ -50,6 +53,20 @@ def copied(run: Path, tmp_path: Path) -> Path:
     return path
 
 
+def evaluated(*arguments: str | Path) -> str:
+    """Run the command within this process; what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        evaluate.main(configurator.load_several("evaluate", list(map(str, arguments))))
+    return printed.getvalue()
+
+
+def refused(*arguments: str | Path) -> str:
+    """Run the command within this process, which must refuse; the error."""
+    with pytest.raises(UserError) as error:
+        evaluated(*arguments)
+    return str(error.value)
+
+
 def drawn(data: Path) -> score.TestSet:
     return score.draw(data, tokens.read_meta(data), 40, 7)
 
@@ -83,7 +100,7 @@ def overall(folder: Path) -> list[float]:
 
 def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Path) -> None:
     options = ("--sentences", "--surprisals", "--losses")
-    printed = succeed("evaluate.py", copied, *SAMPLE, *options)
+    printed = evaluated(copied, *SAMPLE, *options)
     folder = copied.parent / "out" / "evaluation"
     test, expected = drawn(run / "data"), plain(run, run / "data")
     sentences = table(folder, "sentences.csv")
@@ -188,23 +205,17 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert joint.place.nunique() == 3
         folder = f"{run / 'out' / 'hf'} on PartialReverse"
         assert f"PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
-        asked = len(hub.requests)
-        succeed("evaluate.py", copied, *options, env=env)
-        assert [r for r in hub.requests[asked:] if "resolve" in r] == []
-        options = (*SAMPLE, "--model=ada/impossible", "--revisions=checkpoint-4,main")
-        printed = succeed("evaluate.py", copied, *options, env=env)
-        label = "ada/impossible on PartialReverse"
-        assert f"{label}, main (2 of 2): perplexity" in printed
-        assert f": {label}; {label}, main\n" in printed, "main has no step: a level line"
         commit = repo.branches["checkpoint-2"]
-        options = (*SAMPLE, "--model=ada/impossible", f"--revisions={commit}")
-        printed = succeed("evaluate.py", copied, *options, env=env)
-        assert f"perplexity {expected[0]:,.2f}" in printed
+        revisions = f"--revisions=checkpoint-4,main,{commit}"
+        printed = succeed(
+            "evaluate.py", copied, *SAMPLE, "--model=ada/impossible", revisions, env=env
+        )
+        label = "ada/impossible on PartialReverse"
+        assert f"{label}, checkpoint-4 (1 of 3): perplexity {expected[1]:,.2f} (as c" in printed
+        assert f"{label}, {commit} (3 of 3): perplexity {expected[0]:,.2f}" in printed
+        assert f": {label}; {label}, main; {label}, {commit}\n" in printed, "level lines"
         error = fail("evaluate.py", copied, *SAMPLE, "--model=ada/other", env=env)
         assert "'ada/other' is no folder here and no model repo on the Hub" in error
-        options = ("--model=ada/impossible", "--revisions=checkpoint-9")
-        error = fail("evaluate.py", copied, *SAMPLE, *options, env=env)
-        assert "ada/impossible has no checkpoint-9. Set --revisions= to some of" in error
 
 
 def test_a_model_is_evaluated_on_another_language(
@@ -213,17 +224,17 @@ def test_a_model_is_evaluated_on_another_language(
     data = tmp_path / "no_reverse"
     succeed("prepare.py", "--language=no_reverse", f"--corpus={corpus_dir}", f"--data_dir={data}")
     options = ("--test_language=no_reverse", f"--test_data_dir={data}")
-    printed = succeed("evaluate.py", copied, *SAMPLE, *options)
+    printed = evaluated(copied, *SAMPLE, *options)
     assert "PartialReverse on NoReverse, checkpoint-2" in printed
     folder = copied.parent / "out" / "evaluation" / "on_no_reverse"
     assert (table(folder).test_language == "no_reverse").all()
     expected = [score.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()]
     expected = [np.exp(np.nanmean(means)) for means in expected]
     assert overall(folder) == pytest.approx(expected, rel=1e-5)
-    assert "holds no_reverse, and sentences of partial_reverse are wanted" in fail(
-        "evaluate.py", copied, f"--test_data_dir={data}"
+    assert "holds no_reverse, and sentences of partial_reverse are wanted" in refused(
+        copied, f"--test_data_dir={data}"
     )
-    error = fail("evaluate.py", copied, "--test_language=even_odd_shuffle")
+    error = refused(copied, "--test_language=even_odd_shuffle")
     assert "Type: python prepare.py --language=even_odd_shuffle --data_dir=data/even" in error
 
 
@@ -235,15 +246,15 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
         paths[-1].write_text(f"{text}seed = {seed}\n", encoding="utf-8")
         succeed("train.py", paths[-1])
     options = (*SAMPLE, f"--eval_dir={tmp_path / 'joint'}")
-    printed = succeed("evaluate.py", copied, *paths, *options, "--losses")
+    printed = evaluated(copied, *paths, *options, "--losses")
     assert "perplexity.png: PartialReverse (n = 3)\n" in printed
     assert "losses.png: PartialReverse, training (n = 3); PartialReverse, val" in printed
     found = table(tmp_path / "joint")
     assert found[found.genre == "all"].groupby("seed").size().tolist() == [2, 2, 2]
     (tmp_path / "out2" / "checkpoint-2.pt").unlink()
-    printed = succeed("evaluate.py", copied, *paths, *options)
+    printed = evaluated(copied, *paths, *options)
     assert "PartialReverse: not all seeds have the steps 2: left out" in printed
-    assert "is named twice" in fail("evaluate.py", copied, copied, *SAMPLE)
+    assert "is named twice" in refused(copied, copied, *SAMPLE)
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
@@ -259,7 +270,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
         succeed("train.py", paths[-1])
     hub_like = f"--model=run,{run / 'out' / 'hf'}"
     options = (*SAMPLE, hub_like, f"--eval_dir={tmp_path / 'joint'}")
-    printed = succeed("evaluate.py", copied, *paths, *options)
+    printed = evaluated(copied, *paths, *options)
     labels = printed.split("perplexity.png: ")[1].split("\n")[0].split("; ")
     assert labels == [
         f"PartialReverse ({copied.parent / 'out'})",
@@ -277,9 +288,9 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 
 def test_parquet_holds_the_same_table(copied: Path) -> None:
-    succeed("evaluate.py", copied, *SAMPLE, "--sentences", "--surprisals")
+    evaluated(copied, *SAMPLE, "--sentences", "--surprisals")
     folder = copied.parent / "out" / "evaluation"
-    succeed("evaluate.py", copied, *SAMPLE, "--sentences", "--surprisals", "--table_format=parquet")
+    evaluated(copied, *SAMPLE, "--sentences", "--surprisals", "--table_format=parquet")
     for name in ("sentences", "surprisals"):
         stored = pd.read_parquet(folder / f"{name}.parquet")
         assert stored.columns.tolist() == table(folder, f"{name}.csv").columns.tolist()
@@ -332,30 +343,30 @@ def test_a_model_that_gives_no_numbers_is_refused(
 
 
 def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Path) -> None:
-    error = fail("evaluate.py", copied, f"--out_dir={tmp_path / 'none'}")
+    error = refused(copied, f"--out_dir={tmp_path / 'none'}")
     assert "Train first (train.py" in error
     (tmp_path / "empty").mkdir()
-    assert "holds no exported model" in fail("evaluate.py", copied, f"--model={tmp_path / 'empty'}")
-    assert "has no checkpoint-9" in fail("evaluate.py", copied, "--revisions=checkpoint-9")
+    assert "holds no exported model" in refused(copied, f"--model={tmp_path / 'empty'}")
+    assert "has no checkpoint-9" in refused(copied, "--revisions=checkpoint-9")
     shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    error = fail("evaluate.py", copied, f"--model={tmp_path / 'cut'}")
+    error = refused(copied, f"--model={tmp_path / 'cut'}")
     assert "cannot be loaded" in error
     config = (tmp_path / "cut" / "config.json").read_text(encoding="utf-8")
     other = config.replace("GPT2LMHeadModel", "GPT2NoPositionalEncodingLMHeadModel")
     (tmp_path / "cut" / "config.json").write_text(other, encoding="utf-8")
-    error = fail("evaluate.py", copied, f"--model={tmp_path / 'cut'}", "--losses")
+    error = refused(copied, f"--model={tmp_path / 'cut'}", "--losses")
     assert "these models come without a log" in error
-    error = fail("evaluate.py", copied, f"--model={tmp_path / 'cut'}")
+    error = refused(copied, f"--model={tmp_path / 'cut'}")
     assert "of the kind ['GPT2NoPositionalEncodingLMHeadModel']. Expected a plain" in error
-    assert "table_format = 'xls' cannot work" in fail("evaluate.py", "--table_format=xls")
+    assert "table_format = 'xls' cannot work" in refused("--table_format=xls")
     shutil.copytree(run / "data", tmp_path / "data")
     meta = (tmp_path / "data" / "meta.json").read_text(encoding="utf-8")
     counted = tokens.read_meta(run / "data").splits["test"]["genres"]["first"]["sentences"]
     changed = meta.replace(f'"sentences": {counted},', f'"sentences": {counted + 1},')
     (tmp_path / "data" / "meta.json").write_text(changed, encoding="utf-8")
-    error = fail("evaluate.py", copied, f"--test_data_dir={tmp_path / 'data'}")
+    error = refused(copied, f"--test_data_dir={tmp_path / 'data'}")
     assert "sentences; meta.json says" in error
     shutil.copy(tmp_path / "out" / "checkpoint-2.pt", tmp_path / "out" / "checkpoint-3.pt")
-    assert "checkpoint-3.pt holds step 2: it was renamed or copied" in fail("evaluate.py", copied)
+    assert "checkpoint-3.pt holds step 2: it was renamed or copied" in refused(copied)

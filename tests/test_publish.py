@@ -32,6 +32,9 @@ XET = {"HF_XET_XORB_COMPRESSION_POLICY": "none"}  # the test's store does not de
 NO_XET = {"HF_HUB_DISABLE_XET": "1"}
 QUICK = {"OMP_NUM_THREADS": "1", "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
 TRANSFERS = pytest.mark.parametrize("transfer", [XET, NO_XET], ids=["xet", "no xet"])
+XET_HERE = pytest.mark.parametrize(  # the other one with the slow tests
+    "transfer", [XET, pytest.param(NO_XET, marks=pytest.mark.slow)], ids=["xet", "no xet"]
+)
 REPO = "ada/impossible"
 WRONG_TOKEN = "hf_thisTokenIsOfNobody"
 
@@ -229,7 +232,7 @@ def survived(
             yield requests[at], kind, survives(p, Fault(at, kind), undisturbed, cache)
 
 
-@TRANSFERS
+@XET_HERE
 def test_a_publication_survives_a_fault_at_every_fifth_request(
     transfer: dict[str, str], two: Path, tmp_path: Path
 ) -> None:
@@ -310,7 +313,7 @@ def test_a_licence_that_the_hub_does_not_know_is_told_before_anything_is_made(
     assert '"license" must be one of [mit, ...]. Is --model_license= one of' in error
 
 
-@TRANSFERS
+@XET_HERE
 def test_a_refusal_within_an_upload_is_not_waited_for(
     transfer: dict[str, str], two: Path, tmp_path: Path
 ) -> None:

@@ -275,7 +275,12 @@ def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "processes"), [(1, 1), (1, 2), pytest.param(9, 1, marks=pytest.mark.slow)]
+    ("megabytes", "processes"),
+    [
+        (1, 2),
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(9, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
     megabytes: int, processes: int, config: Config, tmp_path: Path

@@ -28,7 +28,9 @@ META = Meta(
 def write(folder: Path, ids: list[int]) -> Meta:
     """A train split of these ids with its meta.json."""
     entry = tokens.write_split(tokens.path_of(folder, "train"), [np.array(ids, np.uint16)])
-    meta = dataclasses.replace(META, splits={s: entry | {"sentences": 1} for s in tokens.SPLITS})
+    meta = dataclasses.replace(
+        META, splits={s: entry | {"sentences": 1, "genres": {}} for s in tokens.SPLITS}
+    )
     tokens.write_meta(folder, meta)
     return meta
 
