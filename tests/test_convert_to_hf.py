@@ -281,4 +281,4 @@ def test_a_model_without_position_embeddings_is_a_plain_gpt2_with_zeros(
     tokens = torch.randint(50258, (2, 32))
     assert (ours(tokens) - theirs.eval()(tokens).logits).abs().max() <= 1e-4
     last = tokens[:1, -1:]
-    assert torch.allclose(ours(last), ours(last.expand(1, 8))[:, :1])
+    assert torch.allclose(ours(last), ours(last.expand(1, 8))[:, :1], atol=1e-5)
