@@ -214,6 +214,8 @@ def scoring(folder: str) -> Callable[[], float]:
     """evaluate.py's own scoring of a checkpoint."""
     path = checkpoint.path_of(Path(folder), 1)
     place = devices.pick_device("auto", devices.World())
+    if place.type == "cpu":
+        devices.keep_freed_memory()  # as evaluate.py does
     scorer, test = series.scorer_of(path, place), _sentences(Path(folder))
 
     def score_all() -> float:

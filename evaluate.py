@@ -99,12 +99,12 @@ def _find(runs: list[Settings]) -> list[tuple[Settings, Series]]:
             folder = _folder(series, settings)
             if folder in found and series.language:
                 raise UserError(
-                    f"the run in {folder.parent} is named twice. Give each run an out_dir of its "
+                    f"the run in {series.place} is named twice. Give each run an out_dir of its "
                     "own, or leave one of the config files out."
                 )
             found[folder] = (settings, series)
-            if settings.losses and series.language and not log.read(series.home.parent):
-                raise UserError(f"{series.home.parent} has no {log.NAME}. Leave --losses out.")
+            if settings.losses and series.language and not log.read(Path(series.place)):
+                raise UserError(f"{series.place} has no {log.NAME}. Leave --losses out.")
     if runs[0].losses and not any(series.language for _, series in found.values()):
         raise UserError("these models come without a log. Leave --losses out.")
     return list(found.values())
@@ -238,7 +238,7 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
             rows.append(
                 {
                     "model": evaluation.series.label,
-                    "place": str(evaluation.series.home.parent),
+                    "place": evaluation.series.place,
                     "seed": evaluation.series.seed,
                     "test_language": test.language,
                     "checkpoint": member.name,
@@ -353,7 +353,7 @@ def _groups(evaluations: list[Evaluation]) -> dict[str, list[Evaluation]]:
         are_seeds = len({e.series.seed for e in same}) == len(same)
         is_only = [other for other, _ in alike].count(label) == 1
         for group in [same] if are_seeds else [[e] for e in same]:
-            name = label if are_seeds and is_only else f"{label} ({group[0].series.home.parent})"
+            name = label if are_seeds and is_only else f"{label} ({group[0].series.place})"
             groups[name] = group
     return groups
 
@@ -379,7 +379,7 @@ def _loss_curves(groups: dict[str, list[Evaluation]]) -> list[Curve]:
     """The training and the validation loss of the runs, from their logs."""
     curves = []
     for style, same in enumerate(g for g in groups.values() if g[0].series.language):
-        logs = [log.read(e.series.home.parent) for e in same]
+        logs = [log.read(Path(e.series.place)) for e in same]
         for key, name in (("loss", "training"), ("val_loss", "validation")):
             runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
             label = f"{same[0].series.label}, {name}"

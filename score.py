@@ -5,6 +5,7 @@ genre, without replacement. A sentence's perplexity is exp of the mean loss of i
 given those before them: it gets no token in front, and none behind.
 """
 
+import bisect
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from perturb import Sentences, from_lengths
 from tokens import Meta
 
 # Enough for products with the weights to be fast; on a CPU not so many that they leave its caches.
-_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+_ROW = 128  # tokens in a row of several sentences, if none is longer
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class TestSet:
 class Scorer:
     """What is asked of a model: hidden states, and the head that makes logits of them."""
 
-    body: Callable[[torch.Tensor], torch.Tensor]  # (B, T) int64 -> (B, T, C)
+    # Tokens and their positions (B, T) int64, and the mask of attention (B, 1, T, T) float32, which
+    # is 0 where a token sees another and -inf elsewhere -> hidden states (B, T, C)
+    body: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     head: torch.Tensor  # (V, C)
-    context: int  # the most tokens that `body` reads
+    context: int  # the most tokens that a sentence may have
 
     @property
     def device(self) -> torch.device:
@@ -96,45 +100,67 @@ def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
     found = np.full(len(sentences.tokens) - len(sentences.lengths), np.nan, np.float32)
     batches = _batches(sentences.lengths, scorer)
     # The longest first, in turns: equal shares for all.
-    mine = [_score(scorer, sentences.take(batch)) for batch in batches[world.rank :: world.size]]
+    mine = [_score(scorer, sentences, batch) for batch in batches[world.rank :: world.size]]
     firsts = sentences.offsets[:-1] - np.arange(len(sentences.lengths))
     for rank, theirs in enumerate(world.gather(mine)):
         for batch, values in zip(batches[rank :: world.size], theirs, strict=True):
-            ends = np.cumsum(sentences.lengths[batch] - 1)
-            for sentence, part in zip(batch, np.split(values, ends[:-1]), strict=True):
+            members = np.concatenate(batch)
+            ends = np.cumsum(sentences.lengths[members] - 1)
+            for sentence, part in zip(members, np.split(values, ends[:-1]), strict=True):
                 found[firsts[sentence] :][: len(part)] = part
     return found
 
 
-def _batches(lengths: np.ndarray, scorer: Scorer) -> list[np.ndarray]:
-    """The sentences that fit the context, (B,) int64 in each batch, the longest first.
+def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
+    """The sentences that fit the context, as batches of rows of sentences, the longest first.
 
-    Next to each other they have nearly one length: what is padded is little.
+    The rows of a batch have room for its longest sentence, or for _ROW tokens, and each is filled
+    with the longest that are left and fit: what is padded is next to nothing.
     """
     budget = _BATCH_TOKENS.get(scorer.device.type, _BATCH_TOKENS["cpu"])
-    left = np.argsort(-lengths, kind="stable")
-    left = left[lengths[left] <= scorer.context]
+    inputs = lengths - 1  # the last token of a sentence predicts nothing
+    left = [i for i in np.argsort(lengths, kind="stable").tolist() if lengths[i] <= scorer.context]
     batches = []
-    while len(left):
-        size = max(1, budget // int(lengths[left[0]]))
-        batches.append(left[:size])
-        left = left[size:]
+    while left:
+        width = max(int(inputs[left[-1]]), _ROW)
+        rows: list[np.ndarray] = []
+        while left and len(rows) < max(1, budget // width):
+            row, room = [], width
+            while fitting := bisect.bisect_right(left, room, key=lambda i: inputs[i]):
+                row.append(left.pop(fitting - 1))
+                room -= inputs[row[-1]]
+            rows.append(np.array(row))
+        batches.append(rows)
     return batches
 
 
 @torch.inference_mode()
-def _score(scorer: Scorer, batch: Sentences) -> np.ndarray:
-    """The losses of the tokens of sentences but their first, one sentence after another, (N - B,).
+def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.ndarray:
+    """The losses of the tokens of sentences but their first, one sentence after another, (N - S,).
 
-    Padding comes after a sentence, where causal attention does not see it from.
+    rows: which sentences lie in each row of the batch. A token sees those before it in its own
+    sentence, and its position counts from there: the neighbours in its row are nothing to it.
     """
-    lengths = torch.from_numpy(batch.lengths).to(scorer.device)
-    is_token = torch.arange(int(lengths.max()), device=scorer.device) < lengths[:, None]  # (B, T)
-    ids = torch.zeros(is_token.shape, dtype=torch.int64, device=scorer.device)
-    ids[is_token] = torch.from_numpy(batch.tokens.astype(np.int64)).to(scorer.device)
-    is_target = is_token[:, 1:]
-    hidden = scorer.body(ids[:, :-1])  # (B, T - 1, C): the last token predicts nothing
-    return token_losses(hidden[is_target], scorer.head, ids[:, 1:][is_target]).cpu().numpy()
+    batch = sentences.take(np.concatenate(rows))
+    inputs = batch.lengths - 1
+    sentence = np.repeat(np.arange(len(inputs)), inputs)
+    position = np.arange(len(sentence)) - np.repeat(np.cumsum(inputs) - inputs, inputs)
+    place = batch.offsets[sentence] + position  # in batch.tokens
+    filled = np.array([(sentences.lengths[row] - 1).sum() for row in rows])
+    is_token = np.arange(filled.max()) < filled[:, None]  # (B, T)
+
+    def in_rows(values: np.ndarray) -> torch.Tensor:  # (N - S,) -> (B, T)
+        grid = np.zeros(is_token.shape, np.int64)
+        grid[is_token] = values
+        return torch.from_numpy(grid).to(scorer.device)
+
+    owner = in_rows(sentence + 1)
+    sees = (owner[:, :, None] == owner[:, None, :]).tril()
+    mask = torch.zeros(sees.shape, device=scorer.device).masked_fill(~sees, -torch.inf)
+    hidden = scorer.body(in_rows(batch.tokens[place]), in_rows(position), mask[:, None])
+    targets = torch.from_numpy(batch.tokens[place + 1].astype(np.int64)).to(scorer.device)
+    is_token = torch.from_numpy(is_token).to(scorer.device)
+    return token_losses(hidden[is_token], scorer.head, targets).cpu().numpy()
 
 
 def sentence_losses(found: np.ndarray, sentences: Sentences) -> np.ndarray:

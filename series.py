@@ -46,7 +46,8 @@ class Series:
     """The models of one curve."""
 
     label: str
-    home: Path  # the folder of what is found out about it
+    place: str  # where the models are: a run's folder, another folder, a repo
+    home: Path  # the folder of what is found out about them
     members: list[Member]
     language: str = ""  # that the models were trained on, if that is known
     seed: str = ""
@@ -64,9 +65,9 @@ def find(settings: Settings) -> list[Series]:
         if name == THE_RUN:
             series = _of_run(Path(settings.out_dir), settings.language)
         elif Path(name).is_dir():
-            series = _of_folder(Path(name))
+            series = _of_folder(Path(name), Path(settings.eval_dir))
         else:
-            series = _of_repo(name, revisions)
+            series = _of_repo(name, revisions, Path(settings.eval_dir))
         found.append(_chosen(series, revisions))
     return found
 
@@ -110,6 +111,7 @@ def _of_run(out_dir: Path, language: str) -> Series:
     variant = "" if last.settings["position_embeddings"] else " without positions"
     return Series(
         label=perturb.get(language).title + variant,
+        place=str(out_dir),
         home=out_dir / "evaluation",
         members=[_checkpoint(path) for path in paths],
         language=language,
@@ -140,7 +142,7 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
 # Exported models
 
 
-def _of_folder(folder: Path) -> Series:
+def _of_folder(folder: Path, eval_dir: Path) -> Series:
     """One exported model, or a folder of them."""
     place = folder.resolve()
     found = [p for p in [place, *place.iterdir()] if (p / "config.json").is_file()]
@@ -151,7 +153,7 @@ def _of_folder(folder: Path) -> Series:
         )
     members = [_exported(path) for path in found]
     name = f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
-    return Series(str(folder), Path("out") / name / "evaluation", _by_step(members))
+    return Series(str(folder), str(folder), eval_dir / name, _by_step(members))
 
 
 def _exported(folder: Path) -> Member:
@@ -194,8 +196,10 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
         )
     model.to(device).eval()
 
-    def body(tokens: torch.Tensor) -> torch.Tensor:
-        return model.transformer(tokens, use_cache=False).last_hidden_state
+    def body(tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return model.transformer(
+            tokens, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
 
     return Scorer(body, model.lm_head.weight, model.config.n_positions)
 
@@ -203,7 +207,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
 # Revisions on the Hub
 
 
-def _of_repo(repo: str, revisions: list[str]) -> Series:
+def _of_repo(repo: str, revisions: list[str], eval_dir: Path) -> Series:
     """The branches and tags of a model repo, and the commits that are named."""
     import huggingface_hub
 
@@ -212,7 +216,7 @@ def _of_repo(repo: str, revisions: list[str]) -> Series:
     commits = {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
     commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
     members = [_revision(repo, name, commit) for name, commit in commits.items()]
-    return Series(repo, Path("out") / repo.replace("/", "--") / "evaluation", _by_step(members))
+    return Series(repo, repo, eval_dir / repo.replace("/", "--"), _by_step(members))
 
 
 def _revision(repo: str, name: str, commit: str) -> Member:
