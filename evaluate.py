@@ -77,6 +77,8 @@ def main(runs: list[Settings]) -> None:
     device = devices.pick_device(runs[0].device, world)
     if device.type == "cpu":
         devices.keep_freed_memory()
+    for settings in runs:  # before a Hub is asked
+        _read_meta(settings, _test_data_dir(settings))
     found = _find(runs)
     devices.connect(world, device)
     names = [[member.name for member in series.members] for _, series in found]
@@ -202,10 +204,12 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
     wanted = _test_language(settings)
     perturb.get(wanted)
     if wanted != settings.language and not (data_dir / tokens.META).exists():
+        source = settings.options("corpus", "sotu_years", "text_column", "segmenter")
         raise UserError(
-            f"no sentences of {wanted}: no prepared data in {data_dir}. Type: python prepare.py "
-            f"--language={wanted} --data_dir={data_dir} (and --corpus= as for the model), or name "
-            "the folder where they are: --test_data_dir="
+            f"no sentences of {wanted}: no prepared data in {data_dir}. Type: "
+            f"{' '.join(['python prepare.py', f'--language={wanted}', *source])} "
+            f"--data_dir={data_dir} (from the corpus of the model's own data), or name the folder "
+            "where they are: --test_data_dir="
         )
     meta = tokens.read_meta(data_dir)
     if meta.language != wanted:
@@ -307,9 +311,13 @@ def _write_tables(evaluation: Evaluation) -> None:
     with files.locked(evaluation.folder):
         _write(perplexities(evaluation), evaluation.folder / "perplexity.csv")
         for wanted, table in ((settings.sentences, sentences), (settings.surprisals, surprisals)):
+            path = evaluation.folder / f"{table.__name__}.{settings.table_format}"
             if wanted:
-                path = evaluation.folder / f"{table.__name__}.{settings.table_format}"
                 _write(table(evaluation), path)
+            elif path.exists():
+                print(
+                    f"{path}: of an earlier command, left as it is (--{table.__name__} renews it)"
+                )
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

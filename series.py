@@ -250,5 +250,5 @@ def _ask(repo: str, call: Callable[[], Any]) -> Any:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{repo} could not be read from the Hub ({reason}). With a network, type the same "
-            "command again; what was evaluated is kept."
+            "command again."
         )

@@ -48,8 +48,9 @@ def copied(run: Path, tmp_path: Path) -> Path:
     """The config of a copy of its checkpoints."""
     shutil.copytree(run / "out", tmp_path / "out")
     text = (run / "config.py").read_text(encoding="utf-8")
+    text = text.replace(str(run / "out"), str(tmp_path / "out"))
     path = tmp_path / "config.py"
-    path.write_text(text.replace(str(run / "out"), str(tmp_path / "out")), encoding="utf-8")
+    path.write_text(f"{text}eval_dir = {str(tmp_path / 'joint')!r}\n", encoding="utf-8")
     return path
 
 
@@ -185,8 +186,6 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
 ) -> None:
     succeed("evaluate.py", copied, *SAMPLE)
     expected = overall(copied.parent / "out" / "evaluation")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
     with serve(Hub()) as hub:
         repo = hub.add_model("ada/impossible")
         for branch in (*NAMES, "main"):
@@ -196,8 +195,7 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
             repo.commit(branch, "files", tree)
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
         models = f"--model=run,{run / 'out' / 'hf'},ada/impossible"
-        options = (*SAMPLE, models, f"--eval_dir={tmp_path / 'joint'}")
-        printed = succeed("evaluate.py", copied, *options, env=env)
+        printed = succeed("evaluate.py", copied, *SAMPLE, models, env=env)
         joint = table(tmp_path / "joint")
         for _, rows in joint[joint.genre == "all"].groupby("place"):
             assert rows.step.tolist() == list(STEPS)
@@ -234,8 +232,9 @@ def test_a_model_is_evaluated_on_another_language(
     assert "holds no_reverse, and sentences of partial_reverse are wanted" in refused(
         copied, f"--test_data_dir={data}"
     )
-    error = refused(copied, "--test_language=even_odd_shuffle")
-    assert "Type: python prepare.py --language=even_odd_shuffle --data_dir=data/even" in error
+    error = refused(copied, "--test_language=even_odd_shuffle", "--model=hub/unasked")
+    source = f"--corpus={corpus_dir} --data_dir=data/even_odd_shuffle"
+    assert f"Type: python prepare.py --language=even_odd_shuffle {source} (" in error
 
 
 def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: Path) -> None:
@@ -245,14 +244,13 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
         paths.append(tmp_path / f"seed{seed}.py")
         paths[-1].write_text(f"{text}seed = {seed}\n", encoding="utf-8")
         succeed("train.py", paths[-1])
-    options = (*SAMPLE, f"--eval_dir={tmp_path / 'joint'}")
-    printed = evaluated(copied, *paths, *options, "--losses")
+    printed = evaluated(copied, *paths, *SAMPLE, "--losses")
     assert "perplexity.png: PartialReverse (n = 3)\n" in printed
     assert "losses.png: PartialReverse, training (n = 3); PartialReverse, val" in printed
     found = table(tmp_path / "joint")
     assert found[found.genre == "all"].groupby("seed").size().tolist() == [2, 2, 2]
     (tmp_path / "out2" / "checkpoint-2.pt").unlink()
-    printed = evaluated(copied, *paths, *options)
+    printed = evaluated(copied, *paths, *SAMPLE)
     assert "PartialReverse: not all seeds have the steps 2: left out" in printed
     assert "is named twice" in refused(copied, copied, *SAMPLE)
 
@@ -269,8 +267,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
         paths[-1].write_text("\n".join([*kept, line]), encoding="utf-8")
         succeed("train.py", paths[-1])
     hub_like = f"--model=run,{run / 'out' / 'hf'}"
-    options = (*SAMPLE, hub_like, f"--eval_dir={tmp_path / 'joint'}")
-    printed = evaluated(copied, *paths, *options)
+    printed = evaluated(copied, *paths, *SAMPLE, hub_like)
     labels = printed.split("perplexity.png: ")[1].split("\n")[0].split("; ")
     assert labels == [
         f"PartialReverse ({copied.parent / 'out'})",
@@ -290,7 +287,9 @@ def test_the_interval_over_seeds_is_students() -> None:
 def test_parquet_holds_the_same_table(copied: Path) -> None:
     evaluated(copied, *SAMPLE, "--sentences", "--surprisals")
     folder = copied.parent / "out" / "evaluation"
-    evaluated(copied, *SAMPLE, "--sentences", "--surprisals", "--table_format=parquet")
+    options = (*SAMPLE, "--table_format=parquet")
+    evaluated(copied, *options, "--sentences", "--surprisals")
+    assert f"{folder / 'sentences.parquet'}: of an earlier command" in evaluated(copied, *options)
     for name in ("sentences", "surprisals"):
         stored = pd.read_parquet(folder / f"{name}.parquet")
         assert stored.columns.tolist() == table(folder, f"{name}.csv").columns.tolist()
