@@ -198,7 +198,9 @@ class Settings:
         False, "evaluate", "draw the training and validation losses of log.jsonl too"
     )
     eval_dir: str = _setting(
-        "out/evaluation", "evaluate", "folder of the picture and table of several runs together"
+        "out/evaluation",
+        "evaluate",
+        "folder of several runs' common picture and table, and of models from elsewhere",
     )
 
     def __post_init__(self) -> None:

@@ -6,10 +6,11 @@
     python evaluate.py --model=USER/NAME --revisions=checkpoint-100,checkpoint-200
     torchrun --nproc_per_node=2 evaluate.py config/partial_reverse.py
 
-Writes perplexity.csv (checkpoint x genre) and perplexity.png to out_dir/evaluation (of several
-runs together: to eval_dir), and on request a table of all sentences, of the surprisal of every
-token, and a picture of the losses of training. In fp32, on sentences drawn by sample_seed. What
-was computed is kept: the same command goes on where it was interrupted.
+Writes perplexity.csv (checkpoint x genre) and perplexity.png to out_dir/evaluation (of models from
+elsewhere: to a folder in eval_dir; of several runs together: to eval_dir itself), and on request a
+table of all sentences, of the surprisal of every token, and a picture of the losses of training.
+In fp32, on sentences drawn by sample_seed. What was computed is kept: the same command goes on
+where it was interrupted.
 """
 
 import contextlib
