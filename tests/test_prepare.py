@@ -148,7 +148,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_nothing_that_looks_whole(
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
-    succeed(*command(whole))
+    succeed(*command(whole), processes=1)
     seconds = time.monotonic() - began
     rng = random.Random(0)
     moments = [rng.uniform(0, seconds) for _ in range(4)] + [None]  # None: at the first file
