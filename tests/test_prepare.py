@@ -327,41 +327,48 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
     assert written[2] == written[0]
 
 
-def test_a_corpus_that_changes_while_it_is_read_is_noticed(
-    corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "corpus"
-    shutil.copytree(corpus_dir, folder)
+def changing(
+    corpus_dir: Path, change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The corpus, of which something changes whenever a split is written."""
     write_split = tokens.write_split
 
     def write_and_change(*arguments: object) -> dict:
-        with open(folder / "test" / "second.txt", "a") as file:
-            file.write("One more.\n")
+        change(corpus_dir)
         return write_split(*arguments)
 
     monkeypatch.setattr(tokens, "write_split", write_and_change)
+    return str(corpus_dir)
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_noticed(
+    corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(folder: Path) -> None:
+        with open(folder / "test" / "second.txt", "a") as file:
+            file.write("One more.\n")
+
+    folder = shutil.copytree(corpus_dir, tmp_path / "corpus")
+    settings = Settings(
+        corpus=changing(folder, change, monkeypatch), data_dir=str(tmp_path / "data")
+    )
     with pytest.raises(UserError, match="changed while it was read"):
-        prepare.main(Settings(corpus=str(folder), data_dir=str(tmp_path / "data")))
+        prepare.main(settings)
     assert not (tmp_path / "data" / "meta.json").exists()
     (folder / "test" / "link.txt").symlink_to(tmp_path / "gone.txt")
     with pytest.raises(UserError, match=r"link\.txt cannot be read \(No such file"):
-        prepare.main(Settings(corpus=str(folder), data_dir=str(tmp_path / "data")))
+        prepare.main(settings)
 
 
 def test_a_file_that_goes_while_it_is_read_is_noticed(
     corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "corpus"
-    shutil.copytree(corpus_dir, folder)
-    write_split = tokens.write_split
-
-    def write_and_remove(*arguments: object) -> dict:
-        (folder / "dev" / "second.txt").unlink(missing_ok=True)
-        return write_split(*arguments)
-
-    monkeypatch.setattr(tokens, "write_split", write_and_remove)
+    folder = shutil.copytree(corpus_dir, tmp_path / "corpus")
+    gone = changing(
+        folder, lambda f: (f / "dev" / "second.txt").unlink(missing_ok=True), monkeypatch
+    )
     with pytest.raises(UserError, match="changed while it was read"):
-        prepare.main(Settings(corpus=str(folder), data_dir=str(tmp_path / "data")))
+        prepare.main(Settings(corpus=gone, data_dir=str(tmp_path / "data")))
 
 
 def test_two_processes_prepare_one_folder_one_after_the_other(tmp_path: Path) -> None:

@@ -223,13 +223,20 @@ def test_two_machines_give_the_losses_of_one(config: Config, tmp_path: Path) -> 
     assert digest(two, 6) == digest(one, 6)
 
 
-def test_a_crash_between_state_and_checkpoint_is_made_good(
-    config: Config, trained: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("checkpoint-6.pt", "is trained already"),  # between the state and its checkpoint
+        ("training_state.pt", "going on at step 3"),  # between the names of two states
+    ],
+)
+def test_a_crash_between_two_files_is_made_good(
+    lost: str, told: str, config: Config, trained: Path, tmp_path: Path
 ) -> None:
     out_dir = tmp_path / "crashed"
     shutil.copytree(trained, out_dir)
-    (out_dir / "checkpoint-6.pt").unlink()
-    assert "is trained already" in succeed("train.py", config(out_dir=str(out_dir)))
+    (out_dir / lost).unlink()
+    assert told in succeed("train.py", config(out_dir=str(out_dir)))
     assert same(weights(out_dir, 6), weights(trained, 6))
 
 
@@ -303,16 +310,6 @@ def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
     assert {p.name: files.sha256(p) for p in full.glob("*.pt*")} == before
     assert f"going on at step {step}" in succeed("train.py", path)
     assert digest(full, LAST) == digest(whole, LAST)
-
-
-def test_a_crash_between_the_names_of_two_states_costs_one_state(
-    config: Config, trained: Path, tmp_path: Path
-) -> None:
-    out_dir = tmp_path / "crashed"
-    shutil.copytree(trained, out_dir)
-    (out_dir / "training_state.pt").unlink()
-    assert "going on at step 3" in succeed("train.py", config(out_dir=str(out_dir)))
-    assert same(weights(out_dir, 6), weights(trained, 6))
 
 
 def test_two_processes_do_not_write_to_one_folder(config: Config, tmp_path: Path) -> None:
