@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import shlex
 import signal
 import sys
 import time
@@ -222,11 +221,11 @@ class Settings:
         return [field.name for field in dataclasses.fields(cls) if field.metadata["fixed"]]
 
     def options(self, *names: str) -> list[str]:
-        """What to type for those of these settings that are not at their default."""
+        """Those of these settings that are not at their default, as arguments of a command."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in names}
         changed = {name: value for name, value in values.items() if value != defaults[name]}
-        return [f"--{name}={shlex.quote(str(value))}" for name, value in changed.items()]
+        return [f"--{name}={value}" for name, value in changed.items()]
 
 
 def load(command: str, arguments: list[str]) -> Settings:

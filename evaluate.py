@@ -14,6 +14,8 @@ where it was interrupted.
 """
 
 import contextlib
+import dataclasses
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +84,9 @@ def main(runs: list[Settings]) -> None:
         _read_meta(settings, _test_data_dir(settings))
     found = _find(runs)
     devices.connect(world, device)
-    names = [[member.name for member in series.members] for _, series in found]
-    if any(others != names for others in world.gather(names)):
-        raise UserError("checkpoints were added meanwhile. Type the same command again.")
+    members = [[(m.name, m.commit) for m in series.members] for _, series in found]
+    if any(others != members for others in world.gather(members)):
+        raise UserError("the checkpoints changed meanwhile. Type the same command again.")
     evaluations = [_evaluate(settings, series, world, device) for settings, series in found]
     if world.is_first:
         for evaluation in evaluations:
@@ -120,15 +122,15 @@ def _evaluate(settings: Settings, series: Series, world: World, device: torch.de
         data_dir, _read_meta(settings, data_dir), settings.sentences_per_genre, settings.sample_seed
     )
     folder = _folder(series, settings)
-    place = folder / "scores" / test.sha256[:16]
+    scores_dir = folder / "scores" / test.sha256[:16]
     losses: dict[str, np.ndarray] = {}
     evaluation = Evaluation(settings, series, test, losses)
     if world.is_first:
-        place.mkdir(parents=True, exist_ok=True)
+        scores_dir.mkdir(parents=True, exist_ok=True)
     with files.locked(folder) if world.is_first else contextlib.nullcontext():
         for number, member in enumerate(series.members, 1):
             began = time.perf_counter()
-            path = place / f"{member.name.replace('/', '--')}.npz"
+            path = scores_dir / f"{member.name.replace('/', '--')}.npz"
             name = f"{evaluation.label}, {member.name}"
             losses[member.name], is_new = _losses(name, member, test, path, world, device)
             if world.is_first:
@@ -175,7 +177,7 @@ def _losses(
 
 def _known(member: Member, path: Path) -> tuple[str, np.ndarray | None]:
     """What a model is, and its losses if they were computed of the very same."""
-    identity = member.identity()
+    identity = f"{score.VERSION} {member.identity()}"
     try:
         with np.load(path) as stored:
             same = str(stored["identity"]) == identity
@@ -205,12 +207,10 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
     wanted = _test_language(settings)
     perturb.get(wanted)
     if wanted != settings.language and not (data_dir / tokens.META).exists():
-        source = settings.options("corpus", "sotu_years", "text_column", "segmenter")
         raise UserError(
             f"no sentences of {wanted}: no prepared data in {data_dir}. Type: "
-            f"{' '.join(['python prepare.py', f'--language={wanted}', *source])} "
-            f"--data_dir={data_dir} (from the corpus of the model's own data), or name the folder "
-            "where they are: --test_data_dir="
+            f"{_prepare_command(settings, data_dir)} (from the corpus of the model's own data), or "
+            "name the folder where they are: --test_data_dir="
         )
     meta = tokens.read_meta(data_dir)
     if meta.language != wanted:
@@ -221,10 +221,21 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
     return meta
 
 
+def _prepare_command(settings: Settings, data_dir: Path) -> str:
+    """What makes the data of the test language from the same text as those of the model."""
+    if (Path(settings.data_dir) / tokens.META).exists():
+        own = tokens.read_meta(Path(settings.data_dir))
+        settings = dataclasses.replace(settings, corpus=own.corpus, segmenter=own.segmenter)
+    names = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8")
+    language = f"--language={_test_language(settings)}"
+    options = [language, *settings.options(*names), f"--data_dir={data_dir}"]
+    return shlex.join(["python", "prepare.py", *options])
+
+
 def _folder(series: Series, settings: Settings) -> Path:
     """The folder of a series, one for each language that it is evaluated on."""
     language = _test_language(settings)
-    return series.home if language == series.language else series.home / f"on_{language}"
+    return series.results if language == series.language else series.results / f"on_{language}"
 
 
 # Tables
@@ -312,13 +323,12 @@ def _write_tables(evaluation: Evaluation) -> None:
     with files.locked(evaluation.folder):
         _write(perplexities(evaluation), evaluation.folder / "perplexity.csv")
         for wanted, table in ((settings.sentences, sentences), (settings.surprisals, surprisals)):
-            path = evaluation.folder / f"{table.__name__}.{settings.table_format}"
-            if wanted:
-                _write(table(evaluation), path)
-            elif path.exists():
-                print(
-                    f"{path}: of an earlier command, left as it is (--{table.__name__} renews it)"
-                )
+            for kind in configurator.TABLE_FORMATS:
+                path = evaluation.folder / f"{table.__name__}.{kind}"
+                if wanted and kind == settings.table_format:
+                    _write(table(evaluation), path)
+                elif path.exists():
+                    print(f"{path}: of an earlier command, left as it is")
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

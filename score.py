@@ -21,8 +21,11 @@ from loss import token_losses
 from perturb import Sentences, from_lengths
 from tokens import Meta
 
-# Enough for products with the weights to be fast; on a CPU not so many that they leave its caches.
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+# Raised when the same model and sentences give other numbers: older scores are then computed anew.
+VERSION = 1
+# Tokens of a batch: enough for products with the weights to be fast, and not so many that a CPU's
+# caches do not hold them.
+_BATCH_TOKENS, _BATCH_TOKENS_CUDA = 1024, 16384
 _ROW = 128  # tokens in a row of several sentences, if none is longer
 
 
@@ -117,7 +120,7 @@ def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
     The rows of a batch have room for its longest sentence, or for _ROW tokens, and each is filled
     with the longest that are left and fit: what is padded is next to nothing.
     """
-    budget = _BATCH_TOKENS.get(scorer.device.type, _BATCH_TOKENS["cpu"])
+    budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
     inputs = lengths - 1  # the last token of a sentence predicts nothing
     left = [i for i in np.argsort(lengths, kind="stable").tolist() if lengths[i] <= scorer.context]
     batches = []
@@ -145,7 +148,7 @@ def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.n
     inputs = batch.lengths - 1
     sentence = np.repeat(np.arange(len(inputs)), inputs)
     position = np.arange(len(sentence)) - np.repeat(np.cumsum(inputs) - inputs, inputs)
-    place = batch.offsets[sentence] + position  # in batch.tokens
+    index = batch.offsets[sentence] + position  # in batch.tokens
     filled = np.array([(sentences.lengths[row] - 1).sum() for row in rows])
     is_token = np.arange(filled.max()) < filled[:, None]  # (B, T)
 
@@ -154,11 +157,11 @@ def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.n
         grid[is_token] = values
         return torch.from_numpy(grid).to(scorer.device)
 
-    owner = in_rows(sentence + 1)
+    owner = in_rows(sentence + 1)  # 0: padding, which sees itself, so that its softmax is a number
     sees = (owner[:, :, None] == owner[:, None, :]).tril()
     mask = torch.zeros(sees.shape, device=scorer.device).masked_fill(~sees, -torch.inf)
-    hidden = scorer.body(in_rows(batch.tokens[place]), in_rows(position), mask[:, None])
-    targets = torch.from_numpy(batch.tokens[place + 1].astype(np.int64)).to(scorer.device)
+    hidden = scorer.body(in_rows(batch.tokens[index]), in_rows(position), mask[:, None])
+    targets = torch.from_numpy(batch.tokens[index + 1].astype(np.int64)).to(scorer.device)
     is_token = torch.from_numpy(is_token).to(scorer.device)
     return token_losses(hidden[is_token], scorer.head, targets).cpu().numpy()
 

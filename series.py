@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class Member:
     name: str  # checkpoint-N, or the name of a revision or a folder
     identity: Callable[[], str]  # what exactly it is: a hash of its files, or a commit
     load: Callable[[torch.device], Scorer]
+    commit: str = ""  # of a revision on the Hub
 
     @property
     def step(self) -> int | None:
@@ -47,7 +49,7 @@ class Series:
 
     label: str
     place: str  # where the models are: a run's folder, another folder, a repo
-    home: Path  # the folder of what is found out about them
+    results: Path  # the folder of what is found out about them
     members: list[Member]
     language: str = ""  # that the models were trained on, if that is known
     seed: str = ""
@@ -112,7 +114,7 @@ def _of_run(out_dir: Path, language: str) -> Series:
     return Series(
         label=perturb.get(language).title + variant,
         place=str(out_dir),
-        home=out_dir / "evaluation",
+        results=out_dir / "evaluation",
         members=[_checkpoint(path) for path in paths],
         language=language,
         seed=f"seed {last.settings['seed']}, data seed {last.data['data_seed']}",
@@ -144,24 +146,30 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
 
 def _of_folder(folder: Path, eval_dir: Path) -> Series:
     """One exported model, or a folder of them."""
-    place = folder.resolve()
-    found = [p for p in [place, *place.iterdir()] if (p / "config.json").is_file()]
+    resolved = folder.resolve()
+    found = [p for p in [resolved, *resolved.iterdir()] if (p / "config.json").is_file()]
     if not found:
         raise UserError(
             f"{folder} holds no exported model. Expected config.json and model.safetensors there, "
             "or folders checkpoint-N with them (convert_to_hf.py makes them)."
         )
     members = [_exported(path) for path in found]
-    name = f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+    name = f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     return Series(str(folder), str(folder), eval_dir / name, _by_step(members))
 
 
 def _exported(folder: Path) -> Member:
     def identity() -> str:
         paths = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
-        return " ".join(f"{path.name} {files.sha256(path)}" for path in paths)
+        hashes = [f"{path.name} {files.sha256(path)}" for path in paths]
+        return " ".join([*hashes, _transformers()])
 
     return Member(folder.name, identity, lambda device: _loaded(folder, str(folder), device))
+
+
+def _transformers() -> str:
+    """The version whose forward pass gives the numbers."""
+    return f"transformers {importlib.metadata.version('transformers')}"
 
 
 def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
@@ -231,7 +239,7 @@ def _revision(repo: str, name: str, commit: str) -> Member:
         )
         return _loaded(Path(_ask(repo, fetch)), f"{repo}, {name}", device)
 
-    return Member(name, lambda: f"{repo}@{commit}", load)
+    return Member(name, lambda: f"{repo}@{commit} {_transformers()}", load, commit)
 
 
 def _ask(repo: str, call: Callable[[], Any]) -> Any:

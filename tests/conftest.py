@@ -113,18 +113,18 @@ def start(
 
 
 def run(
-    *command: str | Path, timeout: int = 240, **options: object
+    *command: str | Path, timeout: int | None = None, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the commands to its end.
 
     Within this process if no option is given (processes=1 gives it one of its own): to start
     Python and torch takes longer than most commands do.
     """
-    if not options and command[0] in {path.name for path in ROOT.glob("*.py")}:
+    if not options and timeout is None and command[0] in {path.name for path in ROOT.glob("*.py")}:
         return _run_here(*map(str, command))
     process = start(*command, **options)
     try:
-        stdout, stderr = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate(timeout=timeout or 240)
     except subprocess.TimeoutExpired:
         kill(process)
         raise
@@ -132,7 +132,7 @@ def run(
 
 
 def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same as a process of its own would do, its exit status included."""
+    """As a process of its own would, but for what libraries keep in mind within a process."""
     torch.set_num_threads(1)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
@@ -145,12 +145,13 @@ def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
-            status = 1 if isinstance(end.code, str) else end.code
+            status = 1 if isinstance(end.code, str) else end.code or 0
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            torch.set_float32_matmul_precision("highest")  # train.py lowers it on a GPU
             torch.compiler.reset()
     return subprocess.CompletedProcess(
         [script, *arguments], status, stdout.getvalue(), stderr.getvalue()

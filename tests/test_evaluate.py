@@ -14,6 +14,7 @@ import transformers
 from conftest import fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
+import checkpoint
 import configurator
 import evaluate
 import picture
@@ -181,6 +182,28 @@ def test_an_evaluation_that_was_killed_goes_on(copied: Path) -> None:
     assert overall(folder) == whole
 
 
+def test_the_scores_of_a_model_that_changed_are_computed_anew(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known() -> list[bool]:
+        return ["as computed before" in line for line in evaluated(copied, *SAMPLE).splitlines()]
+
+    folder, path = copied.parent / "out" / "evaluation", copied.parent / "out" / "checkpoint-4.pt"
+    assert known()[:2] == [False, False]
+    before = overall(folder)
+    assert known()[:2] == [True, True]
+    other = checkpoint.load(path)
+    other.model["transformer.ln_f.weight"] *= 1.1
+    checkpoint.save(path, other)
+    assert known()[:2] == [True, False]
+    after = overall(folder)
+    assert after[0] == before[0]
+    assert after[1] != pytest.approx(before[1], rel=1e-4)
+    monkeypatch.setattr(score, "VERSION", score.VERSION + 1)
+    assert known()[:2] == [False, False]
+    assert overall(folder) == after
+
+
 def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
     run: Path, copied: Path, tmp_path: Path
 ) -> None:
@@ -205,13 +228,18 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert f"PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
         commit = repo.branches["checkpoint-2"]
         revisions = f"--revisions=checkpoint-4,main,{commit}"
-        printed = succeed(
-            "evaluate.py", copied, *SAMPLE, "--model=ada/impossible", revisions, env=env
-        )
+        command = ("evaluate.py", copied, *SAMPLE, "--model=ada/impossible")
+        printed = succeed(*command, revisions, env=env)
         label = "ada/impossible on PartialReverse"
         assert f"{label}, checkpoint-4 (1 of 3): perplexity {expected[1]:,.2f} (as c" in printed
         assert f"{label}, {commit} (3 of 3): perplexity {expected[0]:,.2f}" in printed
         assert f": {label}; {label}, main; {label}, {commit}\n" in printed, "level lines"
+        moved = {p.name: p.read_bytes() for p in (run / "out" / "hf" / NAMES[0]).iterdir()}
+        repo.commit(NAMES[1], "moved", {k: (v, k == "model.safetensors") for k, v in moved.items()})
+        first, second, *_ = succeed(*command, env=env).splitlines()
+        assert first.endswith(f"perplexity {expected[0]:,.2f} (as computed before)")
+        assert f"checkpoint-4 (2 of 2): perplexity {expected[0]:,.2f}" in second
+        assert "as computed before" not in second
         error = fail("evaluate.py", copied, *SAMPLE, "--model=ada/other", env=env)
         assert "'ada/other' is no folder here and no model repo on the Hub" in error
 
@@ -233,8 +261,12 @@ def test_a_model_is_evaluated_on_another_language(
         copied, f"--test_data_dir={data}"
     )
     error = refused(copied, "--test_language=even_odd_shuffle", "--model=hub/unasked")
-    source = f"--corpus={corpus_dir} --data_dir=data/even_odd_shuffle"
-    assert f"Type: python prepare.py --language=even_odd_shuffle {source} (" in error
+    command = "Type: python prepare.py --language=even_odd_shuffle"
+    assert f"{command} --corpus={corpus_dir} --data_dir=data/even_odd_shuffle (" in error
+    text = copied.read_text(encoding="utf-8").replace(f"corpus = '{corpus_dir}'", "")
+    copied.write_text(text, encoding="utf-8")  # as if it had been named on the command line
+    error = refused(copied, "--test_language=no_reverse", "--test_data_dir=data/my own")
+    assert f"no_reverse --corpus={corpus_dir} '--data_dir=data/my own' (" in error
 
 
 def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: Path) -> None:

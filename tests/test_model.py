@@ -157,6 +157,22 @@ def test_small_gradients_survive_16_bits_with_a_loss_scale(dtype: torch.dtype) -
         assert error < 0.02
 
 
+@pytest.mark.parametrize(("threads", "has_onednn"), [(1, True), (2, True), (2, False)])
+@pytest.mark.parametrize("rows", [1, 511, 513])
+def test_the_losses_of_tokens_are_cross_entropies_however_logits_are_made(
+    threads: int, has_onednn: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread, two threads and a GPU take three ways."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    torch.set_num_threads(threads)
+    hidden, padded, targets = torch.randn(rows, 32), torch.randn(192, 32), torch.arange(rows) % 130
+    found = loss.token_losses(hidden, padded[:130], targets)
+    logits = hidden.double() @ padded[:130].double().T
+    expected = F.cross_entropy(logits, targets, reduction="none").float()
+    assert found.shape == (rows,)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 def test_the_compiled_model_is_the_same_function() -> None:
     torch.manual_seed(0)
