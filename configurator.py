@@ -358,13 +358,13 @@ def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
     key, equals, text = argument.removeprefix("--").partition("=")
     if argument.startswith("--") and not equals and _is_flag(key):
         equals, text = "=", "true"
+    if argument.startswith("--") and key not in {f.name for f in dataclasses.fields(Settings)}:
+        read = (f.name for f in dataclasses.fields(Settings) if command in f.metadata["read_by"])
+        raise UserError(f"{argument}: {unknown('setting', key, read)}")
     if not argument.startswith("--") or not equals:
         raise UserError(
             f"{argument}: settings are written --key=value, with no space: --{key or 'key'}=..."
         )
-    if key not in {f.name for f in dataclasses.fields(Settings)}:
-        read = (f.name for f in dataclasses.fields(Settings) if command in f.metadata["read_by"])
-        raise UserError(f"{argument}: {unknown('setting', key, read)}")
     field = _field(key, argument)
     if command not in field.metadata["read_by"]:
         readers = ", ".join(f"{name}.py" for name in field.metadata["read_by"])

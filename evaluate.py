@@ -54,11 +54,20 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The series, and the language that it is evaluated on unless that is its own."""
-        is_own = self.test.language == self.series.language
-        return self.series.label + (
-            "" if is_own else f" on {perturb.get(self.test.language).title}"
-        )
+        """The series, and the language that it is evaluated on if that is known to be another."""
+        return self.series.label + self._on
+
+    @property
+    def title(self) -> str:
+        """The same, and where the models are."""
+        return self.series.title + self._on
+
+    @property
+    def _on(self) -> str:
+        # Without a name of its language, a model is taken to be evaluated on its own.
+        own = self.series.language or self.settings.language
+        is_own = self.test.language == own
+        return "" if is_own else f" on {perturb.get(self.test.language).title}"
 
     @property
     def folder(self) -> Path:
@@ -131,7 +140,7 @@ def _evaluate(settings: Settings, series: Series, world: World, device: torch.de
         for number, member in enumerate(series.members, 1):
             began = time.perf_counter()
             path = scores_dir / f"{member.name.replace('/', '--')}.npz"
-            name = f"{evaluation.label}, {member.name}"
+            name = f"{evaluation.title}, {member.name}"
             losses[member.name], is_new = _losses(name, member, test, path, world, device)
             if world.is_first:
                 how = f"{time.perf_counter() - began:.1f} s" if is_new else "as computed before"
@@ -206,7 +215,8 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
     """meta.json of the test data. Raises UserError if it is not of the language that is wanted."""
     wanted = _test_language(settings)
     perturb.get(wanted)
-    if wanted != settings.language and not (data_dir / tokens.META).exists():
+    is_elsewhere = settings.test_data_dir or wanted != settings.language
+    if is_elsewhere and not (data_dir / tokens.META).exists():
         raise UserError(
             f"no sentences of {wanted}: no prepared data in {data_dir}. Type: "
             f"{_prepare_command(settings, data_dir)} (from the corpus of the model's own data), or "
@@ -215,8 +225,9 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
     meta = tokens.read_meta(data_dir)
     if meta.language != wanted:
         raise UserError(
-            f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. Set "
-            "--test_language=, or --test_data_dir= to the prepared data of that language."
+            f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. Name the "
+            "config file of the language that is meant, or set --test_language=, or "
+            "--test_data_dir= to prepared data of it."
         )
     return meta
 
@@ -285,6 +296,7 @@ def sentences(evaluation: Evaluation) -> pd.DataFrame:
             "number": test.number,
             "tokens": test.sentences.lengths,
             "sentence": [decode(part) for part in parts],
+            "sample_seed": test.seed,
             **columns,
         }
     )
@@ -306,6 +318,7 @@ def surprisals(evaluation: Evaluation) -> pd.DataFrame:
             "position": position[scored] + 1,
             "token_id": ids[which],
             "token": np.array(pieces, object)[which],
+            "sample_seed": test.seed,
         }
     )
     parts = [
@@ -372,8 +385,8 @@ def _groups(evaluations: list[Evaluation]) -> dict[str, list[Evaluation]]:
         are_seeds = len({e.series.seed for e in same}) == len(same)
         is_only = [other for other, _ in alike].count(label) == 1
         for group in [same] if are_seeds else [[e] for e in same]:
-            name = label if are_seeds and is_only else f"{label} ({group[0].series.place})"
-            groups[name] = group
+            places = ", ".join(e.series.place for e in group)
+            groups[label if are_seeds and is_only else f"{label} ({places})"] = group
     return groups
 
 
@@ -390,19 +403,20 @@ def _curves(groups: dict[str, list[Evaluation]]) -> list[Curve]:
         curves += _mean(label, runs, style)
         for e in same:
             for m in (m for m in e.series.members if m.step is None):
-                curves.append(Curve(f"{label}, {m.name}", [], np.array([e.perplexity(m)]), style))
+                name = label if Path(label).name == m.name else f"{label}, {m.name}"
+                curves.append(Curve(name, [], np.array([e.perplexity(m)]), style))
     return curves
 
 
 def _loss_curves(groups: dict[str, list[Evaluation]]) -> list[Curve]:
     """The training and the validation loss of the runs, from their logs."""
     curves = []
-    for style, same in enumerate(g for g in groups.values() if g[0].series.language):
+    runs_alone = {label: same for label, same in groups.items() if same[0].series.language}
+    for style, (group, same) in enumerate(runs_alone.items()):
         logs = [log.read(Path(e.series.place)) for e in same]
         for key, name in (("loss", "training"), ("val_loss", "validation")):
             runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
-            label = f"{same[0].series.label}, {name}"
-            curves += _mean(label, runs, style, is_faint=key == "loss")
+            curves += _mean(f"{group}, {name}", runs, style, is_faint=key == "loss")
     return curves
 
 

@@ -92,7 +92,7 @@ def _logits(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """rows (n, C) times weight (V, C): (n, V).
 
     On a CPU as a convolution of one point, which is the same product. With two threads or more
-    torch gives that to oneDNN, and a product in fp32 to MKL, which takes 1.6 times as long (AMD EPYC).
+    torch gives that to oneDNN, and a product in fp32 to MKL: on an AMD EPYC 1.6 times as long.
     """
     if not (weight.is_cpu and torch.backends.mkldnn.is_available()):
         return rows @ weight.T

@@ -37,41 +37,72 @@ def mean_curve(
 ) -> Curve:
     """The mean of several runs' values and its 95% t-interval.
 
-    runs: (runs, n). With one run there is no interval.
+    runs: (runs, n). With one run there is no interval, and none of what is faint.
     """
     from scipy.stats import t
 
     if len(runs) == 1:
         return Curve(label, steps, runs[0], style, is_faint=is_faint)
+    label = f"{label} (n = {len(runs)})"
+    if is_faint:
+        return Curve(label, steps, runs.mean(axis=0), style, is_faint=True)
     error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
     quantile = t.ppf((1 + _CONFIDENCE) / 2, len(runs) - 1)
-    label = f"{label} (n = {len(runs)})"
     return Curve(label, steps, runs.mean(axis=0), style, quantile * error, is_faint)
 
 
 def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> None:
     """Write a picture (PNG) of the curves over the training step."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(6.0, 3.8), dpi=200, layout="constrained")
+    is_long = len(curves) > 4 or any(len(curve.label) > 40 for curve in curves)
+    height = 3.8 + (0.2 * len(curves) if is_long else 0)
+    figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     for curve in curves:
         _draw_curve(axes, curve)
+    _set_steps(axes, sorted({step for curve in curves for step in curve.steps}))
     if logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("training step")
+        _set_logarithmic(axes)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if curves:
-        axes.legend(frameon=False)
+    if is_long:
+        figure.legend(loc="outside lower center", frameon=False)  # it would hide curves
+    elif curves:
+        axes.legend(framealpha=0.8, edgecolor="none")
     with files.atomic_write(path) as file:
         figure.savefig(file, format="png")
+
+
+def _set_steps(axes: "Axes", steps: list[int]) -> None:
+    """Ticks at the steps themselves if they are few; none if there are only levels."""
+    from matplotlib.ticker import MaxNLocator
+
+    if len(steps) > 8:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xticks(steps)
+    if steps:
+        axes.set_xlabel("training step")
+
+
+def _set_logarithmic(axes: "Axes") -> None:
+    """A logarithmic axis with three to eight labels, whatever its range."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for digits in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        found = [digit * 10.0**decade for decade in decades for digit in digits]
+        found = [tick for tick in found if low <= tick <= high]
+        if 3 <= len(found) <= 8:
+            ticks = found
+            break
+    axes.set_yticks(ticks, [f"{tick:,.6g}" for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _draw_curve(axes: "Axes", curve: Curve) -> None:

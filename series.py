@@ -1,5 +1,6 @@
 """Models to evaluate, in the order of their steps: of a run, of exports, of a repo on the Hub."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -55,6 +56,11 @@ class Series:
     seed: str = ""
     recipe: str = ""  # all else that results depend on: runs that differ in the seed alone share it
 
+    @property
+    def title(self) -> str:
+        """The label, and the place if it is another."""
+        return self.label if self.label == self.place else f"{self.label} ({self.place})"
+
 
 def find(settings: Settings) -> list[Series]:
     """The series that the settings name, the run of out_dir if they name none.
@@ -88,15 +94,16 @@ def _chosen(series: Series, revisions: list[str]) -> Series:
     revisions = revisions or [m.name for m in series.members if m.step is not None] or list(by_name)
     if missing := [name for name in revisions if name not in by_name]:
         raise UserError(
-            f"{series.label} has no {', '.join(missing)}. Set --revisions= to some of: "
+            f"{series.title} has no {', '.join(missing)}. Set --revisions= to some of: "
             f"{', '.join(by_name)}"
         )
-    members = [by_name[name] for name in revisions]
-    return Series(**(vars(series) | {"members": members}))
+    members = _by_step([by_name[name] for name in revisions])
+    return dataclasses.replace(series, members=members)
 
 
 def _by_step(members: list[Member]) -> list[Member]:
-    return sorted(members, key=lambda m: (m.step is None, m.step or 0, m.name))
+    """In the order of their steps; those without one last, as they come."""
+    return sorted(members, key=lambda m: (m.step is None, m.step or 0))
 
 
 # Checkpoints of a run
@@ -147,7 +154,12 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
 def _of_folder(folder: Path, eval_dir: Path) -> Series:
     """One exported model, or a folder of them."""
     resolved = folder.resolve()
-    found = [p for p in [resolved, *resolved.iterdir()] if (p / "config.json").is_file()]
+    found = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
+    if not found and checkpoint.list_checkpoints(resolved):
+        raise UserError(
+            f"{folder} is a run, and --model= takes exported models. For its checkpoints set "
+            f"--out_dir={folder}; for its exports --model={checkpoint.hf_dir(folder)}"
+        )
     if not found:
         raise UserError(
             f"{folder} holds no exported model. Expected config.json and model.safetensors there, "

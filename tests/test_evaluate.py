@@ -5,6 +5,7 @@ import io
 import shutil
 from pathlib import Path
 
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the config, data, checkpoints and exports of a tiny run. Not to be changed."""
     folder = tmp_path_factory.mktemp("evaluated")
     places = {"data_dir": str(folder / "data"), "out_dir": str(folder / "out")}
-    shape = {"block_size": "64", "tokens_per_step": "512", "max_steps": "4"}
+    shape = {"block_size": "64", "tokens_per_step": "512", "max_steps": "4", "learning_rate": "0.1"}
     options = shape | {"checkpoint_interval": "2", "corpus": str(corpus_dir)}
     config = write_config(folder / "config.py", **places, **options, segmenter="sentencex")
     for command in ("prepare.py", "train.py", "convert_to_hf.py"):
@@ -224,13 +225,12 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
             assert rows.step.tolist() == list(STEPS)
             assert rows.perplexity.tolist() == pytest.approx(expected, rel=1e-5)
         assert joint.place.nunique() == 3
-        folder = f"{run / 'out' / 'hf'} on PartialReverse"
-        assert f"PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
+        assert f": PartialReverse; {run / 'out' / 'hf'}; ada/impossible\n" in printed
         commit = repo.branches["checkpoint-2"]
         revisions = f"--revisions=checkpoint-4,main,{commit}"
         command = ("evaluate.py", copied, *SAMPLE, "--model=ada/impossible")
         printed = succeed(*command, revisions, env=env)
-        label = "ada/impossible on PartialReverse"
+        label = "ada/impossible"
         assert f"{label}, checkpoint-4 (1 of 3): perplexity {expected[1]:,.2f} (as c" in printed
         assert f"{label}, {commit} (3 of 3): perplexity {expected[0]:,.2f}" in printed
         assert f": {label}; {label}, main; {label}, {commit}\n" in printed, "level lines"
@@ -251,7 +251,8 @@ def test_a_model_is_evaluated_on_another_language(
     succeed("prepare.py", "--language=no_reverse", f"--corpus={corpus_dir}", f"--data_dir={data}")
     options = ("--test_language=no_reverse", f"--test_data_dir={data}")
     printed = evaluated(copied, *SAMPLE, *options)
-    assert "PartialReverse on NoReverse, checkpoint-2" in printed
+    assert f"PartialReverse ({tmp_path / 'out'}) on NoReverse, checkpoint-2 (1 of 2)" in printed
+    assert "perplexity.png: PartialReverse on NoReverse\n" in printed
     folder = copied.parent / "out" / "evaluation" / "on_no_reverse"
     assert (table(folder).test_language == "no_reverse").all()
     expected = [score.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()]
@@ -299,14 +300,16 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
         paths[-1].write_text("\n".join([*kept, line]), encoding="utf-8")
         succeed("train.py", paths[-1])
     hub_like = f"--model=run,{run / 'out' / 'hf'}"
-    printed = evaluated(copied, *paths, *SAMPLE, hub_like)
+    printed = evaluated(copied, *paths, *SAMPLE, hub_like, "--losses")
     labels = printed.split("perplexity.png: ")[1].split("\n")[0].split("; ")
     assert labels == [
         f"PartialReverse ({copied.parent / 'out'})",
-        f"{run / 'out' / 'hf'} on PartialReverse",
+        str(run / "out" / "hf"),
         f"PartialReverse ({tmp_path / 'large'})",
         "PartialReverse without positions",
     ]
+    assert f"png: PartialReverse ({copied.parent / 'out'}), training; " in printed
+    assert f"; PartialReverse ({tmp_path / 'large'}), validation; " in printed
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -314,6 +317,21 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert curve.label == "NoReverse (n = 3)"
     assert curve.values == pytest.approx([2.0])
     assert curve.half_widths == pytest.approx([4.302653 / 3**0.5])  # t(0.975, 2) by tables
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(833, 992), (22, 25), (440, 30_000), (1, 2), (95, 105), (3.1, 1e7)]
+)
+def test_a_logarithmic_axis_has_a_few_labels_whatever_its_range(low: float, high: float) -> None:
+    axes = matplotlib.figure.Figure().add_subplot()
+    axes.plot([1, 2], [low, high])
+    picture._set_logarithmic(axes)
+    bottom, top = axes.get_ylim()
+    ticks = axes.get_yticks()
+    assert 3 <= len(ticks) <= 8
+    assert bottom <= min(ticks) < max(ticks) <= top
+    labels = [float(label.get_text().replace(",", "")) for label in axes.get_yticklabels()]
+    assert labels == pytest.approx(ticks)
 
 
 def test_parquet_holds_the_same_table(copied: Path) -> None:
@@ -382,6 +400,9 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     assert "Train first (train.py" in error
     (tmp_path / "empty").mkdir()
     assert "holds no exported model" in refused(copied, f"--model={tmp_path / 'empty'}")
+    error = refused(copied, f"--model={tmp_path / 'out'}")
+    assert "out is a run, and --model= takes exported models. For its checkpoints set" in error
+    assert "--test_data_dir=" in refused(copied, f"--test_data_dir={tmp_path / 'empty'}")
     assert "has no checkpoint-9" in refused(copied, "--revisions=checkpoint-9")
     shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
