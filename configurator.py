@@ -358,7 +358,8 @@ def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
     key, equals, text = argument.removeprefix("--").partition("=")
     if argument.startswith("--") and not equals and _is_flag(key):
         equals, text = "=", "true"
-    if argument.startswith("--") and key not in {f.name for f in dataclasses.fields(Settings)}:
+    names = {field.name for field in dataclasses.fields(Settings)}
+    if argument.startswith("--") and key and key not in names:
         read = (f.name for f in dataclasses.fields(Settings) if command in f.metadata["read_by"])
         raise UserError(f"{argument}: {unknown('setting', key, read)}")
     if not argument.startswith("--") or not equals:

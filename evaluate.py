@@ -54,7 +54,7 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The series, and the language that it is evaluated on if that is known to be another."""
+        """The series, and the language that it is evaluated on unless that is its own."""
         return self.series.label + self._on
 
     @property
@@ -64,9 +64,7 @@ class Evaluation:
 
     @property
     def _on(self) -> str:
-        # Without a name of its language, a model is taken to be evaluated on its own.
-        own = self.series.language or self.settings.language
-        is_own = self.test.language == own
+        is_own = self.test.language == self.series.language
         return "" if is_own else f" on {perturb.get(self.test.language).title}"
 
     @property
@@ -172,10 +170,12 @@ def _losses(
             f"has {lengths.min()}. Prepare shorter sentences (--segmenter=sentencex)."
         )
     found = score.losses(scorer, test.sentences, world)
-    wrong = np.isnan(score.sentence_losses(found, test.sentences)) & (lengths <= scorer.context)
+    with np.errstate(over="ignore"):
+        perplexities = np.exp(score.sentence_losses(found, test.sentences))
+    wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)
     if wrong.any():
         raise UserError(
-            f"{name}: the loss of {wrong.sum():,} sentences is no number, so its weights are "
+            f"{name}: the perplexity of {wrong.sum():,} sentences is no number, so its weights are "
             "damaged or training had diverged. Leave it out with --revisions="
         )
     if world.is_first:
@@ -219,8 +219,8 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
     if is_elsewhere and not (data_dir / tokens.META).exists():
         raise UserError(
             f"no sentences of {wanted}: no prepared data in {data_dir}. Type: "
-            f"{_prepare_command(settings, data_dir)} (from the corpus of the model's own data), or "
-            "name the folder where they are: --test_data_dir="
+            f"{_prepare_command(settings, data_dir)} (which must name the text of the model's own "
+            "data), or name the folder where they are: --test_data_dir="
         )
     meta = tokens.read_meta(data_dir)
     if meta.language != wanted:
@@ -233,7 +233,7 @@ def _read_meta(settings: Settings, data_dir: Path) -> tokens.Meta:
 
 
 def _prepare_command(settings: Settings, data_dir: Path) -> str:
-    """What makes the data of the test language from the same text as those of the model."""
+    """What makes the data of the test language, as far as the model's own and the settings tell."""
     if (Path(settings.data_dir) / tokens.META).exists():
         own = tokens.read_meta(Path(settings.data_dir))
         settings = dataclasses.replace(settings, corpus=own.corpus, segmenter=own.segmenter)
@@ -375,48 +375,49 @@ def _draw(curves: list[Curve], label: str, path: Path, logarithmic: bool = False
     print(f"{path}: {'; '.join(curve.label for curve in curves)}")
 
 
-def _groups(evaluations: list[Evaluation]) -> dict[str, list[Evaluation]]:
-    """The evaluations of each curve, by its label: runs that differ in nothing but their seeds."""
+def _groups(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    """A label and the evaluations of each curve: of runs that differ in nothing but their seeds."""
     alike: dict[tuple[str, str], list[Evaluation]] = {}
     for e in evaluations:
         alike.setdefault((e.label, e.series.recipe), []).append(e)
-    groups = {}
+    groups = []
     for (label, _), same in alike.items():
         are_seeds = len({e.series.seed for e in same}) == len(same)
         is_only = [other for other, _ in alike].count(label) == 1
         for group in [same] if are_seeds else [[e] for e in same]:
             places = ", ".join(e.series.place for e in group)
-            groups[label if are_seeds and is_only else f"{label} ({places})"] = group
+            groups.append((label if are_seeds and is_only else f"{label} ({places})", group))
     return groups
 
 
-def _curves(groups: dict[str, list[Evaluation]]) -> list[Curve]:
+def _curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
     """A curve for each group; several seeds make their mean and its interval.
 
     A model without a step is a level line.
     """
     curves = []
-    for style, (label, same) in enumerate(groups.items()):
+    for style, (label, same) in enumerate(groups):
         runs = [
             {m.step: e.perplexity(m) for m in e.series.members if m.step is not None} for e in same
         ]
         curves += _mean(label, runs, style)
         for e in same:
             for m in (m for m in e.series.members if m.step is None):
-                name = label if Path(label).name == m.name else f"{label}, {m.name}"
+                name = label if Path(e.series.place).name == m.name else f"{label}, {m.name}"
                 curves.append(Curve(name, [], np.array([e.perplexity(m)]), style))
     return curves
 
 
-def _loss_curves(groups: dict[str, list[Evaluation]]) -> list[Curve]:
+def _loss_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
     """The training and the validation loss of the runs, from their logs."""
     curves = []
-    runs_alone = {label: same for label, same in groups.items() if same[0].series.language}
-    for style, (group, same) in enumerate(runs_alone.items()):
+    for style, (label, same) in enumerate(groups):
+        if not same[0].series.language:  # no run: it has no log
+            continue
         logs = [log.read(Path(e.series.place)) for e in same]
         for key, name in (("loss", "training"), ("val_loss", "validation")):
             runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
-            curves += _mean(f"{group}, {name}", runs, style, is_faint=key == "loss")
+            curves += _mean(f"{label}, {name}", runs, style, is_faint=key == "loss")
     return curves
 
 

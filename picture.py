@@ -1,6 +1,8 @@
 """Curves over training steps, drawn for a paper: readable without colour, units on the axes."""
 
+import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +57,14 @@ def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> No
     """Write a picture (PNG) of the curves over the training step."""
     from matplotlib.figure import Figure
 
-    is_long = len(curves) > 4 or any(len(curve.label) > 40 for curve in curves)
-    height = 3.8 + (0.2 * len(curves) if is_long else 0)
+    labels = [textwrap.fill(curve.label, 70) for curve in curves]
+    is_long = len(curves) > 4 or any(len(label) > 40 for label in labels)
+    lines = sum(label.count("\n") + 1 for label in labels)
+    height = 3.8 + (0.2 * lines if is_long else 0)
     figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
     axes = figure.add_subplot()
-    for curve in curves:
-        _draw_curve(axes, curve)
+    for curve, label in zip(curves, labels, strict=True):
+        _draw_curve(axes, curve, label)
     _set_steps(axes, sorted({step for curve in curves for step in curve.steps}))
     if logarithmic:
         _set_logarithmic(axes)
@@ -76,10 +80,11 @@ def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> No
 
 
 def _set_steps(axes: "Axes", steps: list[int]) -> None:
-    """Ticks at the steps themselves if they are few; none if there are only levels."""
+    """Ticks at the steps themselves if there is room; none if there are only levels."""
     from matplotlib.ticker import MaxNLocator
 
-    if len(steps) > 8:
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    if gaps and min(gaps) < (steps[-1] - steps[0]) / 8:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axes.set_xticks(steps)
@@ -98,16 +103,18 @@ def _set_logarithmic(axes: "Axes") -> None:
     for digits in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         found = [digit * 10.0**decade for decade in decades for digit in digits]
         found = [tick for tick in found if low <= tick <= high]
+        if digits == (1,):
+            found = found[:: math.ceil(len(found) / 8) or 1]
         if 3 <= len(found) <= 8:
             ticks = found
             break
-    axes.set_yticks(ticks, [f"{tick:,.6g}" for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:,.9g}" for tick in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _draw_curve(axes: "Axes", curve: Curve) -> None:
+def _draw_curve(axes: "Axes", curve: Curve, label: str) -> None:
     colour, line = _COLOURS[curve.style % len(_COLOURS)], _LINES[curve.style % len(_LINES)]
-    style = {"color": colour, "linestyle": line, "label": curve.label}
+    style = {"color": colour, "linestyle": line, "label": label}
     if len(curve.steps) == 0:
         axes.axhline(curve.values[0], **style)
         return

@@ -117,8 +117,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the commands to its end.
 
-    Within this process if no option is given (processes=1 gives it one of its own): to start
-    Python and torch takes longer than most commands do.
+    Within this process if no option is given and no timeout (processes=1 gives it one of its own):
+    to start Python and torch takes longer than most commands do.
     """
     if not options and timeout is None and command[0] in {path.name for path in ROOT.glob("*.py")}:
         return _run_here(*map(str, command))

@@ -225,12 +225,13 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
             assert rows.step.tolist() == list(STEPS)
             assert rows.perplexity.tolist() == pytest.approx(expected, rel=1e-5)
         assert joint.place.nunique() == 3
-        assert f": PartialReverse; {run / 'out' / 'hf'}; ada/impossible\n" in printed
+        folder = f"{run / 'out' / 'hf'} on PartialReverse"
+        assert f": PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
         commit = repo.branches["checkpoint-2"]
         revisions = f"--revisions=checkpoint-4,main,{commit}"
         command = ("evaluate.py", copied, *SAMPLE, "--model=ada/impossible")
         printed = succeed(*command, revisions, env=env)
-        label = "ada/impossible"
+        label = "ada/impossible on PartialReverse"
         assert f"{label}, checkpoint-4 (1 of 3): perplexity {expected[1]:,.2f} (as c" in printed
         assert f"{label}, {commit} (3 of 3): perplexity {expected[0]:,.2f}" in printed
         assert f": {label}; {label}, main; {label}, {commit}\n" in printed, "level lines"
@@ -260,6 +261,15 @@ def test_a_model_is_evaluated_on_another_language(
     assert overall(folder) == pytest.approx(expected, rel=1e-5)
     assert "holds no_reverse, and sentences of partial_reverse are wanted" in refused(
         copied, f"--test_data_dir={data}"
+    )
+    other = tmp_path / "other.py"
+    text = copied.read_text(encoding="utf-8").replace("'partial_reverse'", "'no_reverse'")
+    text = text.replace(str(run / "data"), str(data))
+    other.write_text(f"{text}language = 'no_reverse'\n", encoding="utf-8")
+    model = f"--model={run / 'out' / 'hf'}"  # one model, the sentences of two languages
+    printed = evaluated(copied, other, *SAMPLE, model)
+    assert (
+        f": {run / 'out' / 'hf'} on PartialReverse; {run / 'out' / 'hf'} on NoReverse\n" in printed
     )
     error = refused(copied, "--test_language=even_odd_shuffle", "--model=hub/unasked")
     command = "Type: python prepare.py --language=even_odd_shuffle"
@@ -304,7 +314,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
     labels = printed.split("perplexity.png: ")[1].split("\n")[0].split("; ")
     assert labels == [
         f"PartialReverse ({copied.parent / 'out'})",
-        str(run / "out" / "hf"),
+        f"{run / 'out' / 'hf'} on PartialReverse",
         f"PartialReverse ({tmp_path / 'large'})",
         "PartialReverse without positions",
     ]
@@ -320,7 +330,18 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(833, 992), (22, 25), (440, 30_000), (1, 2), (95, 105), (3.1, 1e7)]
+    ("low", "high"),
+    [
+        (833, 992),
+        (22, 25),
+        (440, 30_000),
+        (1, 2),
+        (95, 105),
+        (3.1, 1e7),
+        (2, 9e8),
+        (1, 1e20),
+        (5, 5),
+    ],
 )
 def test_a_logarithmic_axis_has_a_few_labels_whatever_its_range(low: float, high: float) -> None:
     axes = matplotlib.figure.Figure().add_subplot()
@@ -332,6 +353,7 @@ def test_a_logarithmic_axis_has_a_few_labels_whatever_its_range(low: float, high
     assert bottom <= min(ticks) < max(ticks) <= top
     labels = [float(label.get_text().replace(",", "")) for label in axes.get_yticklabels()]
     assert labels == pytest.approx(ticks)
+    assert len(set(labels)) == len(labels)
 
 
 def test_parquet_holds_the_same_table(copied: Path) -> None:
@@ -381,7 +403,8 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
     ("head", "told"),
     [
         (torch.zeros(50257, 1), "Mine knows 50,257 tokens, and the sentences of partial_reverse"),
-        (torch.full((50258, 1), torch.nan), "Mine: the loss of [0-9]+ sentences is no number"),
+        (torch.full((50258, 1), torch.nan), "Mine: the perplexity of [0-9]+ sentences is no num"),
+        (torch.arange(50258.0)[:, None], "Mine: the perplexity of [0-9]+ sentences is no num"),
     ],
 )
 def test_a_model_that_gives_no_numbers_is_refused(
