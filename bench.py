@@ -1,9 +1,9 @@
 """Measure speed and memory side by side, in one run, alternating: medians and their ratios.
 
-    python bench.py                       # what `make bench` types: twenty minutes on two cores
+    python bench.py                       # what `make bench` types: all three, one after another
     python bench.py train
     python bench.py prepare [FOLDER]      # on the text files of a folder, or else on speeches
-    python bench.py evaluate [FOLDER]
+    python bench.py evaluate [FOLDER]     # four minutes on two cores; train takes the longest
 
 GPT-2 Small at 1,024 tokens: train.py's own update against transformers' GPT2LMHeadModel in the
 plainest loop, and against the products with its weights alone, which nothing can be faster than.

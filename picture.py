@@ -50,7 +50,7 @@ def mean_curve(
         return Curve(label, steps, runs.mean(axis=0), style, is_faint=True)
     error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
     quantile = t.ppf((1 + _CONFIDENCE) / 2, len(runs) - 1)
-    return Curve(label, steps, runs.mean(axis=0), style, quantile * error, is_faint)
+    return Curve(label, steps, runs.mean(axis=0), style, quantile * error)
 
 
 def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> None:

@@ -104,7 +104,7 @@ def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
     batches = _batches(sentences.lengths, scorer)
     # The longest first, in turns: equal shares for all.
     mine = [_score(scorer, sentences, batch) for batch in batches[world.rank :: world.size]]
-    firsts = sentences.offsets[:-1] - np.arange(len(sentences.lengths))
+    firsts = _firsts(sentences)
     for rank, theirs in enumerate(world.gather(mine)):
         for batch, values in zip(batches[rank :: world.size], theirs, strict=True):
             members = np.concatenate(batch)
@@ -147,7 +147,7 @@ def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.n
     batch = sentences.take(np.concatenate(rows))
     inputs = batch.lengths - 1
     sentence = np.repeat(np.arange(len(inputs)), inputs)
-    position = np.arange(len(sentence)) - np.repeat(np.cumsum(inputs) - inputs, inputs)
+    position = np.arange(len(sentence)) - _firsts(batch)[sentence]
     index = batch.offsets[sentence] + position  # in batch.tokens
     filled = np.array([(sentences.lengths[row] - 1).sum() for row in rows])
     is_token = np.arange(filled.max()) < filled[:, None]  # (B, T)
@@ -171,6 +171,10 @@ def sentence_losses(found: np.ndarray, sentences: Sentences) -> np.ndarray:
 
     found: as `losses` returns it.
     """
-    firsts = sentences.offsets[:-1] - np.arange(len(sentences.lengths))
-    sums = np.add.reduceat(found.astype(np.float64), firsts)
+    sums = np.add.reduceat(found.astype(np.float64), _firsts(sentences))
     return sums / (sentences.lengths - 1)
+
+
+def _firsts(sentences: Sentences) -> np.ndarray:
+    """Where each sentence's losses begin, of which it has one less than tokens, (S,)."""
+    return sentences.offsets[:-1] - np.arange(len(sentences.lengths))

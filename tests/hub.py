@@ -310,7 +310,7 @@ class Api:
         if not large:
             return Answer(200, data, headers | {"ETag": f'"{blob_id(data)}"'})
         headers |= {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
-        self.hub.large[sha256(data)] = self.hub.large.get(sha256(data), data)
+        self.hub.large.setdefault(sha256(data), data)
         place = f"{self.hub.storage_url}/lfs/{sha256(data)}"
         return Answer(302, b"", headers | {"ETag": '"of the redirect"', "Location": place})
 
