@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(DEMO) --device=cpu
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(OTHER) --device=cpu
 	$(RUN)/python convert_to_hf.py $(DEMO)
-	$(RUN)/python evaluate.py $(OTHER) $(DEMO) --eval_dir=out/demo_evaluation --device=cpu
+	$(RUN)/python evaluate.py $(OTHER) $(DEMO) --device=cpu
 	$(RUN)/python demo.py $(DEMO)
 
 test: $(VENV)/.installed-dev

@@ -198,7 +198,7 @@ class Settings:
     )
     eval_dir: str = _setting(
         "out/evaluation",
-        "evaluate",
+        "evaluate demo",
         "folder of several runs' common picture and table, and of models from elsewhere",
     )
 

@@ -2,7 +2,8 @@
 
     python demo.py config/demo_partial_reverse.py       # what `make demo` runs last
 
-Needs what prepare.py, train.py and convert_to_hf.py have made for the same config.
+Needs what prepare.py, train.py and convert_to_hf.py have made for the same config; names the folder
+to which evaluate.py wrote.
 """
 
 from pathlib import Path
@@ -40,7 +41,8 @@ def main(settings: Settings) -> None:
     print(
         f"token files:  {settings.data_dir}\n"
         f"checkpoints:  {out_dir} ({len(exports)}, and {log.NAME})\n"
-        f"transformers: {hf_dir} ({len(exports)} folders)"
+        f"transformers: {hf_dir} ({len(exports)} folders)\n"
+        f"perplexities: {settings.eval_dir} (a picture of both languages' curves, and the table)"
     )
 
 

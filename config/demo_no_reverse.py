@@ -4,6 +4,7 @@ language = "no_reverse"
 corpus = "sotu"
 data_dir = "data/demo_no_reverse"
 out_dir = "out/demo_no_reverse"
+eval_dir = "out/demo_evaluation"
 
 block_size = 128
 n_layer = 4

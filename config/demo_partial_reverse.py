@@ -4,6 +4,7 @@ language = "partial_reverse"
 corpus = "sotu"
 data_dir = "data/demo_partial_reverse"
 out_dir = "out/demo_partial_reverse"
+eval_dir = "out/demo_evaluation"
 
 block_size = 128
 n_layer = 4
