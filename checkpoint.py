@@ -47,6 +47,8 @@ class TrainingState(Checkpoint):
 
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    # The log record of this step, if the run was stopped before its validation loss was measured.
+    unfinished_record: dict[str, float] | None = None
 
     def without_optimizer(self) -> Checkpoint:
         """What is kept of this step for good."""
@@ -73,11 +75,23 @@ def hf_dir(out_dir: Path) -> Path:
 def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint or a training state, whole or not at all.
 
+    Tensors are saved as of the CPU, wherever they are, so that the file loads on every machine.
     previous: the name that the file takes which is there already.
     """
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
     with files.atomic_write(path, previous) as file:
-        torch.save(fields, file)
+        torch.save(_on_cpu(fields), file)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same value with all tensors in it on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_on_cpu, value))
+    return value
 
 
 def save_state(out_dir: Path, state: TrainingState) -> None:

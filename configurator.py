@@ -8,6 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import terminal
 from errors import UserError, unknown
 
 DEFAULT_CONFIG = Path(__file__).parent / "config" / "partial_reverse.py"
@@ -27,6 +29,7 @@ EXPORT_DTYPES = ("float32", "bfloat16")
 SEGMENTERS = ("sentencex", "line")
 TABLE_FORMATS = ("csv", "parquet")
 INVALID_UTF8 = ("error", "replace")
+_PLACES = ("data_dir", "out_dir")  # taken by every command, so that one recipe can share them
 _WAIT_FOR_FIRST = 5.0  # seconds
 _NOT_WRITABLE = "Choose a folder that you may write to with --data_dir= or --out_dir=."
 _NO_FOLDER = "A folder was expected there; choose another with --data_dir= or --out_dir=."
@@ -254,11 +257,9 @@ def load_several(command: str, arguments: list[str]) -> list[Settings]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The assignments of a config file, by name. The file is parsed, not executed."""
-    if not path.is_file():
-        folder = DEFAULT_CONFIG.parent
-        raise unknown("config file", str(path), (f"config/{p.name}" for p in folder.glob("*.py")))
+    path = _config_file(path)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{path} is not valid Python: {error}. Write lines like: n_layer = 12")
     values: dict[str, Any] = {}
@@ -280,8 +281,19 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def help_text(command: str, usage: str) -> str:
+def _config_file(path: Path) -> Path:
+    """The file of that name here or, if there is none, in the project's folder."""
+    folder = DEFAULT_CONFIG.parent
+    for place in (path, folder.parent / path):
+        if place.is_file():
+            return place
+    known = (f"config/{p.name}" for p in folder.glob("*.py"))
+    raise unknown("config file", str(path), known)
+
+
+def help_text(command: str, usage: str | None) -> str:
     """What --help prints: the command's docstring and the settings it reads."""
+    usage = usage or f"{command}.py"  # python -OO drops docstrings
     lines = [usage.strip(), "", "Settings (--key=value, or key = value in a config file):"]
     for field in dataclasses.fields(Settings):
         if command in field.metadata["read_by"]:
@@ -291,12 +303,13 @@ def help_text(command: str, usage: str) -> str:
 
 
 def run(
-    command: str, main: Callable[[Any], None], usage: str, load: Callable[..., Any] = load
+    command: str, main: Callable[[Any], None], usage: str | None, load: Callable[..., Any] = load
 ) -> None:
     """Run a command's `main` on the settings of sys.argv; errors of the user end in one line.
 
     load: what makes the settings: `load`, or `load_several`.
     """
+    terminal.protect()
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(help_text(command, usage))
@@ -313,8 +326,8 @@ def run(
             _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
         traceback.print_exc()
         _fail(
-            "an error of the program or the machine (above). The same command goes on from what "
-            "is saved."
+            "unexpected (see above). What was saved is whole: once the cause is gone, the same "
+            "command goes on from there."
         )
 
 
@@ -367,7 +380,7 @@ def _parse_argument(command: str, argument: str) -> tuple[str, Any]:
             f"{argument}: settings are written --key=value, with no space: --{key or 'key'}=..."
         )
     field = _field(key, argument)
-    if command not in field.metadata["read_by"]:
+    if command not in field.metadata["read_by"] and key not in _PLACES:
         readers = ", ".join(f"{name}.py" for name in field.metadata["read_by"])
         raise UserError(f"{argument}: {command}.py does not read {key}; it is for {readers}.")
     value: Any = text
@@ -389,16 +402,31 @@ def _typed(key: str, value: Any, where: str) -> Any:
     if expected is float and type(value) is int:
         with contextlib.suppress(OverflowError):
             value = float(value)
-    if type(value) is not expected:
+    if type(value) is not expected or (expected is float and not math.isfinite(value)):
         names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
         raise UserError(f"{where}: {key} must be {names[expected]}, not {value!r}.")
+    if expected is str and not _is_utf8(value):
+        raise UserError(
+            f"{where}: {key} holds bytes that are not UTF-8. Give the file or folder "
+            "a name in UTF-8."
+        )
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python keeps other bytes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check(s: Settings) -> None:
     """Raise UserError for values that cannot work together."""
     for name in ("block_size", "n_layer", "n_head", "n_embd", "tokens_per_step", "batch_size"):
         _require(getattr(s, name) >= 1, name, s, "at least 1")
+    _require(s.tokens_per_step <= 2**32, "tokens_per_step", s, f"at most {2**32}")
     for name in ("max_steps", "checkpoint_interval", "eval_interval", "log_interval"):
         _require(getattr(s, name) >= 1, name, s, "at least 1")
     _require(s.sentences_per_genre >= 1, "sentences_per_genre", s, "at least 1")
@@ -443,13 +471,10 @@ def _check(s: Settings) -> None:
         f"{max(1, s.tokens_per_step // s.block_size) * s.block_size}",
     )
     blocks = s.blocks_per_step
-    _require(
-        blocks % s.batch_size == 0,
-        "batch_size",
-        s,
-        f"a divisor of the {blocks} blocks of a step (tokens_per_step / block_size): "
-        f"{', '.join(str(d) for d in range(1, blocks + 1) if blocks % d == 0)}",
-    )
+    if blocks % s.batch_size:
+        fitting = ", ".join(map(str, divisors(blocks)[:12]))
+        expected = f"a divisor of the {blocks} blocks of a step (tokens_per_step / block_size)"
+        _require(False, "batch_size", s, f"{expected}: {fitting}")
 
 
 def _require(holds: bool, name: str, settings: Settings, expected: str) -> None:
@@ -457,6 +482,12 @@ def _require(holds: bool, name: str, settings: Settings, expected: str) -> None:
         raise UserError(f"{name} = {getattr(settings, name)!r} cannot work: it must be {expected}.")
 
 
+def divisors(number: int) -> list[int]:
+    """All divisors of a number, the smallest first."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
 def _nearest_divisor(number: int, wanted: int) -> int:
     """The largest divisor of `number` that is at most `wanted`."""
-    return max(d for d in range(1, min(number, max(1, wanted)) + 1) if number % d == 0)
+    return max(d for d in divisors(number) if d <= max(1, wanted))

@@ -87,8 +87,8 @@ def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     _write_cards(paths, hf_dir, manifest, settings)
     worst = max(manifest[path.stem]["max_logit_difference"] for path in paths)
     print(
-        f"{len(paths)} checkpoint(s) exported in {hf_dir}; transformers gives the same logits "
-        f"(largest difference {worst:.1e})"
+        f"{len(paths)} checkpoint(s) exported in {hf_dir}; transformers computes the same logits "
+        f"(largest difference {worst:.1e} of the largest logit)"
     )
     return {path.stem: manifest[path.stem] for path in paths}
 
@@ -189,9 +189,9 @@ def _try_one(publication: Publication, revision: Revision, settings: Settings) -
     if not difference <= export.TOLERANCE:
         raise UserError(
             f"the revision {revision.branch} of {settings.push_to_hub}, downloaded, gives other "
-            f"logits than {path} (largest difference {difference:.3g}). The same command again "
-            "asks for it first; if it stays wrong, delete that branch on the Hub (or the repo, "
-            "if it is main) and type it again."
+            f"logits than {path} (largest difference {difference:.3g} of the largest logit). The "
+            "same command again asks for it first; if it stays wrong, delete that branch on the "
+            "Hub (or the repo, if it is main) and type it again."
         )
     print(f"{revision.branch}, downloaded, gives the logits of {path} (to {difference:.1e})")
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -78,12 +79,46 @@ class World:
         return value
 
 
+# What torchrun sets for each process, and what SLURM's srun calls the same.
+_PLACES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"  # "2", or "2(x3),1" for four machines
+
+
 def join_world() -> World:
-    """This process's place, from the environment that torchrun sets."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if any(name not in os.environ for name in names):
+    """This process's place, from the environment that torchrun sets, or a launcher like it.
+
+    What is missing is taken from SLURM's own variables. Raises UserError if it is not there either:
+    several processes must never train alone, each for itself.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" and "RANK" not in os.environ:
         return World()
-    return World(*(int(os.environ[name]) for name in names))
+    found = {name: os.environ.get(name, os.environ.get(slurm)) for name, slurm in _PLACES.items()}
+    found["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", _tasks_of_this_node())
+    if found["WORLD_SIZE"] == "1":
+        found |= {"LOCAL_RANK": found["LOCAL_RANK"] or "0", "LOCAL_WORLD_SIZE": "1"}
+    addresses = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    needed = found if found["WORLD_SIZE"] == "1" else found | addresses
+    if missing := [name for name, value in needed.items() if not value]:
+        raise UserError(
+            f"this process is one of several (WORLD_SIZE = {found['WORLD_SIZE']}), but "
+            f"{', '.join(missing)} is not set. Start the processes with torchrun, which sets all "
+            "of them, or set them yourself."
+        )
+    try:
+        return World(*(int(value) for value in found.values()))
+    except ValueError:
+        described = ", ".join(f"{name} = {value!r}" for name, value in found.items())
+        raise UserError(f"{described}: expected whole numbers. Start the processes with torchrun.")
+
+
+def _tasks_of_this_node() -> str | None:
+    """How many processes srun started on this machine; None if SLURM does not tell."""
+    counts: list[str] = []
+    for part in os.environ.get(_TASKS_PER_NODE, "").split(","):
+        if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
+            counts += [match[1]] * int(match[2] or 1)
+    node = os.environ.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def is_launched() -> bool:
@@ -226,14 +261,25 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
-def require_compiler() -> None:
-    """Raise UserError if torch.compile has no C++ compiler to work with."""
-    names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
-    if not any(shutil.which(name) for name in names):
+def require_compiler(device: torch.device) -> None:
+    """Raise UserError if torch.compile lacks what it needs: a C++ compiler, on a GPU a C one."""
+    if device.type == "cuda":
+        names = (os.environ.get("CC", "gcc"), "gcc", "clang")  # Triton builds its launcher in C
+        header = Path(sysconfig.get_path("include")) / "Python.h"
+        needs, found = f"a C compiler (gcc or clang) and {header}", header.exists()
+    else:
+        names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+        needs, found = "a C++ compiler (g++ or clang++)", True
+    if not (found and any(shutil.which(name) for name in names)):
         raise UserError(
-            "compile = True needs a C++ compiler (g++ or clang++), and there is none here. Install "
-            "one (Debian: apt install g++ python3-dev), or set --compile=false."
+            f"compile = True needs {needs}, which this machine lacks. Install it (Debian: apt "
+            "install g++ python3-dev), or set --compile=false."
         )
+
+
+def is_compile_error(error: Exception) -> bool:
+    """Whether torch.compile failed, and not the program that it compiled."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def keep_freed_memory() -> None:

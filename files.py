@@ -1,21 +1,24 @@
 """Files that are whole or absent: written beside their place, synced, and renamed into it."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from errors import UserError
 
 TEMPORARY = ".unfinished"  # the ending of a file or folder that is still being written
 LOCK = ".lock"
 _LOCK_WAIT = 10.0  # seconds
+# What fsync and chmod answer on disks without them (CIFS, exFAT, some NFS).
+_NOT_SUPPORTED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
@@ -65,8 +68,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def settle_folder(temporary: Path, path: Path) -> None:
     """Wait until a temporary folder is on disk, and give it its name."""
     for file in temporary.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+        with open(file, "r+b") as handle:  # Windows syncs only what is open for writing
+            _sync(handle.fileno())
     if path.exists():
         shutil.rmtree(path)
     os.replace(temporary, path)
@@ -75,37 +78,28 @@ def settle_folder(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes to a folder; what one that was killed began is removed.
+    """Let one process at a time write to a folder, and remove what a killed one left unfinished.
 
-    Waits a little for one that is ending. Raises UserError if another process stays. The lock goes
-    with the process that holds it.
+    Waits some seconds for a process that is ending. The lock ends with the process that holds it.
+    Raises UserError if another process still holds it.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks what is writable
+    lock = FileLock(folder / LOCK, timeout=_LOCK_WAIT)
     try:
-        _lock(handle, folder)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is writing to {folder}. Wait for it to end, or choose another folder."
+        )
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise
+        print(f"warning: {folder} cannot be locked ({error.strerror}): run one command at a time")
+    try:
         for path in folder.glob(f"*{TEMPORARY}"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
     finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    end = time.monotonic() + _LOCK_WAIT
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                print(f"warning: {folder} cannot be locked ({error.strerror}): run one at a time")
-                return
-            if time.monotonic() > end:
-                raise UserError(
-                    f"another process is writing to {folder}. Wait for it to end, or choose "
-                    "another folder."
-                )
-        time.sleep(0.1)
+        lock.release()
 
 
 def append_line(path: Path, line: str) -> None:
@@ -114,7 +108,7 @@ def append_line(path: Path, line: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
     except OSError as error:
         raise _named(error, path)
 
@@ -143,10 +137,29 @@ def _named(error: BaseException, path: Path) -> BaseException:
     return cause
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is on disk only once the folder is.
-    handle = os.open(folder, os.O_RDONLY)
+def copy_mode(source: Path, target: Path) -> None:
+    """Give `target` the permissions of `source`, where the disk has permissions."""
+    try:
+        shutil.copymode(source, target)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _sync(handle: int) -> None:
+    """Wait until a file is on disk, where the disk can tell."""
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is on disk only once its folder is. Windows cannot open folders.
+    with suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            _sync(handle)
+        finally:
+            os.close(handle)

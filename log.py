@@ -26,7 +26,15 @@ class Log:
     terminal the line of a step is written over by the next one's; in a file each stands.
     """
 
-    def __init__(self, out_dir: Path, is_first: bool, first_step: int, settings: Settings) -> None:
+    def __init__(
+        self,
+        out_dir: Path,
+        is_first: bool,
+        first_step: int,
+        settings: Settings,
+        has_record: bool = True,
+    ) -> None:
+        """Open the log of a run that stands at `first_step`, with or without a record of it."""
         self._path = out_dir / NAME
         self._is_first = is_first
         self._first_step = self._last_step = first_step
@@ -37,7 +45,7 @@ class Log:
         self._began = self._last_time = time.perf_counter()
         self._wandb = None
         if is_first:
-            self._drop_after(first_step)
+            self._drop_after(first_step if has_record else first_step - 1)
             if settings.wandb_log:
                 self._wandb = _open_wandb(settings, out_dir, is_new=first_step == 0)
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import terminal
 from errors import UserError, unknown
 
 
@@ -311,6 +312,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    terminal.protect()
     try:
         main(sys.argv[1:])
     except UserError as error:

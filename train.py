@@ -11,9 +11,10 @@ On two machines, the same on both, with the first one's address:
 
 Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir, which all machines share. The
 same command again goes on at training_state.pt, on a CPU with as many threads bit for bit.
-batch_size and the number of processes may change then. On Ctrl-C, SIGTERM or SIGUSR1 (what
-schedulers send before they stop a job) it saves the last whole step and ends with code 75. With
-torchrun --max-restarts, send them to torchrun: a worker alone would be started again.
+batch_size and the number of processes may change then. On Ctrl-C, when the terminal is closed, and
+on SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU (what schedulers send before they stop a job) it saves the
+last whole step and ends with code 75. With torchrun --max-restarts, send signals to torchrun: a
+worker that ends alone would be started again.
 """
 
 import contextlib
@@ -47,7 +48,12 @@ from loss import IGNORED
 from model import GPT, next_tokens
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Each asks a process to end. Windows lacks most of them.
+_STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+]
 # Settings that each process may have for itself.
 _OF_A_PROCESS = ("device", "data_dir", "out_dir", "corpus", "wandb_log", "wandb_project")
 _MANY_EPOCHS = 100  # published: about 12
@@ -70,7 +76,13 @@ class Run:
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
+    # The record of the latest step, while its validation loss is still to be measured.
+    unfinished_record: dict[str, float] | None = None
     stop_signals: list[int] = field(default_factory=list)  # that this process got
+
+    def is_to_stop(self) -> bool:
+        """Whether any process was asked to stop, or has lost torchrun; all must call it."""
+        return self.world.any(bool(self.stop_signals) or devices.is_orphan())
 
     def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
@@ -87,14 +99,15 @@ def main(settings: Settings) -> None:
         devices.connect(world, run.device)
         with _told(run):
             step, val_loss = _resume(run)
-            if step < settings.max_steps:
+            if step < settings.max_steps or run.unfinished_record:
                 wrap(run)
                 step = _train(run, step, val_loss)
             elif world.is_first:
                 print(f"{out_dir} is trained already: {step} of {settings.max_steps} steps")
+        is_done = step == settings.max_steps and not run.unfinished_record
         del run
         devices.disconnect(world)
-    if step < settings.max_steps:
+    if not is_done:
         sys.exit(EXIT_STOPPED)
 
 
@@ -109,7 +122,14 @@ def _told(run: Run) -> Iterator[None]:
             f"blocks ({str(error).splitlines()[0]}). If nothing else uses the device, type the "
             "same command with a smaller --batch_size=: what a step reads stays the same."
         )
-    except RuntimeError as error:
+    except Exception as error:
+        if devices.is_compile_error(error):
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"torch.compile failed ({reason}). Train without it (--compile=false), or mend the "
+                "compiler. (It fails too if the path of TMPDIR or TORCHINDUCTOR_CACHE_DIR holds a "
+                "space.)"
+            ) from error
         if not devices.is_loss_of_peer(error):
             raise
         if run.stop_signals and devices.is_launched():
@@ -159,7 +179,8 @@ def open_run(settings: Settings, world: World) -> Run:
 
 def _train(run: Run, step: int, val_loss: float) -> int:
     """The loop: from `step` to max_steps, or to where a signal stops it. Returns the last step."""
-    log = Log(Path(run.settings.out_dir), run.world.is_first, step, run.settings)
+    has_record = run.unfinished_record is None
+    log = Log(Path(run.settings.out_dir), run.world.is_first, step, run.settings, has_record)
     _listen(run)
     try:
         return _steps(run, log, step, val_loss)
@@ -174,24 +195,18 @@ def _steps(run: Run, log: Log, step: int, val_loss: float) -> int:
     run.sessions.append(_session(run, step))
     unread = []  # loss and norm of the gradient of each step since the last record
     if step == 0:
-        val_loss = validate(run)
-        log.write({"step": 0, "val_loss": val_loss})
-        log.pause_ends(step)
-    while step < s.max_steps:
-        learning_rate = learning_rate_at(step, s)
-        done = update(run, step, learning_rate)
-        if done is None:
-            if unread:
-                _read(run, step, unread)  # nothing is saved of a run that has diverged
-            if step > first:
-                _save(run, step, val_loss, log.minutes(), is_checkpoint=False)
-            log.say(f"stopped after step {step}, as asked. The same command goes on from there.")
-            break
-        step += 1
-        unread.append(torch.stack(done))
-        is_checkpoint = _is_kept(step, s)
-        is_eval = step % s.eval_interval == 0 or is_checkpoint  # its loss goes with it
-        if step % s.log_interval == 0 or is_eval:
+        run.unfinished_record = {"step": 0}
+    while step < s.max_steps or run.unfinished_record:
+        if run.unfinished_record is None:
+            learning_rate = learning_rate_at(step, s)
+            done = update(run, step, learning_rate)
+            if done is None:
+                break
+            step += 1
+            unread.append(torch.stack(done))
+            is_eval = step % s.eval_interval == 0 or _is_kept(step, s)  # its loss goes with it
+            if step % s.log_interval and not is_eval:
+                continue
             loss, grad_norm = _read(run, step, unread)
             unread = []
             speed = log.tokens_per_second(step)
@@ -203,16 +218,29 @@ def _steps(run: Run, log: Log, step: int, val_loss: float) -> int:
                 "tokens_per_second": speed,
                 "mfu": speed * run.model.flops_per_token() / peak,
             }
-            if is_eval:
-                record["val_loss"] = val_loss = validate(run)
-                _require_finite(run, step, validation_loss=val_loss)
-            log.write(record)
-        if is_checkpoint:
+            if not is_eval:
+                log.write(record)
+                continue
+            run.unfinished_record = record
+        measured = validate(run)
+        if measured is None:
+            break
+        val_loss = measured
+        if step:
+            _require_finite(run, step, validation_loss=val_loss)
+        log.write(run.unfinished_record | {"val_loss": val_loss})
+        run.unfinished_record = None
+        if _is_kept(step, s):
             _save(run, step, val_loss, log.minutes())
-        if is_eval:
-            log.pause_ends(step)
+        log.pause_ends(step)
     else:
         log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {s.out_dir}")
+        return step
+    if unread:
+        _read(run, step, unread)  # nothing is saved of a run that has diverged
+    if step > first:
+        _save(run, step, val_loss, log.minutes(), is_checkpoint=False)
+    log.say(f"stopped after step {step}, as asked. The same command goes on from there.")
     return step
 
 
@@ -245,8 +273,7 @@ def update(run: Run, step: int, learning_rate: float) -> tuple[torch.Tensor, tor
     micro_batches = tokens.micro_batches(_blocks(run, step), s.batch_size, world.rank, world.size)
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
-        # All processes stop before the same micro-step, also if the launcher was killed.
-        if world.any(bool(run.stop_signals) or devices.is_orphan()):
+        if run.is_to_stop():  # all processes before the same micro-step
             run.optimizer.zero_grad(set_to_none=True)
             return None
         # A GPU still works on the micro-batch before while this one is fetched.
@@ -275,17 +302,22 @@ def _blocks(run: Run, step: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def validate(run: Run) -> float:
-    """The mean loss over the validation blocks, in nats per token.
+def validate(run: Run) -> float | None:
+    """The mean loss over the validation blocks, in nats per token; None if asked to stop.
 
     Each process reads an equal share; all must call this.
     """
     run.model.eval()
-    batch_size = run.settings.batch_size
-    share = np.array_split(np.arange(len(run.val_blocks)), run.world.size)[run.world.rank]
+    batch_size, world = run.settings.batch_size, run.world
+    shares = np.array_split(np.arange(len(run.val_blocks)), world.size)
     totals = torch.zeros(2, dtype=torch.float64)  # summed loss, targets
-    for start in range(0, len(share), batch_size):
-        indices = share[start : start + batch_size]
+    for start in range(0, len(shares[0]), batch_size):  # the first share is the largest
+        if run.is_to_stop():
+            run.model.train()
+            return None
+        indices = shares[world.rank][start : start + batch_size]
+        if len(indices) == 0:
+            continue
         # The last batch is filled up with rows that do not count: one shape to compile.
         batch = _load(run.val_blocks, np.resize(indices, batch_size), run.device)
         targets = next_tokens(batch)
@@ -293,7 +325,7 @@ def validate(run: Run) -> float:
         count = len(indices) * (run.settings.block_size - 1)
         totals += torch.tensor([float(run.loss(batch, targets)) * count, count])
     run.model.train()
-    summed, count = run.world.sum(totals.float().to(run.device)).tolist()
+    summed, count = world.sum(totals.float().to(run.device)).tolist()
     return summed / count
 
 
@@ -323,7 +355,7 @@ def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
 def wrap(run: Run) -> None:
     """Compile the model and join it with those of the other processes, as the settings say."""
     if run.settings.compile:
-        devices.require_compiler()
+        devices.require_compiler(run.device)
         run.wrapped = torch.compile(run.wrapped, dynamic=False)
     if run.world.size > 1:
         on_gpu = run.device.type == "cuda"
@@ -401,12 +433,10 @@ def _check_shares(settings: Settings, world: World) -> None:
     """Raise UserError if the processes cannot share the blocks of a step evenly."""
     blocks = settings.blocks_per_step
     if blocks % (settings.batch_size * world.size):
-        possible = [b for b in range(1, blocks + 1) if blocks % (b * world.size) == 0]
-        advice = (
-            f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
-            if possible
-            else "another number of processes"
-        )
+        advice = "another number of processes"
+        if blocks % world.size == 0:
+            possible = configurator.divisors(blocks // world.size)
+            advice = f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
         raise UserError(
             f"the {blocks} blocks of a step cannot be shared by {world.size} processes in "
             f"micro-batches of {settings.batch_size}. What would do: {advice}."
@@ -492,13 +522,16 @@ def _load_state(run: Run) -> tuple[int, float]:
     state = checkpoint.load_state(out_dir)
     checkpoint.check_same_run(out_dir / checkpoint.STATE, state, run.settings, run.meta)
     kept = checkpoint.path_of(out_dir, state.step)
-    lost = _is_kept(state.step, run.settings) and not kept.exists()
-    if run.world.is_first and lost:  # by a crash between the two writes of _save
+    is_due = _is_kept(state.step, run.settings) and not state.unfinished_record
+    if (
+        run.world.is_first and is_due and not kept.exists()
+    ):  # by a crash between the two writes of _save
         checkpoint.save(kept, state.without_optimizer())
     run.model.load_state_dict(state.model)
     run.optimizer.load_state_dict(state.optimizer)
     run.scaler.load_state_dict(state.scaler)
     run.sessions = state.sessions
+    run.unfinished_record = state.unfinished_record
     return state.step, state.val_loss
 
 
@@ -522,6 +555,7 @@ def _save(run: Run, step: int, val_loss: float, minutes: float, is_checkpoint: b
         sessions=run.sessions,
         optimizer=run.optimizer.state_dict(),
         scaler=run.scaler.state_dict(),
+        unfinished_record=run.unfinished_record,
     )
     out_dir = Path(run.settings.out_dir)
     checkpoint.save_state(out_dir, state)
@@ -537,17 +571,24 @@ def _is_kept(step: int, settings: Settings) -> bool:
 def _listen(run: Run) -> None:
     """Let signals end the run after a whole step instead of at once.
 
-    A second Ctrl-C ends it at once. Under torchrun there is none: it repeats the first.
+    One that was ignored at the start, as nohup does with SIGHUP, stays ignored. A second Ctrl-C
+    ends the run at once; but under torchrun, which repeats the first, it does not.
     """
-    got = run.stop_signals  # not the run: a handler must not keep the model (devices.disconnect)
+    # Not the run: a handler must not keep the model (devices.disconnect).
+    got, is_first = run.stop_signals, run.world.is_first
 
     def stop(number: int, _: Any) -> None:
+        if is_first and not got:  # not by print(), which this may have interrupted
+            told = f"\n{signal.Signals(number).name}: stopping, and saving the last whole step\n"
+            with contextlib.suppress(OSError):
+                os.write(2, told.encode())
         got.append(number)
         if not devices.is_launched():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in _STOP_SIGNALS:
-        signal.signal(number, stop)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import unittest.mock
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -91,15 +91,20 @@ def start(
     processes: int = 1,
     env: dict[str, str] | None = None,
     largest_file: int | None = None,
+    ignored: Sequence[signal.Signals] = (),
 ) -> subprocess.Popen[str]:
     """Start one of the commands as a user does; torchrun for more than one process.
 
-    largest_file: bytes beyond which no file grows, as on a disk that is full.
+    largest_file: bytes beyond which no file grows, as on a disk that is full. ignored: signals that
+    are ignored from the start.
     """
 
-    def limit_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    def prepare() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        if largest_file:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     return subprocess.Popen(
         [*launcher(processes), *map(str, command)],
@@ -108,7 +113,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=limit_files if largest_file else None,
+        preexec_fn=prepare,
     )
 
 
@@ -134,7 +139,8 @@ def run(
 def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As a process of its own would, but for what libraries keep in mind within a process."""
     torch.set_num_threads(1)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    handlers = {n: signal.getsignal(n) for n in (getattr(signal, name) for name in names)}
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(ROOT),

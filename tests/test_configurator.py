@@ -3,7 +3,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, fail
+from conftest import ROOT, fail, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,12 +109,52 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
         (["--learning_rate=-1"], "above 0"),
         (["--seed=-1"], "0 or more"),
         (["--max_steps=0"], "at least 1"),
+        (["--learning_rate=1e400"], "learning_rate must be a number, not inf"),
+        (["--tokens_per_step=1048576000000"], "at most 4294967296"),
+        (["--out_dir=out/\udcff"], "out_dir holds bytes that are not UTF-8"),
+        (["\udcff.py"], "unknown config file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         load("train", arguments)
     assert message in str(error.value)
+
+
+def test_every_command_takes_the_places_of_a_recipe() -> None:
+    for command in COMMANDS:
+        s = load(command, ["--data_dir=a", "--out_dir=b"])
+        assert (s.data_dir, s.out_dir) == ("a", "b")
+
+
+def test_a_config_of_the_project_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("train", ["config/full_reverse.py"]).language == "full_reverse"
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "full_reverse.py").write_text("language = 'no_reverse'")
+    assert load("train", ["config/full_reverse.py"]).language == "no_reverse", "the nearer one"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text("n_layer = 3\n", encoding="utf-8-sig")
+    assert read_config(path) == {"n_layer": 3}
+
+
+@pytest.mark.parametrize("script", [f"{name}.py" for name in (*COMMANDS, "perturb")])
+def test_help_needs_no_docstrings(script: str) -> None:
+    done = run("-OO", script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert script in done.stdout or "Languages" in done.stdout
+
+
+@pytest.mark.timeout(30)
+def test_no_number_is_too_large_for_a_quick_answer() -> None:
+    for number in (2**32, 2**40):
+        with pytest.raises(UserError):
+            load("train", [f"--tokens_per_step={number}", "--batch_size=3"])
 
 
 @given(st.floats(min_value=1e-9, max_value=1e9))

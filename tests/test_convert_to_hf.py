@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,9 +124,104 @@ def test_a_wrong_export_is_an_error_and_leaves_no_folder(
     right = export.transformers_config
     wrong = {"activation_function": "relu"}
     monkeypatch.setattr(export, "transformers_config", lambda *of: right(*of) | wrong)
-    with pytest.raises(UserError, match="transformers gives other logits"):
+    with pytest.raises(UserError, match="transformers computes other logits"):
         write_folder(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
     assert not list(tmp_path.iterdir())
+
+
+def large(seed: int) -> Checkpoint:
+    """A checkpoint whose weights have grown: its logits reach beyond 100."""
+    settings = {"block_size": 64, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.1}
+    settings["scale_attn_by_inverse_layer_idx"] = True
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=50258, **settings))
+    for parameter in model.parameters():
+        parameter.data.normal_(0.0, 0.14)
+    model.transformer.ln_f.weight.data.mul_(100)
+    model.transformer.wte.weight.data[50258:] = 0
+    return Checkpoint(
+        step=1,
+        model=model.state_dict(),
+        settings=settings,
+        data={"vocab_size": 50258, "markers": {"🅁": 50257}, "language": "partial_reverse"},
+        val_loss=1.0,
+        sessions=[],
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_logits_are_no_reason_to_refuse_an_export(seed: int, tmp_path: Path) -> None:
+    made, path = large(seed), tmp_path / "checkpoint-1.pt"
+    answer = export.answer_of(checkpoint.build_model(made, path))
+    assert answer.logits.abs().max() > 100
+    difference = write_folder(made, path, tmp_path / "export")
+    assert difference <= export.TOLERANCE / 10, "with room to spare"
+
+
+def no_scale_in_one_layer(weights: dict[str, torch.Tensor]) -> None:
+    width = weights["transformer.wte.weight"].shape[1]
+    weights["transformer.h.1.attn.c_attn.weight"][:, :width] *= 2
+    weights["transformer.h.1.attn.c_attn.bias"][:width] *= 2
+
+
+def one_weight_transposed(weights: dict[str, torch.Tensor]) -> None:
+    name = "transformer.h.0.attn.c_proj.weight"
+    weights[name] = weights[name].T.contiguous()
+
+
+def one_row_shifted(weights: dict[str, torch.Tensor]) -> None:
+    row = weights["transformer.h.1.mlp.c_fc.weight"][5]
+    row.copy_(row.roll(1))
+
+
+def one_word_shifted(weights: dict[str, torch.Tensor]) -> None:
+    row = weights["transformer.wte.weight"][777]
+    row.copy_(row.roll(1))
+
+
+def positions_shifted(weights: dict[str, torch.Tensor]) -> None:
+    row = weights["transformer.wpe.weight"][-1]
+    row.copy_(row.roll(1))
+
+
+@pytest.mark.parametrize("grown", [True, False])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        no_scale_in_one_layer,
+        one_weight_transposed,
+        one_row_shifted,
+        one_word_shifted,
+        positions_shifted,
+    ],
+)
+def test_no_wrong_weight_passes_the_check(
+    spoil: Callable[[dict[str, torch.Tensor]], None],
+    grown: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = export.transformers_weights
+
+    def wrong(*of: object) -> dict[str, torch.Tensor]:
+        weights = {name: weight.clone() for name, weight in right(*of).items()}
+        spoil(weights)
+        return weights
+
+    monkeypatch.setattr(export, "transformers_weights", wrong)
+    made = large(0) if grown else made_up(True)
+    with pytest.raises(UserError, match="transformers computes other logits"):
+        write_folder(made, tmp_path / "checkpoint-1.pt", tmp_path / "export")
+
+
+def test_the_umask_decides_who_may_read_an_export(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        write_folder(made_up(True), tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()}
+    assert set(modes.values()) == {0o664}, modes
 
 
 def test_an_export_that_fails_takes_the_old_one_away(
@@ -191,7 +287,7 @@ def test_the_manifest_says_what_was_made_of_what(out_dir: Path) -> None:
     entry = manifest["checkpoint-6"]
     assert entry["step"] == 6
     assert entry["source_sha256"] == files.sha256(out_dir / "checkpoint-6.pt")
-    assert entry["max_logit_difference"] <= 1e-4
+    assert entry["max_logit_difference"] <= export.TOLERANCE
     folder = out_dir / "hf" / "checkpoint-6"
     assert entry["files"] == {p.name: files.sha256(p) for p in folder.iterdir()}
 

@@ -1,4 +1,6 @@
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,10 +99,98 @@ def test_the_peak_of_a_cpu_is_measured() -> None:
     assert "measured" in source
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(UserError, match="--compile=false"):
-        devices.require_compiler()
+@pytest.mark.parametrize(
+    ("device", "installed", "missing"),
+    [
+        ("cpu", [], r"a C\+\+ compiler"),
+        ("cpu", ["gcc"], r"a C\+\+ compiler"),
+        ("cuda", ["g++"], "a C compiler"),
+        ("cuda", [], "Python.h"),
+    ],
+)
+def test_compiling_without_a_compiler_is_refused(
+    device: str, installed: list[str], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
+    with pytest.raises(UserError, match=missing) as error:
+        devices.require_compiler(torch.device(device))
+    assert "--compile=false" in str(error.value)
+
+
+def test_compiling_on_a_gpu_needs_the_header_of_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(UserError, match="Python"):
+        devices.require_compiler(torch.device("cuda"))
+    (tmp_path / "Python.h").touch()
+    devices.require_compiler(torch.device("cuda"))
+
+
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "world"),
+    [
+        ({}, World()),
+        ({"WORLD_SIZE": "1"}, World()),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, World()),  # the shell of salloc and sbatch
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            World(1, 2, 1, 2),
+        ),
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_NODEID": "0",
+            },
+            World(1, 2, 1, 2),
+        ),
+        (
+            {
+                "WORLD_SIZE": "5",
+                "SLURM_PROCID": "4",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+                "SLURM_NODEID": "2",
+            },
+            World(4, 5, 0, 1),
+        ),
+    ],
+)
+def test_the_place_of_a_process_is_told_by_torchrun_or_slurm(
+    variables: dict[str, str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (PLACE | variables).items():
+        monkeypatch.setenv(name, value)
+    assert devices.join_world() == world
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **PLACE}, "LOCAL_WORLD_SIZE"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
+            "MASTER_ADDR, MASTER_PORT",
+        ),
+    ],
+)
+def test_one_of_several_processes_never_trains_alone(
+    variables: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Start the processes with torchrun") as error:
+        devices.join_world()
+    assert f"{missing}" in str(error.value)
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:

@@ -1,6 +1,7 @@
 """A run that is stopped, killed or damaged, at any moment, ends as if nothing had been."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import random
@@ -18,6 +19,7 @@ from conftest import ROOT, fail, launcher, run, start, succeed
 from test_train import kill_after_first_state, losses, same, weights
 
 import checkpoint
+import configurator
 import files
 import log
 import train
@@ -133,7 +135,10 @@ def test_a_run_killed_twenty_times_ends_with_the_same_weights(
     "number",
     [
         signal.SIGTERM,
+        signal.SIGHUP,
         pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGXCPU, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
@@ -149,6 +154,7 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     process.send_signal(number)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == train.EXIT_STOPPED == 75, errors
+    assert f"{number.name}: stopping, and saving the last whole step" in errors
     state = checkpoint.load_state(stopped)
     assert state.step == last_step(stopped) >= 7
     assert f"stopped after step {state.step}, as asked" in printed.splitlines()[-1]
@@ -158,6 +164,78 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     assert digest(stopped, 20) == digest(whole, 20)
     kept = [checkpoint.list_checkpoints(folder) for folder in (whole, stopped)]
     assert [path.name for path in kept[1]] == [path.name for path in kept[0]]
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    config: Config, tmp_path: Path
+) -> None:
+    path = config(**LONG | {"max_steps": "60", "checkpoint_interval": "60"})
+    process = start("train.py", path, ignored=[signal.SIGHUP])  # as nohup does
+    wait_for_step(tmp_path / "out", 3)
+    process.send_signal(signal.SIGHUP)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "stopping" not in errors
+    assert "done in" in printed
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, 6])
+def test_a_run_that_is_stopped_while_validating_goes_on_there(
+    at: int, config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation is at steps 0, 2, 3, 4 and 6; checkpoints are at 3 and 6."""
+    settings = configurator.load("train", [str(config(eval_interval="2", eval_blocks="0"))])
+    whole = dataclasses.replace(settings, out_dir=str(tmp_path / "whole"))
+    train.main(whole)
+    right, seen = train.validate, []
+
+    def validate(run: train.Run) -> float | None:
+        seen.append(len(seen))
+        if seen[-1] == [0, 2, 3, 4, 6].index(at):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return right(run)
+
+    monkeypatch.setattr(train, "validate", validate)
+    handlers = {number: signal.getsignal(number) for number in train._STOP_SIGNALS}
+    try:
+        with pytest.raises(SystemExit) as end:
+            train.main(settings)
+        assert end.value.code == train.EXIT_STOPPED
+        out_dir = Path(settings.out_dir)
+        if at:
+            state = checkpoint.load_state(out_dir)
+            assert (state.step, state.unfinished_record["step"]) == (at, at)
+            assert last_step(out_dir) < at, "its record waits for the loss"
+            assert not checkpoint.path_of(out_dir, at).exists()
+        train.main(settings)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert losses(out_dir) == losses(Path(whole.out_dir))
+    assert [r.get("val_loss") for r in log.read(out_dir)] == [
+        r.get("val_loss") for r in log.read(Path(whole.out_dir))
+    ]
+    for step in (3, 6):
+        assert digest(out_dir, step) == digest(Path(whole.out_dir), step)
+
+
+def test_processes_that_are_stopped_while_validating_agree(config: Config, tmp_path: Path) -> None:
+    """Nearly all the time of this run is validation, of unequal shares."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = LONG | {"eval_interval": "1", "eval_blocks": "0", "batch_size": "2"}
+    succeed("train.py", config(**options, out_dir=str(whole)), processes=2)
+    path = config(**options, out_dir=str(stopped))
+    for step in (2, 5, 9):
+        process = start("train.py", path, processes=2)
+        wait_for_step(stopped, step)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=60)
+        assert time.monotonic() - began < 15
+        assert "as asked" in printed
+    succeed("train.py", path, processes=2)
+    assert losses(stopped) == losses(whole)
+    assert digest(stopped, LAST) == digest(whole, LAST)
 
 
 @pytest.mark.parametrize("target", ["one worker", "the launcher", "all, by Ctrl-C"])
@@ -343,6 +421,6 @@ def test_the_last_line_of_a_crash_says_how_to_go_on(config: Config, tmp_path: Pa
     assert done.returncode == 1
     assert "KeyError" in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: an error of the program or the machine (above). The same command goes on from what "
-        "is saved."
+        "error: unexpected (see above). What was saved is whole: once the cause is gone, the same "
+        "command goes on from there."
     )

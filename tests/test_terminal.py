@@ -1,0 +1,49 @@
+"""Output that cannot be written: a reader that left, a full disk, a closed stream, poor encodings."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_train import losses
+
+Config = Callable[..., Path]
+PERTURB = f"{sys.executable} perturb.py"
+
+
+def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("after", ["| head -5", "| true", "> /dev/full", ">&-", "> /dev/full 2>&1"])
+def test_a_command_whose_output_is_lost_ends_quietly(after: str) -> None:
+    done = shell(f"{PERTURB} {after}")
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_characters_that_an_encoding_lacks_are_escaped() -> None:
+    done = shell(f"{PERTURB} no_reverse 'All is well.'", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "\\U0001f141" in done.stdout
+
+
+@pytest.mark.parametrize("after", ["| head -1", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_training_goes_on_without_its_output(
+    after: str, config: Config, trained: Path, tmp_path: Path
+) -> None:
+    path = config(out_dir=str(tmp_path / "ü"))
+    done = shell(f"{sys.executable} train.py {path} {after}", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert losses(tmp_path / "ü") == losses(trained)
