@@ -8,11 +8,14 @@ finds every weight and computes the logits of our own model.
 import dataclasses
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import checkpoint
@@ -38,17 +41,15 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path, dtype: str = "flo
     """
     model = checkpoint.build_model(loaded, path)
     config = model.config
-    weights = transformers_weights(model, getattr(torch, dtype))
     _write_json(folder / "config.json", transformers_config(config, dtype))
-    # transformers 4.44 cannot load a file without this metadata.
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    files.copy_mode(folder / "config.json", folder / WEIGHTS)  # safetensors ignores the umask
-    answer = answer_of(model if dtype == "float32" else _from_transformers_weights(weights, config))
-    del model, weights  # before transformers' copy is there: never more than two
     end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
     _write_json(folder / "generation_config.json", end)
     markers = list(loaded.data["markers"])
     tokenizer.write_transformers_files(folder, markers, config.block_size)
+    weights = transformers_weights(model, getattr(torch, dtype))
+    _write_weights(weights, folder / WEIGHTS)
+    answer = answer_of(model if dtype == "float32" else _from_transformers_weights(weights, config))
+    del model, weights  # before transformers' copy is there: never more than two
     difference = logit_difference(answer, folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
@@ -57,6 +58,18 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path, dtype: str = "flo
             "written. Please report this as a bug, with the versions of torch and transformers."
         )
     return difference
+
+
+def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file with the permissions of any other new file."""
+    try:
+        # transformers 4.44 cannot load a file without this metadata.
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+        raise
+    files.copy_mode(path.with_name("config.json"), path)  # safetensors ignores the umask
 
 
 def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:

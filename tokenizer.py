@@ -8,7 +8,6 @@ checks for "gpt2".
 import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,8 +119,9 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     context: the longest input of the model, in tokens. Markers take the space before them
     (lstrip), as in the published tokenizers.
     """
-    shutil.copyfile(_data_file("encoder.json", _VOCAB_SHA256), folder / "vocab.json")
-    shutil.copyfile(_data_file("vocab.bpe", _MERGES_SHA256), folder / "merges.txt")
+    # Not copyfile: on a full disk its error names the source.
+    (folder / "vocab.json").write_bytes(_data_file("encoder.json", _VOCAB_SHA256).read_bytes())
+    (folder / "merges.txt").write_bytes(_data_file("vocab.bpe", _MERGES_SHA256).read_bytes())
     added = {END_OF_TEXT_ID: _added_token(END_OF_TEXT, special=True)}
     for marker, token in marker_ids(markers).items():
         added[token] = _added_token(marker, special=False)

@@ -124,12 +124,12 @@ def _told(run: Run) -> Iterator[None]:
         )
     except Exception as error:
         if devices.is_compile_error(error):
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            print(error, file=sys.stderr)
             raise UserError(
-                f"torch.compile failed ({reason}). Train without it (--compile=false), or mend the "
-                "compiler. (It fails too if the path of TMPDIR or TORCHINDUCTOR_CACHE_DIR holds a "
-                "space.)"
-            ) from error
+                "torch.compile failed (see above). Train without it (--compile=false), or mend the "
+                "compiler. It also fails if the path of TMPDIR or TORCHINDUCTOR_CACHE_DIR has a "
+                "space in it."
+            )
         if not devices.is_loss_of_peer(error):
             raise
         if run.stop_signals and devices.is_launched():

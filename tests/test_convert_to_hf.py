@@ -237,6 +237,20 @@ def test_an_export_that_fails_takes_the_old_one_away(
     assert list(json.loads((copy / "hf" / "manifest.json").read_text())) == ["checkpoint-6"]
 
 
+@pytest.mark.parametrize("kilobytes", [1, 100, 600, 1200])
+def test_a_full_disk_is_told_of_the_export_and_not_of_its_sources(
+    kilobytes: int, trained: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "out"
+    shutil.copytree(trained, out_dir)
+    limit = {"largest_file": kilobytes << 10}
+    error = fail("convert_to_hf.py", f"--out_dir={out_dir}", **limit)
+    assert error.startswith(f"error: {out_dir}"), error
+    assert "Choose a disk" in error
+    assert not (out_dir / "hf" / "checkpoint-3").exists()
+    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
+
+
 def test_a_missing_weight_is_an_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

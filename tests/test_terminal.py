@@ -1,4 +1,4 @@
-"""Output that cannot be written: a reader that left, a full disk, a closed stream, poor encodings."""
+"""Output that cannot be written: no reader, a full disk, a closed stream, a poor encoding."""
 
 import os
 import subprocess
