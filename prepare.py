@@ -107,10 +107,13 @@ def write_split(
     if replaced is not None:
         counts["replaced"] = replaced.total()
     if not counts["sentences"]:
+        most = f" or more than {language.max_tokens}" if language.max_tokens else ""
+        dropped = f"all {counts['dropped']:,} were dropped, for fewer than {language.min_tokens}"
         raise UserError(
-            f"{settings.corpus}: the {split} split has no sentence of two tokens or more. "
-            "Expected plain text, one or more sentences a line (of a corpus without splits, "
-            "every twentieth line: it needs more of them)."
+            f"{settings.corpus}: the {split} split has no sentence left "
+            f"({dropped + most + ' tokens' if counts['dropped'] else 'it has no text'}). Expected "
+            "plain text, one or more sentences a line. (Of a corpus without splits, every "
+            "twentieth line is held out: it needs more of them.)"
         )
     order = None
     if split != "test":

@@ -1,7 +1,9 @@
 import gzip
 import itertools
 import json
+import os
 import re
+import shutil
 import socket
 from collections import Counter
 from pathlib import Path
@@ -233,10 +235,8 @@ def test_a_dataset_is_read_by_the_datasets_library(
     else:
         assert found["val"][0] == "validation 0"
         assert [len(found[name]) for name in tokens.SPLITS] == [80, 80, 80]
-    with pytest.raises(UserError, match=r"no column 'text'. Set --text_column= to one of body"):
+    with pytest.raises(UserError, match=r"no column 'text'. Set --text_column= to one of: body"):
         corpus.open_corpus(f"hf:{folder}", "", "text")
-    with pytest.raises(UserError, match="could not be loaded"):
-        corpus.open_corpus(f"hf:{tmp_path / 'none'}", "", "text")
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9\n" * 40)
     with pytest.raises(UserError, match="can't decode byte 0xe9"):
@@ -262,6 +262,124 @@ def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_pa
     assert corpus.version(f"hf:{odd}", "", "text") != before
     with pytest.raises(UserError, match="no text in the column 'tags'"):
         corpus.open_corpus(f"hf:{odd}", "", "tags")
+    datasets.Dataset.from_list([{"number": 1}]).save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UserError, match=r"No column holds text \(there are: number\). Choose"):
+        corpus.open_corpus(f"hf:{tmp_path / 'numbers'}", "", "text")
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "saved"])
+def test_what_a_dataset_holds_now_is_read_whatever_its_times_say(form: str, tmp_path: Path) -> None:
+    """rsync -t, git checkout and archives give other bytes the same time."""
+    folder = tmp_path / "mine"
+    versions = set()
+    for word in ("old", "new"):
+        rows = [{"text": f"{word} {i}"} for i in range(40)]
+        if form == "saved":
+            shutil.rmtree(folder, ignore_errors=True)
+            datasets.Dataset.from_list(rows).save_to_disk(folder)
+        else:
+            folder.mkdir(exist_ok=True)
+            (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for path in folder.iterdir():
+            os.utime(path, (1e9, 1e9))
+        name = f"hf:{folder / 'train.jsonl' if form == 'file' else folder}"
+        assert sentences_of(corpus.open_corpus(name, "", "text")["val"])[0] == f"{word} 9"
+        versions.add(corpus.version(name, "", "text"))
+    assert len(versions) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonl.gz", "a.csv", "a.tsv", "a.TXT", "a.txt.gz"]
+)
+def test_a_dataset_may_be_a_file_of_any_of_these_kinds(name: str, tmp_path: Path) -> None:
+    lines = [f"row {i}, of many" for i in range(40)]
+    text = "\n".join(lines)
+    if "json" in name.lower():
+        text = "\n".join(json.dumps({"text": line}) for line in lines)
+    if ".csv" in name:
+        text = "text,n\n" + "\n".join(f'"{line}",1' for line in lines)
+    if ".tsv" in name:
+        text = "text\tn\n" + "\n".join(f"{line}\t1" for line in lines)
+    data = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    (tmp_path / name).write_bytes(data)
+    splits = corpus.open_corpus(f"hf:{tmp_path / name}", "", "text")
+    assert sentences_of(splits["val"]) == ["row 9, of many", "row 29, of many"]
+
+
+@pytest.mark.parametrize("name", ["./a.jsonl", "../a", "/none/a", "a.jsonl", "b/c.csv", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder here"):
+        corpus.open_corpus(f"hf:{name}", "", "text")
+
+
+def test_a_file_that_hf_does_not_read_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.docx").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"reads files that end in \.json, \.jsonl"):
+        corpus.open_corpus(f"hf:{tmp_path / 'a.docx'}", "", "text")
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "dev", "validation"])
+@pytest.mark.parametrize("form", ["{}.txt", "wiki.{}.txt", "{}.TXT", "{}.txt.gz"])
+def test_files_that_are_named_after_splits_are_the_splits(
+    val: str, form: str, tmp_path: Path
+) -> None:
+    for name in ("train", val, "test"):
+        path = tmp_path / form.format(name)
+        path.write_bytes(gzip.compress(name.encode()) if path.suffix == ".gz" else name.encode())
+    splits = corpus.open_corpus(str(tmp_path), "", "")
+    found = {split: sentences_of(documents) for split, documents in splits.items()}
+    assert found == {"train": ["train"], "val": [val], "test": ["test"]}
+    (document,) = splits["test"]
+    assert document.genre == ("wiki" if "wiki" in form else tmp_path.name)
+
+
+def test_a_split_without_a_file_of_its_name_is_held_out(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("test\n")
+    for genre in ("a", "b"):
+        (tmp_path / f"{genre}.txt").write_text("".join(f"{genre}{i}\n" for i in range(20)))
+    assert read(tmp_path, split="test") == ["test"]
+    assert read(tmp_path, split="val") == ["a9", "b9"]
+    assert len(read(tmp_path)) == 38
+
+
+@pytest.mark.parametrize("names", [("train_100M", "dev", "test"), ("train_10M", "valid", "test")])
+def test_the_layout_of_babylm_2025_is_read(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        layout(tmp_path, {name: ".txt"}, {"a": name.encode()})
+    found = [read(tmp_path, split=split) for split in tokens.SPLITS]
+    assert found == [[name] for name in names]
+
+
+def test_what_is_read_and_what_is_left_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "B.TXT").write_text("b\n" * 40)
+    (tmp_path / "a.txt").write_text("a\n" * 40)
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\xff")
+    (tmp_path / "notes.md").write_text("no\n")
+    (tmp_path / "more").mkdir()
+    assert set(read(tmp_path)) == {"a", "b"}
+    told = capsys.readouterr().out
+    assert "train: B.TXT, a.txt\n" in told
+    assert "val: every 20th line of the files of train\n" in told
+    for left_out in ("._a.txt (hidden)", "notes.md (does not end in .txt)", "more/ (a subfolder)"):
+        assert left_out in told
+
+
+def test_names_that_are_not_utf8_are_refused_before_any_work(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    for place in (tmp_path / odd, tmp_path / "good"):
+        place.mkdir()
+        (place / f"{'a' if place.name == odd else odd}.txt").write_text("text\n" * 40)
+        error = fail("prepare.py", f"--corpus={place}", f"--data_dir={tmp_path / 'data'}")
+        assert "not UTF-8" in error
+        (place / "a.txt").unlink(missing_ok=True)
+    error = fail("prepare.py", f"--corpus={tmp_path}", f"--data_dir={tmp_path / odd}")
+    assert "data_dir holds bytes that are not UTF-8" in error
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_dataset_of_long_rows_is_read_a_few_at_a_time(tmp_path: Path) -> None:
