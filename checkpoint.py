@@ -255,6 +255,20 @@ def run_differences(
     return differences
 
 
+def settings_of_run(out_dir: Path) -> dict[str, Any]:
+    """The settings by which a run is found again: its language, data and variant.
+
+    Raises UserError if there is no run.
+    """
+    paths = list_checkpoints(out_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint-N.pt in {out_dir}. Name the folder of a run, or train one (train.py)."
+        )
+    stored = load(paths[-1]).settings
+    return {name: stored[name] for name in ("language", "data_dir", "position_embeddings")}
+
+
 def check_series(paths: list[Path], language: str) -> Checkpoint:
     """Raise UserError unless these are checkpoints of one run, each with the name of its step.
 

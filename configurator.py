@@ -199,6 +199,12 @@ class Settings:
     losses: bool = _setting(
         False, "evaluate", "draw the training and validation losses of log.jsonl too"
     )
+    results_dir: str = _setting(
+        "",
+        "evaluate",
+        "folder for the results of runs, each in a folder of its name there (default: each run's "
+        "own folder, out_dir/evaluation)",
+    )
     eval_dir: str = _setting(
         "out/evaluation",
         "evaluate demo",
@@ -231,10 +237,15 @@ class Settings:
         return [f"--{name}={value}" for name, value in changed.items()]
 
 
-def load(command: str, arguments: list[str]) -> Settings:
+# From the folder of a run, the settings by which it is found again
+OfRun = Callable[[Path], dict[str, Any]]
+
+
+def load(command: str, arguments: list[str], of_run: OfRun | None = None) -> Settings:
     """The settings of one command from its arguments: [config file] [--key=value ...].
 
-    Without a config file, `config/partial_reverse.py` is read. Raises UserError.
+    Without a config file, `config/partial_reverse.py` is read; or what `of_run` says of the run, if
+    `--out_dir=` names one. Raises UserError.
     """
     files = [a for a in arguments if not a.startswith("-")]
     if len(files) > 1:
@@ -242,16 +253,18 @@ def load(command: str, arguments: list[str]) -> Settings:
             f"two config files given ({files[0]} and {files[1]}); {command}.py takes one. "
             "Settings are written --key=value, with no space."
         )
-    return load_several(command, arguments)[0]
+    return load_several(command, arguments, of_run)[0]
 
 
-def load_several(command: str, arguments: list[str]) -> list[Settings]:
+def load_several(command: str, arguments: list[str], of_run: OfRun | None = None) -> list[Settings]:
     """The same for a command that takes several config files: the settings of each.
 
     What is given on the command line is set in all of them.
     """
     files = [Path(a) for a in arguments if not a.startswith("-")]
     options = dict(_parse_argument(command, a) for a in arguments if a.startswith("-"))
+    if of_run and not files and "out_dir" in options:
+        return [Settings(**(of_run(Path(options["out_dir"])) | options))]
     return [Settings(**(read_config(path) | options)) for path in files or [DEFAULT_CONFIG]]
 
 
@@ -303,11 +316,15 @@ def help_text(command: str, usage: str | None) -> str:
 
 
 def run(
-    command: str, main: Callable[[Any], None], usage: str | None, load: Callable[..., Any] = load
+    command: str,
+    main: Callable[[Any], None],
+    usage: str | None,
+    load: Callable[..., Any] = load,
+    of_run: OfRun | None = None,
 ) -> None:
     """Run a command's `main` on the settings of sys.argv; errors of the user end in one line.
 
-    load: what makes the settings: `load`, or `load_several`.
+    load: what makes the settings: `load`, or `load_several`. of_run: as in `load`.
     """
     terminal.protect()
     arguments = sys.argv[1:]
@@ -315,7 +332,7 @@ def run(
         print(help_text(command, usage))
         return
     try:
-        main(load(command, arguments))
+        main(load(command, arguments, of_run))
     except KeyboardInterrupt:
         _fail("interrupted. What is on disk is kept; the same command goes on from there.")
     except Exception as error:

@@ -277,4 +277,4 @@ def _require_new_weights(name: str, hashes: dict[str, str], manifest: dict[str, 
 
 
 if __name__ == "__main__":
-    configurator.run("convert_to_hf", main, __doc__)
+    configurator.run("convert_to_hf", main, __doc__, of_run=checkpoint.settings_of_run)

@@ -127,19 +127,9 @@ def normal_name(name: str) -> str:
     if name in (*_BABYLM_TRAIN, "sotu"):
         return name
     if not name.startswith("hf:"):
-        return str(_require_utf8(Path(name).expanduser().absolute()))
+        return str(files.require_utf8(Path(name).expanduser().absolute()))
     dataset = _local_dataset(name)
-    return f"hf:{_require_utf8(dataset)}" if dataset else name
-
-
-def _require_utf8(path: Path) -> Path:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"the name of {path} is not UTF-8. Rename it (or the folder that it is in)."
-        )
-    return path
+    return f"hf:{files.require_utf8(dataset)}" if dataset else name
 
 
 def open_corpus(name: str, sotu_years: str, text_column: str, may_replace: bool = False) -> Splits:
@@ -485,7 +475,7 @@ def _text_files(folder: Path, endings: Sequence[str], left_out: list[str]) -> li
         elif _plain_name(path).suffix.lower() not in endings:
             left_out.append(f"{path.name} (does not end in {' or '.join(endings)})")
         else:
-            paths.append(_require_utf8(path))
+            paths.append(files.require_utf8(path))
     for path in paths:
         if _plain_name(path) != path and _plain_name(path) in paths:
             raise UserError(f"{path} lies beside {_plain_name(path).name}. Keep one of the two.")

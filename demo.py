@@ -72,4 +72,4 @@ def _generate(folder: Path, prompt: str) -> str:
 
 
 if __name__ == "__main__":
-    configurator.run("demo", main, __doc__)
+    configurator.run("demo", main, __doc__, of_run=checkpoint.settings_of_run)

@@ -163,3 +163,12 @@ def _sync_folder(folder: Path) -> None:
             _sync(handle)
         finally:
             os.close(handle)
+
+
+def require_utf8(path: Path) -> Path:
+    """The same path. Raises UserError if its name is not UTF-8: no table or JSON could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {path} is not UTF-8. Rename it, or the folder that it is in.")
+    return path

@@ -76,14 +76,17 @@ class Language:
         from call to call: sentences may be split into calls anywhere. Raises UserError if the
         language returns another number of sentences, or what is no array of token ids.
         """
-        lengths = sentences.lengths
+        perturbed = self.perturb(sentences, marker_ids, rng)
+        self._check(perturbed, len(sentences.lengths))
+        tokens = perturbed.tokens.astype(np.uint16, copy=False)
+        return Sentences(tokens, perturbed.offsets).take(self.keeps(sentences.lengths))
+
+    def keeps(self, lengths: np.ndarray) -> np.ndarray:
+        """Whether sentences of these lengths (S,), before perturbing, are kept: (S,) bool."""
         keep = lengths >= self.min_tokens
         if self.max_tokens is not None:
             keep &= lengths <= self.max_tokens
-        perturbed = self.perturb(sentences, marker_ids, rng)
-        self._check(perturbed, len(lengths))
-        tokens = perturbed.tokens.astype(np.uint16, copy=False)
-        return Sentences(tokens, perturbed.offsets).take(keep)
+        return keep
 
     def _check(self, perturbed: Sentences, count: int) -> None:
         tokens = perturbed.tokens

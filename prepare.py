@@ -103,7 +103,7 @@ def write_split(
     Raises UserError if no sentence is left.
     """
     replaced = Counter() if settings.invalid_utf8 == "replace" else None
-    sentences, counts = _perturbed(documents, settings, language, tokenizer, replaced)
+    sentences, ids, counts = _perturbed(documents, settings, language, tokenizer, replaced)
     if replaced is not None:
         counts["replaced"] = replaced.total()
     if not counts["sentences"]:
@@ -119,6 +119,8 @@ def write_split(
     if split != "test":
         order = np.random.default_rng(settings.data_seed).permutation(counts["sentences"])
         del counts["genres"]  # they are no stretches of the file any more
+    else:
+        counts["ids_sha256"] = tokens.write_test_ids(Path(settings.data_dir), ids)
     path = tokens.path_of(Path(settings.data_dir), split)
     return counts | tokens.write_split(path, _closed_sentences(sentences, order))
 
@@ -164,6 +166,7 @@ def _is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
     try:
         for split in tokens.SPLITS:
             tokens.check_file(data_dir, meta, split)
+        tokens.read_test_ids(data_dir, meta)
     except UserError as error:
         print(f"{error} Doing so now.")
         return False
@@ -185,16 +188,17 @@ def _perturbed(
     language: Language,
     tokenizer: Tokenizer,
     replaced: Counter[str] | None,
-) -> tuple[Sentences, dict[str, Any]]:
-    """The sentences of a split in its language, in order, and their counts by genre.
+) -> tuple[Sentences, np.ndarray, dict[str, Any]]:
+    """The sentences of a split in its language, in order, their ids, and their counts by genre.
 
-    replaced: as in corpus.lines. Raises UserError for a language that makes tokens of its own.
+    A sentence's id is its place in its genre, from 0, before any sentence is dropped. replaced: as
+    in corpus.lines. Raises UserError for a language that makes tokens of its own.
     """
     rng = np.random.default_rng(language.seed)  # runs on through all documents
     marker_ids = list(tokenizer.markers.values())
     genres = {document.genre: {"sentences": 0, "tokens": 0} for document in documents}
     all_tokens, all_lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
-    read = 0
+    all_ids, read = [np.empty(0, np.int64)], Counter()
     size = sum(document.size for document in documents)
     with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
         for document, part_size, sentences in _encoded(documents, settings, tokenizer, replaced):
@@ -209,11 +213,14 @@ def _perturbed(
             genre = genres[document.genre]
             genre["sentences"] += len(kept.lengths)
             genre["tokens"] += len(kept.tokens) + len(kept.lengths)
-            read += len(sentences.lengths)
+            all_ids.append(read[document.genre] + np.flatnonzero(language.keeps(sentences.lengths)))
+            read[document.genre] += len(sentences.lengths)
             progress.update(part_size)
     lengths = np.concatenate(all_lengths)
-    counts = {"sentences": len(lengths), "dropped": read - len(lengths), "genres": genres}
-    return perturb.from_lengths(np.concatenate(all_tokens), lengths), counts
+    dropped = read.total() - len(lengths)
+    counts = {"sentences": len(lengths), "dropped": dropped, "genres": genres}
+    sentences = perturb.from_lengths(np.concatenate(all_tokens), lengths)
+    return sentences, np.concatenate(all_ids), counts
 
 
 def _encoded(

@@ -37,8 +37,11 @@ class TestSet:
     sentences: Sentences  # S of them, each of two tokens or more
     genres: list[str]
     genre: np.ndarray  # (S,) int64: the place of each sentence's genre in `genres`
-    number: np.ndarray  # (S,) int64: which sentence of its genre each is, from 0
+    ids: np.ndarray  # (S,) uint32: which sentence of its genre each is, in the corpus, from 0
     seed: int
+    data_dir: str
+    corpus: str  # as meta.json says it (corpus_version)
+    split_sha256: str  # of the whole test split
 
     @property
     def sha256(self) -> str:
@@ -78,6 +81,7 @@ def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
             f"{tokens.path_of(data_dir, 'test')} has {len(ends):,} sentences; {tokens.META} says "
             f"{sum(counts.values()):,}. Delete {data_dir} and prepare the data again."
         )
+    ids = tokens.read_test_ids(data_dir, meta)
     rng = np.random.default_rng(seed)
     numbers = [np.sort(rng.permutation(count)[:per_genre]) for count in counts.values()]
     first = np.cumsum([0, *counts.values()])
@@ -88,8 +92,11 @@ def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
         sentences=from_lengths(np.concatenate(parts), np.array([len(part) for part in parts])),
         genres=list(counts),
         genre=np.repeat(np.arange(len(counts)), [len(n) for n in numbers]),
-        number=np.concatenate(numbers),
+        ids=ids[chosen],
         seed=seed,
+        data_dir=str(data_dir),
+        corpus=meta.corpus_version,
+        split_sha256=meta.splits["test"]["sha256"],
     )
 
 

@@ -54,6 +54,7 @@ class Series:
     members: list[Member]
     language: str = ""  # that the models were trained on, if that is known
     seed: str = ""
+    test_sha256: str = ""  # of the test split of the data that it was trained on
     recipe: str = ""  # all else that results depend on: runs that differ in the seed alone share it
 
     @property
@@ -71,7 +72,7 @@ def find(settings: Settings) -> list[Series]:
     found = []
     for name in _names(settings.model) or [THE_RUN]:
         if name == THE_RUN:
-            series = _of_run(Path(settings.out_dir), settings.language)
+            series = _of_run(settings)
         elif Path(name).is_dir():
             series = _of_folder(Path(name), Path(settings.eval_dir))
         else:
@@ -109,7 +110,8 @@ def _by_step(members: list[Member]) -> list[Member]:
 # Checkpoints of a run
 
 
-def _of_run(out_dir: Path, language: str) -> Series:
+def _of_run(settings: Settings) -> Series:
+    out_dir, language = Path(settings.out_dir), settings.language
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
@@ -121,9 +123,12 @@ def _of_run(out_dir: Path, language: str) -> Series:
     return Series(
         label=perturb.get(language).title + variant,
         place=str(out_dir),
-        results=out_dir / "evaluation",
+        results=Path(settings.results_dir) / out_dir.name
+        if settings.results_dir
+        else out_dir / "evaluation",
         members=[_checkpoint(path) for path in paths],
         language=language,
+        test_sha256=last.data["splits"]["test"]["sha256"],
         seed=f"seed {last.settings['seed']}, data seed {last.data['data_seed']}",
         recipe=_recipe(last),
     )
@@ -153,7 +158,7 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
 
 def _of_folder(folder: Path, eval_dir: Path) -> Series:
     """One exported model, or a folder of them."""
-    resolved = folder.resolve()
+    resolved = files.require_utf8(folder.resolve())
     found = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
     if not found and checkpoint.list_checkpoints(resolved):
         raise UserError(
@@ -165,7 +170,7 @@ def _of_folder(folder: Path, eval_dir: Path) -> Series:
             f"{folder} holds no exported model. Expected config.json and model.safetensors there, "
             "or folders checkpoint-N with them (convert_to_hf.py makes them)."
         )
-    members = [_exported(path) for path in found]
+    members = [_exported(files.require_utf8(path)) for path in found]
     name = f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     return Series(str(folder), str(folder), eval_dir / name, _by_step(members))
 

@@ -2,7 +2,8 @@
 
 A `.bin` file is a flat array of uint16, little-endian, with no header: the tokens of each
 sentence followed by the end-of-text token. A model reads it in blocks of `block_size` tokens;
-the last, partial block is dropped.
+the last, partial block is dropped. `test_ids.bin` (uint32) tells for each sentence of `test.bin`
+which sentence of its genre it is, counted before any was dropped: the same in every language.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from errors import UserError
 SPLITS = ("train", "val", "test")
 DTYPE = np.dtype("<u2")
 META = "meta.json"
+TEST_IDS, _ID_DTYPE = "test_ids.bin", np.dtype("<u4")
 _CHECK_CHUNK = 1 << 24  # tokens looked at in one go
 
 
@@ -40,7 +42,8 @@ class Meta:
     data_seed: int
     made_with: dict[str, str]  # package -> version, of those that decide on tokens
     # split -> tokens (end-of-text tokens included), sentences, dropped sentences, sha256;
-    # and for test: genres, in the order of the file, with their sentences and tokens
+    # and for test: genres, in the order of the file, with their sentences and tokens, and
+    # ids_sha256, of test_ids.bin (older data lack it)
     splits: dict[str, dict[str, Any]]
 
 
@@ -62,6 +65,26 @@ def write_split(path: Path, chunks: Iterable[np.ndarray]) -> dict[str, Any]:
             file.write(data)
             tokens += len(chunk)
     return {"tokens": tokens, "sha256": digest.hexdigest()}
+
+
+def write_test_ids(data_dir: Path, ids: np.ndarray) -> str:
+    """Write test_ids.bin from ids (S,); its SHA-256, for meta.json."""
+    data = ids.astype(_ID_DTYPE).tobytes()
+    with files.atomic_write(data_dir / TEST_IDS) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
+    """The ids of the sentences of test.bin, (S,) uint32. Raises UserError without a whole file."""
+    path, test = data_dir / TEST_IDS, meta.splits["test"]
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != test.get("ids_sha256"):
+        raise UserError(
+            f"{path} is missing, damaged or older than this program, which needs it to say which "
+            "sentence is which. Prepare the data again (prepare.py): the token files stay the same."
+        )
+    return np.frombuffer(data, _ID_DTYPE)
 
 
 def write_meta(data_dir: Path, meta: Meta) -> None:

@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import os
+import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.figure
@@ -12,21 +16,25 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import fail, kill, start, succeed, write_config
+from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
 import checkpoint
 import configurator
-import evaluate
+import evaluation
+import perturb
 import picture
 import score
+import tables
 import tokens
 from device import World
 from errors import UserError
 from perturb import from_lengths
 from score import Scorer
 from series import Member
+from tokenizer import Tokenizer
 
+COMMAND = runpy.run_path(str(ROOT / "evaluate.py"))  # `import evaluate` is another package
 STEPS = (2, 4)
 NAMES = [f"checkpoint-{step}" for step in STEPS]
 SAMPLE = ("--sentences_per_genre=40", "--sample_seed=7")
@@ -58,8 +66,11 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 def evaluated(*arguments: str | Path) -> str:
     """Run the command within this process; what it printed."""
+    arguments = list(map(str, arguments))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        evaluate.main(configurator.load_several("evaluate", list(map(str, arguments))))
+        COMMAND["main"](
+            configurator.load_several("evaluate", arguments, checkpoint.settings_of_run)
+        )
     return printed.getvalue()
 
 
@@ -152,9 +163,128 @@ def test_as_many_sentences_are_drawn_as_are_wanted_or_there(run: Path) -> None:
     assert np.bincount(every.genre).tolist() == counts
     ids = np.fromfile(run / "data" / "test.bin", "<u2")
     assert every.sentences.tokens.tolist() == ids[ids != meta.eot_token].tolist()
-    first = dict(zip(every.number, every.sentences.lengths, strict=True))  # of the last genre
-    for n, length in zip(few.number[few.genre == 1], few.sentences.lengths[10:], strict=True):
-        assert length == first[n], "the number is the sentence's place in its genre"
+    first = dict(zip(every.ids, every.sentences.lengths, strict=True))  # of the last genre
+    for n, length in zip(few.ids[few.genre == 1], few.sentences.lengths[10:], strict=True):
+        assert length == first[n], "the id is the sentence's place in its genre"
+
+
+def test_a_sentence_has_one_id_in_all_languages_of_a_corpus(tmp_path: Path) -> None:
+    """Languages drop different sentences: the *Shuffle ones also those of more than 350 tokens."""
+    lines = ["One.", "Yes", "word " * 400, *(f"Sentence {i} is here." for i in range(30))]
+    for split in ("100M", "dev", "test"):
+        (tmp_path / "text" / split).mkdir(parents=True)
+        for genre in ("a", "b"):
+            (tmp_path / "text" / split / f"{genre}.txt").write_text("\n".join(lines))
+    texts = {}
+    for language in ("no_reverse", "full_reverse", "no_shuffle"):
+        data_dir = tmp_path / language
+        options = [f"--corpus={tmp_path / 'text'}", f"--data_dir={data_dir}", "--segmenter=line"]
+        succeed("prepare.py", f"--language={language}", *options)
+        test = score.draw(data_dir, tokens.read_meta(data_dir), 10**6, 0)
+        decode = Tokenizer(perturb.get(language).markers).decode
+        parts = np.split(test.sentences.tokens, test.sentences.offsets[1:-1])
+        if language == "full_reverse":
+            parts = [part[::-1] for part in parts]
+        found = [decode(part[part != 50257]) for part in parts]
+        texts[language] = dict(zip(tables._sentence_ids(test), found, strict=True))
+    expected = {f"{g}:{i}": line.strip() for g in "ab" for i, line in enumerate(lines)}
+    for found in texts.values():
+        assert all(expected[name] == text.strip() for name, text in found.items())
+    assert len(texts["no_shuffle"]) == len(texts["no_reverse"]) - 2
+
+
+def test_data_of_an_older_program_is_prepared_again_with_the_same_tokens(
+    run: Path, copied: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(run / "data", data)
+    config = tmp_path / "older.py"
+    text = copied.read_text(encoding="utf-8").replace(str(run / "data"), str(data))
+    config.write_text(text, encoding="utf-8")
+    (data / "test_ids.bin").unlink()
+    assert "test_ids.bin is missing, damaged or older" in refused(config, *SAMPLE)
+    assert "is trained already" in succeed("train.py", config)
+    before = (data / "test.bin").read_bytes()
+    assert "Doing so now" in succeed("prepare.py", config)
+    assert (data / "test.bin").read_bytes() == before
+    evaluated(config, *SAMPLE)
+
+
+def test_other_test_data_of_the_language_never_replace_the_results(
+    run: Path, copied: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
+    evaluated(copied, *SAMPLE, "--sentences", "--surprisals")
+    folder = copied.parent / "out" / "evaluation"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    shutil.copytree(corpus_dir, tmp_path / "text")
+    (tmp_path / "text" / "test" / "first.txt").write_text("Another sentence.\n" * 50)
+    data = tmp_path / "other"
+    succeed("prepare.py", copied, f"--corpus={tmp_path / 'text'}", f"--data_dir={data}")
+    printed = evaluated(copied, *SAMPLE, f"--test_data_dir={data}", "--sentences")
+    assert f"perplexity.png: PartialReverse on {data}\n" in printed
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+    sha256 = tokens.read_meta(data).splits["test"]["sha256"]
+    other = folder / f"on_partial_reverse-{sha256[:8]}"
+    for place, corpus, where in ((folder, corpus_dir, run / "data"), (other, "text", data)):
+        for name in ("perplexity.csv", "sentences.csv"):
+            found = table(place, name)
+            assert (found.test_data_dir == str(where)).all(), corpus
+            assert (found.test_language == "partial_reverse").all()
+            assert (found.test_corpus == tokens.read_meta(where).corpus_version).all()
+            assert (found.sample_seed == 7).all()
+
+
+def test_the_ids_of_tokens_are_told_for_what_does_not_encode_back(copied: Path) -> None:
+    evaluated(copied, *SAMPLE, "--sentences")
+    found = table(copied.parent / "out" / "evaluation", "sentences.csv")
+    tokenizer = Tokenizer(("🅁",))
+    for row in found.itertuples():
+        ids = [int(token) for token in row.token_ids.split()]
+        assert len(ids) == row.tokens
+        assert tokenizer.decode(ids) == row.sentence
+
+
+def test_a_run_is_evaluated_and_exported_by_its_folder_alone(run: Path, copied: Path) -> None:
+    out_dir = copied.parent / "out"
+    evaluated(copied, *SAMPLE)
+    expected = overall(out_dir / "evaluation")
+    shutil.rmtree(out_dir / "evaluation")
+    evaluated(f"--out_dir={out_dir}", *SAMPLE)
+    assert overall(out_dir / "evaluation") == expected
+    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
+    assert "no checkpoint-N.pt in" in refused(f"--out_dir={out_dir / 'none'}")
+
+
+def test_results_of_a_run_that_may_not_be_written_go_elsewhere(
+    copied: Path, tmp_path: Path
+) -> None:
+    folder = copied.parent / "out" / "evaluation"
+    folder.symlink_to("/sys")  # not even root may make a folder there
+    error = refused(copied, *SAMPLE)
+    assert "/out/evaluation/scores/" in error
+    assert "cannot be made (Operation not permitted). Set --results_dir=" in error
+    evaluated(copied, *SAMPLE, f"--results_dir={tmp_path / 'mine'}")
+    assert len(overall(tmp_path / "mine" / "out")) == 2
+
+
+@pytest.mark.parametrize("statement", ["import evaluate", "from evaluate import load"])
+def test_the_package_of_hugging_face_is_not_hidden(statement: str, tmp_path: Path) -> None:
+    package = tmp_path / "site" / "evaluate"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from .loading import load\nversion = 'theirs'\n")
+    (package / "loading.py").write_text("def load():\n    return 'loaded'\n")
+    code = f"{statement}\nimport evaluate.loading as l, evaluate as e\nprint(e.version, l.load())"
+
+    def python(**env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys._base_executable, "-S", "-c", code]  # nothing of ours is installed there
+        env = os.environ | env
+        return subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+
+    done = python(PYTHONPATH=str(package.parent))
+    assert done.stdout == "theirs loaded\n", done.stderr
+    assert "No module named 'evaluate'" in python().stderr.splitlines()[-1]
 
 
 def test_processes_share_the_work_and_find_the_same(run: Path, copied: Path) -> None:
@@ -254,7 +384,8 @@ def test_a_model_is_evaluated_on_another_language(
     printed = evaluated(copied, *SAMPLE, *options)
     assert f"PartialReverse ({tmp_path / 'out'}) on NoReverse, checkpoint-2 (1 of 2)" in printed
     assert "perplexity.png: PartialReverse on NoReverse\n" in printed
-    folder = copied.parent / "out" / "evaluation" / "on_no_reverse"
+    sha256 = tokens.read_meta(data).splits["test"]["sha256"]
+    folder = copied.parent / "out" / "evaluation" / f"on_no_reverse-{sha256[:8]}"
     assert (table(folder).test_language == "no_reverse").all()
     expected = [score.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()]
     expected = [np.exp(np.nanmean(means)) for means in expected]
@@ -285,13 +416,16 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
     for seed in (1, 2):
         text = copied.read_text(encoding="utf-8").replace("/out'", f"/out{seed}'")
         paths.append(tmp_path / f"seed{seed}.py")
-        paths[-1].write_text(f"{text}seed = {seed}\n", encoding="utf-8")
+        paths[-1].write_text(f"{text}seed = {seed}\nsample_seed = {seed}\n", encoding="utf-8")
         succeed("train.py", paths[-1])
     printed = evaluated(copied, *paths, *SAMPLE, "--losses")
     assert "perplexity.png: PartialReverse (n = 3)\n" in printed
     assert "losses.png: PartialReverse, training (n = 3); PartialReverse, val" in printed
     found = table(tmp_path / "joint")
     assert found[found.genre == "all"].groupby("seed").size().tolist() == [2, 2, 2]
+    printed = evaluated(copied, *paths, "--sentences_per_genre=40")  # each with its own sample
+    assert "perplexity.png: PartialReverse (n = 3)\n" in printed
+    assert table(tmp_path / "joint").sample_seed.unique().tolist() == [0, 1, 2]
     (tmp_path / "out2" / "checkpoint-2.pt").unlink()
     printed = evaluated(copied, *paths, *SAMPLE)
     assert "PartialReverse: not all seeds have the steps 2: left out" in printed
@@ -414,7 +548,7 @@ def test_a_model_that_gives_no_numbers_is_refused(
     member = Member("checkpoint-1", lambda: "made up", lambda _: scorer)
     with pytest.raises(UserError, match=told):
         cpu = torch.device("cpu")
-        evaluate._losses("Mine", member, drawn(run / "data"), tmp_path / "x", World(), cpu)
+        evaluation.losses_of("Mine", member, drawn(run / "data"), tmp_path / "x", World(), cpu)
     assert not list(tmp_path.iterdir())
 
 
@@ -426,6 +560,9 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     error = refused(copied, f"--model={tmp_path / 'out'}")
     assert "out is a run, and --model= takes exported models. For its checkpoints set" in error
     assert "--test_data_dir=" in refused(copied, f"--test_data_dir={tmp_path / 'empty'}")
+    odd = tmp_path / "models" / os.fsdecode(b"caf\xe9")
+    shutil.copytree(run / "out" / "hf" / "checkpoint-4", odd)
+    assert "is not UTF-8. Rename it" in refused(copied, f"--model={odd.parent}")
     assert "has no checkpoint-9" in refused(copied, "--revisions=checkpoint-9")
     shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"

@@ -1,0 +1,26 @@
+"""For evaluate.py, whose name is that of a package of Hugging Face's."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).parent.resolve()
+
+
+def hand_over(name: str) -> None:
+    """Let `import name`, which has found a command of ours, go on to the installed package.
+
+    Raises ModuleNotFoundError if there is no such package.
+    """
+    elsewhere = [path for path in sys.path if Path(path).resolve() != _HERE]
+    spec = importlib.machinery.PathFinder.find_spec(name, elsewhere)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(
+            f"No module named {name!r} ({name}.py in {_HERE} is a command, not a module). "
+            f"Type: pip install {name}",
+            name=name,
+        )
+    # Python's import takes what is found under the name in the end.
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
