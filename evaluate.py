@@ -120,7 +120,7 @@ def _groups(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]
         is_only = [other for other, _, _ in alike].count(label) == 1
         for group in [same] if are_seeds else [[e] for e in same]:
             places = ", ".join(e.series.place for e in group)
-            if several:
+            if are_shared:
                 places += f", on {group[0].test.data_dir}"
             groups.append((label if are_seeds and is_only else f"{label} ({places})", group))
     return groups
