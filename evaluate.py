@@ -111,9 +111,8 @@ def _groups(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]
     alike: dict[tuple[str, str, str], list[Evaluation]] = {}
     for e in evaluations:
         alike.setdefault((e.label, e.series.recipe, e.test.split_sha256), []).append(e)
-    several = len({e.test.data_dir for e in evaluations}) > len(
-        {e.series.place for e in evaluations}
-    )
+    named = {e.series.place for e in evaluations}
+    are_shared = len({e.test.data_dir for e in evaluations}) > len(named)
     groups = []
     for (label, _, _), same in alike.items():
         are_seeds = len({e.series.seed for e in same}) == len(same)
