@@ -183,7 +183,7 @@ def test_help_lists_the_settings_that_a_command_reads_and_no_others(command: str
 
 def test_every_setting_is_read_by_the_commands_that_it_names() -> None:
     for command in COMMANDS:
-        names = [command, *{"train": ["log"], "evaluate": ["series"]}.get(command, [])]
+        names = [command, *{"train": ["log"], "evaluate": ["series", "evaluation", "tables"]}.get(command, [])]
         texts = [(ROOT / f"{name}.py").read_text(encoding="utf-8") for name in names]
         tree = ast.parse("\n".join(texts))
         read = {
