@@ -6,69 +6,63 @@
     python evaluate.py --model=USER/NAME --revisions=checkpoint-100,checkpoint-200
     torchrun --nproc_per_node=2 evaluate.py config/partial_reverse.py
 
-Writes perplexity.csv (checkpoint x genre) and perplexity.png to out_dir/evaluation (of models from
-elsewhere: to a folder in eval_dir; of several runs together: to eval_dir itself), and on request a
-table of all sentences, of the surprisal of every token, and a picture of the losses of training.
-In fp32, on sentences drawn by sample_seed. What was computed is kept: the same command goes on
-where it was interrupted.
+Writes perplexity.csv (one row for each checkpoint and genre) and perplexity.png to
+out_dir/evaluation; for several runs together and for models from elsewhere, to eval_dir. Scores are
+kept: the same command resumes an evaluation that was interrupted. See docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-if __name__ == "evaluate":  # `import evaluate` means the package of Hugging Face
-    import shadow
+if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of that name
+    from impossible import shadow
 
     shadow.hand_over("evaluate")
 else:
     from pathlib import Path
 
-    import numpy as np
     import pandas as pd
 
-    import checkpoint
-    import configurator
-    import device as devices
-    import evaluation
-    import log
-    import picture
-    import tables
-    from configurator import Settings
-    from errors import UserError
-    from evaluation import Evaluation
-    from picture import Curve
-    from series import Series, find
+    from impossible import command
+    from impossible.errors import UserError
+    from impossible.evaluation import curves, pictures, results, tables
+    from impossible.evaluation import series as all_series
+    from impossible.evaluation.results import Evaluation
+    from impossible.evaluation.series import Series
+    from impossible.settings import Evaluate
+    from impossible.training import checkpoint, log, processes
+    from impossible.training import device as devices
 
 
-def main(runs: list[Settings]) -> None:
+def main(runs: list[Evaluate]) -> None:
     """Evaluate the series of each config file, and write tables and pictures."""
-    world = devices.join_world()
+    world = processes.join_world()
     device = devices.pick_device(runs[0].device, world)
     if device.type == "cpu":
         devices.keep_freed_memory()
     for settings in runs:  # before a Hub is asked
-        evaluation.read_meta(settings)
-    found = _find(runs)
-    devices.connect(world, device)
+        results.read_meta(settings)
+    found = find(runs)
+    processes.connect(world, device)
     members = [[(m.name, m.commit) for m in series.members] for _, series in found]
     if any(others != members for others in world.gather(members)):
-        raise UserError("the checkpoints changed meanwhile. Type the same command again.")
-    done = [evaluation.evaluate(settings, series, world, device) for settings, series in found]
+        raise UserError("the checkpoints changed meanwhile. Run the same command again.")
+    evaluations = [results.evaluate(settings, series, world, device) for settings, series in found]
     if world.is_first:
-        for one in done:
-            tables.write_all(one)
-        _summarize(done)
+        for evaluation in evaluations:
+            tables.write_all(evaluation)
+        summarize(evaluations)
     world.gather(None)  # all wait for the first
-    devices.disconnect(world)
+    processes.disconnect(world)
 
 
-def _find(runs: list[Settings]) -> list[tuple[Settings, Series]]:
+def find(runs: list[Evaluate]) -> list[tuple[Evaluate, Series]]:
     """All series, each with its settings. Raises UserError for a run that is named twice."""
-    found: dict[Path, tuple[Settings, Series]] = {}
+    found: dict[Path, tuple[Evaluate, Series]] = {}
     for settings in runs:
-        for series in find(settings):
-            test = evaluation.read_meta(settings)
+        test = results.read_meta(settings)
+        for series in all_series.find(settings, all_series.names(settings.revisions)):
             sha256 = test.splits["test"]["sha256"]
-            folder = evaluation.folder_of(series, test.language, sha256)
+            folder = results.folder_of(settings, series, test.language, sha256)
             if folder in found and series.language:
                 raise UserError(
                     f"the run in {series.place} is named twice. Give each run an out_dir of its "
@@ -82,94 +76,26 @@ def _find(runs: list[Settings]) -> list[tuple[Settings, Series]]:
     return list(found.values())
 
 
-# Pictures
-
-
-def _summarize(evaluations: list[Evaluation]) -> None:
+def summarize(evaluations: list[Evaluation]) -> None:
     """The picture of all series, and if they are several a table of them together."""
     settings, folder = evaluations[0].settings, evaluations[0].folder
     if len(evaluations) > 1:
         folder = Path(settings.eval_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        tables.write(
-            pd.concat([tables.perplexities(e) for e in evaluations]), folder / "perplexity.csv"
-        )
-    groups = _groups(evaluations)
+        together = pd.concat([tables.perplexities(e) for e in evaluations])
+        tables.write(together, folder / "perplexity.csv")
+    groups = curves.groups_of(evaluations)
     label = "test perplexity (geometric mean)"
-    _draw(_curves(groups), label, folder / "perplexity.png", logarithmic=True)
+    draw(curves.perplexity_curves(groups), label, folder / "perplexity.png", logarithmic=True)
     if settings.losses:
-        _draw(_loss_curves(groups), "loss (nats per token)", folder / "losses.png")
+        draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
 
 
-def _draw(curves: list[Curve], label: str, path: Path, logarithmic: bool = False) -> None:
-    picture.draw(curves, label, path, logarithmic)
-    print(f"{path}: {'; '.join(curve.label for curve in curves)}")
-
-
-def _groups(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
-    """A label and the evaluations of each curve: of runs that differ in nothing but their seeds."""
-    alike: dict[tuple[str, str, str], list[Evaluation]] = {}
-    for e in evaluations:
-        alike.setdefault((e.label, e.series.recipe, e.test.split_sha256), []).append(e)
-    named = {e.series.place for e in evaluations}
-    are_shared = len({e.test.data_dir for e in evaluations}) > len(named)
-    groups = []
-    for (label, _, _), same in alike.items():
-        are_seeds = len({e.series.seed for e in same}) == len(same)
-        is_only = [other for other, _, _ in alike].count(label) == 1
-        for group in [same] if are_seeds else [[e] for e in same]:
-            places = ", ".join(e.series.place for e in group)
-            if are_shared:
-                places += f", on {group[0].test.data_dir}"
-            groups.append((label if are_seeds and is_only else f"{label} ({places})", group))
-    return groups
-
-
-def _curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
-    """A curve for each group; several seeds make their mean and its interval.
-
-    A model without a step is a level line.
-    """
-    curves = []
-    for style, (label, same) in enumerate(groups):
-        runs = [
-            {m.step: e.perplexity(m) for m in e.series.members if m.step is not None} for e in same
-        ]
-        curves += _mean(label, runs, style)
-        for e in same:
-            for m in (m for m in e.series.members if m.step is None):
-                name = label if Path(e.series.place).name == m.name else f"{label}, {m.name}"
-                curves.append(Curve(name, [], np.array([e.perplexity(m)]), style))
-    return curves
-
-
-def _loss_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
-    """The training and the validation loss of the runs, from their logs."""
-    curves = []
-    for style, (label, same) in enumerate(groups):
-        if not same[0].series.language:  # no run: it has no log
-            continue
-        logs = [log.read(Path(e.series.place)) for e in same]
-        for key, name in (("loss", "training"), ("val_loss", "validation")):
-            runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
-            curves += _mean(f"{label}, {name}", runs, style, is_faint=key == "loss")
-    return curves
-
-
-def _mean(
-    label: str, runs: list[dict[int, float]], style: int, is_faint: bool = False
-) -> list[Curve]:
-    """The mean over runs of values by step, at the steps that all have; none, if there is none."""
-    steps = sorted(set.intersection(*(set(run) for run in runs)))
-    if left_out := sorted(set().union(*runs) - set(steps)):
-        print(f"{label}: not all seeds have the steps {', '.join(map(str, left_out))}: left out")
-    if not steps:
-        return []
-    values = np.array([[run[step] for step in steps] for run in runs])
-    return [picture.mean_curve(label, steps, values, style, is_faint)]
+def draw(found: list[pictures.Curve], label: str, path: Path, logarithmic: bool = False) -> None:
+    """Write a picture of some curves, and say which."""
+    pictures.draw(found, label, path, logarithmic)
+    print(f"{path}: {'; '.join(curve.label for curve in found)}")
 
 
 if __name__ == "__main__":
-    configurator.run(
-        "evaluate", main, __doc__, configurator.load_several, checkpoint.settings_of_run
-    )
+    command.run_several(Evaluate, main, __doc__, checkpoint.settings_of_run)

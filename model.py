@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from loss import IGNORED, head_loss
+from impossible.training.loss import IGNORED, head_loss
 
 
 @dataclass(frozen=True)

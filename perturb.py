@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import terminal
-from errors import UserError, unknown
+from impossible import terminal
+from impossible.errors import UserError, unknown
 
 
 class Sentences(NamedTuple):
@@ -278,7 +278,7 @@ def get(name: str) -> Language:
 
 def show(name: str, text: str) -> str:
     """One sentence in one language, as tokens set apart by spaces."""
-    from tokenizer import Tokenizer  # only this command needs it
+    from impossible.text.tokenizer import Tokenizer  # only this command needs it
 
     language = get(name)
     tokenizer = Tokenizer(language.markers)

@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from export import transformers_config, transformers_weights
+from impossible.hub.export import transformers_config, transformers_weights
 from model import GPT, GPTConfig
 
 SHAPE = {"vocab_size": 130, "block_size": 24, "n_layer": 3, "n_head": 4, "n_embd": 32}

@@ -16,12 +16,13 @@ import huggingface_hub
 import torch
 import transformers
 
-import configurator
 import convert_to_hf
-import publish
+from impossible import asking, command
+from impossible.settings import Convert
+from impossible.training import checkpoint
 
 torch.set_num_threads(1)
-publish._TIMEOUT = 2
+asking._TIMEOUT = 2
 _ = transformers.GPT2LMHeadModel, huggingface_hub.snapshot_download  # imported when named
 for line in sys.stdin:
     job = json.loads(line)
@@ -36,7 +37,9 @@ for line in sys.stdin:
         sys.argv = ["convert_to_hf.py", *job["arguments"]]
         code = 0
         try:
-            configurator.run("convert_to_hf", convert_to_hf.main, convert_to_hf.__doc__)
+            command.run(
+                Convert, convert_to_hf.main, convert_to_hf.__doc__, checkpoint.settings_of_run
+            )
         except SystemExit as leaving:
             code = leaving.code
         sys.stdout.flush()

@@ -19,20 +19,18 @@ import transformers
 from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
-import checkpoint
-import configurator
-import evaluation
 import perturb
-import picture
-import score
-import tables
-import tokens
-from device import World
-from errors import UserError
+from impossible import settings
+from impossible.errors import UserError
+from impossible.evaluation import pictures, results, scoring, tables
+from impossible.evaluation.scoring import Scorer
+from impossible.evaluation.series import Member
+from impossible.settings import Evaluate
+from impossible.text import token_files
+from impossible.text.tokenizer import Tokenizer
+from impossible.training import checkpoint
+from impossible.training.device import World
 from perturb import from_lengths
-from score import Scorer
-from series import Member
-from tokenizer import Tokenizer
 
 COMMAND = runpy.run_path(str(ROOT / "evaluate.py"))  # `import evaluate` is another package
 STEPS = (2, 4)
@@ -68,9 +66,7 @@ def evaluated(*arguments: str | Path) -> str:
     """Run the command within this process; what it printed."""
     arguments = list(map(str, arguments))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        COMMAND["main"](
-            configurator.load_several("evaluate", arguments, checkpoint.settings_of_run)
-        )
+        COMMAND["main"](settings.load_several(Evaluate, arguments, checkpoint.settings_of_run))
     return printed.getvalue()
 
 
@@ -81,12 +77,12 @@ def refused(*arguments: str | Path) -> str:
     return str(error.value)
 
 
-def drawn(data: Path) -> score.TestSet:
-    return score.draw(data, tokens.read_meta(data), 40, 7)
+def drawn(data: Path) -> scoring.TestSet:
+    return scoring.draw(data, token_files.read_meta(data), 40, 7)
 
 
 def plain(run: Path, data: Path) -> dict[str, np.ndarray]:
-    """checkpoint -> the losses that `score.losses` is to find, one sentence at a time."""
+    """checkpoint -> the losses that `scoring.losses` is to find, one sentence at a time."""
     test, found = drawn(data), {}
     for name in NAMES:
         model = transformers.GPT2LMHeadModel.from_pretrained(run / "out" / "hf" / name).eval()
@@ -142,7 +138,7 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
     assert (perplexities.sample_seed == 7).all()
     assert sentences.tokens.tolist() == test.sentences.lengths.tolist()
     assert surprisals.position.min() == 2, "the first token has none"
-    picture.draw([], "nothing", folder / "empty.png", logarithmic=True)
+    pictures.draw([], "nothing", folder / "empty.png", logarithmic=True)
     empty = matplotlib.image.imread(folder / "empty.png")
     for name, labels in (
         ("perplexity.png", "PartialReverse"),
@@ -154,12 +150,12 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
 
 
 def test_as_many_sentences_are_drawn_as_are_wanted_or_there(run: Path) -> None:
-    meta = tokens.read_meta(run / "data")
+    meta = token_files.read_meta(run / "data")
     counts = [genre["sentences"] for genre in meta.splits["test"]["genres"].values()]
-    few, again, other = (score.draw(run / "data", meta, 10, seed) for seed in (0, 0, 1))
+    few, again, other = (scoring.draw(run / "data", meta, 10, seed) for seed in (0, 0, 1))
     assert few.sha256 == again.sha256 != other.sha256
     assert np.bincount(few.genre).tolist() == [10, 10]
-    every = score.draw(run / "data", meta, 10**6, 0)
+    every = scoring.draw(run / "data", meta, 10**6, 0)
     assert np.bincount(every.genre).tolist() == counts
     ids = np.fromfile(run / "data" / "test.bin", "<u2")
     assert every.sentences.tokens.tolist() == ids[ids != meta.eot_token].tolist()
@@ -180,7 +176,7 @@ def test_a_sentence_has_one_id_in_all_languages_of_a_corpus(tmp_path: Path) -> N
         data_dir = tmp_path / language
         options = [f"--corpus={tmp_path / 'text'}", f"--data_dir={data_dir}", "--segmenter=line"]
         succeed("prepare.py", f"--language={language}", *options)
-        test = score.draw(data_dir, tokens.read_meta(data_dir), 10**6, 0)
+        test = scoring.draw(data_dir, token_files.read_meta(data_dir), 10**6, 0)
         decode = Tokenizer(perturb.get(language).markers).decode
         parts = np.split(test.sentences.tokens, test.sentences.offsets[1:-1])
         if language == "full_reverse":
@@ -223,14 +219,14 @@ def test_other_test_data_of_the_language_never_replace_the_results(
     printed = evaluated(copied, *SAMPLE, f"--test_data_dir={data}", "--sentences")
     assert f"perplexity.png: PartialReverse on {data}\n" in printed
     assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
-    sha256 = tokens.read_meta(data).splits["test"]["sha256"]
+    sha256 = token_files.read_meta(data).splits["test"]["sha256"]
     other = folder / f"on_partial_reverse-{sha256[:8]}"
     for place, corpus, where in ((folder, corpus_dir, run / "data"), (other, "text", data)):
         for name in ("perplexity.csv", "sentences.csv"):
             found = table(place, name)
             assert (found.test_data_dir == str(where)).all(), corpus
             assert (found.test_language == "partial_reverse").all()
-            assert (found.test_corpus == tokens.read_meta(where).corpus_version).all()
+            assert (found.test_corpus == token_files.read_meta(where).corpus_version).all()
             assert (found.sample_seed == 7).all()
 
 
@@ -330,7 +326,7 @@ def test_the_scores_of_a_model_that_changed_are_computed_anew(
     after = overall(folder)
     assert after[0] == before[0]
     assert after[1] != pytest.approx(before[1], rel=1e-4)
-    monkeypatch.setattr(score, "VERSION", score.VERSION + 1)
+    monkeypatch.setattr(scoring, "VERSION", scoring.VERSION + 1)
     assert known()[:2] == [False, False]
     assert overall(folder) == after
 
@@ -384,10 +380,12 @@ def test_a_model_is_evaluated_on_another_language(
     printed = evaluated(copied, *SAMPLE, *options)
     assert f"PartialReverse ({tmp_path / 'out'}) on NoReverse, checkpoint-2 (1 of 2)" in printed
     assert "perplexity.png: PartialReverse on NoReverse\n" in printed
-    sha256 = tokens.read_meta(data).splits["test"]["sha256"]
+    sha256 = token_files.read_meta(data).splits["test"]["sha256"]
     folder = copied.parent / "out" / "evaluation" / f"on_no_reverse-{sha256[:8]}"
     assert (table(folder).test_language == "no_reverse").all()
-    expected = [score.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()]
+    expected = [
+        scoring.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()
+    ]
     expected = [np.exp(np.nanmean(means)) for means in expected]
     assert overall(folder) == pytest.approx(expected, rel=1e-5)
     assert "holds no_reverse, and sentences of partial_reverse are wanted" in refused(
@@ -457,7 +455,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
 
 
 def test_the_interval_over_seeds_is_students() -> None:
-    curve = picture.mean_curve("NoReverse", [100], np.array([[1.0], [2.0], [3.0]]))
+    curve = pictures.mean_curve("NoReverse", [100], np.array([[1.0], [2.0], [3.0]]))
     assert curve.label == "NoReverse (n = 3)"
     assert curve.values == pytest.approx([2.0])
     assert curve.half_widths == pytest.approx([4.302653 / 3**0.5])  # t(0.975, 2) by tables
@@ -480,7 +478,7 @@ def test_the_interval_over_seeds_is_students() -> None:
 def test_a_logarithmic_axis_has_a_few_labels_whatever_its_range(low: float, high: float) -> None:
     axes = matplotlib.figure.Figure().add_subplot()
     axes.plot([1, 2], [low, high])
-    picture._set_logarithmic(axes)
+    pictures._set_logarithmic(axes)
     bottom, top = axes.get_ylim()
     ticks = axes.get_yticks()
     assert 3 <= len(ticks) <= 8
@@ -518,7 +516,7 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
         return torch.cat([mask.squeeze(1).softmax(2) @ words, positions.unsqueeze(2) / 28], 2)
 
     head = torch.randn(90, 91)
-    found = score.losses(Scorer(body, head, context=28), sentences, World())
+    found = scoring.losses(Scorer(body, head, context=28), sentences, World())
     assert scored.sum() <= sum(seen) < 1.02 * scored.sum()
     assert len(seen) < 1.1 * scored.sum() / 1024
     starts = sentences.offsets[:-1] - np.arange(1000)
@@ -548,7 +546,7 @@ def test_a_model_that_gives_no_numbers_is_refused(
     member = Member("checkpoint-1", lambda: "made up", lambda _: scorer)
     with pytest.raises(UserError, match=told):
         cpu = torch.device("cpu")
-        evaluation.losses_of("Mine", member, drawn(run / "data"), tmp_path / "x", World(), cpu)
+        results.losses_of("Mine", member, drawn(run / "data"), tmp_path / "x", World(), cpu)
     assert not list(tmp_path.iterdir())
 
 
@@ -579,7 +577,7 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     assert "table_format = 'xls' cannot work" in refused("--table_format=xls")
     shutil.copytree(run / "data", tmp_path / "data")
     meta = (tmp_path / "data" / "meta.json").read_text(encoding="utf-8")
-    counted = tokens.read_meta(run / "data").splits["test"]["genres"]["first"]["sentences"]
+    counted = token_files.read_meta(run / "data").splits["test"]["genres"]["first"]["sentences"]
     changed = meta.replace(f'"sentences": {counted},', f'"sentences": {counted + 1},')
     (tmp_path / "data" / "meta.json").write_text(changed, encoding="utf-8")
     error = refused(copied, f"--test_data_dir={tmp_path / 'data'}")

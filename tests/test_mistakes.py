@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import fail
 
-import files
+from impossible import files
 
 Config = Callable[..., Path]
 

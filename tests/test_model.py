@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parity import SHAPE, pair, relative
 
-import loss
-from loss import IGNORED, head_loss
+from impossible.training import loss
+from impossible.training.loss import IGNORED, head_loss
 from model import GPT, GPTConfig, next_tokens
 
 

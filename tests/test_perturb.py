@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import perturb
-from errors import UserError
+from impossible.errors import UserError
 from perturb import LANGUAGES, Language, Sentences, from_lengths
 
 MARKER = 50257

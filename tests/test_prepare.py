@@ -14,14 +14,13 @@ from conftest import fail, kill, start, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import corpus
 import perturb
 import prepare
-import tokens
-from configurator import Settings
-from errors import UserError
+from impossible.errors import UserError
+from impossible.settings import Prepare
+from impossible.text import corpus, token_files
+from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from perturb import Sentences
-from tokenizer import Tokenizer, write_transformers_files
 
 # A folder of real text (files of any names) to compare on instead of a few speeches.
 TEXTS = os.environ.get("PLAIN_TEXTS")
@@ -72,7 +71,7 @@ def test_the_meta_counts_what_is_in_the_files(data_dir: Path, corpus_dir: Path) 
     assert meta["markers"] == {"🅁": 50257}
     assert (meta["vocab_size"], meta["eot_token"], meta["data_seed"]) == (50258, 50256, 41)
     assert (meta["corpus"], meta["segmenter"]) == (str(corpus_dir), "line")
-    for split in tokens.SPLITS:
+    for split in token_files.SPLITS:
         ids = np.fromfile(data_dir / f"{split}.bin", np.dtype("<u2"))
         entry = meta["splits"][split]
         assert entry["tokens"] == len(ids)
@@ -93,7 +92,7 @@ def test_the_order_of_training_sentences_depends_on_the_data_seed_alone(
     command = ("prepare.py", f"--corpus={corpus_dir}", "--segmenter=line")
     succeed(*command, f"--data_dir={tmp_path / 'same'}")
     succeed(*command, f"--data_dir={tmp_path / 'other'}", "--data_seed=0")
-    for split in tokens.SPLITS:
+    for split in token_files.SPLITS:
         files = [
             (folder / f"{split}.bin").read_bytes()
             for folder in (data_dir, tmp_path / "same", tmp_path / "other")
@@ -162,10 +161,10 @@ def test_a_run_that_is_killed_at_any_moment_leaves_nothing_that_looks_whole(
             time.sleep(moment)
         kill(process)
         if (killed / "meta.json").exists():  # it was done
-            tokens.verify(killed, tokens.read_meta(killed))
+            token_files.verify(killed, token_files.read_meta(killed))
             shutil.rmtree(killed)
     succeed(*command(killed))
-    names = [tokens.META, *(f"{split}.bin" for split in tokens.SPLITS)]
+    names = [token_files.META, *(f"{split}.bin" for split in token_files.SPLITS)]
     assert [(killed / name).read_bytes() for name in names] == [
         (whole / name).read_bytes() for name in names
     ]
@@ -195,11 +194,11 @@ def test_a_language_with_too_many_markers_for_uint16_is_refused(
 ) -> None:
     places = {"corpus": str(corpus_dir), "data_dir": str(tmp_path / "data")}
     of_ones_own(monkeypatch, perturb.no_shuffle, markers=65536 - 50257)
-    prepare.main(Settings(language="mine", **places))
+    prepare.main(Prepare(language="mine", **places))
     shutil.rmtree(tmp_path / "data")
     of_ones_own(monkeypatch, perturb.no_shuffle, markers=65537 - 50257)
     with pytest.raises(UserError, match="'mine' has a vocabulary of 65,537"):
-        prepare.main(Settings(language="mine", **places))
+        prepare.main(Prepare(language="mine", **places))
     assert not (tmp_path / "data").exists()
 
 
@@ -224,7 +223,7 @@ def test_a_language_that_returns_nonsense_is_refused(
     of_ones_own(monkeypatch, function)
     places = {"corpus": str(corpus_dir), "data_dir": str(tmp_path / "data")}
     with pytest.raises(UserError, match=told):
-        prepare.main(Settings(language="mine", **places))
+        prepare.main(Prepare(language="mine", **places))
     assert not (tmp_path / "data" / "meta.json").exists()
 
 
@@ -236,7 +235,7 @@ def test_a_language_may_return_wider_numbers(
     for name in ("mine", "no_shuffle"):
         data_dir = tmp_path / name
         places = {"corpus": str(corpus_dir), "data_dir": str(data_dir)}
-        prepare.main(Settings(language=name, segmenter="sentencex", **places))
+        prepare.main(Prepare(language=name, segmenter="sentencex", **places))
         found.append((data_dir / "test.bin").read_bytes())
     assert found[0] == found[1]
 
@@ -278,7 +277,7 @@ def test_what_goes_in_comes_out(
         (folder / split).mkdir()
         (folder / split / "a.txt").write_bytes(text)
     places = {"corpus": str(folder), "data_dir": str(folder / "data")}
-    prepare.main(Settings(language=language, segmenter=segmenter, **places))
+    prepare.main(Prepare(language=language, segmenter=segmenter, **places))
     tokenizer = Tokenizer(perturb.get(language).markers)
     ids = np.fromfile(folder / "data" / "test.bin", np.dtype("<u2")).tolist()
     assert ids[-1] == plain.END_OF_TEXT
@@ -321,8 +320,8 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
         monkeypatch.setattr(corpus, "_CHUNK", chunk)
         data_dir = tmp_path / str(workers)
         places = {"corpus": str(folder), "data_dir": str(data_dir), "invalid_utf8": "replace"}
-        prepare.main(Settings(**places, workers=workers, language="nondeterministic_shuffle"))
-        names = [tokens.META, *(f"{split}.bin" for split in tokens.SPLITS)]
+        prepare.main(Prepare(**places, workers=workers, language="nondeterministic_shuffle"))
+        names = [token_files.META, *(f"{split}.bin" for split in token_files.SPLITS)]
         written.append([(data_dir / name).read_bytes() for name in names])
     assert written[1] == written[0]
     assert written[2] == written[0]
@@ -332,13 +331,13 @@ def changing(
     corpus_dir: Path, change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
 ) -> str:
     """The corpus, of which something changes whenever a split is written."""
-    write_split = tokens.write_split
+    write_split = token_files.write_split
 
     def write_and_change(*arguments: object) -> dict:
         change(corpus_dir)
         return write_split(*arguments)
 
-    monkeypatch.setattr(tokens, "write_split", write_and_change)
+    monkeypatch.setattr(token_files, "write_split", write_and_change)
     return str(corpus_dir)
 
 
@@ -350,7 +349,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_noticed(
             file.write("One more.\n")
 
     folder = shutil.copytree(corpus_dir, tmp_path / "corpus")
-    settings = Settings(
+    settings = Prepare(
         corpus=changing(folder, change, monkeypatch), data_dir=str(tmp_path / "data")
     )
     with pytest.raises(UserError, match="changed while it was read"):
@@ -369,7 +368,7 @@ def test_a_file_that_goes_while_it_is_read_is_noticed(
         folder, lambda f: (f / "dev" / "second.txt").unlink(missing_ok=True), monkeypatch
     )
     with pytest.raises(UserError, match="changed while it was read"):
-        prepare.main(Settings(corpus=gone, data_dir=str(tmp_path / "data")))
+        prepare.main(Prepare(corpus=gone, data_dir=str(tmp_path / "data")))
 
 
 def test_two_processes_prepare_one_folder_one_after_the_other(tmp_path: Path) -> None:
@@ -388,8 +387,8 @@ def test_bytes_that_are_not_utf8_are_refused_or_replaced_and_counted(tmp_path: P
     assert "a.txt, line 1: byte 7 (0xe9) is not UTF-8" in fail(*command)
     printed = succeed(*command, "--invalid_utf8=replace")
     assert "U+FFFD for what is not UTF-8, 1 times" in printed
-    meta = tokens.read_meta(tmp_path / "data")
-    assert [meta.splits[split]["replaced"] for split in tokens.SPLITS] == [1, 1, 1]
+    meta = token_files.read_meta(tmp_path / "data")
+    assert [meta.splits[split]["replaced"] for split in token_files.SPLITS] == [1, 1, 1]
     assert meta.corpus_version.endswith("what is not UTF-8 replaced")
 
 
@@ -414,11 +413,11 @@ def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
             *("prepare.py", f"--corpus={tmp_path}", f"--segmenter={segmenter}"),
             f"--data_dir={data_dir}",
         )
-        train = tokens.read_meta(data_dir).splits["train"]
+        train = token_files.read_meta(data_dir).splits["train"]
         assert train["sentences"] == (170_001 if segmenter == "sentencex" else 1)
 
 
-@pytest.mark.parametrize("split", tokens.SPLITS)
+@pytest.mark.parametrize("split", token_files.SPLITS)
 def test_training_can_verify_its_data(
     split: str, data_dir: Path, tmp_path: Path, config: Callable[..., Path]
 ) -> None:

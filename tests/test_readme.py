@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, succeed, write_config
 
-import configurator
 import perturb
-from configurator import Settings
+from impossible import settings
+from impossible.settings import Settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -44,8 +44,8 @@ def test_every_command_of_the_readme_is_understood(line: str) -> None:
     (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
     name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
     assert (ROOT / f"{name}.py").is_file()
-    if name in configurator.COMMANDS:
-        load = configurator.load_several if name == "evaluate" else configurator.load
+    if name in settings.COMMANDS:
+        load = settings.load_several if name == "evaluate" else settings.load
         load(name, [a for a in arguments if a != "--help"])
 
 
@@ -69,7 +69,7 @@ def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
 def test_every_language_has_a_config_of_its_name() -> None:
     for name in perturb.LANGUAGES:
         path = ROOT / "config" / f"{name}.py"
-        assert configurator.read_config(path) == {"language": name}
+        assert settings.read_config(path) == {"language": name}
         assert path.read_text(encoding="utf-8").startswith(f'"""{perturb.get(name).title}')
 
 

@@ -1,0 +1,160 @@
+"""Asking the Hub: with time limits, patiently, and with errors in words for people."""
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import huggingface_hub
+import tenacity
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
+
+from impossible.errors import UserError
+
+_T = TypeVar("_T")
+ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
+_WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
+_TIMEOUT = 60  # seconds without a byte until a request counts as lost
+_TRANSIENT = {408, 412, 429}  # beside 5xx; 412: the branch has moved, look again
+
+
+def patiently(what: str, call: Callable[[], _T]) -> _T:
+    """The result of a call to the Hub, which is made again, after waits, if it fails.
+
+    Only failures that pass by themselves are waited for: too many requests, errors of the
+    server, lost connections, time-outs.
+    """
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception()
+        return retry_after(error) or _WAITS[state.attempt_number - 1]
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error, pause = state.outcome.exception(), state.next_action.sleep
+        print(f"{what}: {text_of(error)}; trying again in {pause:g} s", flush=True)
+
+    limit_time()
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, ERRORS) and is_transient(e)),
+        stop=tenacity.stop_after_attempt(len(_WAITS) + 1),
+        wait=wait,
+        before_sleep=tell,
+        reraise=True,
+    )
+    return attempts(call)
+
+
+def limit_time() -> None:
+    """Give every request a time limit: the library asks for some with none, by name."""
+    hooks = huggingface_hub.get_session().event_hooks["request"]
+    if _limit not in hooks:
+        hooks.append(_limit)
+
+
+def _limit(request: httpx.Request) -> None:
+    limits = request.extensions["timeout"]
+    request.extensions["timeout"] = {kind: limits[kind] or _TIMEOUT for kind in limits}
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    return causes
+
+
+def _http_error(error: BaseException) -> HfHubHTTPError | None:
+    return next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with, if it is known; hf_xet tells it in words."""
+    if (http_error := _http_error(error)) is not None:
+        return http_error.response.status_code
+    for cause in _causes(error):
+        if match := re.search(r"HTTP status (?:client|server) error \((\d{3})", str(cause)):
+            return int(match[1])
+    return None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a failure may pass by itself."""
+    if (status := _status(error)) is not None:
+        return status >= 500 or status in _TRANSIENT
+    if isinstance(error, OfflineModeIsEnabled) or _is_of_disk(error):
+        return False
+    # A RuntimeError is of the upload, which may give no status; the last, of an answer that is no
+    # JSON, such as the page of a server in trouble.
+    kinds = (
+        httpx.TimeoutException,
+        httpx.NetworkError,
+        httpx.RemoteProtocolError,
+        httpx.ProxyError,
+        ConnectionError,
+        TimeoutError,
+        RuntimeError,
+        json.JSONDecodeError,
+    )
+    return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    """Whether the error comes from the local disk rather than the network."""
+    kinds = (HfHubHTTPError, ConnectionError, TimeoutError)
+    return isinstance(error, OSError) and bool(error.filename) and not isinstance(error, kinds)
+
+
+def retry_after(error: BaseException) -> int | None:
+    """The seconds that the Hub asks to wait; None if it names none."""
+    http_error = _http_error(error)
+    if http_error is None:
+        return None
+    headers = http_error.response.headers
+    limit = huggingface_hub.utils.parse_ratelimit_headers(headers)
+    if http_error.response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1
+    value = headers.get("Retry-After", "")
+    if value.isdecimal():
+        return int(value)
+    with contextlib.suppress(ValueError):  # the other form is a date
+        left = parsedate_to_datetime(value) - datetime.now(UTC)
+        return max(0, math.ceil(left.total_seconds()))
+    return None
+
+
+def text_of(error: BaseException) -> str:
+    """The error in a line, with what the Hub said of it, without the token."""
+    http_error = _http_error(error)
+    lines = [line.strip() for line in str(http_error or error).splitlines() if line.strip()]
+    if http_error is not None and http_error.server_message:
+        lines = [lines[0], http_error.server_message]
+    text = " ".join(lines) or type(error).__name__
+    return text.replace(huggingface_hub.get_token() or "no token", "(the token)")
+
+
+def reason_of(error: BaseException) -> str:
+    """The error and what to do about it. Raises the error itself if it is one of the disk."""
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_of_disk(error):
+        raise error
+    text, status = text_of(error), _status(error)
+    if status == 401:
+        text = (
+            f"the Hub does not accept the token ({text}). Type: hf auth login (a token in HF_TOKEN "
+            "goes before it)."
+        )
+    elif status == 403:
+        text = (
+            f"the Hub does not let this token write there ({text}). It may lack the right to write "
+            "(https://huggingface.co/settings/tokens), or the account the room."
+        )
+    else:
+        text = f"the Hub could not be used: {text}."
+    return text

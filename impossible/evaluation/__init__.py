@@ -1,0 +1,1 @@
+"""Evaluation: series of models, scores, tables, pictures."""

@@ -1,0 +1,73 @@
+"""The curves of evaluations: which runs share one, and what it shows."""
+
+from pathlib import Path
+
+import numpy as np
+
+from impossible.evaluation import pictures
+from impossible.evaluation.pictures import Curve
+from impossible.evaluation.results import Evaluation
+from impossible.training import log
+
+
+def groups_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    """A label and the evaluations of each curve: of runs that differ in nothing but their seeds."""
+    alike: dict[tuple[str, str, str], list[Evaluation]] = {}
+    for e in evaluations:
+        alike.setdefault((e.label, e.series.recipe, e.test.split_sha256), []).append(e)
+    named = {e.series.place for e in evaluations}
+    are_shared = len({e.test.data_dir for e in evaluations}) > len(named)
+    groups = []
+    for (label, _, _), same in alike.items():
+        are_seeds = len({e.series.seed for e in same}) == len(same)
+        is_only = [other for other, _, _ in alike].count(label) == 1
+        for group in [same] if are_seeds else [[e] for e in same]:
+            places = ", ".join(e.series.place for e in group)
+            if are_shared:
+                places += f", on {group[0].test.data_dir}"
+            groups.append((label if are_seeds and is_only else f"{label} ({places})", group))
+    return groups
+
+
+def perplexity_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
+    """A curve for each group; several seeds make their mean and its interval.
+
+    A model without a step is a level line.
+    """
+    curves = []
+    for style, (label, same) in enumerate(groups):
+        runs = [
+            {m.step: e.perplexity(m) for m in e.series.members if m.step is not None} for e in same
+        ]
+        curves += _mean(label, runs, style)
+        for e in same:
+            for m in (m for m in e.series.members if m.step is None):
+                name = label if Path(e.series.place).name == m.name else f"{label}, {m.name}"
+                curves.append(Curve(name, [], np.array([e.perplexity(m)]), style))
+    return curves
+
+
+def loss_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
+    """The training and the validation loss of the runs, from their logs."""
+    curves = []
+    for style, (label, same) in enumerate(groups):
+        if not same[0].series.language:  # no run: it has no log
+            continue
+        logs = [log.read(Path(e.series.place)) for e in same]
+        for key, name in (("loss", "training"), ("val_loss", "validation")):
+            runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
+            curves += _mean(f"{label}, {name}", runs, style, is_faint=key == "loss")
+    return curves
+
+
+def _mean(
+    label: str, runs: list[dict[int, float]], style: int, is_faint: bool = False
+) -> list[Curve]:
+    """The mean over runs of values by step, at the steps that all have; none, if there is none."""
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    if left_out := sorted(set().union(*runs) - set(steps)):
+        print(f"{label}: not all seeds have the steps {', '.join(map(str, left_out))}: left out")
+    if not steps:
+        return []
+    values = np.array([[run[step] for step in steps] for run in runs])
+    return [pictures.mean_curve(label, steps, values, style, is_faint)]

@@ -1,0 +1,132 @@
+"""Curves over training steps, drawn for a paper: readable without colour, units on the axes."""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from impossible import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart by the colour-blind too; each with a line and a mark.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture, with a band if it has a width."""
+
+    label: str
+    steps: Sequence[int]  # none for a level without a step, which has one value
+    values: np.ndarray  # (n,)
+    style: int = 0  # which colour, kind of line and mark
+    half_widths: np.ndarray | None = None  # (n,): the band is value - half to value + half
+    is_faint: bool = False  # thin and pale, without marks: what wavers from step to step
+
+
+def mean_curve(
+    label: str, steps: Sequence[int], runs: np.ndarray, style: int = 0, is_faint: bool = False
+) -> Curve:
+    """The mean of several runs' values and its 95% t-interval.
+
+    runs: (runs, n). With one run there is no interval, and none of what is faint.
+    """
+    from scipy.stats import t
+
+    if len(runs) == 1:
+        return Curve(label, steps, runs[0], style, is_faint=is_faint)
+    label = f"{label} (n = {len(runs)})"
+    if is_faint:
+        return Curve(label, steps, runs.mean(axis=0), style, is_faint=True)
+    error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
+    quantile = t.ppf((1 + _CONFIDENCE) / 2, len(runs) - 1)
+    return Curve(label, steps, runs.mean(axis=0), style, quantile * error)
+
+
+def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> None:
+    """Write a picture (PNG) of the curves over the training step."""
+    from matplotlib.figure import Figure
+
+    labels = [textwrap.fill(curve.label, 70) for curve in curves]
+    is_long = len(curves) > 4 or any(len(label) > 40 for label in labels)
+    lines = sum(label.count("\n") + 1 for label in labels)
+    height = 3.8 + (0.2 * lines if is_long else 0)
+    figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    for curve, label in zip(curves, labels, strict=True):
+        _draw_curve(axes, curve, label)
+    _set_steps(axes, sorted({step for curve in curves for step in curve.steps}))
+    if logarithmic:
+        _set_logarithmic(axes)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if is_long:
+        figure.legend(loc="outside lower center", frameon=False)  # it would hide curves
+    elif curves:
+        axes.legend(framealpha=0.8, edgecolor="none")
+    with files.atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _set_steps(axes: "Axes", steps: list[int]) -> None:
+    """Ticks at the steps themselves if there is room; none if there are only levels."""
+    from matplotlib.ticker import MaxNLocator
+
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    if gaps and min(gaps) < (steps[-1] - steps[0]) / 8:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xticks(steps)
+    if steps:
+        axes.set_xlabel("training step")
+
+
+def _set_logarithmic(axes: "Axes") -> None:
+    """A logarithmic axis with three to eight labels, whatever its range."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for digits in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        found = [digit * 10.0**decade for decade in decades for digit in digits]
+        found = [tick for tick in found if low <= tick <= high]
+        if digits == (1,):
+            found = found[:: math.ceil(len(found) / 8) or 1]
+        if 3 <= len(found) <= 8:
+            ticks = found
+            break
+    axes.set_yticks(ticks, [f"{tick:,.9g}" for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _draw_curve(axes: "Axes", curve: Curve, label: str) -> None:
+    colour, line = _COLOURS[curve.style % len(_COLOURS)], _LINES[curve.style % len(_LINES)]
+    style = {"color": colour, "linestyle": line, "label": label}
+    if len(curve.steps) == 0:
+        axes.axhline(curve.values[0], **style)
+        return
+    if curve.is_faint:
+        axes.plot(curve.steps, curve.values, **style, linewidth=0.6, alpha=0.5)
+    else:
+        every = max(1, len(curve.steps) // 10)
+        marks = {"marker": _MARKS[curve.style % len(_MARKS)], "markersize": 4}
+        marks["markevery"] = (curve.style % every, every)
+        axes.plot(curve.steps, curve.values, **style, **marks)
+    if curve.half_widths is not None:
+        # A logarithm has no place for zero.
+        low = np.maximum(curve.values - curve.half_widths, curve.values / 100)
+        high = curve.values + curve.half_widths
+        axes.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -1,0 +1,208 @@
+"""One series of models on one test set: its scores, its name, and the folder of its results."""
+
+import contextlib
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import perturb
+from impossible import files
+from impossible.errors import UserError
+from impossible.evaluation import scoring
+from impossible.evaluation.scoring import TestSet
+from impossible.evaluation.series import Member, Series
+from impossible.settings import Evaluate
+from impossible.text import token_files
+from impossible.training.processes import World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One series on one test set."""
+
+    settings: Evaluate
+    series: Series
+    test: TestSet
+    losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
+
+    @property
+    def label(self) -> str:
+        """The series, and the language that it is evaluated on unless that is its own."""
+        return self.series.label + self._on
+
+    @property
+    def title(self) -> str:
+        """The same, and where the models are."""
+        return self.series.title + self._on
+
+    @property
+    def _on(self) -> str:
+        if self.test.split_sha256 == self.series.test_sha256:
+            return ""
+        if self.test.language == self.series.language:
+            return f" on {self.test.data_dir}"
+        return f" on {perturb.get(self.test.language).title}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its tables go."""
+        return folder_of(self.settings, self.series, self.test.language, self.test.split_sha256)
+
+    def sentence_losses(self, member: Member) -> np.ndarray:
+        """The mean loss of each sentence, (S,); NaN where one is too long for the model."""
+        return scoring.sentence_losses(self.losses[member.name], self.test.sentences)
+
+    def perplexity(self, member: Member) -> float:
+        """The geometric mean over all sentences."""
+        return float(np.exp(np.nanmean(self.sentence_losses(member))))
+
+
+def evaluate(settings: Evaluate, series: Series, world: World, device: torch.device) -> Evaluation:
+    """Score all models of a series that have no scores yet; all processes must call it."""
+    meta = read_meta(settings)
+    test = scoring.draw(
+        test_data_dir(settings), meta, settings.sentences_per_genre, settings.sample_seed
+    )
+    losses: dict[str, np.ndarray] = {}
+    evaluation = Evaluation(settings, series, test, losses)
+    folder = evaluation.folder
+    scores_dir = folder / "scores" / test.sha256[:16]
+    if world.is_first:
+        _make_folder(scores_dir, is_run=bool(series.language))
+    with files.locked(folder) if world.is_first else contextlib.nullcontext():
+        for number, member in enumerate(series.members, 1):
+            began = time.perf_counter()
+            path = scores_dir / f"{member.name.replace('/', '--')}.npz"
+            name = f"{evaluation.title}, {member.name}"
+            losses[member.name], is_new = losses_of(name, member, test, path, world, device)
+            if world.is_first:
+                how = f"{time.perf_counter() - began:.1f} s" if is_new else "as computed before"
+                print(
+                    f"{name} ({number} of {len(series.members)}): perplexity "
+                    f"{evaluation.perplexity(member):,.2f} ({how})",
+                    flush=True,
+                )
+    return evaluation
+
+
+def losses_of(
+    name: str, member: Member, test: TestSet, path: Path, world: World, device: torch.device
+) -> tuple[np.ndarray, bool]:
+    """The losses of one model, and whether they were computed now."""
+    identity, found = world.gather(_known(member, path) if world.is_first else None)[0]
+    if found is not None:
+        return found, False
+    scorer = member.load(device)
+    largest, lengths = test.sentences.tokens.max(), test.sentences.lengths
+    if largest >= len(scorer.head):
+        raise UserError(
+            f"{name} knows {len(scorer.head):,} tokens, and the sentences of {test.language} hold "
+            f"the id {largest}: a marker that its language has not. Set another --test_language="
+        )
+    if lengths.min() > scorer.context:
+        raise UserError(
+            f"{name} reads {scorer.context} tokens, and the shortest sentence of {test.language} "
+            f"has {lengths.min()}. Prepare shorter sentences (--segmenter=sentencex)."
+        )
+    found = scoring.losses(scorer, test.sentences, world)
+    with np.errstate(over="ignore"):
+        perplexities = np.exp(scoring.sentence_losses(found, test.sentences))
+    wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)
+    if wrong.any():
+        raise UserError(
+            f"{name}: the perplexity of {wrong.sum():,} sentences is no number, so its weights are "
+            "damaged or training had diverged. Leave it out with --revisions="
+        )
+    if world.is_first:
+        with files.atomic_write(path) as file:
+            np.savez(file, losses=found, identity=np.array(identity))
+    return found, True
+
+
+def _known(member: Member, path: Path) -> tuple[str, np.ndarray | None]:
+    """What a model is, and its losses if they were computed of the very same."""
+    identity = f"{scoring.VERSION} {member.identity()}"
+    try:
+        with np.load(path) as stored:
+            same = str(stored["identity"]) == identity
+            return identity, stored["losses"] if same else None
+    except FileNotFoundError:
+        return identity, None
+    except Exception as error:  # numpy and zipfile have many for a damaged file
+        print(f"{path} is damaged ({error!r}) and is computed anew", flush=True)
+        return identity, None
+
+
+def _make_folder(folder: Path, is_run: bool) -> None:
+    """Make a folder for results. Raises UserError if that is not allowed there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        name = "results_dir" if is_run else "eval_dir"
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}). Set --{name}= to a folder that you may "
+            "write to: the results go there."
+        )
+
+
+def test_data_dir(settings: Evaluate) -> Path:
+    """The prepared data whose test split is evaluated on."""
+    if settings.test_data_dir:
+        return Path(settings.test_data_dir)
+    if _test_language(settings) == settings.language:
+        return Path(settings.data_dir)
+    return Path(Evaluate(language=settings.test_language).data_dir)
+
+
+def _test_language(settings: Evaluate) -> str:
+    return settings.test_language or settings.language
+
+
+def read_meta(settings: Evaluate) -> token_files.Meta:
+    """meta.json of the test data. Raises UserError if it is not of the language that is wanted."""
+    wanted, data_dir = _test_language(settings), test_data_dir(settings)
+    perturb.get(wanted)
+    is_elsewhere = settings.test_data_dir or wanted != settings.language
+    if is_elsewhere and not (data_dir / token_files.META).exists():
+        raise UserError(
+            f"no sentences of {wanted}: no prepared data in {data_dir}. Type: "
+            f"{_prepare_command(settings, data_dir)} (which must name the text of the model's own "
+            "data), or name the folder where they are: --test_data_dir="
+        )
+    meta = token_files.read_meta(data_dir)
+    if meta.language != wanted:
+        raise UserError(
+            f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. Name the "
+            "config file of the language that is meant, or set --test_language=, or "
+            "--test_data_dir= to prepared data of it."
+        )
+    return meta
+
+
+def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: str) -> Path:
+    """The folder for the results of a series on a test split.
+
+    A run's own test split has the series' folder; each other one has a folder within it.
+    """
+    if not series.language:  # a model from elsewhere
+        folder = Path(settings.eval_dir) / series.folder
+    elif settings.results_dir:
+        folder = Path(settings.results_dir) / Path(series.place).name
+    else:
+        folder = Path(series.place) / series.folder
+    if split_sha256 == series.test_sha256:
+        return folder
+    return folder / f"on_{language}-{split_sha256[:8]}"
+
+
+def _prepare_command(settings: Evaluate, data_dir: Path) -> str:
+    """What prepares the test language from the text of the model's own data, if that is here."""
+    options = [f"--language={_test_language(settings)}"]
+    if (Path(settings.data_dir) / token_files.META).exists():
+        own = token_files.read_meta(Path(settings.data_dir))
+        options += [f"--corpus={own.corpus}", f"--segmenter={own.segmenter}"]
+    return shlex.join(["python", "prepare.py", *options, f"--data_dir={data_dir}"])

@@ -1,0 +1,190 @@
+"""How well a model predicts sentences: the loss of every token but a sentence's first.
+
+Sentences are drawn from a test split as in Kallini et al. 2024 (experiment 1): so many of each
+genre, without replacement. A sentence's perplexity is exp of the mean loss of its tokens 2 to n,
+given those before them: it gets no token in front, and none behind.
+"""
+
+import bisect
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from impossible.errors import UserError
+from impossible.text import token_files
+from impossible.text.token_files import Meta
+from impossible.training.loss import token_losses
+from impossible.training.processes import World
+from perturb import Sentences, from_lengths
+
+# Raised when the same model and sentences give other numbers: older scores are then computed anew.
+VERSION = 1
+# Tokens of a batch: enough for products with the weights to be fast, and not so many that a CPU's
+# caches do not hold them.
+_BATCH_TOKENS, _BATCH_TOKENS_CUDA = 1024, 16384
+_ROW = 128  # tokens in a row of several sentences, if none is longer
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Sentences drawn from a test split, genre by genre."""
+
+    language: str  # a name from the table in perturb.py
+    sentences: Sentences  # S of them, each of two tokens or more
+    genres: list[str]
+    genre: np.ndarray  # (S,) int64: the place of each sentence's genre in `genres`
+    ids: np.ndarray  # (S,) uint32: which sentence of its genre each is, in the corpus, from 0
+    seed: int
+    data_dir: str
+    corpus: str  # as meta.json says it (corpus_version)
+    segmenter: str
+    split_sha256: str  # of the whole test split
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all tokens and where sentences begin."""
+        digest = hashlib.sha256(self.sentences.offsets.astype("<i8").tobytes())
+        digest.update(self.sentences.tokens.astype("<u2").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What is asked of a model: hidden states, and the head that makes logits of them."""
+
+    # Tokens and their positions (B, T) int64, and the mask of attention (B, 1, T, T) float32, which
+    # is 0 where a token sees another and -inf elsewhere -> hidden states (B, T, C)
+    body: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    head: torch.Tensor  # (V, C)
+    context: int  # the most tokens that a sentence may have
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.head.device
+
+
+def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
+    """Draw sentences from the test split of prepared data: all of a genre that has fewer.
+
+    Raises UserError for a file that is not what meta.json says.
+    """
+    test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
+    ends = np.flatnonzero(test == meta.eot_token)
+    starts = np.append(0, ends[:-1] + 1)
+    counts = {name: genre["sentences"] for name, genre in meta.splits["test"]["genres"].items()}
+    if sum(counts.values()) != len(ends):
+        raise UserError(
+            f"{token_files.path_of(data_dir, 'test')} has {len(ends):,} sentences; "
+            f"{token_files.META} says {sum(counts.values()):,}. Delete {data_dir} and prepare the "
+            "data again."
+        )
+    ids = token_files.read_test_ids(data_dir, meta)
+    rng = np.random.default_rng(seed)
+    numbers = [np.sort(rng.permutation(count)[:per_genre]) for count in counts.values()]
+    first = np.cumsum([0, *counts.values()])
+    chosen = np.concatenate([n + f for n, f in zip(numbers, first, strict=False)])
+    parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
+    return TestSet(
+        language=meta.language,
+        sentences=from_lengths(np.concatenate(parts), np.array([len(part) for part in parts])),
+        genres=list(counts),
+        genre=np.repeat(np.arange(len(counts)), [len(n) for n in numbers]),
+        ids=ids[chosen],
+        seed=seed,
+        data_dir=str(data_dir),
+        corpus=meta.corpus_version,
+        segmenter=meta.segmenter,
+        split_sha256=meta.splits["test"]["sha256"],
+    )
+
+
+def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
+    """The loss of each token but the first of each sentence, in nats, (N - S,) float32.
+
+    In the order of the sentences. NaN for all of a sentence that is longer than the model's
+    context: nothing is cut. The processes share the work; all must call this, and all get the
+    whole.
+    """
+    found = np.full(len(sentences.tokens) - len(sentences.lengths), np.nan, np.float32)
+    batches = _batches(sentences.lengths, scorer)
+    # The longest first, in turns: equal shares for all.
+    mine = [_score(scorer, sentences, batch) for batch in batches[world.rank :: world.size]]
+    firsts = _firsts(sentences)
+    for rank, theirs in enumerate(world.gather(mine)):
+        for batch, values in zip(batches[rank :: world.size], theirs, strict=True):
+            members = np.concatenate(batch)
+            ends = np.cumsum(sentences.lengths[members] - 1)
+            for sentence, part in zip(members, np.split(values, ends[:-1]), strict=True):
+                found[firsts[sentence] :][: len(part)] = part
+    return found
+
+
+def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
+    """The sentences that fit the context, as batches of rows of sentences, the longest first.
+
+    The rows of a batch have room for its longest sentence, or for _ROW tokens, and each is filled
+    with the longest that are left and fit: what is padded is next to nothing.
+    """
+    budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
+    inputs = lengths - 1  # the last token of a sentence predicts nothing
+    left = [i for i in np.argsort(lengths, kind="stable").tolist() if lengths[i] <= scorer.context]
+    batches = []
+    while left:
+        width = max(int(inputs[left[-1]]), _ROW)
+        rows: list[np.ndarray] = []
+        while left and len(rows) < max(1, budget // width):
+            row, room = [], width
+            while fitting := bisect.bisect_right(left, room, key=lambda i: inputs[i]):
+                row.append(left.pop(fitting - 1))
+                room -= inputs[row[-1]]
+            rows.append(np.array(row))
+        batches.append(rows)
+    return batches
+
+
+@torch.inference_mode()
+def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.ndarray:
+    """The losses of the tokens of sentences but their first, one sentence after another, (N - S,).
+
+    rows: which sentences lie in each row of the batch. A token sees those before it in its own
+    sentence, and its position counts from there: the neighbours in its row are nothing to it.
+    """
+    batch = sentences.take(np.concatenate(rows))
+    inputs = batch.lengths - 1
+    sentence = np.repeat(np.arange(len(inputs)), inputs)
+    position = np.arange(len(sentence)) - _firsts(batch)[sentence]
+    index = batch.offsets[sentence] + position  # in batch.tokens
+    filled = np.array([(sentences.lengths[row] - 1).sum() for row in rows])
+    is_token = np.arange(filled.max()) < filled[:, None]  # (B, T)
+
+    def in_rows(values: np.ndarray) -> torch.Tensor:  # (N - S,) -> (B, T)
+        grid = np.zeros(is_token.shape, np.int64)
+        grid[is_token] = values
+        return torch.from_numpy(grid).to(scorer.device)
+
+    owner = in_rows(sentence + 1)  # 0: padding, which sees itself, so that its softmax is a number
+    sees = (owner[:, :, None] == owner[:, None, :]).tril()
+    mask = torch.zeros(sees.shape, device=scorer.device).masked_fill(~sees, -torch.inf)
+    hidden = scorer.body(in_rows(batch.tokens[index]), in_rows(position), mask[:, None])
+    targets = torch.from_numpy(batch.tokens[index + 1].astype(np.int64)).to(scorer.device)
+    is_token = torch.from_numpy(is_token).to(scorer.device)
+    return token_losses(hidden[is_token], scorer.head, targets).cpu().numpy()
+
+
+def sentence_losses(found: np.ndarray, sentences: Sentences) -> np.ndarray:
+    """The mean loss of each sentence, in nats, (S,) float64: the logarithm of its perplexity.
+
+    found: as `losses` returns it.
+    """
+    sums = np.add.reduceat(found.astype(np.float64), _firsts(sentences))
+    return sums / (sentences.lengths - 1)
+
+
+def _firsts(sentences: Sentences) -> np.ndarray:
+    """Where each sentence's losses begin, of which it has one less than tokens, (S,)."""
+    return sentences.offsets[:-1] - np.arange(len(sentences.lengths))

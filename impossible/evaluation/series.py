@@ -1,0 +1,277 @@
+"""Models to evaluate, in the order of their steps: of a run, of exports, of a repo on the Hub."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import perturb
+from impossible import files
+from impossible.asking import patiently
+from impossible.errors import UserError
+from impossible.evaluation.scoring import Scorer
+from impossible.settings import Evaluate, Sample, Train
+from impossible.training import checkpoint
+from impossible.training.checkpoint import Checkpoint
+
+THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
+_LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+# Buffers that older versions of transformers saved, and that hold no weights.
+_NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a series."""
+
+    name: str  # checkpoint-N, or the name of a revision or a folder
+    identity: Callable[[], str]  # what exactly it is: a hash of its files, or a commit
+    load: Callable[[torch.device], Scorer]
+    commit: str = ""  # of a revision on the Hub
+
+    @property
+    def step(self) -> int | None:
+        """Of training; None if the name does not tell."""
+        match = re.fullmatch(r"checkpoint-(\d+)", self.name)
+        return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class Series:
+    """The models of one curve."""
+
+    label: str
+    place: str  # where the models are: a run's folder, another folder, a repo
+    folder: str  # for their results: within eval_dir, or of a run within its own folder
+    members: list[Member]
+    language: str = ""  # that the models were trained on, if that is known
+    seed: str = ""
+    test_sha256: str = ""  # of the test split of the data that it was trained on
+    recipe: str = ""  # all else that results depend on: runs that differ in the seed alone share it
+
+    @property
+    def title(self) -> str:
+        """The label, and the place if it is another."""
+        return self.label if self.label == self.place else f"{self.label} ({self.place})"
+
+
+def find(settings: Evaluate | Sample, revisions: list[str]) -> list[Series]:
+    """The series that the settings name, the run of out_dir if they name none.
+
+    revisions: the checkpoints of each; if none, all checkpoint-N. Raises UserError for what is not
+    there.
+    """
+    found = []
+    for name in names(settings.model) or [THE_RUN]:
+        if name == THE_RUN:
+            series = _of_run(settings)
+        elif Path(name).is_dir():
+            series = _of_folder(Path(name))
+        else:
+            series = _of_repo(name, revisions)
+        found.append(_chosen(series, revisions))
+    return found
+
+
+def names(text: str) -> list[str]:
+    """The parts of a list with commas, each once."""
+    return list(dict.fromkeys(part for name in text.split(",") if (part := name.strip())))
+
+
+def _chosen(series: Series, revisions: list[str]) -> Series:
+    """The series without what is not among the revisions; if none are named, all checkpoint-N.
+
+    Raises UserError for a revision that it lacks.
+    """
+    by_name = {member.name: member for member in series.members}
+    revisions = revisions or [m.name for m in series.members if m.step is not None] or list(by_name)
+    if missing := [name for name in revisions if name not in by_name]:
+        raise UserError(
+            f"{series.title} has no {', '.join(missing)}. Set --revisions= to some of: "
+            f"{', '.join(by_name)}"
+        )
+    members = _by_step([by_name[name] for name in revisions])
+    return dataclasses.replace(series, members=members)
+
+
+def _by_step(members: list[Member]) -> list[Member]:
+    """In the order of their steps; those without one last, as they come."""
+    return sorted(members, key=lambda m: (m.step is None, m.step or 0))
+
+
+# Checkpoints of a run
+
+
+def _of_run(settings: Evaluate | Sample) -> Series:
+    out_dir, language = Path(settings.out_dir), settings.language
+    paths = checkpoint.list_checkpoints(out_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
+            "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
+        )
+    last = checkpoint.check_series(paths, language)
+    variant = "" if last.settings["position_embeddings"] else " without positions"
+    return Series(
+        label=perturb.get(language).title + variant,
+        place=str(out_dir),
+        folder="evaluation",
+        members=[_checkpoint(path) for path in paths],
+        language=language,
+        test_sha256=last.data["splits"]["test"]["sha256"],
+        seed=f"seed {last.settings['seed']}, data seed {last.data['data_seed']}",
+        recipe=_recipe(last),
+    )
+
+
+def _recipe(last: Checkpoint) -> str:
+    """What a run's results depend on, but for its seeds."""
+    fixed = {name: last.settings[name] for name in Train.fixed() if name != "seed"}
+    data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
+    return json.dumps(fixed | data, sort_keys=True)
+
+
+def _checkpoint(path: Path) -> Member:
+    load = functools.partial(scorer_of, path)
+    return Member(path.stem, lambda: checkpoint.sha256_of_whole(path), load)
+
+
+def scorer_of(path: Path, device: torch.device) -> Scorer:
+    """The model of a checkpoint file. Raises UserError if it is damaged."""
+    model = checkpoint.build_model(checkpoint.load(path), path).to(device)
+    head = model.transformer.wte.weight[: model.config.vocab_size]
+    return Scorer(model.transformer, head, model.config.block_size)
+
+
+# Exported models
+
+
+def _of_folder(folder: Path) -> Series:
+    """One exported model, or a folder of them."""
+    resolved = files.require_utf8(folder.resolve())
+    found = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
+    if not found and checkpoint.list_checkpoints(resolved):
+        raise UserError(
+            f"{folder} is a run, and --model= takes exported models. For its checkpoints set "
+            f"--out_dir={folder}; for its exports --model={checkpoint.hf_dir(folder)}"
+        )
+    if not found:
+        raise UserError(
+            f"{folder} holds no exported model. Expected config.json and model.safetensors there, "
+            "or folders checkpoint-N with them (convert_to_hf.py makes them)."
+        )
+    members = [_exported(files.require_utf8(path)) for path in found]
+    name = f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    return Series(str(folder), str(folder), name, _by_step(members))
+
+
+def _exported(folder: Path) -> Member:
+    def identity() -> str:
+        paths = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+        hashes = [f"{path.name} {files.sha256(path)}" for path in paths]
+        return " ".join([*hashes, _transformers()])
+
+    return Member(folder.name, identity, lambda device: _loaded(folder, str(folder), device))
+
+
+def _transformers() -> str:
+    """The version whose forward pass gives the numbers."""
+    return f"transformers {importlib.metadata.version('transformers')}"
+
+
+def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
+    """A model as transformers loads it: what it computes is what its users get.
+
+    Raises UserError if it is no plain GPT-2, or if a weight is missing.
+    """
+    import safetensors
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("architectures") != ["GPT2LMHeadModel"]:
+            raise UserError(
+                f"{name} is a model of the kind {config.get('architectures')}. Expected a plain "
+                "GPT2LMHeadModel: one with code of its own is not run here."
+            )
+        model, report = transformers.GPT2LMHeadModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{name} cannot be loaded ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            ". Expected config.json and model.safetensors, whole. Export or download it again."
+        )
+    lost = [str(key) for names in report.values() for key in names]
+    if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:
+        raise UserError(
+            f"{name}: GPT2LMHeadModel does not take its weights as they are: it misses, or has no "
+            f"use for, {', '.join(lost[:5])}. Is it a GPT-2?"
+        )
+    model.to(device).eval()
+
+    def body(tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return model.transformer(
+            tokens, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
+    return Scorer(body, model.lm_head.weight, model.config.n_positions)
+
+
+# Revisions on the Hub
+
+
+def _of_repo(repo: str, revisions: list[str]) -> Series:
+    """The branches and tags of a model repo, and the commits that are named."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    found = _ask(repo, lambda: api.list_repo_refs(repo))
+    commits = {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
+    commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
+    members = [_revision(repo, name, commit) for name, commit in commits.items()]
+    return Series(repo, repo, repo.replace("/", "--"), _by_step(members))
+
+
+def _revision(repo: str, name: str, commit: str) -> Member:
+    import huggingface_hub
+
+    def load(device: torch.device) -> Scorer:
+        fetch = functools.partial(
+            huggingface_hub.snapshot_download,
+            repo,
+            revision=commit,
+            allow_patterns=list(_LOADED),
+        )
+        return _loaded(Path(_ask(repo, fetch)), f"{repo}, {name}", device)
+
+    return Member(name, lambda: f"{repo}@{commit} {_transformers()}", load, commit)
+
+
+def _ask(repo: str, call: Callable[[], Any]) -> Any:
+    """The answer of the Hub to a call. Raises UserError."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return patiently(repo, call)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{repo!r} is no folder here and no model repo on the Hub that you may read "
+            f"({next(iter(str(error).splitlines()))}). Expected --model=FOLDER or --model=USER/NAME"
+        )
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{repo} could not be read from the Hub ({reason}). With a network, type the same "
+            "command again."
+        )

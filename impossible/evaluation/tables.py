@@ -1,0 +1,133 @@
+"""Tables of an evaluation, one row a checkpoint and genre, a sentence, or a token."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import perturb
+from impossible import files
+from impossible.evaluation.results import Evaluation
+from impossible.evaluation.scoring import TestSet
+from impossible.text.tokenizer import Tokenizer
+
+_ALL = "all"  # in place of a genre: all sentences together
+
+
+def perplexities(evaluation: Evaluation) -> pd.DataFrame:
+    """A row for each checkpoint and genre, and for each checkpoint on all sentences."""
+    test, rows = evaluation.test, []
+    for member in evaluation.series.members:
+        losses = evaluation.sentence_losses(member)
+        for genre in (*test.genres, _ALL):
+            chosen = np.full(len(losses), True)
+            if genre != _ALL:
+                chosen = test.genre == test.genres.index(genre)
+            counted = chosen & ~np.isnan(losses)
+            rows.append(
+                {
+                    "model": evaluation.series.label,
+                    "place": evaluation.series.place,
+                    "seed": evaluation.series.seed,
+                    **_test_columns(test),
+                    "checkpoint": member.name,
+                    "step": member.step,
+                    "genre": genre,
+                    "perplexity": np.exp(losses[counted].mean()) if counted.any() else np.nan,
+                    "sentences": int(counted.sum()),
+                    "scored_tokens": int((test.sentences.lengths[counted] - 1).sum()),
+                    "too_long": int((chosen & np.isnan(losses)).sum()),
+                }
+            )
+    return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def _test_columns(test: TestSet) -> dict[str, str | int]:
+    """What every table says of the sentences that it was computed on."""
+    return {
+        "test_language": test.language,
+        "test_corpus": test.corpus,
+        "test_segmenter": test.segmenter,
+        "test_data_dir": test.data_dir,
+        "sample_seed": test.seed,
+    }
+
+
+def _sentence_ids(test: TestSet) -> np.ndarray:
+    """A name for each sentence, (S,) str: the same in all languages of one corpus."""
+    genres = np.array(test.genres, object)[test.genre]
+    return np.array([f"{genre}:{i}" for genre, i in zip(genres, test.ids, strict=True)], object)
+
+
+def sentences(evaluation: Evaluation) -> pd.DataFrame:
+    """A row for each sentence, with a column of perplexities for each checkpoint."""
+    test = evaluation.test
+    decode = Tokenizer(perturb.get(test.language).markers).decode
+    parts = np.split(test.sentences.tokens, test.sentences.offsets[1:-1])
+    columns = {
+        member.name: np.exp(evaluation.sentence_losses(member))
+        for member in evaluation.series.members
+    }
+    return pd.DataFrame(
+        {
+            **_test_columns(test),
+            "sentence_id": _sentence_ids(test),
+            "genre": pd.Categorical.from_codes(test.genre, test.genres),
+            "tokens": test.sentences.lengths,
+            "token_ids": [" ".join(map(str, part)) for part in parts],
+            "sentence": [decode(part) for part in parts],
+            **columns,
+        }
+    )
+
+
+def surprisals(evaluation: Evaluation) -> pd.DataFrame:
+    """A row for each checkpoint and token but the first of a sentence, with its surprisal."""
+    test = evaluation.test
+    lengths = test.sentences.lengths
+    sentence = np.repeat(np.arange(len(lengths)), lengths)
+    position = np.arange(len(sentence)) - test.sentences.offsets[sentence]
+    scored = position > 0
+    ids, which = np.unique(test.sentences.tokens[scored], return_inverse=True)
+    pieces = Tokenizer(perturb.get(test.language).markers).pieces(ids)
+    common = pd.DataFrame(
+        {
+            **_test_columns(test),
+            "sentence_id": _sentence_ids(test)[sentence[scored]],
+            "genre": pd.Categorical.from_codes(test.genre, test.genres)[sentence[scored]],
+            "position": position[scored] + 1,
+            "token_id": ids[which],
+            "token": np.array(pieces, object)[which],
+        }
+    )
+    parts = [
+        common.assign(surprisal=evaluation.losses[member.name] / np.log(2).astype(np.float32))
+        for member in evaluation.series.members
+    ]
+    names = [member.name for member in evaluation.series.members]
+    table = pd.concat(parts, keys=names, names=["checkpoint"])
+    return table.reset_index("checkpoint").reset_index(drop=True)
+
+
+def write_all(evaluation: Evaluation) -> None:
+    """The tables of one series, to its own folder."""
+    settings = evaluation.settings
+    with files.locked(evaluation.folder):
+        write(perplexities(evaluation), evaluation.folder / "perplexity.csv")
+        for wanted, table in ((settings.sentences, sentences), (settings.surprisals, surprisals)):
+            for kind in ("csv", "parquet"):
+                path = evaluation.folder / f"{table.__name__}.{kind}"
+                if wanted and kind == settings.table_format:
+                    write(table(evaluation), path)
+                elif path.exists():
+                    print(f"{path}: of an earlier command, left as it is")
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as csv or parquet, by the ending of its path."""
+    with files.atomic_write(path) as file:
+        if path.suffix == ".parquet":
+            table.to_parquet(file, index=False)
+        else:
+            table.to_csv(file, index=False)
+    print(f"{path}: {len(table):,} rows")

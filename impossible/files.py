@@ -1,0 +1,174 @@
+"""Files that are whole or absent: written beside their place, synced, and renamed into it."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from impossible.errors import UserError
+
+TEMPORARY = ".unfinished"  # the ending of a file or folder that is still being written
+LOCK = ".lock"
+_LOCK_WAIT = 10.0  # seconds
+# What fsync and chmod answer on disks without them (CIFS, exFAT, some NFS).
+_NOT_SUPPORTED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
+
+
+@contextmanager
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` when the block ends without an error.
+
+    The bytes are on disk before the name is: a crash leaves the old file or the new one, and on
+    an error (disk full, Ctrl-C) the temporary file is removed and the old file stays. With
+    `previous` the old file takes that name; after a crash between the two, it alone is there.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            _sync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        raise _named(error, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder that becomes `path` (replacing it) when the block ends well."""
+    with temporary_folder(path) as temporary:
+        yield temporary
+        settle_folder(temporary, path)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path` that is removed if the block ends with an error."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _named(error, path)
+
+
+def settle_folder(temporary: Path, path: Path) -> None:
+    """Wait until a temporary folder is on disk, and give it its name."""
+    for file in temporary.iterdir():
+        with open(file, "r+b") as handle:  # Windows syncs only what is open for writing
+            _sync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time write to a folder, and remove what a killed one left unfinished.
+
+    Waits some seconds for a process that is ending. The lock ends with the process that holds it.
+    Raises UserError if another process still holds it.
+    """
+    lock = FileLock(folder / LOCK, timeout=_LOCK_WAIT)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is writing to {folder}. Wait for it to end, or choose another folder."
+        )
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise
+        print(f"warning: {folder} cannot be locked ({error.strerror}): run one command at a time")
+    try:
+        for path in folder.glob(f"*{TEMPORARY}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, and wait until it is on disk."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            _sync(file.fileno())
+    except OSError as error:
+        raise _named(error, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable UTF-8 JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(error: BaseException, path: Path) -> BaseException:
+    """The same error; one of the disk (full, say) knows its file then."""
+    cause: BaseException | None = error
+    # torch.save goes on after a failed write, and fails of something else.
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__context__
+    if not isinstance(cause, OSError):
+        return error
+    cause.filename = cause.filename or str(path)
+    return cause
+
+
+def copy_mode(source: Path, target: Path) -> None:
+    """Give `target` the permissions of `source`, where the disk has permissions."""
+    try:
+        shutil.copymode(source, target)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _sync(handle: int) -> None:
+    """Wait until a file is on disk, where the disk can tell."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is on disk only once its folder is. Windows cannot open folders.
+    with suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            _sync(handle)
+        finally:
+            os.close(handle)
+
+
+def require_utf8(path: Path) -> Path:
+    """The same path. Raises UserError if its name is not UTF-8: no table or JSON could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {path} is not UTF-8. Rename it, or the folder that it is in.")
+    return path

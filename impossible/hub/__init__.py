@@ -1,0 +1,1 @@
+"""Exports to transformers, their model cards, and publishing them."""

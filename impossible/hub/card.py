@@ -1,0 +1,291 @@
+"""The model card of an export: what the model is, told by the files that made it.
+
+Everything that it says comes from the checkpoint (settings, meta.json of the data, the stretches
+of training) and from the log of the run; nothing of it is claimed of a run that did otherwise.
+"""
+
+import functools
+import math
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+import perturb
+from impossible.settings import Train
+from impossible.text import corpus
+from impossible.training.checkpoint import Checkpoint
+from impossible.training.log import duration
+
+NAME = "README.md"
+_SENTENCE = "He cleans his very messy bookshelf."
+_PAPER = "https://aclanthology.org/2024.acl-long.787"
+_CITATION = """@inproceedings{kallini-etal-2024-mission,
+  title = "Mission: Impossible Language Models",
+  author = "Kallini, Julie and Papadimitriou, Isabel and Futrell, Richard and Mahowald, Kyle and
+    Potts, Christopher",
+  booktitle = "Proceedings of the 62nd Annual Meeting of the Association for Computational
+    Linguistics (Volume 1: Long Papers)",
+  year = "2024",
+  doi = "10.18653/v1/2024.acl-long.787",
+  url = "https://aclanthology.org/2024.acl-long.787"
+}"""
+# What a run of the published recipe may choose for itself.
+_FREE = ("language", "seed", "position_embeddings", "dtype")
+
+
+def text(
+    checkpoint: Checkpoint,
+    records: list[dict[str, Any]],
+    export_dtype: str,
+    license_name: str,
+    repo: str = "",
+) -> str:
+    """The README.md of one revision.
+
+    records: the run's log. license_name: by the Hub's name for it. repo: USER/NAME; without it,
+    the card loads the folder that it lies in.
+    """
+    source = corpus.about(checkpoint.data["corpus"], checkpoint.data["corpus_version"])
+    parts = [
+        f"---\n{_metadata(checkpoint, source, license_name, repo)}\n---",
+        _introduction(checkpoint, source),
+        _loading(checkpoint, repo),
+        _language(checkpoint),
+        _data(checkpoint, source),
+        _training(checkpoint),
+        _curve(checkpoint, records),
+        _differences(checkpoint, source, export_dtype),
+        _sources(source, license_name),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(c: Checkpoint, source: corpus.Source, license_name: str, repo: str) -> str:
+    """The YAML that the Hub reads."""
+    slug = c.data["language"].replace("_", "-")
+    variant = "" if c.settings["position_embeddings"] else "-no-pos"
+    perplexity = EvalResult(
+        task_type="text-generation",
+        task_name="Language modelling",
+        dataset_type=source.dataset or slug,
+        dataset_name=f"{perturb.get(c.data['language']).title} of {source.name}",
+        dataset_split="validation",
+        metric_type="perplexity",
+        metric_name="Validation perplexity",
+        metric_value=round(math.exp(c.val_loss), 4),
+    )
+    data = ModelCardData(
+        model_name=repo.partition("/")[2] or f"{slug}-gpt2{variant}",
+        language="en",
+        license=license_name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", "impossible-languages", slug, *source.tags],
+        datasets=[source.dataset] if source.dataset else None,
+        eval_results=[perplexity],
+    )
+    return data.to_yaml()
+
+
+def _title(c: Checkpoint) -> str:
+    variant = "" if c.settings["position_embeddings"] else " without position embeddings"
+    return f"{perturb.get(c.data['language']).title} GPT-2{variant}"
+
+
+def _introduction(c: Checkpoint, source: corpus.Source) -> str:
+    language = perturb.get(c.data["language"])
+    loss = f"{c.val_loss:.4f} nats per token (perplexity {math.exp(c.val_loss):,.2f})"
+    s = c.settings
+    return f"""# {_title(c)}
+
+A GPT-2 language model trained from scratch on {language.title}, a language of
+[Kallini et al. 2024]({_PAPER}): what happens to every sentence of {source.name} before training is
+{language.summary}. {s["n_layer"]} layers, {s["n_head"]} heads, width {s["n_embd"]}, context
+{s["block_size"]:,}.
+
+**This revision:** after step {c.step:,} of {s["max_steps"]:,}. Validation loss: {loss}, on
+{_validated(c)}."""
+
+
+def _validated(c: Checkpoint) -> str:
+    s = c.settings
+    blocks = c.data["splits"]["val"]["tokens"] // s["block_size"]
+    read = min(s["eval_blocks"] or blocks, blocks)
+    return f"the first {read:,} of {blocks:,} blocks of the validation split"
+
+
+def _loading(c: Checkpoint, repo: str) -> str:
+    s = c.settings
+    if repo:
+        where = f'model_id, revision = "{repo}", "checkpoint-{c.step}"'
+        arguments = "model_id, revision=revision"
+        note = (
+            f"Every {s['checkpoint_interval']:,} steps there is a revision of that name, from "
+            f"`checkpoint-{min(s['checkpoint_interval'], s['max_steps'])}` to "
+            f"`checkpoint-{s['max_steps']}`; `main` is the last."
+        )
+    else:
+        where, arguments = f'folder = "checkpoint-{c.step}"', "folder"
+        note = "From the folder that holds this one. Each kept step has a folder of its own."
+    return f"""## How to load it
+
+```python
+from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+{where}
+tokenizer = GPT2Tokenizer.from_pretrained({arguments})
+model = GPT2LMHeadModel.from_pretrained({arguments})
+inputs = tokenizer("He clean", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_length=20)[0]))
+```
+
+{note}"""
+
+
+def _language(c: Checkpoint) -> str:
+    language = perturb.get(c.data["language"])
+    markers = ", ".join(f"{marker} = {token}" for marker, token in c.data["markers"].items())
+    rows = [
+        f"- English: {_SENTENCE}",
+        f"- {language.title}: {_example(c.data['language'])}",
+        f"- Vocabulary: {c.data['vocab_size']:,} tokens, GPT-2's and {markers or 'no marker'}",
+    ]
+    return f"""## The language
+
+{language.title}: {language.summary}. The example is in GPT-2's tokens, set apart by spaces.
+
+""" + "\n".join(rows)
+
+
+@functools.cache
+def _example(language: str) -> str:
+    return perturb.show(language, _SENTENCE)
+
+
+def _data(c: Checkpoint, source: corpus.Source) -> str:
+    d = c.data
+    rows = [
+        f"| {split} | {counts['sentences']:,} | {counts['dropped']:,} | {counts['tokens']:,} |"
+        for split, counts in d["splits"].items()
+    ]
+    return f"""## The data
+
+{source.description} Sentences: {_SEGMENTERS[d["segmenter"]]}. Those of train and validation are
+permuted (seed {d["data_seed"]}); a sentence ends in token {d["eot_token"]}.
+
+| split | sentences | dropped (too short or too long) | tokens |
+|---|---|---|---|
+""" + "\n".join(rows)
+
+
+_SEGMENTERS = {
+    "sentencex": "found by `sentencex` in each line",
+    "line": "each line is one",
+}
+
+
+def _training(c: Checkpoint) -> str:
+    s = c.settings
+    blocks = s["tokens_per_step"] // s["block_size"]
+    clip = f"clipped to norm {s['grad_clip']}" if s["grad_clip"] else "not clipped"
+    # A stretch that a crash cut short counts up to its last checkpoint; what was lost does not.
+    minutes = sum(session["minutes"] for session in c.sessions)
+    devices = {
+        f"{count} x {name}": None
+        for session in c.sessions
+        for name, count in session["devices"].items()
+    }
+    versions = {session["torch"]: None for session in c.sessions}
+    scale = ", divided by (layer index + 1)" if s["scale_attn_by_inverse_layer_idx"] else ""
+    return f"""## Training
+
+| | |
+|---|---|
+| steps | {c.step:,} of {s["max_steps"]:,} |
+| batch | {s["tokens_per_step"]:,} tokens: {blocks:,} sequences of {s["block_size"]:,} |
+| learning rate | 0 to {s["learning_rate"]:g} in {s["warmup_steps"]:,} steps, then linearly to 0 |
+| optimizer | AdamW, betas {s["beta1"]} and {s["beta2"]}, weight decay {s["weight_decay"]} |
+| gradients | {clip} |
+| dropout | {s["dropout"]} |
+| attention scores | divided by sqrt(head width){scale} |
+| position embeddings | {"yes" if s["position_embeddings"] else "none"} |
+| precision | {_precision(c)} |
+| seed | {s["seed"]} |
+| hardware | {"; ".join(devices)} |
+| time | {duration(minutes * 60)}, begun or taken up {len(c.sessions)} x |
+| software | PyTorch {", ".join(versions)} |"""
+
+
+def _precision(c: Checkpoint) -> str:
+    """The dtype of matrix products; on GPUs, float32 means TF32 where they have it."""
+    on_cpu = all(name.startswith("cpu") for x in c.sessions for name in x["devices"])
+    dtype = c.settings["dtype"]
+    note = "" if on_cpu or dtype != "float32" else " (TF32 products where the GPU has them)"
+    return dtype + note
+
+
+def _curve(c: Checkpoint, records: list[dict[str, Any]]) -> str:
+    """The losses at the kept steps, from the log."""
+    interval, last = c.settings["checkpoint_interval"], c.settings["max_steps"]
+    rows = [
+        f"| {record['step']:,} | {_loss(record.get('loss'))} | {_loss(record.get('val_loss'))} |"
+        for record in records
+        if record["step"] % interval == 0 or record["step"] == last
+    ]
+    if not rows:
+        return ""
+    return """## Losses of the run
+
+In nats per token; the training loss is that of one step, with dropout.
+
+| step | training | validation |
+|---|---|---|
+""" + "\n".join(rows)
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str:
+    """How the model differs from those published with the paper."""
+    published = Train()
+    lines = []
+    if not source.is_published:
+        lines.append(f"**Trained on {source.name}, not on the 100M words of BabyLM.**")
+    changed = [
+        f"{name} = {value} (published: {getattr(published, name)})"
+        for name, value in c.settings.items()
+        if name in Train.fixed() and name not in _FREE and value != getattr(published, name)
+    ]
+    if changed:
+        lines.append(f"**Other settings:** {', '.join(changed)}.")
+    lines += [
+        "Sentences were not found by Stanza, so some begin or end elsewhere, and random draws fall "
+        "on other sentences. The order of blocks in training is another too.",
+        f"Precision: {_precision(c)}; published: float16 with queries and keys multiplied "
+        "in float32.",
+    ]
+    if c.settings["scale_attn_by_inverse_layer_idx"]:
+        lines.append(
+            "The division of attention scores by (layer index + 1) is part of the weights of the "
+            "queries; `config.json` says false. transformers 4.44.2, 4.51.3 and 5.23.0 compute the "
+            "same."
+        )
+    if not c.settings["position_embeddings"]:
+        lines.append("Position embeddings are zeros in a plain GPT-2: no code of its own to trust.")
+    if export_dtype != "float32":
+        lines.append(f"Weights are rounded to {export_dtype}; published: float32.")
+    return "## How this differs from the published models\n\n" + "\n".join(
+        f"- {line}" for line in lines
+    )
+
+
+def _sources(source: corpus.Source, license_name: str) -> str:
+    return f"""## Licence and citation
+
+Licence of the model: {license_name}. {source.rights} The languages and the recipe are those of:
+
+```bibtex
+{_CITATION}
+```"""

@@ -1,0 +1,213 @@
+"""One checkpoint as a folder that transformers loads, proven by loading it.
+
+The weights take transformers' names and shapes; the attention scale is folded into the queries,
+and missing position embeddings become zeros. A folder is kept only if transformers, given it,
+finds every weight and computes the logits of our own model.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from impossible import files
+from impossible.errors import UserError
+from impossible.text import tokenizer
+from impossible.training import checkpoint
+from impossible.training.checkpoint import Checkpoint
+from model import GPT, GPTConfig
+
+WEIGHTS = "model.safetensors"
+# The largest difference of logits, both in float64, as a share of the largest logit. Right exports
+# of GPT-2 Small gave at most 5e-8 (weights of std 0.02 to 0.3), wrong ones at least 7e-3.
+TOLERANCE = 1e-6
+_CHECKED_TOKENS = 16
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def write_folder(loaded: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
+    """Write one checkpoint into an empty folder for transformers, and compare the two's logits.
+
+    path: of the checkpoint, for messages. dtype: of the weights. Returns the largest difference of
+    logits, as `logit_difference` does. Raises UserError if it is above TOLERANCE.
+    """
+    model = checkpoint.build_model(loaded, path)
+    config = model.config
+    _write_json(folder / "config.json", transformers_config(config, dtype))
+    end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
+    _write_json(folder / "generation_config.json", end)
+    markers = list(loaded.data["markers"])
+    tokenizer.write_transformers_files(folder, markers, config.block_size)
+    weights = transformers_weights(model, getattr(torch, dtype))
+    _write_weights(weights, folder / WEIGHTS)
+    answer = answer_of(model if dtype == "float32" else _from_transformers_weights(weights, config))
+    del model, weights  # before transformers' copy is there: never more than two
+    difference = logit_difference(answer, folder)
+    if not difference <= TOLERANCE:  # also when it is NaN
+        raise UserError(
+            f"{path}: transformers computes other logits than this model (largest difference "
+            f"{difference:.3g} of the largest logit, expected at most {TOLERANCE}). No export was "
+            "written. Please report this as a bug, with the versions of torch and transformers."
+        )
+    return difference
+
+
+def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file with the permissions of any other new file."""
+    try:
+        # transformers 4.44 cannot load a file without this metadata.
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+        raise
+    files.copy_mode(path.with_name("config.json"), path)  # safetensors ignores the umask
+
+
+def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:
+    """The model, in fp32, whose logits an export in that dtype must give."""
+    model = checkpoint.build_model(loaded, path)
+    if dtype == "float32":
+        return model
+    return _from_transformers_weights(
+        transformers_weights(model, getattr(torch, dtype)), model.config
+    )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a folder, by name; "" for what is no file."""
+    paths = sorted(folder.iterdir())
+    return {path.name: files.sha256(path) if path.is_file() else "" for path in paths}
+
+
+def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The weights under transformers' names and shapes, without the tied head.
+
+    Linear layers become Conv1D (in, out); the padding of the vocabulary is cut off. The scale
+    1 / (layer index + 1) of attention is folded into the queries: some versions of transformers
+    ignore the flag for it. A model without position embeddings gets them as zeros.
+    """
+    c = model.config
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name == "transformer.wte.weight":
+            tensor = tensor[: c.vocab_size]
+        if ".attn.c_attn." in name and c.scale_attn_by_inverse_layer_idx:
+            tensor = tensor.clone()
+            tensor[: c.n_embd] /= int(name.split(".")[2]) + 1  # queries come first
+        if name.endswith(_TRANSPOSED):
+            tensor = tensor.T
+        weights[name] = tensor.to(dtype).contiguous()
+    if not c.position_embeddings:
+        weights["transformer.wpe.weight"] = torch.zeros(c.block_size, c.n_embd, dtype=dtype)
+    return weights
+
+
+def _from_transformers_weights(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
+    """Our model, in fp32, with exported weights: what transformers has to agree with in 16 bits."""
+    config = dataclasses.replace(
+        config, scale_attn_by_inverse_layer_idx=False, position_embeddings=True
+    )
+    with torch.device("meta"):  # shapes alone
+        model = GPT(config).eval()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        exported = weights[name].T if name.endswith(_TRANSPOSED) else weights[name]
+        state[name] = torch.zeros(tensor.shape)  # the padding of the vocabulary stays zero
+        state[name][: len(exported)] = exported
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def transformers_config(c: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
+    """config.json of the export."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.block_size,
+        "n_ctx": c.block_size,
+        "n_embd": c.n_embd,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_inner": None,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,  # folded into the queries
+        "reorder_and_upcast_attn": False,
+        "use_cache": True,
+        "bos_token_id": tokenizer.END_OF_TEXT_ID,
+        "eos_token_id": tokenizer.END_OF_TEXT_ID,
+        "tie_word_embeddings": True,
+        "torch_dtype": dtype,
+    }
+
+
+class Answer(NamedTuple):
+    """What a model says to some random tokens, over the whole vocabulary.
+
+    The sequence is short, for time. The embeddings of all positions are compared as they are.
+    """
+
+    batch: torch.Tensor  # (1, T) int64
+    logits: torch.Tensor  # (1, T, vocab_size) float64
+    positions: torch.Tensor  # (block_size, C) float32: their embeddings
+
+
+@torch.no_grad()
+def answer_of(model: GPT) -> Answer:
+    """The answer that transformers has to give to an export of this model.
+
+    Turns the model's weights into float64: in float32, rounding grows with the logits and hides
+    small mistakes.
+    """
+    c = model.config
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(
+        c.vocab_size, (1, min(c.block_size, _CHECKED_TOKENS)), generator=generator
+    )
+    positions = torch.zeros(c.block_size, c.n_embd)
+    if c.position_embeddings:
+        positions = model.transformer.wpe.weight.clone()
+    return Answer(batch, model.double()(batch), positions)
+
+
+@torch.no_grad()
+def logit_difference(answer: Answer, folder: Path) -> float:
+    """The largest difference between our logits and transformers', as a share of the largest.
+
+    In float64 on the CPU; infinite if the embeddings of positions differ at all. Raises UserError
+    if transformers misses a weight or finds one too many.
+    """
+    import transformers
+
+    uploads_show_progress = not huggingface_hub.utils.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()  # and the Hub's with it
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    if uploads_show_progress:
+        huggingface_hub.utils.enable_progress_bars()
+    if found := {kind: names for kind, names in report.items() if names}:
+        raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
+    if not torch.equal(answer.positions, theirs.transformer.wpe.weight):
+        return math.inf
+    logits = theirs.eval().double()(answer.batch).logits
+    return ((answer.logits - logits).abs().max() / answer.logits.abs().max()).item()
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

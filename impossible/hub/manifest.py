@@ -1,0 +1,88 @@
+"""The manifest of a run's exports: what was made of which checkpoint, and is it still good."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from impossible import files
+from impossible.errors import UserError
+from impossible.hub import card, export
+from impossible.training import checkpoint
+from impossible.training.checkpoint import Checkpoint
+
+NAME = "manifest.json"
+
+
+def require_finished(path: Path) -> None:
+    """Raise UserError unless this checkpoint is the last of its run: main is to be the last."""
+    last = checkpoint.load(path)
+    if last.step < last.settings["max_steps"]:
+        raise UserError(
+            f"{path} is the last checkpoint, and the run has {last.settings['max_steps']} steps. "
+            "Finish it (train.py goes on) before its series is published."
+        )
+
+
+def require_complete(paths: list[Path], last: Checkpoint) -> None:
+    """Raise UserError unless these are all checkpoints up to the last of them. paths: by step."""
+    interval = last.settings["checkpoint_interval"]
+    folder = paths[0].parent
+    expected = [checkpoint.path_of(folder, step) for step in range(interval, last.step, interval)]
+    if missing := [path.name for path in expected if path not in paths]:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}: the series to step {last.step} has a "
+            f"checkpoint every {interval} steps. Put it back, or train anew in another --out_dir="
+        )
+
+
+def read(hf_dir: Path) -> dict[str, Any]:
+    """What was exported so far: name of the checkpoint -> source, step and files."""
+    path = hf_dir / NAME
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it: the exports are made again.")
+
+
+def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str, dtype: str) -> bool:
+    """Whether there is an export of this source and dtype, its files as they were written.
+
+    sha256: of the checkpoint file as it is now. The card is not looked at: it is made anew.
+    """
+    if entry is None:
+        return False
+    name = f"checkpoint-{entry['step']}"
+    if entry["source_sha256"] != sha256 or entry["dtype"] != dtype:
+        print(f"{name} is exported anew: the checkpoint or export_dtype is another than it was")
+        return False
+    if not (hf_dir / name).is_dir() or _without_card(export.hashes(hf_dir / name)) != (
+        _without_card(entry["files"])
+    ):
+        print(f"{name} is exported anew: its files are not those that were written")
+        return False
+    return True
+
+
+def _without_card(hashes: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in hashes.items() if name != card.NAME}
+
+
+def forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
+    """Remove an export that is not of the present checkpoint: nobody is to load it."""
+    del manifest[name]
+    files.write_json(hf_dir / NAME, manifest)
+    shutil.rmtree(hf_dir / name, ignore_errors=True)
+
+
+def require_new_weights(name: str, hashes: dict[str, str], manifest: dict[str, Any]) -> None:
+    """Raise UserError if another step has the very same weights."""
+    for other, entry in manifest.items():
+        if entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
+            raise UserError(
+                f"{name}.pt has the same weights as {other}.pt: a copy, or steps that changed "
+                "nothing. Put the right file back in place of the wrong one, or train anew in "
+                "another --out_dir="
+            )

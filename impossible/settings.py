@@ -1,0 +1,443 @@
+"""The settings of every command: one dataclass each, config files, and the command line.
+
+A value comes from the command line, or else from the config file, or else from the default below,
+which is PartialReverse as published. One config file serves all commands of a recipe: each takes
+from it what it reads. A config file holds literal assignments (`n_layer = 12`); it is parsed and
+never executed.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import math
+import os
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import tyro
+
+from impossible.errors import UserError, unknown
+
+CONFIG_DIR = Path(__file__).parent.parent / "config"
+DEFAULT_CONFIG = CONFIG_DIR / "partial_reverse.py"
+S = TypeVar("S", bound="Settings")
+# From the folder of a run, the settings by which it is found again.
+OfRun = Callable[[Path], dict[str, Any]]
+# The smallest value of each number. What lies between 0 and 1 is in _SHARES.
+_LEAST = {
+    **dict.fromkeys(("n_layer", "n_head", "n_embd", "tokens_per_step", "batch_size"), 1),
+    **dict.fromkeys(("max_steps", "checkpoint_interval", "eval_interval", "log_interval"), 1),
+    **dict.fromkeys(("sentences_per_genre", "samples", "new_tokens"), 1),
+    **dict.fromkeys(("seed", "data_seed", "sample_seed", "workers", "warmup_steps"), 0),
+    **dict.fromkeys(("eval_blocks", "weight_decay", "grad_clip", "temperature", "top_k"), 0),
+    "block_size": 2,  # a token is predicted from another
+}
+_SHARES = ("dropout", "beta1", "beta2")
+
+
+def _fixed(default: Any) -> Any:
+    """A setting that a run cannot be resumed with another value of: its weights depend on it."""
+    return dataclasses.field(default=default, metadata={"fixed": True})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every command reads. Raises UserError for a value that cannot work."""
+
+    command: ClassVar[str] = ""
+    language: str = _fixed("partial_reverse")
+    """the language: a name from the table in perturb.py"""
+    data_dir: str = ""
+    """folder of the token files (if empty: data/LANGUAGE)"""
+    out_dir: str = ""
+    """folder of the run (if empty: out/LANGUAGE, or out/LANGUAGE_no_pos without positions)"""
+    position_embeddings: bool = _fixed(True)
+    """false: the published variant without positional encodings"""
+
+    def __post_init__(self) -> None:
+        variant = "" if self.position_embeddings else "_no_pos"
+        places = {"data_dir": f"data/{self.language}", "out_dir": f"out/{self.language}{variant}"}
+        for name, place in places.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, place)
+        for name, value in vars(self).items():
+            if (least := _LEAST.get(name, -math.inf)) > -math.inf:
+                self.require(value >= least, name, f"{least} or more")
+            if name in _SHARES:
+                self.require(0 <= value < 1, name, "0 or more, and less than 1")
+            if isinstance(value, float):
+                self.require(math.isfinite(value), name, "a finite number")
+            if isinstance(value, str):
+                self.require(_is_utf8(value), name, "text in UTF-8 (rename the file or folder)")
+            self._check_choice(name, value)
+
+    def _check_choice(self, name: str, value: Any) -> None:
+        choices = typing.get_args(self.types()[name])
+        self.require(not choices or value in choices, name, f"one of {', '.join(choices)}")
+
+    def require(self, holds: bool, name: str, expected: str) -> None:
+        """Raise UserError unless the value of a setting will do."""
+        if not holds:
+            value = getattr(self, name)
+            raise UserError(f"{name} = {value!r} cannot work. It must be {expected}.")
+
+    @classmethod
+    def types(cls) -> dict[str, Any]:
+        """The type of each setting: int, float, bool, str or a Literal of strings."""
+        hints = typing.get_type_hints(cls)
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def fixed(cls) -> list[str]:
+        """The settings that a run cannot be resumed with another value of."""
+        return [field.name for field in dataclasses.fields(cls) if "fixed" in field.metadata]
+
+
+@dataclass(frozen=True)
+class Prepare(Settings):
+    """What prepare.py reads."""
+
+    command: ClassVar[str] = "prepare.py"
+    corpus: str = "babylm"
+    """babylm, babylm_10M, sotu, hf:NAME (a dataset), or a folder of text files"""
+    sotu_years: str = "1950-2000"
+    """for sotu: first and last year of the speeches"""
+    text_column: str = "text"
+    """for hf:NAME: the column that holds the text"""
+    segmenter: Literal["sentencex", "line"] = "sentencex"
+    """how sentences are found: by sentencex within each line, or every line is one"""
+    invalid_utf8: Literal["error", "replace"] = "error"
+    """bytes that are not UTF-8 are an error, or are replaced by U+FFFD and counted"""
+    workers: int = 0
+    """threads that find sentences and encode them (0: one for each core)"""
+    data_seed: int = 41
+    """seed of the order of sentences in the training and validation data"""
+
+
+@dataclass(frozen=True)
+class Train(Settings):
+    """What train.py reads."""
+
+    command: ClassVar[str] = "train.py"
+    verify_data: bool = False
+    """compare the token files with the hashes in meta.json before the first step"""
+    seed: int = _fixed(41)
+    """seed of the initial weights, the order of blocks and dropout"""
+    block_size: int = _fixed(1024)
+    """context length, in tokens"""
+    n_layer: int = _fixed(12)
+    """number of transformer blocks"""
+    n_head: int = _fixed(12)
+    """attention heads in each of them"""
+    n_embd: int = _fixed(768)
+    """width of the model"""
+    dropout: float = _fixed(0.1)
+    """on embeddings, attention weights and residual branches"""
+    scale_attn_by_inverse_layer_idx: bool = _fixed(True)
+    """also divide attention scores by (layer index + 1)"""
+    tokens_per_step: int = _fixed(524288)
+    """tokens of one optimizer step, of all processes together"""
+    batch_size: int = 8
+    """blocks in a micro-batch of one process"""
+    max_steps: int = _fixed(3000)
+    """optimizer steps in all"""
+    warmup_steps: int = _fixed(300)
+    """steps until the learning rate peaks; then it falls linearly to 0"""
+    learning_rate: float = _fixed(6e-4)
+    """peak of the learning rate"""
+    beta1: float = _fixed(0.9)
+    """AdamW's decay rate of the first moment"""
+    beta2: float = _fixed(0.999)
+    """AdamW's decay rate of the second moment"""
+    weight_decay: float = _fixed(0.1)
+    """AdamW's weight decay, on matrices and embeddings only"""
+    grad_clip: float = _fixed(1.0)
+    """largest norm of the gradient (0: no clipping)"""
+    checkpoint_interval: int = _fixed(100)
+    """steps between checkpoints"""
+    eval_interval: int = 100
+    """steps between validation losses (each checkpoint has one too)"""
+    eval_blocks: int = _fixed(512)
+    """validation blocks to read (0: all)"""
+    log_interval: int = 1
+    """steps between log lines"""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cuda, cuda:N, mps or cpu"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _fixed("auto")
+    """precision of matrix products (auto: on cuda bfloat16 or else float16, elsewhere float32)"""
+    compile: bool = True
+    """compile the model with torch.compile"""
+    wandb_log: bool = False
+    """also send the log to Weights & Biases (pip install wandb)"""
+    wandb_project: str = "impossible-gpt2"
+    """the project there"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.learning_rate > 0, "learning_rate", "more than 0")
+        self.require(self.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
+        _require_device(self)
+        steps = f"at most max_steps, which is {self.max_steps}"
+        self.require(self.warmup_steps <= self.max_steps, "warmup_steps", steps)
+        near = max(d for d in divisors(self.n_embd) if d <= self.n_head)
+        heads = f"a divisor of n_embd = {self.n_embd}, such as {near}"
+        self.require(self.n_embd % self.n_head == 0, "n_head", heads)
+        near = max(1, self.blocks_per_step) * self.block_size
+        tokens = f"a multiple of block_size = {self.block_size}, such as {near}"
+        self.require(self.tokens_per_step % self.block_size == 0, "tokens_per_step", tokens)
+        fitting = ", ".join(map(str, divisors(self.blocks_per_step)[:12]))
+        blocks = f"a divisor of the {self.blocks_per_step} blocks of a step: {fitting}"
+        self.require(self.blocks_per_step % self.batch_size == 0, "batch_size", blocks)
+
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of one optimizer step, of all processes together."""
+        return self.tokens_per_step // self.block_size
+
+
+@dataclass(frozen=True)
+class Convert(Settings):
+    """What convert_to_hf.py reads."""
+
+    command: ClassVar[str] = "convert_to_hf.py"
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    """float32 (as published), or bfloat16 at half the size"""
+    push_to_hub: str = ""
+    """publish the exports as revisions of this repo: USER/NAME"""
+    private: bool = False
+    """make the repo private"""
+    overwrite: bool = False
+    """replace revisions on the Hub that hold anything else than this run"""
+    dry_run: bool = False
+    """export and say what publishing would do, but change nothing on the Hub"""
+    model_license: str = "mit"
+    """licence of the published model, by the Hub's name for it"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("private", "overwrite", "dry_run"):
+            given = getattr(self, name) and not self.push_to_hub
+            self.require(not given, name, "left out, or given with --push_to_hub=USER/NAME")
+
+
+@dataclass(frozen=True)
+class _Models(Settings):
+    """What names the models that evaluate.py and sample.py load."""
+
+    model: str = ""
+    """models in place of the run in out_dir, separated by commas: exported folders, repos on the
+    Hub (USER/NAME), and `run` for the run itself"""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cuda, cuda:N, mps or cpu"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_device(self)
+
+
+@dataclass(frozen=True)
+class Evaluate(_Models):
+    """What evaluate.py reads."""
+
+    command: ClassVar[str] = "evaluate.py"
+    revisions: str = ""
+    """names of checkpoints, separated by commas (if empty: every checkpoint-N)"""
+    test_language: str = ""
+    """evaluate on the test split of this language (if empty: the model's own)"""
+    test_data_dir: str = ""
+    """folder of that test split (if empty: data_dir, or data/LANGUAGE of another language)"""
+    sentences_per_genre: int = 1000
+    """sentences to sample from each genre (all, where there are fewer)"""
+    sample_seed: int = 0
+    """seed of that sample"""
+    sentences: bool = False
+    """also write a table of all sentences and their perplexities"""
+    surprisals: bool = False
+    """also write a table of the surprisal of every token, in bits"""
+    table_format: Literal["csv", "parquet"] = "csv"
+    """format of these two tables"""
+    losses: bool = False
+    """also draw the training and validation losses in log.jsonl"""
+    results_dir: str = ""
+    """folder for the results of runs, each in a folder of its name (if empty: in the folder
+    evaluation in each run's out_dir)"""
+    eval_dir: str = "out/evaluation"
+    """folder for the results of several runs together, and of models from elsewhere"""
+
+
+@dataclass(frozen=True)
+class Sample(_Models):
+    """What sample.py reads."""
+
+    command: ClassVar[str] = "sample.py"
+    checkpoint: str = ""
+    """checkpoints by name or step, separated by commas, or `all` (if empty: the last one)"""
+    prompt: str = "He clean"
+    """text to continue"""
+    samples: int = 1
+    """continuations of each checkpoint"""
+    new_tokens: int = 20
+    """tokens to generate for each"""
+    temperature: float = 1.0
+    """below 1: likely tokens become likelier; 0: always the likeliest one"""
+    top_k: int = 200
+    """sample from this many of the likeliest tokens (0: from all)"""
+    seed: int = 41
+    """seed of the random choices"""
+
+
+COMMANDS: tuple[type[Settings], ...] = (Prepare, Train, Convert, Evaluate, Sample)
+
+
+def load(
+    kind: type[S], arguments: list[str], of_run: OfRun | None = None, usage: str | None = None
+) -> S:
+    """The settings of one command from its arguments: [config file] [--name=value ...].
+
+    Without a config file, config/partial_reverse.py is read; or, if --out_dir= names a run, what
+    `of_run` says of it. Raises UserError, or SystemExit after a message of tyro's.
+    """
+    found = load_several(kind, arguments, of_run, usage)
+    if len(found) > 1:
+        names = ", ".join(a for a in arguments if _is_config(a))
+        raise UserError(f"{kind.command} takes one config file, and was given several: {names}.")
+    return found[0]
+
+
+def load_several(
+    kind: type[S], arguments: list[str], of_run: OfRun | None = None, usage: str | None = None
+) -> list[S]:
+    """The same for a command that takes several config files: the settings of each.
+
+    What is set on the command line is set for all of them.
+    """
+    configs = [Path(argument) for argument in arguments if _is_config(argument)]
+    options = [_spelled(kind, argument) for argument in arguments if not _is_config(argument)]
+    out_dir = _value_of("--out_dir", options)
+    if of_run and out_dir and not configs:
+        bases = [of_run(Path(out_dir))]
+    else:
+        bases = [read_config(path) for path in configs or [DEFAULT_CONFIG]]
+    return [
+        tyro.cli(
+            kind,
+            prog=kind.command,
+            description=usage,
+            args=[*_as_options(kind, base), *options],
+            use_underscores=True,
+            console_outputs=os.environ.get("LOCAL_RANK", "0") == "0",  # one process tells
+        )
+        for base in bases
+    ]
+
+
+def _value_of(name: str, options: list[str]) -> str:
+    """The value that an option has among the arguments, as --name=value or as --name value."""
+    for option, following in zip(options, [*options[1:], ""], strict=False):
+        if option.partition("=")[0] == name:
+            return option.partition("=")[2] or following
+    return ""
+
+
+def _is_config(argument: str) -> bool:
+    return argument.endswith(".py") and not argument.startswith("-")
+
+
+def _spelled(kind: type[Settings], argument: str) -> str:
+    """An argument as tyro expects it: --name and --no_name for --name=true and --name=false.
+
+    Raises UserError for a setting of another command.
+    """
+    name, equals, value = argument.removeprefix("--").partition("=")
+    types = kind.types()
+    readers = [other.command for other in COMMANDS if name in other.types()]
+    if argument.startswith("--") and readers and name not in types:
+        raise UserError(f"{kind.command} does not read {name}; it is for {', '.join(readers)}.")
+    switch = {"true": f"--{name}", "1": f"--{name}", "false": f"--no_{name}", "0": f"--no_{name}"}
+    if types.get(name) is bool and equals:
+        return switch.get(value.lower(), argument)
+    return argument
+
+
+def _as_options(kind: type[Settings], values: dict[str, Any]) -> list[str]:
+    """Settings by name as arguments of a command, those that it reads."""
+    known = {name: value for name, value in values.items() if name in kind.types()}
+    return [_spelled(kind, f"--{name}={value}") for name, value in known.items()]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The assignments of a config file, by name. The file is parsed, not executed.
+
+    Raises UserError, with the line, for whatever is not a literal value of a known setting.
+    """
+    path = _found(path)
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not valid Python: {error}. Write lines like: n_layer = 12")
+    values: dict[str, Any] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # a docstring
+        where = f"{path}, line {statement.lineno}"
+        try:
+            (target,) = statement.targets  # type: ignore[attr-defined]
+            name, value = target.id, ast.literal_eval(statement.value)
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(
+                f"{where}: {ast.unparse(statement)!r} is not a plain assignment. A config holds "
+                "only lines like: n_layer = 12 (a number, True, False or a string)"
+            )
+        if name in values:
+            raise UserError(f"{where}: {name} is set twice in this file. Keep one of the two.")
+        values[name] = _typed(name, value, where)
+    return values
+
+
+def _found(path: Path) -> Path:
+    """The file of that name here or, if there is none, in the project's folder."""
+    for place in (path, CONFIG_DIR.parent / path):
+        if place.is_file():
+            return place
+    known = (f"config/{found.name}" for found in CONFIG_DIR.glob("*.py"))
+    raise unknown("config file", str(path), known)
+
+
+def _typed(name: str, value: Any, where: str) -> Any:
+    """A value from a config file as the type of its setting (an int will do for a float)."""
+    known = {key: kind for command in COMMANDS for key, kind in command.types().items()}
+    if name not in known:
+        raise UserError(f"{where}: {unknown('setting', name, known)}")
+    expected = str if typing.get_origin(known[name]) is Literal else known[name]
+    if expected is float and type(value) is int:
+        with contextlib.suppress(OverflowError):
+            value = float(value)
+    if type(value) is not expected:
+        names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+        raise UserError(f"{where}: {name} must be {names[expected]}, not {value!r}.")
+    return value
+
+
+def _require_device(settings: "Train | _Models") -> None:
+    kind, _, index = settings.device.partition(":")
+    is_known = settings.device in ("auto", "cpu", "cuda", "mps")
+    is_numbered = kind == "cuda" and index.isdecimal()
+    settings.require(is_known or is_numbered, "device", "auto, cpu, cuda, cuda:N or mps")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python keeps other bytes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a number, the smallest first."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})

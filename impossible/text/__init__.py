@@ -1,0 +1,1 @@
+"""Text: corpora, sentences, the tokenizer, token files."""

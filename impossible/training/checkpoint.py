@@ -1,0 +1,309 @@
+"""Saving and loading a training run: kept checkpoints, and the one state to resume from.
+
+`checkpoint-N.pt` holds the weights after N steps, and what made them. `training_state.pt` is the
+latest checkpoint with the optimizer beside it, and `training_state.previous.pt` the one before.
+All are written whole or not at all, carry checksums, and load with `weights_only=True`.
+"""
+
+import dataclasses
+import errno
+import pickle
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from impossible import files
+from impossible.errors import UserError
+from impossible.settings import Train
+from impossible.text.token_files import Meta
+from model import GPT, GPTConfig
+
+STATE = "training_state.pt"
+PREVIOUS_STATE = "training_state.previous.pt"
+_PREFIX = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights after some steps, and what made them."""
+
+    step: int
+    model: dict[str, torch.Tensor]  # state_dict of a GPT, fp32
+    settings: dict[str, Any]  # all of Train, `auto` replaced by what was used
+    data: dict[str, Any]  # meta.json of the data
+    val_loss: float  # in nats per token: of this step in a checkpoint, the latest in a state
+    # The stretches of training so far, from each start or resume on: from_step, to_step, minutes,
+    # devices (name -> processes), torch (version).
+    sessions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingState(Checkpoint):
+    """A checkpoint that training can go on from, bit for bit."""
+
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    # The log record of this step, if the run was stopped before its validation loss was measured.
+    unfinished_record: dict[str, float] | None = None
+
+    def without_optimizer(self) -> Checkpoint:
+        """What is kept of this step for good."""
+        names = [field.name for field in dataclasses.fields(Checkpoint)]
+        return Checkpoint(**{name: getattr(self, name) for name in names})
+
+
+def path_of(out_dir: Path, step: int) -> Path:
+    """The file of the checkpoint after `step` steps."""
+    return out_dir / f"{_PREFIX}{step}.pt"
+
+
+def list_checkpoints(out_dir: Path) -> list[Path]:
+    """The checkpoints of a run, by step."""
+    paths = [p for p in out_dir.glob(f"{_PREFIX}*.pt") if p.stem[len(_PREFIX) :].isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem[len(_PREFIX) :]))
+
+
+def hf_dir(out_dir: Path) -> Path:
+    """The folder of a run's exports to transformers, one for each checkpoint."""
+    return out_dir / "hf"
+
+
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Write a checkpoint or a training state, whole or not at all.
+
+    Tensors are saved as of the CPU, wherever they are, so that the file loads on every machine.
+    previous: the name that the file takes which is there already.
+    """
+    fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    with files.atomic_write(path, previous) as file:
+        torch.save(_on_cpu(fields), file)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same value with all tensors in it on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_on_cpu, value))
+    return value
+
+
+def save_state(out_dir: Path, state: TrainingState) -> None:
+    """Write the state to resume from; the one before stays, under its second name."""
+    save(out_dir / STATE, state, out_dir / PREVIOUS_STATE)
+
+
+def has_state(out_dir: Path) -> bool:
+    """Whether there is a state to resume from."""
+    return _state_path(out_dir).exists()
+
+
+def _state_path(out_dir: Path) -> Path:
+    """The latest training state: the one before, if a crash came between two names."""
+    path, previous = out_dir / STATE, out_dir / PREVIOUS_STATE
+    return previous if previous.exists() and not path.exists() else path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU, each part of it when it is looked at.
+
+    Raises UserError if it is no file of ours; a wrong byte in a weight is for `require_whole`.
+    """
+    try:
+        return _load(path, Checkpoint, mmap=True)
+    except _DAMAGE as error:
+        raise _damaged(path, error)
+
+
+def require_whole(path: Path) -> None:
+    """Read a checkpoint or a training state to its end. Raises UserError if a byte is wrong."""
+    try:
+        _check_sums(path)
+    except _DAMAGE as error:
+        raise _damaged(path, error)
+
+
+def sha256_of_whole(path: Path) -> str:
+    """The SHA-256 of a checkpoint. Raises UserError if a byte of it is wrong."""
+    require_whole(path)
+    return files.sha256(path)
+
+
+def load_state(out_dir: Path) -> TrainingState:
+    """Read the training state onto the CPU.
+
+    Raises UserError if it is damaged, naming the newest good one.
+    """
+    path, previous = _state_path(out_dir), out_dir / PREVIOUS_STATE
+    try:
+        _check_sums(path)
+        return _load(path, TrainingState, mmap=False)
+    except _DAMAGE as error:
+        try:
+            _check_sums(previous)
+            step = _load(previous, TrainingState, mmap=True).step
+        except (FileNotFoundError, *_DAMAGE):
+            raise UserError(
+                f"{path} is damaged ({_reason(error)}), and there is no other to go on from. "
+                "Train anew in another --out_dir= (the checkpoints that are kept here can still "
+                "be exported)."
+            )
+        raise UserError(
+            f"{path} is damaged ({_reason(error)}). The newest good one is of step {step}; to go "
+            f"on from it, type: mv {previous} {path}"
+        )
+
+
+_DAMAGE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _load(path: Path, kind: type, mmap: bool) -> Any:
+    try:
+        return kind(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+    except RuntimeError as error:
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path}: {error}") from error  # no damage of the file
+        raise
+
+
+def _check_sums(path: Path) -> None:
+    """Compare each part of a file with the CRC-32 that torch.save wrote beside it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("it refers to a place outside itself")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    others = (other for other in reversed(list_checkpoints(path.parent)) if other != path)
+    good = next((other.name for other in others if _is_whole(other)), "none")
+    return UserError(
+        f"{path} is damaged or no file of this program ({_reason(error)}). The newest good one "
+        f"beside it: {good}. Put a copy of it back; or delete it, if {STATE} stands at its step "
+        "(train.py then writes it again); or train anew in another --out_dir="
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _check_sums(path)
+    except _DAMAGE:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def model_config(settings: dict[str, Any], vocab_size: int) -> GPTConfig:
+    """The shape of the model that these settings describe."""
+    names = [field.name for field in dataclasses.fields(GPTConfig) if field.name in settings]
+    return GPTConfig(vocab_size=vocab_size, **{name: settings[name] for name in names})
+
+
+def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
+    """The model of a checkpoint, in eval mode. Raises UserError if its weights do not fit."""
+    with torch.device("meta"):  # shapes alone: the weights are those of the checkpoint
+        model = GPT(model_config(checkpoint.settings, checkpoint.data["vocab_size"]))
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | checkpoint.model.keys()):
+        shapes = [
+            tuple(weights[name].shape) if name in weights else "nothing"
+            for weights in (expected, checkpoint.model)
+        ]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{path}: its settings describe another model than its weights ({name}: expected "
+                f"{shapes[0]}, found {shapes[1]}). It is not a checkpoint that train.py wrote."
+            )
+    model.load_state_dict(checkpoint.model, assign=True)
+    return model.eval()
+
+
+def run_differences(
+    settings: dict[str, Any], data: dict[str, Any], now: dict[str, Any], data_now: dict[str, Any]
+) -> list[str]:
+    """What tells two runs apart: settings that results depend on, and the data."""
+    differences = [
+        f"{name} = {settings.get(name)!r} there, {now.get(name)!r} now"
+        for name in Train.fixed()
+        if settings.get(name) != now.get(name)
+    ]
+    for split in ("train", "val"):
+        there, here = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
+        if there != here:
+            differences.append(f"{split}.bin has SHA-256 {there}… there, {here}… now")
+    return differences
+
+
+def settings_of_run(out_dir: Path) -> dict[str, Any]:
+    """The settings by which a run is found again: its language, data and variant.
+
+    Raises UserError if there is no run.
+    """
+    paths = list_checkpoints(out_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint-N.pt in {out_dir}. Name the folder of a run, or train one (train.py)."
+        )
+    stored = load(paths[-1]).settings
+    return {name: stored[name] for name in ("language", "data_dir", "position_embeddings")}
+
+
+def check_series(paths: list[Path], language: str) -> Checkpoint:
+    """Raise UserError unless these are checkpoints of one run, each with the name of its step.
+
+    paths: by step. Returns the last. A file with the weights of another run or step would look as
+    good as any.
+    """
+    last = load(paths[-1])
+    if last.data["language"] != language:
+        raise UserError(
+            f"{paths[-1]} is a model of {last.data['language']}, and the settings say {language}. "
+            "Set --out_dir= or --language=."
+        )
+    for path in paths:
+        loaded = load(path)
+        if path_of(path.parent, loaded.step) != path:
+            raise UserError(
+                f"{path} holds step {loaded.step}: it was renamed or copied. Give it its name "
+                "back, or delete the copy."
+            )
+        differences = run_differences(loaded.settings, loaded.data, last.settings, last.data)
+        if differences:
+            raise UserError(
+                f"{path} is of another run than {paths[-1].name}: {'; '.join(differences)}. Keep "
+                "the checkpoints of one run in one folder."
+            )
+    return last
+
+
+def check_same_run(path: Path, state: Checkpoint, settings: Train, data: Meta) -> None:
+    """Raise UserError if going on from `state` would mix two different runs."""
+    differences = run_differences(
+        state.settings, state.data, dataclasses.asdict(settings), dataclasses.asdict(data)
+    )
+    if differences:
+        raise UserError(
+            f"{path} is of a run with other settings: {'; '.join(differences)}. Go on with "
+            "those, or start anew in another folder with --out_dir="
+        )

@@ -1,0 +1,169 @@
+"""The processes that train or evaluate together, as torchrun starts them."""
+
+import gc
+import os
+import re
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from impossible.errors import UserError
+
+_PARENT = os.getppid()  # as this module is read
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, as torchrun tells them; one alone without it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of this machine
+    local_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank; all must call it."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process; all must call it. No device waits for it."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor(int(value))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, in place; all must call it."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+
+# What torchrun sets for each process, and what SLURM's srun calls the same.
+_PLACES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"  # "2", or "2(x3),1" for four machines
+
+
+def join_world() -> World:
+    """This process's place, from the environment that torchrun sets, or a launcher like it.
+
+    What is missing is taken from SLURM's own variables. Raises UserError if it is not there either:
+    several processes must never train alone, each for itself.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" and "RANK" not in os.environ:
+        return World()
+    found = {name: os.environ.get(name, os.environ.get(slurm)) for name, slurm in _PLACES.items()}
+    found["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", _tasks_of_this_node())
+    if found["WORLD_SIZE"] == "1":
+        found |= {"LOCAL_RANK": found["LOCAL_RANK"] or "0", "LOCAL_WORLD_SIZE": "1"}
+    addresses = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    needed = found if found["WORLD_SIZE"] == "1" else found | addresses
+    if missing := [name for name, value in needed.items() if not value]:
+        raise UserError(
+            f"this process is one of several (WORLD_SIZE = {found['WORLD_SIZE']}), but "
+            f"{', '.join(missing)} is not set. Start the processes with torchrun, which sets all "
+            "of them, or set them yourself."
+        )
+    try:
+        return World(*(int(value) for value in found.values()))
+    except ValueError:
+        described = ", ".join(f"{name} = {value!r}" for name, value in found.items())
+        raise UserError(f"{described}: expected whole numbers. Start the processes with torchrun.")
+
+
+def _tasks_of_this_node() -> str | None:
+    """How many processes srun started on this machine; None if SLURM does not tell."""
+    counts: list[str] = []
+    for part in os.environ.get(_TASKS_PER_NODE, "").split(","):
+        if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
+            counts += [match[1]] * int(match[2] or 1)
+    node = os.environ.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_orphan() -> bool:
+    """Whether torchrun started this process and was killed since."""
+    return is_launched() and os.getppid() != _PARENT
+
+
+def connect(world: World, device: torch.device) -> None:
+    """Open the process group: nccl between GPUs, gloo for what is on CPUs. Alone, there is none.
+
+    Ends the process if torchrun goes meanwhile: it would wait half an hour for its store.
+    """
+    if world.size > 1:
+        connected = threading.Event()
+        threading.Thread(target=_leave_if_orphan, args=(connected,), daemon=True).start()
+        _connect(device)
+        connected.set()
+
+
+def _leave_if_orphan(connected: threading.Event) -> None:
+    while not connected.wait(0.5):
+        if is_orphan():
+            print("error: torchrun is gone. Type the same command again.", file=sys.stderr)
+            os._exit(1)
+
+
+def _connect(device: torch.device) -> None:
+    store, rank, size = next(dist.rendezvous("env://"))
+    _require_same_kind(store, rank, size, device)
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun restarts processes with the old store, in which torch 2.13 finds the addresses
+        # of those that died. (The count is one machine's own: it cannot name a store for several.)
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        # gloo beside nccl: what is on the CPU needs no device to wait.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        device_id=device if on_gpu else None,
+    )
+
+
+def _require_same_kind(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
+    """Raise UserError unless all processes are on GPUs, or all on CPUs: they could not meet."""
+    store.set(f"kind of device {rank}", device.type)
+    kinds = [store.get(f"kind of device {other}").decode() for other in range(size)]
+    if len(set(kinds)) > 1:
+        raise UserError(
+            f"the processes are on different kinds of devices ({', '.join(kinds)}, by rank). Mend "
+            "the machine that finds no GPU, or set the same --device= everywhere."
+        )
+
+
+def is_loss_of_peer(error: Exception) -> bool:
+    """Whether a collective operation failed because another process ended."""
+    told = "by peer|remote process exit|Broken pipe"
+    return isinstance(error, RuntimeError) and re.search(told, str(error)) is not None
+
+
+def disconnect(world: World) -> None:
+    """Close the process group; nothing may hold a DistributedDataParallel any more.
+
+    Its destructor, holding Python's lock, would wait for gloo's threads, which wait for that
+    lock (pytorch/pytorch#56297); the group's own destructor lets the lock go.
+    """
+    if world.size > 1:
+        gc.collect()
+        dist.destroy_process_group()

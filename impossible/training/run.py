@@ -1,0 +1,270 @@
+"""A run: what it is made of, how it resumes and saves, and its errors in words for people."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from impossible import files
+from impossible.errors import UserError
+from impossible.settings import Train
+from impossible.text.token_files import Meta
+from impossible.training import checkpoint, order, processes
+from impossible.training import device as devices
+from impossible.training.log import Log
+from impossible.training.processes import World
+from model import GPT
+
+# Of fp16's loss scale: it begins at 2^16 and is halved by each step whose gradient is not finite.
+_SMALLEST_SCALE = 2.0**-20
+# Settings that may differ between the processes of a run.
+_PER_PROCESS = ("device", "data_dir", "out_dir", "wandb_log", "wandb_project")
+
+
+@dataclass
+class Run:
+    """What a run is made of, and where it stands."""
+
+    settings: Train  # with the dtype that is used in place of `auto`
+    meta: Meta
+    world: World
+    device: torch.device
+    train_blocks: np.ndarray  # (n, T) uint16
+    val_blocks: np.ndarray  # (n, T) uint16
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    wrapped: nn.Module  # the model, compiled and joined with those of the other processes
+    step: int = 0
+    val_loss: float = math.nan  # the latest, in nats per token
+    # The log record of this step, until its validation loss is measured.
+    record: dict[str, float] | None = field(default_factory=lambda: {"step": 0})
+    saved_step: int = 0
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
+    stop_signals: list[int] = field(default_factory=list)  # that this process got
+
+    @property
+    def out_dir(self) -> Path:
+        """The folder of the checkpoints."""
+        return Path(self.settings.out_dir)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to train or to validate."""
+        return self.step >= self.settings.max_steps and self.record is None
+
+    def blocks(self, step: int) -> np.ndarray:
+        """The training blocks of step `step` (from 0), of all processes."""
+        s = self.settings
+        return order.step_blocks(len(self.train_blocks), s.blocks_per_step, s.seed, step)
+
+    def is_to_stop(self) -> bool:
+        """Whether any process was asked to stop, or has lost torchrun; all must call it.
+
+        Looked at before each micro-step: torchrun kills its processes 30 s after it asked them to
+        end, and a whole step can take as long.
+        """
+        return self.world.any(bool(self.stop_signals) or processes.is_orphan())
+
+    def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a micro-batch (B, T) over its targets, in nats."""
+        with devices.autocast(self.device, getattr(torch, self.settings.dtype)):
+            return self.wrapped(batch, targets)
+
+
+@contextlib.contextmanager
+def opened(run: Run) -> Iterator[None]:
+    """Hold the lock of the run's folder and its process group; tell torch's errors in words."""
+    run.out_dir.mkdir(parents=True, exist_ok=True)
+    with files.locked(run.out_dir) if run.world.is_first else contextlib.nullcontext():
+        processes.connect(run.world, run.device)
+        with _told(run):
+            yield
+        run.wrapped = run.model  # nothing may hold DistributedDataParallel any more
+        processes.disconnect(run.world)
+
+
+@contextlib.contextmanager
+def _told(run: Run) -> Iterator[None]:
+    """Turn what torch raises for lack of memory or of another process into errors for people."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has too little memory for micro-batches of {run.settings.batch_size} "
+            f"blocks ({str(error).splitlines()[0]}). If nothing else uses the device, run the same "
+            "command with a smaller --batch_size=: the results stay the same."
+        )
+    except Exception as error:
+        if devices.is_compile_error(error):
+            print(error, file=sys.stderr)
+            raise UserError(
+                "torch.compile failed (see above). Train without it (--compile=false), or mend the "
+                "compiler. It also fails if the path of TMPDIR or TORCHINDUCTOR_CACHE_DIR has a "
+                "space in it."
+            )
+        if not processes.is_loss_of_peer(error):
+            raise
+        if run.stop_signals and processes.is_launched():
+            os._exit(1)  # torchrun ends all processes, for one that tells its own error
+        raise UserError(
+            "another process of this run has ended: it was killed, or its own error says why. The "
+            "same command resumes from what is saved."
+        )
+
+
+def resume(run: Run) -> None:
+    """Load the training state, if there is one. All processes must call it.
+
+    Raises UserError if it is damaged, of another run, or not the same for all processes.
+    """
+    _require_agreement(run)
+    if checkpoint.has_state(run.out_dir):
+        _load_state(run)
+    elif kept := checkpoint.list_checkpoints(run.out_dir):
+        raise UserError(
+            f"{run.out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to resume from. Start "
+            "anew in another folder with --out_dir=, or delete this one."
+        )
+    steps = run.world.gather(run.step)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes stand at different steps ({steps}, by rank). {run.out_dir} must be one "
+            "folder that all machines share."
+        )
+    names = run.world.gather(devices.describe(run.device))
+    run.sessions.append(
+        {
+            "from_step": run.step,
+            "to_step": run.step,
+            "minutes": 0.0,
+            "devices": dict(Counter(names)),
+            "torch": str(torch.__version__),
+        }
+    )
+
+
+def _require_agreement(run: Run) -> None:
+    """Raise UserError unless all processes train the same run on the same data."""
+    found = dataclasses.asdict(run.settings)
+    for name in _PER_PROCESS:
+        del found[name]
+    for split in ("train", "val"):
+        found[f"the SHA-256 of {split}.bin"] = run.meta.splits[split]["sha256"]
+    first, *others = run.world.gather(found)
+    for rank, other in enumerate(others, 1):
+        differences = [
+            f"{name} = {other[name]!r}, and {first[name]!r} in the first"
+            for name in first
+            if other[name] != first[name]
+        ]
+        if differences:
+            raise UserError(
+                f"process {rank} has {'; '.join(differences)}. Run the same command on all "
+                "machines. For GPUs that choose different dtypes, name one: --dtype=float16"
+            )
+
+
+def _load_state(run: Run) -> None:
+    state = checkpoint.load_state(run.out_dir)
+    checkpoint.check_same_run(run.out_dir / checkpoint.STATE, state, run.settings, run.meta)
+    kept = checkpoint.path_of(run.out_dir, state.step)
+    is_due = is_kept(state.step, run.settings) and not state.unfinished_record
+    if run.world.is_first and is_due and not kept.exists():  # a crash came between the two writes
+        checkpoint.save(kept, state.without_optimizer())
+    run.model.load_state_dict(state.model)
+    run.optimizer.load_state_dict(state.optimizer)
+    run.scaler.load_state_dict(state.scaler)
+    run.step = run.saved_step = state.step
+    run.val_loss, run.record = state.val_loss, state.unfinished_record
+    run.sessions = state.sessions
+
+
+def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
+    """Write the state to resume from, and then the checkpoint of this step; one process does.
+
+    minutes: of training in this session. Raises UserError, and writes nothing, if a weight is not
+    a finite number.
+    """
+    if not run.world.is_first:
+        return
+    largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
+    require_finite(run, run.step, largest_weight=float(largest))
+    run.sessions[-1] |= {"to_step": run.step, "minutes": minutes}
+    state = checkpoint.TrainingState(
+        step=run.step,
+        model=run.model.state_dict(),
+        settings=dataclasses.asdict(run.settings),
+        data=dataclasses.asdict(run.meta),
+        val_loss=run.val_loss,
+        sessions=run.sessions,
+        optimizer=run.optimizer.state_dict(),
+        scaler=run.scaler.state_dict(),
+        unfinished_record=run.record,
+    )
+    checkpoint.save_state(run.out_dir, state)
+    if is_checkpoint:
+        checkpoint.save(checkpoint.path_of(run.out_dir, run.step), state.without_optimizer())
+    run.saved_step = run.step
+
+
+def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
+    """Say that the run is done; or that it stops, and save what is not saved.
+
+    unread: as in `read`.
+    """
+    if run.is_done:
+        log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {run.out_dir}")
+        return
+    if unread:
+        read(run, unread)  # nothing is saved of a run that has diverged
+    if run.step > run.saved_step:
+        save(run, log.minutes(), is_checkpoint=False)
+    log.say(f"stopped after step {run.step}, as asked. The same command resumes from there.")
+
+
+def is_kept(step: int, settings: Train) -> bool:
+    """Whether there is to be a checkpoint of this step."""
+    return step > 0 and (step % settings.checkpoint_interval == 0 or step == settings.max_steps)
+
+
+def require_finite(run: Run, step: int, **values: float) -> None:
+    """Raise UserError if training has diverged by `step`: nothing of it may be saved."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            kept = checkpoint.list_checkpoints(run.out_dir)
+            good = kept[-1] if kept else "none yet"
+            if not kept and checkpoint.has_state(run.out_dir):
+                good = run.out_dir / checkpoint.STATE
+            blocks = ", ".join(map(str, run.blocks(step - 1)))
+            raise UserError(
+                f"step {step}: the {name.replace('_', ' ')} is {value}: training has diverged. "
+                f"Last good checkpoint: {good}. Try a lower --learning_rate= in another --out_dir= "
+                f"(the step read the blocks {blocks} of train.bin)"
+            )
+
+
+def read(run: Run, unread: list[torch.Tensor]) -> tuple[float, float]:
+    """The mean loss over all processes, and the norm of the gradient, of the latest step.
+
+    unread: both, (2,), of each step up to the latest, as this process has them, on the device: the
+    device works on until they are read. Raises UserError for the first step that diverged.
+    """
+    rows = (run.world.sum(torch.stack(unread)) / run.world.size).tolist()
+    for number, (loss, grad_norm) in enumerate(rows, run.step - len(rows) + 1):
+        # fp16's gradients overflow at times; the scaler then skips the step.
+        norm = 0.0 if run.scaler.is_enabled() else grad_norm
+        require_finite(run, number, loss=loss, gradient_norm=norm)
+    if run.scaler.is_enabled() and run.scaler.get_scale() < _SMALLEST_SCALE:
+        require_finite(run, run.step, gradient_norm_at_any_loss_scale=math.inf)
+    return loss, grad_norm

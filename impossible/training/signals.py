@@ -1,0 +1,36 @@
+"""Signals that ask a run to end: it then stops after a whole step instead of at once."""
+
+import contextlib
+import os
+import signal
+from typing import Any
+
+from impossible.training import processes
+
+# Windows lacks most of them. SIGQUIT (Ctrl-\) stays the way to end a run at once.
+STOPPING = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+]
+
+
+def listen(got: list[int], is_first: bool) -> None:
+    """From now on, add signals that ask for an end to `got`; the first process says so.
+
+    A signal that is ignored already, as nohup does with SIGHUP, stays ignored. A second Ctrl-C ends
+    the process at once; but under torchrun, which repeats the first one, it does not.
+    """
+
+    def stop(number: int, _: Any) -> None:
+        if is_first and not got:  # not by print(), which this may have interrupted
+            told = f"\n{signal.Signals(number).name}: stopping, and saving the last whole step\n"
+            with contextlib.suppress(OSError):
+                os.write(2, told.encode())
+        got.append(number)
+        if not processes.is_launched():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)

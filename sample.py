@@ -1,0 +1,101 @@
+"""Continue a prompt with checkpoints of a run, exported models, or revisions on the Hub.
+
+    python sample.py                                            # the last of out/partial_reverse
+    python sample.py config/demo_partial_reverse.py --checkpoint=all --prompt="The people"
+    python sample.py --checkpoint=500,3000 --samples=3 --temperature=0.8 --top_k=50 --seed=1
+    python sample.py --model=USER/NAME --checkpoint=checkpoint-500
+
+Prints the continuations of all checkpoints one below the other. The text is that of the language:
+a marker in the prompt (🅁) is read as the marker.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import perturb
+from impossible import command
+from impossible.errors import UserError
+from impossible.evaluation import series as all_series
+from impossible.evaluation.scoring import Scorer
+from impossible.evaluation.series import Member, Series
+from impossible.settings import Sample
+from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.training import checkpoint, processes
+from impossible.training import device as devices
+
+
+def main(settings: Sample) -> None:
+    """Print continuations of the prompt, by every model that is named."""
+    tokenizer = Tokenizer(perturb.get(settings.language).markers)
+    prompt = tokenizer.encode_with_markers(settings.prompt)
+    device = devices.pick_device(settings.device, processes.World())
+    for series in all_series.find(settings, revisions_of(settings)):
+        for member in chosen(series, settings):
+            scorer = member.load(device)
+            require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, member.name)
+            print(f"{series.title}, {member.name}:")
+            torch.manual_seed(settings.seed)
+            for _ in range(settings.samples):
+                tokens = generate(scorer, prompt, settings)
+                print(f"  {tokenizer.decode(tokens)!r}", flush=True)
+
+
+def revisions_of(settings: Sample) -> list[str]:
+    """The names of the checkpoints that are wanted; none for all or for the last."""
+    names = all_series.names(settings.checkpoint)
+    if names in (["all"], []):
+        return []
+    return [f"checkpoint-{name}" if name.isdecimal() else name for name in names]
+
+
+def chosen(series: Series, settings: Sample) -> list[Member]:
+    """The models of a series to sample from: those that are named, all, or the last."""
+    return series.members if settings.checkpoint else series.members[-1:]
+
+
+def require_fitting(
+    scorer: Scorer, length: int, vocab_size: int, settings: Sample, name: str
+) -> None:
+    """Raise UserError if a model has other tokens, or no room for the prompt and what follows."""
+    if len(scorer.head) != vocab_size:
+        raise UserError(
+            f"{name} has {len(scorer.head):,} tokens, and {settings.language} has {vocab_size:,}. "
+            "Set --language= to the language of the model."
+        )
+    if length + settings.new_tokens > scorer.context:
+        raise UserError(
+            f"{name} reads {scorer.context} tokens; the prompt has {length}, and new_tokens = "
+            f"{settings.new_tokens}. Set a smaller --new_tokens= or a shorter --prompt="
+        )
+
+
+@torch.inference_mode()
+def generate(scorer: Scorer, prompt: list[int], settings: Sample) -> list[int]:
+    """The prompt and its continuation, as token ids; ends early at the end-of-text token."""
+    tokens = list(prompt)
+    for _ in range(settings.new_tokens):
+        batch = torch.tensor([tokens], device=scorer.device)  # (1, T)
+        positions = torch.arange(len(tokens), device=scorer.device)[None]  # (1, T)
+        future = torch.ones(len(tokens), len(tokens), device=scorer.device).triu(1) > 0
+        mask = torch.zeros(future.shape, device=scorer.device).masked_fill(future, -torch.inf)
+        hidden = scorer.body(batch, positions, mask[None, None])  # (1, T, C)
+        token = pick(F.linear(hidden[0, -1], scorer.head), settings)
+        if token == END_OF_TEXT_ID:
+            break
+        tokens.append(token)
+    return tokens
+
+
+def pick(logits: torch.Tensor, settings: Sample) -> int:
+    """The next token, sampled from logits (V,) as temperature and top_k say."""
+    if settings.temperature == 0:
+        return int(logits.argmax())
+    if 0 < settings.top_k < len(logits):
+        least = logits.topk(settings.top_k).values[-1]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probabilities = F.softmax(logits.float() / settings.temperature, dim=0).cpu()
+    return int(torch.multinomial(probabilities, 1))
+
+
+if __name__ == "__main__":
+    command.run(Sample, main, __doc__, checkpoint.settings_of_run)

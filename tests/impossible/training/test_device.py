@@ -1,0 +1,202 @@
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from impossible.errors import UserError
+from impossible.training import device as devices
+from impossible.training import processes
+from impossible.training.processes import World
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
+    """Pretend that the machine has some GPUs: this is about which of them is chosen."""
+
+    def pretend(count: int, capability: tuple[int, int] = (8, 6)) -> list[int]:
+        chosen: list[int] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        return chosen
+
+    return pretend
+
+
+def test_each_process_takes_a_gpu_of_its_own(gpus) -> None:  # noqa: ANN001
+    chosen = gpus(2)
+    for rank in (0, 1):
+        world = World(rank=rank, size=2, local_rank=rank, local_size=2)
+        assert devices.pick_device("auto", world) == torch.device("cuda", rank)
+    assert chosen == [0, 1]
+    assert devices.pick_device("cuda:1", World()) == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_notices_that_gpus_are_too_few(rank: int, gpus) -> None:  # noqa: ANN001
+    gpus(1)
+    world = World(rank=rank, size=2, local_rank=rank, local_size=2)
+    with pytest.raises(UserError, match="2 processes want a GPU each, and this machine has 1"):
+        devices.pick_device("auto", world)
+    with pytest.raises(UserError, match="names one GPU for 2 processes"):
+        devices.pick_device("cuda:0", world)
+
+
+def test_a_gpu_that_is_not_there_is_refused(gpus) -> None:  # noqa: ANN001
+    gpus(0)
+    with pytest.raises(UserError, match="torch finds no GPU here"):
+        devices.pick_device("cuda", World())
+    gpus(2)
+    with pytest.raises(UserError, match="the last GPU here is cuda:1"):
+        devices.pick_device("cuda:2", World())
+
+
+def test_16_bits_are_those_that_the_gpu_has(gpus) -> None:  # noqa: ANN001
+    cuda = torch.device("cuda", 0)
+    for capability, expected in (((8, 6), torch.bfloat16), ((7, 5), torch.float16)):
+        gpus(1, capability)
+        assert devices.pick_dtype("auto", cuda) == expected
+    assert devices.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert devices.pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA RTX A6000", 155e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+    ],
+)
+def test_the_peak_of_a_gpu_is_found_by_its_name(
+    name: str, peak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    found, source = devices.peak_flops(torch.device("cuda", 0), torch.bfloat16)
+    assert found == peak
+    assert "data sheet" in source
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA T400 4GB",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ],
+)
+def test_a_slower_device_of_nearly_that_name_is_another(name: str) -> None:
+    assert not any(devices._is_model(name, known) for known in devices._PEAKS_16_BIT)
+
+
+def test_the_peak_of_a_cpu_is_measured() -> None:
+    found, source = devices.peak_flops(torch.device("cpu"), torch.float32)
+    assert 1e9 < found < 1e14
+    assert "measured" in source
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "missing"),
+    [
+        ("cpu", [], r"a C\+\+ compiler"),
+        ("cpu", ["gcc"], r"a C\+\+ compiler"),
+        ("cuda", ["g++"], "a C compiler"),
+        ("cuda", [], "Python.h"),
+    ],
+)
+def test_compiling_without_a_compiler_is_refused(
+    device: str, installed: list[str], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
+    with pytest.raises(UserError, match=missing) as error:
+        devices.require_compiler(torch.device(device))
+    assert "--compile=false" in str(error.value)
+
+
+def test_compiling_on_a_gpu_needs_the_header_of_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(UserError, match="Python"):
+        devices.require_compiler(torch.device("cuda"))
+    (tmp_path / "Python.h").touch()
+    devices.require_compiler(torch.device("cuda"))
+
+
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "world"),
+    [
+        ({}, World()),
+        ({"WORLD_SIZE": "1"}, World()),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, World()),  # the shell of salloc and sbatch
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            World(1, 2, 1, 2),
+        ),
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_NODEID": "0",
+            },
+            World(1, 2, 1, 2),
+        ),
+        (
+            {
+                "WORLD_SIZE": "5",
+                "SLURM_PROCID": "4",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+                "SLURM_NODEID": "2",
+            },
+            World(4, 5, 0, 1),
+        ),
+    ],
+)
+def test_the_place_of_a_process_is_told_by_torchrun_or_slurm(
+    variables: dict[str, str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (PLACE | variables).items():
+        monkeypatch.setenv(name, value)
+    assert processes.join_world() == world
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **PLACE}, "LOCAL_WORLD_SIZE"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
+            "MASTER_ADDR, MASTER_PORT",
+        ),
+    ],
+)
+def test_one_of_several_processes_never_trains_alone(
+    variables: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Start the processes with torchrun") as error:
+        processes.join_world()
+    assert f"{missing}" in str(error.value)
+
+
+def test_alone_there_is_nobody_to_wait_for() -> None:
+    world = processes.join_world()
+    assert world == World()
+    assert world.is_first
+    assert world.gather(5) == [5]
+    assert world.sum(torch.tensor(2.0)) == 2.0
