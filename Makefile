@@ -1,17 +1,19 @@
 # The commands of the project; CI runs the same ones.
-#   make install    the packages, into .venv
-#   make demo       the whole path on a small corpus: prepare, train, export, evaluate, generate
-#   make test       the tests; make test-slow: those that take minutes
-#   make lint       style
-#   make bench      speed and memory, side by side
+#   make install      the packages, into .venv
+#   make demo         the whole path on a small corpus: prepare, train, export, evaluate, sample
+#   make test         the tests; make test-slow: those that take minutes
+#   make lint         style, and who may import whom
+#   make bench        speed and memory, side by side
+#   make constraints  the versions of all packages anew, after requirements.txt has changed
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 DEMO := config/demo_partial_reverse.py
 OTHER := config/demo_no_reverse.py
+INSTALL := $(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test test-slow lint bench clean-demo
+.PHONY: install demo test test-slow lint bench constraints clean-demo
 
 install: $(VENV)/.installed
 
@@ -22,7 +24,7 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(OTHER) --device=cpu
 	$(RUN)/python convert_to_hf.py $(DEMO)
 	$(RUN)/python evaluate.py $(OTHER) $(DEMO) --device=cpu
-	$(RUN)/python demo.py $(DEMO)
+	$(RUN)/python sample.py $(DEMO) --checkpoint=all --prompt="The people of" --device=cpu
 
 test: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest -n 2 -m "not slow"
@@ -33,20 +35,25 @@ test-slow: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(RUN)/python bench.py
+	$(RUN)/python -m bench
+
+constraints: $(VENV)/.installed-dev
+	$(RUN)/uv pip compile --universal --python-version 3.11 --quiet --no-header --no-annotate \
+		requirements-dev.txt --output-file constraints.txt
 
 clean-demo:
 	rm -rf data/demo_* out/demo_*
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing requirements.txt into $(VENV) (torch is large: this may take minutes)"
-	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -19,6 +19,7 @@ from impossible.errors import UserError
 from impossible.hub.export import transformers_weights
 from impossible.settings import Train, load
 from impossible.training import checkpoint, log, order
+from impossible.training import run as runs
 from impossible.training.device import World
 
 Config = Callable[..., Path]
@@ -93,7 +94,8 @@ def test_twenty_updates_are_those_of_transformers(config: Config) -> None:
     optimizer = torch.optim.AdamW(groups, settings.learning_rate, (0.9, 0.999), 1e-8)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 5, 20)
     for step in range(20):
-        ours, norm = train.update(run, step, train.learning_rate_at(step, settings))
+        run.step = step
+        ours, norm = train.update(run, train.learning_rate_at(step, settings))
         blocks = order.step_blocks(len(run.train_blocks), 8, settings.seed, step)
         batch = train.load(run.train_blocks, blocks, torch.device("cpu"))
         loss = theirs(batch, labels=batch).loss
@@ -241,7 +243,7 @@ def test_checkpoints_of_a_run_without_its_state_are_not_overwritten(
     out_dir = tmp_path / "old"
     out_dir.mkdir()
     shutil.copy(trained / "checkpoint-3.pt", out_dir)
-    assert "no training_state.pt to go on from" in fail("train.py", config(out_dir=str(out_dir)))
+    assert "no training_state.pt to resume from" in fail("train.py", config(out_dir=str(out_dir)))
 
 
 @pytest.mark.parametrize("interval", ["1", "3"])
@@ -294,8 +296,9 @@ def test_a_run_that_is_stopped_before_it_is_known_to_have_diverged_saves_nothing
         return 1e30
 
     monkeypatch.setattr(train, "learning_rate_at", ruinous)
-    with pytest.raises(UserError, match="step 2: the loss is nan"):
-        train._train(run, 0, math.nan)
+    with pytest.raises(UserError, match="step 2: the loss is nan"), runs.opened(run):
+        runs.resume(run)
+        train.train(run)
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
@@ -305,8 +308,10 @@ def test_a_gradient_that_no_loss_scale_makes_finite_is_told(config: Config) -> N
     weight = run.model.transformer.ln_f.weight
     weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
     before = weight.clone()
-    with pytest.raises(UserError, match="the gradient norm at any loss scale is inf"):
-        train._train(run, 0, math.nan)
+    told = "the gradient norm at any loss scale is inf"
+    with pytest.raises(UserError, match=told), runs.opened(run):
+        runs.resume(run)
+        train.train(run)
     assert 16 + 20 <= log.read(Path(run.settings.out_dir))[-1]["step"] <= 16 + 21
     assert torch.equal(weight, before), "no step was taken"
 
@@ -387,10 +392,11 @@ def test_the_host_never_waits_for_the_gpu_within_a_step(dtype: str, config: Conf
     run = train.open_run(load(Train, [str(path)]), World())
     train.wrap(run)
     for step in range(3):  # compiles, and makes the optimizer's state
-        train.update(run, step, 1e-3)
+        run.step = step
+        train.update(run, 1e-3)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train.update(run, 3, 1e-3)
+        train.update(run, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -1,5 +1,6 @@
-"""The README tells the truth."""
+"""The README and the pages in docs/ tell the truth."""
 
+import ast
 import dataclasses
 import re
 import shlex
@@ -12,28 +13,55 @@ from conftest import ROOT, succeed, write_config
 
 import perturb
 from impossible import settings
-from impossible.settings import Settings
+from impossible.settings import COMMANDS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+ALL = "\n".join([README, *PAGES.values()])
+
+
+def meanings() -> dict[str, str]:
+    """What each setting means: the text below it in settings.py."""
+    tree = ast.parse((ROOT / "impossible" / "settings.py").read_text(encoding="utf-8"))
+    found = {}
+    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, text in zip(kind.body, kind.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found.setdefault(field.target.id, " ".join(text.value.value.split()))
+    return found
 
 
 def settings_table() -> str:
-    """The README's table of settings, as it must be."""
+    """The table of settings, as it must be."""
     lines = ["| setting | default | read by | meaning |", "|---|---|---|---|"]
-    for field in dataclasses.fields(Settings):
-        commands = ", ".join(field.metadata["read_by"])
+    texts = meanings()
+    for name in dict.fromkeys(field for kind in COMMANDS for field in kind.types()):
+        readers = [kind for kind in COMMANDS if name in kind.types()]
+        who = "all" if len(readers) == len(COMMANDS) else ", ".join(k.command for k in readers)
+        (field,) = [f for f in dataclasses.fields(readers[0]) if f.name == name]
         default = f"`{field.default}`" if field.default != "" else ""
-        lines.append(f"| `{field.name}` | {default} | {commands} | {field.metadata['help']} |")
+        fixed = " *fixed*" if "fixed" in field.metadata else ""
+        lines.append(f"| `{name}` | {default} | {who} | {texts[name]}{fixed} |")
     return "\n".join(lines)
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
-    assert settings_table() in README
+    assert settings_table() in PAGES["settings.md"]
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    for name, text in {"README.md": README, **{f"docs/{n}": t for n, t in PAGES.items()}}.items():
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+    for name in re.findall(r"\b(docs/[\w-]+\.md)", ALL):
+        assert (ROOT / name).exists(), name
 
 
 def commands() -> list[str]:
     """The lines of the README's code blocks that start one of the project's commands."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", ALL, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("#")[0].strip() for line in lines if re.search(r"\b\w+\.py\b", line)]
 
@@ -44,22 +72,24 @@ def test_every_command_of_the_readme_is_understood(line: str) -> None:
     (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
     name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
     assert (ROOT / f"{name}.py").is_file()
-    if name in settings.COMMANDS:
-        load = settings.load_several if name == "evaluate" else settings.load
-        load(name, [a for a in arguments if a != "--help"])
+    for kind in COMMANDS:
+        if kind.command == f"{name}.py":
+            settings.load_several(kind, [a for a in arguments if a != "--help"])
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, flags=re.MULTILINE))
+    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", ALL, flags=re.MULTILINE))
     assert {"demo", "test", "lint"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-def test_every_python_file_is_in_the_picture_of_the_layout() -> None:
-    for path in ROOT.glob("*.py"):
-        assert path.name in README, path.name
+def test_every_file_of_the_code_is_on_the_page_that_explains_the_design() -> None:
+    explained = README + PAGES["design.md"]
+    for path in [*ROOT.glob("*.py"), *(ROOT / "impossible").rglob("*.py")]:
+        if path.name not in ("__init__.py", "errors.py", "documents.py", "sentences.py"):
+            assert path.name in explained or path.stem in explained, path
 
 
 def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
@@ -76,11 +106,14 @@ def test_every_language_has_a_config_of_its_name() -> None:
 def test_a_language_of_ones_own_is_a_function_and_a_row(
     corpus_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    (snippet,) = re.findall(r"```python\n(def swapped.*?)```", README, flags=re.DOTALL)
+    (snippet,) = re.findall(
+        r"```python\n(def swapped.*?)```", PAGES["languages.md"], flags=re.DOTALL
+    )
     project = tmp_path / "project"
     project.mkdir()
     for path in ROOT.glob("*.py"):
         shutil.copy(path, project)
+    shutil.copytree(ROOT / "impossible", project / "impossible")
     code = (project / "perturb.py").read_text(encoding="utf-8")
     before, after = code.split("def get(name")
     (project / "perturb.py").write_text(

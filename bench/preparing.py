@@ -1,0 +1,147 @@
+"""From text to token files: prepare.py as a whole, and its way beside the published one."""
+
+import functools
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import perturb
+import prepare
+from bench.turns import REPEATS
+from impossible.settings import Prepare
+from impossible.text import token_files, tokenizer
+from impossible.text.documents import Document, Part
+from impossible.text.sentences import sentences as find_sentences
+
+_BLOCK = 1024
+_SIZES = (50, 150, 500)  # MB of text to prepare
+_COMPARED = 20  # MB of text to compare on
+_CHUNK = 50_000  # sentences encoded in one go
+
+
+def table(folder: Path, text: str) -> None:
+    """The whole of prepare.py, from raw text to closed files, at three sizes."""
+    print("prepare.py, PartialReverse, from raw text to closed files (copies of real text):\n")
+    print("| MB | s | MB/s | peak memory, GB |")
+    print("|---|---|---|---|")
+    data = text.encode()
+    for megabytes in _SIZES:
+        texts, prepared = folder / f"text{megabytes}", folder / f"prepared{megabytes}"
+        for split in ("100M", "dev", "test"):
+            (texts / split).mkdir(parents=True)
+            (texts / split / "text.txt").write_bytes(data[: data.rfind(b"\n", 0, 10**6) + 1])
+        with open(texts / "100M" / "text.txt", "wb") as file:
+            while file.tell() < megabytes * 10**6:
+                file.write(data)
+        size = (texts / "100M" / "text.txt").stat().st_size / 1e6
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "prepare.py", f"--corpus={texts}", f"--data_dir={prepared}"],
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            sys.exit("prepare.py failed")
+        peak = usage.ru_maxrss / 1e6  # GB, from kB
+        print(f"| {size:.0f} | {seconds:.1f} | {size / seconds:.1f} | {peak:.2f} |", flush=True)
+        shutil.rmtree(texts)
+        shutil.rmtree(prepared)
+
+
+def comparison(folder: Path, text: str) -> None:
+    """From ready sentences to shuffled blocks in a file, three ways."""
+    text *= max(1, _COMPARED * 10**6 // len(text.encode()))
+    lines = [line for line in text.splitlines() if line.strip()]
+    sentences = find_sentences(lines, "sentencex")
+    tokenizer.write_transformers_files(folder, [], _BLOCK)
+    ours, published, bare = (f(sentences, folder) for f in (_our_way, _published_way, _bare_loop))
+    ways = {
+        "this project": functools.partial(ours, 0),
+        "this project, one thread": functools.partial(ours, 1),
+        "the published way": published,
+        "a bare loop of encode_ordinary": bare,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    blocks = {}
+    for _ in range(1 + REPEATS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            blocks[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    for name in ("this project", "this project, one thread"):
+        if not np.array_equal(blocks[name], blocks["the published way"]):
+            sys.exit(f"{name} and the published way gave different tokens")
+    median = {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    size = len("".join(sentences).encode()) / 1e6
+    print(
+        f"\nFrom {len(sentences):,} sentences ({size:.1f} MB) to shuffled blocks, the same tokens, "
+        f"medians of {REPEATS} in turns on {os.cpu_count()} cores:\n"
+    )
+    print("| | s | x the bare loop | this project is faster by |")
+    print("|---|---|---|---|")
+    bare, ours = median["a bare loop of encode_ordinary"], median["this project"]
+    for name, value in median.items():
+        print(f"| {name} | {value:.2f} | {value / bare:.2f} | {value / ours:.1f} |")
+
+
+def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
+    """As prepare.py does it, by its own functions, with so many threads (0: one for each core)."""
+    language = perturb.get(Prepare().language)
+    chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
+    document = Document("text", 0, lambda: (Part(chunk, 0) for chunk in chunks))
+    encoder = tokenizer.Tokenizer(language.markers)
+
+    def way(workers: int) -> np.ndarray:
+        settings = Prepare(segmenter="line", data_dir=str(folder), workers=workers)
+        prepare.write_split("train", [document], settings, language, encoder)
+        return np.fromfile(token_files.path_of(folder, "train"), token_files.DTYPE)
+
+    return way
+
+
+def _published_way(sentences: list[str], folder: Path) -> Callable[[], np.ndarray]:
+    """transformers' tokenizer and one draw a sentence, ids as lines of text, shuffled, parsed."""
+    import transformers
+
+    settings = Prepare()
+    encoder = transformers.GPT2TokenizerFast.from_pretrained(folder)
+
+    def way() -> np.ndarray:
+        rng = np.random.default_rng(perturb.get(settings.language).seed)
+        with open(folder / "ids.txt", "w") as file:
+            for sentence in sentences:
+                ids = encoder.encode(sentence)
+                place = rng.choice(len(ids) + 1)
+                if len(ids) > 1:
+                    ids = [*ids[:place], tokenizer.FIRST_MARKER_ID, *ids[place:][::-1]]
+                    file.write(" ".join(map(str, ids)) + "\n")
+        lines = (folder / "ids.txt").read_text().splitlines()
+        order = np.random.default_rng(settings.data_seed).permutation(len(lines))
+        ids = []
+        for i in order:
+            ids += map(int, lines[i].split())
+            ids.append(tokenizer.END_OF_TEXT_ID)
+        return np.array(ids, token_files.DTYPE)
+
+    return way
+
+
+def _bare_loop(sentences: list[str], _: Path) -> Callable[[], np.ndarray]:
+    """Only the tokens of each sentence, by tiktoken itself; nothing is done with them."""
+    encode = tokenizer.Tokenizer().encoding.encode_ordinary
+
+    def way() -> np.ndarray:
+        for sentence in sentences:
+            encode(sentence)
+        return np.empty(0)
+
+    return way
