@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from impossible import terminal
 from impossible.errors import UserError, unknown
 
 
@@ -315,8 +314,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    terminal.protect()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    from impossible import command
+
+    command.guarded(lambda: main(sys.argv[1:]))

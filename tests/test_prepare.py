@@ -18,7 +18,9 @@ import perturb
 import prepare
 from impossible.errors import UserError
 from impossible.settings import Prepare
-from impossible.text import corpus, token_files
+from impossible.text import folder as folder_corpus
+from impossible.text import token_files
+from impossible.text.sentences import sentences as find_sentences
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from perturb import Sentences
 
@@ -164,7 +166,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_nothing_that_looks_whole(
             token_files.verify(killed, token_files.read_meta(killed))
             shutil.rmtree(killed)
     succeed(*command(killed))
-    names = [token_files.META, *(f"{split}.bin" for split in token_files.SPLITS)]
+    names = [token_files.META, token_files.TEST_IDS, *(f"{s}.bin" for s in token_files.SPLITS)]
     assert [(killed / name).read_bytes() for name in names] == [
         (whole / name).read_bytes() for name in names
     ]
@@ -287,7 +289,7 @@ def test_what_goes_in_comes_out(
         found.append(undone(language, ids[:end]))
         ids = ids[end + 1 :]
     given_lines = [s.strip() for s in text.decode().removeprefix("\ufeff").split("\n") if s.strip()]
-    encoded = [tokenizer.encode_ordinary(s) for s in corpus.sentences(given_lines, segmenter)]
+    encoded = [tokenizer.encode_ordinary(s) for s in find_sentences(given_lines, segmenter)]
     limit = perturb.get(language).max_tokens or 10**9
     kept = [ids for ids in encoded if 2 <= len(ids) <= limit]
     if language == "nondeterministic_shuffle":  # its draws are tested with the rules
@@ -317,11 +319,12 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
             (folder / split / "gutenberg.txt.gz").write_bytes(gzip.compress(wrapped))
     written = []
     for workers, chunk in ((1, 1 << 22), (4, 1000), (3, 77)):
-        monkeypatch.setattr(corpus, "_CHUNK", chunk)
+        monkeypatch.setattr(folder_corpus, "CHUNK", chunk)
         data_dir = tmp_path / str(workers)
         places = {"corpus": str(folder), "data_dir": str(data_dir), "invalid_utf8": "replace"}
         prepare.main(Prepare(**places, workers=workers, language="nondeterministic_shuffle"))
-        names = [token_files.META, *(f"{split}.bin" for split in token_files.SPLITS)]
+        names = [token_files.META, token_files.TEST_IDS]
+        names += [f"{split}.bin" for split in token_files.SPLITS]
         written.append([(data_dir / name).read_bytes() for name in names])
     assert written[1] == written[0]
     assert written[2] == written[0]
@@ -386,7 +389,7 @@ def test_bytes_that_are_not_utf8_are_refused_or_replaced_and_counted(tmp_path: P
     command = ("prepare.py", f"--corpus={tmp_path}", f"--data_dir={tmp_path / 'data'}")
     assert "a.txt, line 1: byte 7 (0xe9) is not UTF-8" in fail(*command)
     printed = succeed(*command, "--invalid_utf8=replace")
-    assert "U+FFFD for what is not UTF-8, 1 times" in printed
+    assert "were replaced by U+FFFD 1 times" in printed
     meta = token_files.read_meta(tmp_path / "data")
     assert [meta.splits[split]["replaced"] for split in token_files.SPLITS] == [1, 1, 1]
     assert meta.corpus_version.endswith("what is not UTF-8 replaced")
