@@ -5,7 +5,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_HERE = Path(__file__).parent.resolve()
+# The folder of the commands
+_HERE = Path(__file__).parent.parent.resolve()
 
 
 def hand_over(name: str) -> None:

@@ -290,7 +290,7 @@ class Publication:
 
 def _check_card(revision: Revision) -> None:
     """Raise UserError if the Hub does not take the metadata of a revision's card."""
-    card = ModelCard((revision.folder / CARD).readasking.text_of(encoding="utf-8"))
+    card = ModelCard((revision.folder / CARD).read_text(encoding="utf-8"))
     try:
         card.validate()
     except json.JSONDecodeError:
