@@ -32,7 +32,7 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception()
-        return retry_after(error) or _WAITS[state.attempt_number - 1]
+        return retry_after(error) or _WAITS[min(state.attempt_number, len(_WAITS)) - 1]
 
     def tell(state: tenacity.RetryCallState) -> None:
         error, pause = state.outcome.exception(), state.next_action.sleep

@@ -574,7 +574,6 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     assert "these models come without a log" in error
     error = refused(copied, f"--model={tmp_path / 'cut'}")
     assert "of the kind ['GPT2NoPositionalEncodingLMHeadModel']. Expected a plain" in error
-    assert "table_format = 'xls' cannot work" in refused("--table_format=xls")
     shutil.copytree(run / "data", tmp_path / "data")
     meta = (tmp_path / "data" / "meta.json").read_text(encoding="utf-8")
     counted = token_files.read_meta(run / "data").splits["test"]["genres"]["first"]["sentences"]

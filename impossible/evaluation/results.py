@@ -15,7 +15,7 @@ from impossible.errors import UserError
 from impossible.evaluation import scoring
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Series
-from impossible.settings import Evaluate
+from impossible.settings import Evaluate, Prepare
 from impossible.text import token_files
 from impossible.training.processes import World
 
@@ -204,5 +204,7 @@ def _prepare_command(settings: Evaluate, data_dir: Path) -> str:
     options = [f"--language={_test_language(settings)}"]
     if (Path(settings.data_dir) / token_files.META).exists():
         own = token_files.read_meta(Path(settings.data_dir))
-        options += [f"--corpus={own.corpus}", f"--segmenter={own.segmenter}"]
+        options.append(f"--corpus={own.corpus}")
+        if own.segmenter != Prepare.segmenter:
+            options.append(f"--segmenter={own.segmenter}")
     return shlex.join(["python", "prepare.py", *options, f"--data_dir={data_dir}"])
