@@ -272,6 +272,6 @@ def _ask(repo: str, call: Callable[[], Any]) -> Any:
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{repo} could not be read from the Hub ({reason}). With a network, type the same "
+            f"{repo} could not be read from the Hub ({reason}). With a network, run the same "
             "command again."
         )

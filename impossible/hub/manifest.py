@@ -20,7 +20,7 @@ def require_finished(path: Path) -> None:
     if last.step < last.settings["max_steps"]:
         raise UserError(
             f"{path} is the last checkpoint, and the run has {last.settings['max_steps']} steps. "
-            "Finish it (train.py goes on) before its series is published."
+            "Finish it (train.py resumes it) before its series is published."
         )
 
 

@@ -151,9 +151,7 @@ class Publication:
                     flush=True,
                 )
         except (UserError, *asking.ERRORS) as error:
-            goes_on = (
-                "The same command again goes on from there." if asking.is_transient(error) else ""
-            )
+            goes_on = "The same command resumes from there." if asking.is_transient(error) else ""
             raise UserError(
                 f"{asking.reason_of(error)} Finished in {self._repo}: "
                 f"{_names([r for r in revisions if r not in left] + uploaded)}; not finished: "
@@ -192,7 +190,7 @@ class Publication:
         try:
             asking.patiently(f"download of {revision.branch}", fetch)
         except asking.ERRORS as error:
-            raise UserError(f"{asking.reason_of(error)} The same command again goes on.")
+            raise UserError(f"{asking.reason_of(error)} The same command resumes.")
 
     def _exists(self) -> bool:
         """Whether the repo is there. Raises UserError if it is public, against the settings."""

@@ -23,6 +23,7 @@ _KINDS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_TEXT = ("string", "large_string")  # the types of a column that holds text
 _MOST_ROWS = 10_000  # of a dataset, handled in one go
 
 
@@ -44,7 +45,8 @@ def local(name: str) -> Path | None:
 
 def _hash(place: Path) -> str:
     """A hash of a local dataset: its file, or all files of its folder."""
-    return content_hash({"": sorted(p for p in [place, *place.rglob("*")] if p.is_file())})
+    paths = sorted(path for path in [place, *place.rglob("*")] if path.is_file())
+    return content_hash({"": paths}, place if place.is_dir() else place.parent)
 
 
 def _load(name: str) -> "datasets.DatasetDict":
@@ -98,9 +100,9 @@ def splits(name: str, column: str) -> Splits:
             parts["val"] = loaded[other]
     for split, rows in parts.items():
         kind = rows.features.get(column)
-        if getattr(kind, "dtype", None) not in ("string", "large_string"):
+        if getattr(kind, "dtype", None) not in _TEXT:
             what = "no column" if kind is None else "no text in the column"
-            texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) == "string"]
+            texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT]
             advice = f"Set --text_column= to one of: {', '.join(texts)}"
             if not texts:
                 columns = ", ".join(rows.features)

@@ -41,12 +41,16 @@ def version(folder: Path) -> str:
     return f"text files, sha256 {content_hash(_folder_files(folder).found)}"
 
 
-def content_hash(found: dict[str, list[Path]]) -> str:
-    """A SHA-256 of the names and the bytes of all files, by split."""
+def content_hash(found: dict[str, list[Path]], root: Path | None = None) -> str:
+    """A SHA-256 of the names and the bytes of all files, by split.
+
+    root: the folder within which the names count with their folders; without it, they do not.
+    """
     digest = hashlib.sha256()
     for split, paths in found.items():
         for path in paths:
-            digest.update(f"{split}/{path.name} {_sha256(path)}\n".encode())
+            name = path.relative_to(root).as_posix() if root else path.name
+            digest.update(f"{split}/{name} {_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -43,7 +43,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrainingState(Checkpoint):
-    """A checkpoint that training can go on from, bit for bit."""
+    """A checkpoint from which training can resume, bit for bit."""
 
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -150,13 +150,13 @@ def load_state(out_dir: Path) -> TrainingState:
             step = _load(previous, TrainingState, mmap=True).step
         except (FileNotFoundError, *_DAMAGE):
             raise UserError(
-                f"{path} is damaged ({_reason(error)}), and there is no other to go on from. "
+                f"{path} is damaged ({_reason(error)}), and there is no other to resume from. "
                 "Train anew in another --out_dir= (the checkpoints that are kept here can still "
                 "be exported)."
             )
         raise UserError(
-            f"{path} is damaged ({_reason(error)}). The newest good one is of step {step}; to go "
-            f"on from it, type: mv {previous} {path}"
+            f"{path} is damaged ({_reason(error)}). The newest good one is of step {step}; "
+            f"to resume from it, run: mv {previous} {path}"
         )
 
 
@@ -298,7 +298,7 @@ def check_series(paths: list[Path], language: str) -> Checkpoint:
 
 
 def check_same_run(path: Path, state: Checkpoint, settings: Train, data: Meta) -> None:
-    """Raise UserError if going on from `state` would mix two different runs."""
+    """Raise UserError if resuming from `state` would mix two different runs."""
     differences = run_differences(
         state.settings, state.data, dataclasses.asdict(settings), dataclasses.asdict(data)
     )

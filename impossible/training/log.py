@@ -129,7 +129,7 @@ class Log:
 
 
 def _open_wandb(settings: Train, out_dir: Path, is_new: bool) -> Any:
-    """A run of Weights & Biases; one that is taken up again goes on there too."""
+    """A run of Weights & Biases; one that is resumed continues there, too."""
     try:
         import wandb
     except ImportError:

@@ -119,7 +119,7 @@ def connect(world: World, device: torch.device) -> None:
 def _leave_if_orphan(connected: threading.Event) -> None:
     while not connected.wait(0.5):
         if is_orphan():
-            print("error: torchrun is gone. Type the same command again.", file=sys.stderr)
+            print("error: torchrun is gone. Run the same command again.", file=sys.stderr)
             os._exit(1)
 
 

@@ -290,6 +290,17 @@ def test_what_a_dataset_holds_now_is_read_whatever_its_times_say(form: str, tmp_
     assert len(versions) == 2
 
 
+def test_a_file_that_moves_between_the_folders_of_a_dataset_makes_it_another(
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    (tmp_path / "test" / "a.txt").write_text("some text\n" * 40)
+    before = corpus.version(f"hf:{tmp_path}", "", "text")
+    (tmp_path / "test" / "a.txt").rename(tmp_path / "train" / "a.txt")
+    assert corpus.version(f"hf:{tmp_path}", "", "text") != before
+
+
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonl.gz", "a.csv", "a.tsv", "a.TXT", "a.txt.gz"]
 )

@@ -334,8 +334,8 @@ def test_a_damaged_state_is_named_and_the_one_before_goes_on(
     out_dir = damaged(trained, tmp_path, "training_state.pt")
     error = fail("train.py", config(out_dir=str(out_dir)))
     assert "training_state.pt is damaged (the checksum of its part" in error
-    assert "The newest good one is of step 3; to go on from it, type: mv " in error
-    source, target = error.partition("type: mv ")[2].split()
+    assert "The newest good one is of step 3; to resume from it, run: mv " in error
+    source, target = error.partition("run: mv ")[2].split()
     shutil.move(source, target)
     succeed("train.py", config(out_dir=str(out_dir)))
     assert same(weights(out_dir, 6), weights(trained, 6))
@@ -347,7 +347,7 @@ def test_a_state_that_was_cut_short_is_named(config: Config, trained: Path, tmp_
     (out_dir / "training_state.pt").write_bytes(data[: len(data) // 2])
     error = fail("train.py", config(out_dir=str(out_dir)))
     assert "training_state.pt is damaged" in error
-    assert "there is no other to go on from" in error
+    assert "there is no other to resume from" in error
 
 
 def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path: Path) -> None:
