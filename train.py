@@ -22,8 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import perturb
 from impossible import command
-from impossible.errors import UserError
-from impossible.settings import Train, divisors
+from impossible.settings import Train
 from impossible.text import token_files
 from impossible.training import checkpoint, order, processes, signals
 from impossible.training import device as devices
@@ -58,7 +57,7 @@ def open_run(settings: Train, world: World) -> Run:
 
     Raises UserError for what does not fit together.
     """
-    require_equal_shares(settings, world)
+    runs.require_equal_shares(settings, world)
     device = devices.pick_device(settings.device, world)
     dtype = devices.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
@@ -234,20 +233,6 @@ def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch
     if device.type == "cuda":
         return batch.pin_memory().to(device, non_blocking=True)
     return batch.to(device)
-
-
-def require_equal_shares(settings: Train, world: World) -> None:
-    """Raise UserError if the processes cannot share the blocks of a step evenly."""
-    blocks = settings.blocks_per_step
-    if blocks % (settings.batch_size * world.size):
-        advice = "another number of processes"
-        if blocks % world.size == 0:
-            possible = divisors(blocks // world.size)
-            advice = f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
-        raise UserError(
-            f"the {blocks} blocks of a step cannot be shared by {world.size} processes in "
-            f"micro-batches of {settings.batch_size}. What would do: {advice}."
-        )
 
 
 if __name__ == "__main__":

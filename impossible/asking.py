@@ -1,6 +1,7 @@
 """Asking the Hub: with time limits, patiently, and with errors in words for people."""
 
 import contextlib
+import functools
 import json
 import math
 import re
@@ -49,11 +50,14 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
     return attempts(call)
 
 
+@functools.cache
 def limit_time() -> None:
     """Give every request a time limit: the library asks for some with none, by name."""
-    hooks = huggingface_hub.get_session().event_hooks["request"]
-    if _limit not in hooks:
-        hooks.append(_limit)
+    hooks = {"request": [*huggingface_hub.get_session().event_hooks["request"], _limit]}
+    # A factory, because the library makes a new client after an error of the connection.
+    huggingface_hub.set_client_factory(
+        lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=None)
+    )
 
 
 def _limit(request: httpx.Request) -> None:

@@ -15,6 +15,7 @@ from impossible.settings import OfRun, Settings
 
 S = TypeVar("S", bound=Settings)
 _WAIT_FOR_FIRST = 5.0  # seconds
+_MISUSE = 2  # the exit code of a mistake on the command line
 _NOT_WRITABLE = "Choose a folder that you may write to with --data_dir= or --out_dir=."
 _NO_FOLDER = "A folder was expected there; choose another with --data_dir= or --out_dir=."
 _NO_ROOM = "Make room, or choose another disk with --data_dir= or --out_dir=."
@@ -52,6 +53,10 @@ def guarded(call: Callable[[], Any]) -> None:
     terminal.protect()
     try:
         call()
+    except SystemExit as end:
+        if end.code == _MISUSE:  # tyro has told it, in the first process
+            _let_the_first_speak()
+        raise
     except KeyboardInterrupt:
         _fail("interrupted. What is on disk is kept; the same command resumes from there.")
     except Exception as error:

@@ -45,14 +45,6 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder that becomes `path` (replacing it) when the block ends well."""
-    with temporary_folder(path) as temporary:
-        yield temporary
-        settle_folder(temporary, path)
-
-
-@contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path` that is removed if the block ends with an error."""
     temporary = path.with_name(path.name + TEMPORARY)

@@ -262,7 +262,7 @@ class Evaluate(_Models):
     losses: bool = False
     """also draw the training and validation losses in log.jsonl"""
     results_dir: str = ""
-    """folder for the results of runs, each in a folder of its name (if empty: in the folder
+    """folder for the results of runs, each in a folder NAME-HASH (if empty: in the folder
     evaluation in each run's out_dir)"""
     eval_dir: str = "out/evaluation"
     """folder for the results of several runs together, and of models from elsewhere"""
@@ -302,7 +302,7 @@ def load(
     """
     found = load_several(kind, arguments, of_run, usage)
     if len(found) > 1:
-        names = ", ".join(a for a in arguments if _is_config(a))
+        names = ", ".join(map(str, _parted(kind, arguments)[0]))
         raise UserError(f"{kind.command} takes one config file, and was given several: {names}.")
     return found[0]
 
@@ -314,8 +314,7 @@ def load_several(
 
     What is set on the command line is set for all of them.
     """
-    configs = [Path(argument) for argument in arguments if _is_config(argument)]
-    options = [_spelled(kind, argument) for argument in arguments if not _is_config(argument)]
+    configs, options = _parted(kind, arguments)
     out_dir = _value_of("--out_dir", options)
     if of_run and out_dir and not configs:
         bases = [of_run(Path(out_dir))]
@@ -334,32 +333,50 @@ def load_several(
     ]
 
 
+def _parted(kind: type[Settings], arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The config files among the arguments of a command, and its options as tyro expects them."""
+    configs: list[Path] = []
+    options: list[str] = []
+    is_value = False  # of the option before it
+    for argument in arguments:
+        if argument.endswith(".py") and not argument.startswith("-") and not is_value:
+            configs.append(Path(argument))
+            continue
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            name = "--" + name.removeprefix("--").replace("-", "_")
+            argument = name + equals + value
+        is_value = kind.types().get(name.removeprefix("--"), bool) is not bool and not equals
+        options.append(_spelled(kind, argument))
+    return configs, options
+
+
 def _value_of(name: str, options: list[str]) -> str:
-    """The value that an option has among the arguments, as --name=value or as --name value."""
+    """The last value of an option among the others: --name=value or --name value."""
+    found = ""
     for option, following in zip(options, [*options[1:], ""], strict=False):
-        if option.partition("=")[0] == name:
-            return option.partition("=")[2] or following
-    return ""
-
-
-def _is_config(argument: str) -> bool:
-    return argument.endswith(".py") and not argument.startswith("-")
+        given, equals, value = option.partition("=")
+        if given == name:
+            found = value if equals else following
+    return found
 
 
 def _spelled(kind: type[Settings], argument: str) -> str:
     """An argument as tyro expects it: --name and --no_name for --name=true and --name=false.
 
-    Raises UserError for a setting of another command.
+    Raises UserError for a setting of another command, and for what is neither true nor false.
     """
     name, equals, value = argument.removeprefix("--").partition("=")
     types = kind.types()
     readers = [other.command for other in COMMANDS if name in other.types()]
     if argument.startswith("--") and readers and name not in types:
         raise UserError(f"{kind.command} does not read {name}; it is for {', '.join(readers)}.")
+    if types.get(name) is not bool or not equals:
+        return argument
     switch = {"true": f"--{name}", "1": f"--{name}", "false": f"--no_{name}", "0": f"--no_{name}"}
-    if types.get(name) is bool and equals:
-        return switch.get(value.lower(), argument)
-    return argument
+    if value.lower() not in switch:
+        raise UserError(f"{argument}: {name} must be true or false, not {value!r}.")
+    return switch[value.lower()]
 
 
 def _as_options(kind: type[Settings], values: dict[str, Any]) -> list[str]:

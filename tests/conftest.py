@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import unittest.mock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from impossible import files
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -162,6 +164,14 @@ def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(
         [script, *arguments], status, stdout.getvalue(), stderr.getvalue()
     )
+
+
+@contextlib.contextmanager
+def settled_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well."""
+    with files.temporary_folder(path) as folder:
+        yield folder
+        files.settle_folder(folder, path)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

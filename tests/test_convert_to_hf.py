@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import fail, succeed
+from conftest import fail, settled_folder, succeed
 from parity import SHAPE
 
 import convert_to_hf
@@ -68,7 +68,7 @@ def made_up(scaled: bool, n_layer: int = 4) -> Checkpoint:
 
 def write_folder(made: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
     """Export a checkpoint, as the command does; the largest difference of logits."""
-    with files.atomic_folder(folder) as temporary:
+    with settled_folder(folder) as temporary:
         return export.write_folder(made, path, temporary, dtype)
 
 

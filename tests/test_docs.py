@@ -29,8 +29,9 @@ def meanings() -> dict[str, str]:
     for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         for field, text in zip(kind.body, kind.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                found.setdefault(field.target.id, " ".join(text.value.value.split()))
-    return found
+                text = " ".join(text.value.value.split())
+                found.setdefault(field.target.id, {})[text] = kind.name
+    return {name: "; or, in another command: ".join(texts) for name, texts in found.items()}
 
 
 def settings_table() -> str:

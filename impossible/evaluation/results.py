@@ -14,7 +14,7 @@ from impossible import files
 from impossible.errors import UserError
 from impossible.evaluation import scoring
 from impossible.evaluation.scoring import TestSet
-from impossible.evaluation.series import Member, Series
+from impossible.evaluation.series import Member, Series, name_of
 from impossible.settings import Evaluate, Prepare
 from impossible.text import token_files
 from impossible.training.processes import World
@@ -191,7 +191,7 @@ def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: s
     if not series.language:  # a model from elsewhere
         folder = Path(settings.eval_dir) / series.folder
     elif settings.results_dir:
-        folder = Path(settings.results_dir) / Path(series.place).name
+        folder = Path(settings.results_dir) / name_of(Path(series.place))
     else:
         folder = Path(series.place) / series.folder
     if split_sha256 == series.test_sha256:

@@ -95,8 +95,7 @@ def _chosen(series: Series, revisions: list[str]) -> Series:
     revisions = revisions or [m.name for m in series.members if m.step is not None] or list(by_name)
     if missing := [name for name in revisions if name not in by_name]:
         raise UserError(
-            f"{series.title} has no {', '.join(missing)}. Set --revisions= to some of: "
-            f"{', '.join(by_name)}"
+            f"{series.title} has no {', '.join(missing)}. Choose from: {', '.join(by_name)}"
         )
     members = _by_step([by_name[name] for name in revisions])
     return dataclasses.replace(series, members=members)
@@ -169,8 +168,14 @@ def _of_folder(folder: Path) -> Series:
             "or folders checkpoint-N with them (convert_to_hf.py makes them)."
         )
     members = [_exported(files.require_utf8(path)) for path in found]
-    name = f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    name = name_of(resolved)
     return Series(str(folder), str(folder), name, _by_step(members))
+
+
+def name_of(folder: Path) -> str:
+    """A name for a folder, with some digits that tell folders of one name apart."""
+    resolved = folder.resolve()
+    return f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
 
 
 def _exported(folder: Path) -> Member:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 from pathlib import Path
 
+from impossible import asking
 from impossible.errors import UserError
 from impossible.text import folder
 from impossible.text.documents import Source, Splits
@@ -62,6 +63,7 @@ def _download(train: str) -> Path:
         )
         if all(path.exists() for path in wanted):  # or else a download was interrupted
             return place
+    asking.limit_time()
     try:
         # Asked first for its time limit: the listing that follows has none.
         huggingface_hub.dataset_info(REPO, revision=COMMIT, timeout=_HUB_TIMEOUT)

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import hashlib
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -182,7 +183,10 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 def _genre(path: Path) -> str:
     """The genre of a text file: its name, or its folder's if it is named after a split."""
     genre, _, split = _stem(path).rpartition(".")
-    if split.lower() in _SPLIT_FILES and path.parent.name not in (*_SPLIT_FILES, *_FOLDERS):
+    if split.lower() in _SPLIT_FILES and path.parent.name not in (
+        *_SPLIT_FILES,
+        *itertools.chain(*_FOLDERS.values()),
+    ):
         return genre or path.parent.name
     return _stem(path)
 

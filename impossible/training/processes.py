@@ -112,7 +112,7 @@ def connect(world: World, device: torch.device) -> None:
     if world.size > 1:
         connected = threading.Event()
         threading.Thread(target=_leave_if_orphan, args=(connected,), daemon=True).start()
-        _connect(device)
+        _connect(world, device)
         connected.set()
 
 
@@ -123,8 +123,8 @@ def _leave_if_orphan(connected: threading.Event) -> None:
             os._exit(1)
 
 
-def _connect(device: torch.device) -> None:
-    store, rank, size = next(dist.rendezvous("env://"))
+def _connect(world: World, device: torch.device) -> None:
+    store, rank, size = next(dist.rendezvous("env://", world.rank, world.size))
     _require_same_kind(store, rank, size, device)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun restarts processes with the old store, in which torch 2.13 finds the addresses

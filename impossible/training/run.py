@@ -17,7 +17,7 @@ import torch.nn as nn
 
 from impossible import files
 from impossible.errors import UserError
-from impossible.settings import Train
+from impossible.settings import Train, divisors
 from impossible.text.token_files import Meta
 from impossible.training import checkpoint, order, processes
 from impossible.training import device as devices
@@ -50,6 +50,7 @@ class Run:
     # The log record of this step, until its validation loss is measured.
     record: dict[str, float] | None = field(default_factory=lambda: {"step": 0})
     saved_step: int = 0
+    is_saved_unfinished: bool = False  # whether the state on disk lacks a validation loss
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
     stop_signals: list[int] = field(default_factory=list)  # that this process got
 
@@ -80,6 +81,20 @@ class Run:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
         with devices.autocast(self.device, getattr(torch, self.settings.dtype)):
             return self.wrapped(batch, targets)
+
+
+def require_equal_shares(settings: Train, world: World) -> None:
+    """Raise UserError if the processes cannot share the blocks of a step evenly."""
+    blocks = settings.blocks_per_step
+    if blocks % (settings.batch_size * world.size):
+        advice = "another number of processes"
+        if blocks % world.size == 0:
+            possible = divisors(blocks // world.size)
+            advice = f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
+        raise UserError(
+            f"the {blocks} blocks of a step cannot be shared by {world.size} processes in "
+            f"micro-batches of {settings.batch_size}. What would do: {advice}."
+        )
 
 
 @contextlib.contextmanager
@@ -186,6 +201,7 @@ def _load_state(run: Run) -> None:
     run.optimizer.load_state_dict(state.optimizer)
     run.scaler.load_state_dict(state.scaler)
     run.step = run.saved_step = state.step
+    run.is_saved_unfinished = state.unfinished_record is not None
     run.val_loss, run.record = state.val_loss, state.unfinished_record
     run.sessions = state.sessions
 
@@ -215,7 +231,7 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     checkpoint.save_state(run.out_dir, state)
     if is_checkpoint:
         checkpoint.save(checkpoint.path_of(run.out_dir, run.step), state.without_optimizer())
-    run.saved_step = run.step
+    run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
 
 
 def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
@@ -228,7 +244,7 @@ def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
         return
     if unread:
         read(run, unread)  # nothing is saved of a run that has diverged
-    if run.step > run.saved_step:
+    if run.step > run.saved_step or (run.is_saved_unfinished and run.record is None):
         save(run, log.minutes(), is_checkpoint=False)
     log.say(f"stopped after step {run.step}, as asked. The same command resumes from there.")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run, start, succeed
+from conftest import ROOT, run, settled_folder, start, succeed
 
 from impossible import files
 from impossible.errors import UserError
@@ -25,10 +25,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path: Path) -> 
 def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for content in ("old", "new"):
-        with files.atomic_folder(path) as folder:
+        with settled_folder(path) as folder:
             (folder / content).write_text(content)
         assert [p.name for p in path.iterdir()] == [content]
-    with pytest.raises(ValueError, match="no"), files.atomic_folder(path) as folder:
+    with pytest.raises(ValueError, match="no"), settled_folder(path) as folder:
         (folder / "third").write_text("")
         raise ValueError("no")
     assert [p.name for p in path.iterdir()] == ["new"]
@@ -104,7 +104,7 @@ def test_disks_without_fsync_and_permissions_will_do(
     monkeypatch.setattr(os, "chmod", refuse)
     with files.atomic_write(tmp_path / "a") as file:
         file.write(b"new")
-    with files.atomic_folder(tmp_path / "b") as folder:
+    with settled_folder(tmp_path / "b") as folder:
         (folder / "c").write_text("new")
     files.append_line(tmp_path / "d", "new")
     files.copy_mode(tmp_path / "a", tmp_path / "d")

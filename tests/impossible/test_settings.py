@@ -73,11 +73,18 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
     def of_run(out_dir: Path) -> dict[str, str]:
         return {"language": "no_hop", "data_dir": f"data of {out_dir}"}
 
-    for arguments in (["--out_dir=mine"], ["--out_dir", "mine"]):
+    for arguments in (
+        ["--out_dir=mine"],
+        ["--out_dir", "mine"],
+        ["--out-dir=mine"],
+        ["--out_dir=other", "--out_dir=mine"],
+    ):
         s = load(Evaluate, arguments, of_run)
         assert (s.language, s.data_dir, s.out_dir) == ("no_hop", "data of mine", "mine")
     s = load(Evaluate, ["--out_dir=mine", "--data_dir=other"], of_run)
     assert (s.language, s.data_dir) == ("no_hop", "other")
+    assert load(Evaluate, ["--out_dir=", "--sample_seed=3"], of_run).language == "partial_reverse"
+    assert load(Train, ["--wandb_project", "my.py", "--verify-data=true"]).verify_data
     s = load(Evaluate, ["config/full_reverse.py", "--out_dir=mine"], of_run)
     assert s.language == "full_reverse"
 
@@ -149,6 +156,7 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
         (["--tokens_per_step=1048576000000"], "at most 4294967296"),
         (["--out_dir=out/\udcff"], "text in UTF-8"),
         (["\udcff.py"], "unknown config file"),
+        (["--compile=maybe"], "compile must be true or false, not 'maybe'"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
@@ -162,7 +170,6 @@ def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], messag
     [
         (["--learning_rat=1"], ["Unrecognized options: --learning_rat=1", "--learning_rate FLOAT"]),
         (["--n_layer=three"], ["Error parsing --n_layer", "'three'"]),
-        (["--compile=maybe"], ["Unrecognized options: maybe"]),
         (["--dtype=float8"], ["invalid choice 'float8'", "float32"]),
         (["-n_layer=3"], ["Unrecognized options: -n_layer=3"]),
         (["no_reverse"], ["Unrecognized options: no_reverse"]),
@@ -278,3 +285,9 @@ def test_each_process_but_the_first_leaves_it_time_to_tell(tmp_path: Path) -> No
     env = {"PYTHONPATH": str(ROOT)}
     assert fail(script, "--seed=0", processes=2, env=env) == "error: mistake of 0"
     assert fail(script, "--seed=1", processes=2, env=env) == "error: mistake of 1"
+
+
+def test_a_mistake_on_the_command_line_is_told_under_torchrun() -> None:
+    done = run("train.py", "--learning_rat=1", processes=2)
+    assert done.returncode == 1
+    assert done.stderr.count("Unrecognized options: --learning_rat=1") == 1
