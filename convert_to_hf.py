@@ -184,9 +184,9 @@ def _try_one(publication: Publication, revision: Revision, settings: Convert) ->
     if not difference <= export.TOLERANCE:
         raise UserError(
             f"the revision {revision.branch} of {settings.push_to_hub}, downloaded, gives other "
-            f"logits than {path} (largest difference {difference:.3g} of the largest logit). The "
-            "same command again asks for it first; if it stays wrong, delete that branch on the "
-            "Hub (or the repo, if it is main) and type it again."
+            f"logits than {path} (largest difference {difference:.3g} of the largest logit). Run "
+            "the same command again; it tests this revision first. If the test fails again, delete "
+            "the branch on the Hub (if it is main, the repo), and run the command once more."
         )
     print(f"{revision.branch}, downloaded, gives the logits of {path} (to {difference:.1e})")
 

@@ -161,8 +161,8 @@ def closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterator
 def _require_known(sentences: Sentences, language: str, vocab_size: int) -> None:
     if (largest := sentences.tokens.max(initial=0)) >= vocab_size:
         raise UserError(
-            f"language {language!r} makes the id {largest}, and has a vocabulary of "
-            f"{vocab_size:,}. Give it a marker in perturb.py for each new id."
+            f"the language {language!r} produces token {largest}, but its vocabulary has only "
+            f"{vocab_size:,} tokens. Give it a marker in perturb.py for each new id."
         )
 
 

@@ -159,8 +159,15 @@ def _sync_folder(folder: Path) -> None:
 
 def require_utf8(path: Path) -> Path:
     """The same path. Raises UserError if its name is not UTF-8: no table or JSON could hold it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
+    if not is_utf8(str(path)):
         raise UserError(f"the name of {path} is not UTF-8. Rename it, or the folder that it is in.")
     return path
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python keeps other bytes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import tyro
 
+from impossible import files
 from impossible.errors import UserError, unknown
 
 CONFIG_DIR = Path(__file__).parent.parent / "config"
@@ -71,7 +72,9 @@ class Settings:
             if isinstance(value, float):
                 self.require(math.isfinite(value), name, "a finite number")
             if isinstance(value, str):
-                self.require(_is_utf8(value), name, "text in UTF-8 (rename the file or folder)")
+                self.require(
+                    files.is_utf8(value), name, "text in UTF-8 (rename the file or folder)"
+                )
             self._check_choice(name, value)
 
     def _check_choice(self, name: str, value: Any) -> None:
@@ -108,7 +111,7 @@ class Prepare(Settings):
     text_column: str = "text"
     """for hf:NAME: the column that holds the text"""
     segmenter: Literal["sentencex", "line"] = "sentencex"
-    """how sentences are found: by sentencex within each line, or every line is one"""
+    """sentencex: find sentences within each line; line: every line is one sentence"""
     invalid_utf8: Literal["error", "replace"] = "error"
     """bytes that are not UTF-8 are an error, or are replaced by U+FFFD and counted"""
     workers: int = 0
@@ -131,13 +134,13 @@ class Train(Settings):
     n_layer: int = _fixed(12)
     """number of transformer blocks"""
     n_head: int = _fixed(12)
-    """attention heads in each of them"""
+    """attention heads in each transformer block"""
     n_embd: int = _fixed(768)
     """width of the model"""
     dropout: float = _fixed(0.1)
-    """on embeddings, attention weights and residual branches"""
+    """dropout rate, for embeddings, attention weights and residual branches"""
     scale_attn_by_inverse_layer_idx: bool = _fixed(True)
-    """also divide attention scores by (layer index + 1)"""
+    """divide attention scores by (layer index + 1), in addition to the usual scaling"""
     tokens_per_step: int = _fixed(524288)
     """tokens of one optimizer step, of all processes together"""
     batch_size: int = 8
@@ -173,7 +176,7 @@ class Train(Settings):
     wandb_log: bool = False
     """also send the log to Weights & Biases (pip install wandb)"""
     wandb_project: str = "impossible-gpt2"
-    """the project there"""
+    """name of the project on Weights & Biases"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -248,7 +251,7 @@ class Evaluate(_Models):
     test_language: str = ""
     """evaluate on the test split of this language (if empty: the model's own)"""
     test_data_dir: str = ""
-    """folder of that test split (if empty: data_dir, or data/LANGUAGE of another language)"""
+    """folder of that test split (if empty: data_dir, or data/TEST_LANGUAGE for another language)"""
     sentences_per_genre: int = 1000
     """sentences to sample from each genre (all, where there are fewer)"""
     sample_seed: int = 0
@@ -262,8 +265,7 @@ class Evaluate(_Models):
     losses: bool = False
     """also draw the training and validation losses in log.jsonl"""
     results_dir: str = ""
-    """folder for the results of runs, each in a folder NAME-HASH (if empty: in the folder
-    evaluation in each run's out_dir)"""
+    """write each run's results to RESULTS_DIR/NAME-HASH (if empty: to OUT_DIR/evaluation)"""
     eval_dir: str = "out/evaluation"
     """folder for the results of several runs together, and of models from elsewhere"""
 
@@ -443,15 +445,6 @@ def _require_device(settings: "Train | _Models") -> None:
     is_known = settings.device in ("auto", "cpu", "cuda", "mps")
     is_numbered = kind == "cuda" and index.isdecimal()
     settings.require(is_known or is_numbered, "device", "auto, cpu, cuda, cuda:N or mps")
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: Python keeps other bytes as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def divisors(number: int) -> list[int]:

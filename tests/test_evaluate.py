@@ -198,7 +198,7 @@ def test_data_of_an_older_program_is_prepared_again_with_the_same_tokens(
     text = copied.read_text(encoding="utf-8").replace(str(run / "data"), str(data))
     config.write_text(text, encoding="utf-8")
     (data / "test_ids.bin").unlink()
-    assert "test_ids.bin is missing, damaged or older" in refused(config, *SAMPLE)
+    assert "test_ids.bin is missing, damaged or from an older version" in refused(config, *SAMPLE)
     assert "is trained already" in succeed("train.py", config)
     before = (data / "test.bin").read_bytes()
     assert "Doing so now" in succeed("prepare.py", config)
@@ -403,7 +403,7 @@ def test_a_model_is_evaluated_on_another_language(
         f": {run / 'out' / 'hf'} on PartialReverse; {run / 'out' / 'hf'} on NoReverse\n" in printed
     )
     error = refused(copied, "--test_language=even_odd_shuffle", "--model=hub/unasked")
-    command = "Type: python prepare.py --language=even_odd_shuffle"
+    command = "own data: python prepare.py --language=even_odd_shuffle"
     assert f"{command} --corpus={corpus_dir} --data_dir=data/even_odd_shuffle (" in error
     text = copied.read_text(encoding="utf-8").replace(f"corpus = '{corpus_dir}'", "")
     copied.write_text(text, encoding="utf-8")  # as if it had been named on the command line
@@ -536,7 +536,7 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        (torch.zeros(50257, 1), "Mine knows 50,257 tokens, and the sentences of partial_reverse"),
+        (torch.zeros(50257, 1), "Mine has a vocabulary of 50,257 tokens, and the sentences of"),
         (torch.full((50258, 1), torch.nan), "Mine: the perplexity of [0-9]+ sentences is no num"),
         (torch.arange(50258.0)[:, None], "Mine: the perplexity of [0-9]+ sentences is no num"),
     ],

@@ -125,7 +125,7 @@ def test_data_prepared_otherwise_is_not_overwritten(corpus_dir: Path, tmp_path: 
     for option in ("--language=no_reverse", "--data_seed=0", "--segmenter=line", "--corpus=sotu"):
         options = [f"--corpus={corpus_dir}", option]  # the later of two wins
         error = fail("prepare.py", *options, f"--data_dir={tmp_path}")
-        assert "holds data prepared otherwise" in error
+        assert "prepared with other settings" in error
         key = option[2:].split("=")[0].replace("corpus", "corpus_version")
         assert f"{key}: " in error
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -100,8 +100,9 @@ def losses_of(
     largest, lengths = test.sentences.tokens.max(), test.sentences.lengths
     if largest >= len(scorer.head):
         raise UserError(
-            f"{name} knows {len(scorer.head):,} tokens, and the sentences of {test.language} hold "
-            f"the id {largest}: a marker that its language has not. Set another --test_language="
+            f"{name} has a vocabulary of {len(scorer.head):,} tokens, and the sentences of "
+            f"{test.language} contain a marker (id {largest}) that this model never learned. Choose "
+            "a language without that marker: --test_language="
         )
     if lengths.min() > scorer.context:
         raise UserError(
@@ -169,15 +170,15 @@ def read_meta(settings: Evaluate) -> token_files.Meta:
     is_elsewhere = settings.test_data_dir or wanted != settings.language
     if is_elsewhere and not (data_dir / token_files.META).exists():
         raise UserError(
-            f"no sentences of {wanted}: no prepared data in {data_dir}. Type: "
-            f"{_prepare_command(settings, data_dir)} (which must name the text of the model's own "
-            "data), or name the folder where they are: --test_data_dir="
+            f"there are no prepared sentences of {wanted} in {data_dir}. Prepare them from the "
+            f"corpus of the model's own data: {_prepare_command(settings, data_dir)} (with the same "
+            "sotu_years or text_column, if it has any). If they are elsewhere, set --test_data_dir="
         )
     meta = token_files.read_meta(data_dir)
     if meta.language != wanted:
         raise UserError(
-            f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. Name the "
-            "config file of the language that is meant, or set --test_language=, or "
+            f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. To evaluate "
+            f"on {meta.language}, set --test_language={meta.language}. To evaluate on {wanted}, set "
             "--test_data_dir= to prepared data of it."
         )
     return meta

@@ -219,8 +219,8 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     lost = [str(key) for names in report.values() for key in names]
     if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:
         raise UserError(
-            f"{name}: GPT2LMHeadModel does not take its weights as they are: it misses, or has no "
-            f"use for, {', '.join(lost[:5])}. Is it a GPT-2?"
+            f"{name} is not a complete GPT-2: these weights are missing or unknown to "
+            f"GPT2LMHeadModel: {', '.join(lost[:5])}. Export or download it again."
         )
     model.to(device).eval()
 

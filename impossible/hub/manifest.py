@@ -31,8 +31,8 @@ def require_complete(paths: list[Path], last: Checkpoint) -> None:
     expected = [checkpoint.path_of(folder, step) for step in range(interval, last.step, interval)]
     if missing := [path.name for path in expected if path not in paths]:
         raise UserError(
-            f"{folder} lacks {', '.join(missing)}: the series to step {last.step} has a "
-            f"checkpoint every {interval} steps. Put it back, or train anew in another --out_dir="
+            f"{folder} lacks {', '.join(missing)}. A run of {last.step} steps must have a checkpoint "
+            f"every {interval} steps. Put them back, or train again in another --out_dir="
         )
 
 
@@ -82,7 +82,7 @@ def require_new_weights(name: str, hashes: dict[str, str], manifest: dict[str, A
     for other, entry in manifest.items():
         if entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
             raise UserError(
-                f"{name}.pt has the same weights as {other}.pt: a copy, or steps that changed "
-                "nothing. Put the right file back in place of the wrong one, or train anew in "
-                "another --out_dir="
+                f"{name}.pt has the same weights as {other}.pt. Either one is a copy (restore the "
+                "right file), or training changed nothing between them (train again in another "
+                "--out_dir=)."
             )

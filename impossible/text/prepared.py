@@ -57,7 +57,7 @@ def is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
     ]
     if differences:
         raise UserError(
-            f"{data_dir} holds data prepared otherwise ({'; '.join(differences)}). Choose another "
+            f"{data_dir} holds data that were prepared with other settings ({'; '.join(differences)}). Choose another "
             "folder with --data_dir=, or delete that one."
         )
     try:

@@ -79,8 +79,8 @@ def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != test.get("ids_sha256"):
         raise UserError(
-            f"{path} is missing, damaged or older than this program, which needs it to say which "
-            "sentence is which. Prepare the data again (prepare.py): the token files stay the same."
+            f"{path} is missing, damaged or from an older version. It identifies the test "
+            "sentences. Prepare the data again (prepare.py): the token files stay the same."
         )
     return np.frombuffer(data, _ID_DTYPE)
 
