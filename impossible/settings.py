@@ -72,9 +72,7 @@ class Settings:
             if isinstance(value, float):
                 self.require(math.isfinite(value), name, "a finite number")
             if isinstance(value, str):
-                self.require(
-                    files.is_utf8(value), name, "text in UTF-8 (rename the file or folder)"
-                )
+                self.require(files.is_utf8(value), name, "text in UTF-8 (rename the file)")
             self._check_choice(name, value)
 
     def _check_choice(self, name: str, value: Any) -> None:

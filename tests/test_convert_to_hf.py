@@ -340,9 +340,8 @@ def test_checkpoints_that_are_not_one_series_are_refused(out_dir: Path, tmp_path
     assert "checkpoint-3.pt holds step 6: it was renamed or copied" in refused(
         lambda copy: shutil.copy(copy / six, copy / three)
     )
-    assert (
-        "lacks checkpoint-3.pt. A run of 6 steps must have a checkpoint every 3 steps"
-        in refused(lambda copy: (copy / three).unlink())
+    assert "lacks checkpoint-3.pt. A run of 6 steps must have a checkpoint every 3" in refused(
+        lambda copy: (copy / three).unlink()
     )
     first, second = (checkpoint.load(out_dir / name) for name in (three, six))
     error = refused(lambda copy: change(copy / three, settings=first.settings | {"seed": 7}))

@@ -101,8 +101,8 @@ def losses_of(
     if largest >= len(scorer.head):
         raise UserError(
             f"{name} has a vocabulary of {len(scorer.head):,} tokens, and the sentences of "
-            f"{test.language} contain a marker (id {largest}) that this model never learned. Choose "
-            "a language without that marker: --test_language="
+            f"{test.language} contain a marker (id {largest}) that this model never learned. "
+            "Choose a language without that marker: --test_language="
         )
     if lengths.min() > scorer.context:
         raise UserError(
@@ -171,15 +171,16 @@ def read_meta(settings: Evaluate) -> token_files.Meta:
     if is_elsewhere and not (data_dir / token_files.META).exists():
         raise UserError(
             f"there are no prepared sentences of {wanted} in {data_dir}. Prepare them from the "
-            f"corpus of the model's own data: {_prepare_command(settings, data_dir)} (with the same "
-            "sotu_years or text_column, if it has any). If they are elsewhere, set --test_data_dir="
+            f"corpus of the model's own data: {_prepare_command(settings, data_dir)} (with the "
+            "same sotu_years or text_column, if it has any). If they are elsewhere, set "
+            "--test_data_dir="
         )
     meta = token_files.read_meta(data_dir)
     if meta.language != wanted:
         raise UserError(
             f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. To evaluate "
-            f"on {meta.language}, set --test_language={meta.language}. To evaluate on {wanted}, set "
-            "--test_data_dir= to prepared data of it."
+            f"on {meta.language}, set --test_language={meta.language}. To evaluate on {wanted}, "
+            "set --test_data_dir= to prepared data of it."
         )
     return meta
 
