@@ -32,7 +32,8 @@ def require_complete(paths: list[Path], last: Checkpoint) -> None:
     if missing := [path.name for path in expected if path not in paths]:
         raise UserError(
             f"{folder} lacks {', '.join(missing)}. A run of {last.step} steps must have a "
-            f"checkpoint every {interval} steps. Put them back, or train again in another --out_dir="
+            f"checkpoint every {interval} steps. Put them back, or train again in another "
+            "--out_dir="
         )
 
 

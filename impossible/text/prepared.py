@@ -58,7 +58,8 @@ def is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
     if differences:
         raise UserError(
             f"{data_dir} holds data that were prepared with other settings "
-            f"({'; '.join(differences)}). Choose another folder with --data_dir=, or delete that one."
+            f"({'; '.join(differences)}). Choose another folder with --data_dir=, or delete that "
+            "one."
         )
     try:
         for split in token_files.SPLITS:
