@@ -1,9 +1,9 @@
 """The settings of every command: one dataclass each, config files, and the command line.
 
-A value comes from the command line, or else from the config file, or else from the default below,
-which is PartialReverse as published. One config file serves all commands of a recipe: each takes
-from it what it reads. A config file holds literal assignments (`n_layer = 12`); it is parsed and
-never executed.
+A value on the command line takes precedence over one in the config file, which takes precedence
+over the default below. The defaults are those of the published PartialReverse. All commands can
+share one config file; each command reads only its own settings. A config file contains literal
+assignments (`n_layer = 12`) and is parsed, never executed.
 """
 
 import ast
@@ -40,13 +40,13 @@ _SHARES = ("dropout", "beta1", "beta2")
 
 
 def _fixed(default: Any) -> Any:
-    """A setting that a run cannot be resumed with another value of: its weights depend on it."""
+    """A setting that affects the weights and so cannot be changed when a run is resumed."""
     return dataclasses.field(default=default, metadata={"fixed": True})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every command reads. Raises UserError for a value that cannot work."""
+    """The settings of every command. Raises UserError for an invalid value."""
 
     command: ClassVar[str] = ""
     language: str = _fixed("partial_reverse")
@@ -56,7 +56,7 @@ class Settings:
     out_dir: str = ""
     """folder of the run (if empty: out/LANGUAGE, or out/LANGUAGE_no_pos without positions)"""
     position_embeddings: bool = _fixed(True)
-    """false: the published variant without positional encodings"""
+    """false: train the variant without positional encodings, as published"""
 
     def __post_init__(self) -> None:
         variant = "" if self.position_embeddings else "_no_pos"
@@ -80,10 +80,10 @@ class Settings:
         self.require(not choices or value in choices, name, f"one of {', '.join(choices)}")
 
     def require(self, holds: bool, name: str, expected: str) -> None:
-        """Raise UserError unless the value of a setting will do."""
+        """Raise UserError unless a condition on the value of a setting holds."""
         if not holds:
             value = getattr(self, name)
-            raise UserError(f"{name} = {value!r} cannot work. It must be {expected}.")
+            raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
 
     @classmethod
     def types(cls) -> dict[str, Any]:
@@ -93,13 +93,13 @@ class Settings:
 
     @classmethod
     def fixed(cls) -> list[str]:
-        """The settings that a run cannot be resumed with another value of."""
+        """The settings that cannot be changed when a run is resumed."""
         return [field.name for field in dataclasses.fields(cls) if "fixed" in field.metadata]
 
 
 @dataclass(frozen=True)
 class Prepare(Settings):
-    """What prepare.py reads."""
+    """The settings of prepare.py."""
 
     command: ClassVar[str] = "prepare.py"
     corpus: str = "babylm"
@@ -111,16 +111,16 @@ class Prepare(Settings):
     segmenter: Literal["sentencex", "line"] = "sentencex"
     """sentencex: find sentences within each line; line: every line is one sentence"""
     invalid_utf8: Literal["error", "replace"] = "error"
-    """bytes that are not UTF-8 are an error, or are replaced by U+FFFD and counted"""
+    """error: stop at bytes that are not UTF-8; replace: replace them by U+FFFD and count them"""
     workers: int = 0
-    """threads that find sentences and encode them (0: one for each core)"""
+    """number of threads for splitting and encoding sentences (0: one for each core)"""
     data_seed: int = 41
     """seed of the order of sentences in the training and validation data"""
 
 
 @dataclass(frozen=True)
 class Train(Settings):
-    """What train.py reads."""
+    """The settings of train.py."""
 
     command: ClassVar[str] = "train.py"
     verify_data: bool = False
@@ -140,13 +140,13 @@ class Train(Settings):
     scale_attn_by_inverse_layer_idx: bool = _fixed(True)
     """divide attention scores by (layer index + 1), in addition to the usual scaling"""
     tokens_per_step: int = _fixed(524288)
-    """tokens of one optimizer step, of all processes together"""
+    """number of tokens in one optimizer step, over all processes"""
     batch_size: int = 8
-    """blocks in a micro-batch of one process"""
+    """number of blocks in a micro-batch (per process)"""
     max_steps: int = _fixed(3000)
-    """optimizer steps in all"""
+    """total number of optimizer steps"""
     warmup_steps: int = _fixed(300)
-    """steps until the learning rate peaks; then it falls linearly to 0"""
+    """steps until the learning rate reaches its peak; after that, it decreases linearly to 0"""
     learning_rate: float = _fixed(6e-4)
     """peak of the learning rate"""
     beta1: float = _fixed(0.9)
@@ -160,15 +160,15 @@ class Train(Settings):
     checkpoint_interval: int = _fixed(100)
     """steps between checkpoints"""
     eval_interval: int = 100
-    """steps between validation losses (each checkpoint has one too)"""
+    """steps between validations (there is also one at each checkpoint)"""
     eval_blocks: int = _fixed(512)
-    """validation blocks to read (0: all)"""
+    """number of validation blocks to use (0: all)"""
     log_interval: int = 1
     """steps between log lines"""
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), cuda, cuda:N, mps or cpu"""
+    """auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _fixed("auto")
-    """precision of matrix products (auto: on cuda bfloat16 or else float16, elsewhere float32)"""
+    """precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)"""
     compile: bool = True
     """compile the model with torch.compile"""
     wandb_log: bool = False
@@ -201,7 +201,7 @@ class Train(Settings):
 
 @dataclass(frozen=True)
 class Convert(Settings):
-    """What convert_to_hf.py reads."""
+    """The settings of convert_to_hf.py."""
 
     command: ClassVar[str] = "convert_to_hf.py"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -211,28 +211,28 @@ class Convert(Settings):
     private: bool = False
     """make the repo private"""
     overwrite: bool = False
-    """replace revisions on the Hub that hold anything else than this run"""
+    """replace revisions on the Hub even if they contain something other than this run"""
     dry_run: bool = False
-    """export and say what publishing would do, but change nothing on the Hub"""
+    """export and show what would be published, but change nothing on the Hub"""
     model_license: str = "mit"
-    """licence of the published model, by the Hub's name for it"""
+    """licence of the published model, as an identifier of the Hub"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("private", "overwrite", "dry_run"):
             given = getattr(self, name) and not self.push_to_hub
-            self.require(not given, name, "left out, or given with --push_to_hub=USER/NAME")
+            self.require(not given, name, "left out, or combined with --push_to_hub=USER/NAME")
 
 
 @dataclass(frozen=True)
 class _Models(Settings):
-    """What names the models that evaluate.py and sample.py load."""
+    """The settings that select the models for evaluate.py and sample.py."""
 
     model: str = ""
     """models in place of the run in out_dir, separated by commas: exported folders, repos on the
     Hub (USER/NAME), and `run` for the run itself"""
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), cuda, cuda:N, mps or cpu"""
+    """auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,7 +241,7 @@ class _Models(Settings):
 
 @dataclass(frozen=True)
 class Evaluate(_Models):
-    """What evaluate.py reads."""
+    """The settings of evaluate.py."""
 
     command: ClassVar[str] = "evaluate.py"
     revisions: str = ""
@@ -249,28 +249,29 @@ class Evaluate(_Models):
     test_language: str = ""
     """evaluate on the test split of this language (if empty: the model's own)"""
     test_data_dir: str = ""
-    """folder of that test split (if empty: data_dir, or data/TEST_LANGUAGE for another language)"""
+    """folder of the test data (if empty: data_dir, or data/TEST_LANGUAGE for another language)"""
     sentences_per_genre: int = 1000
-    """sentences to sample from each genre (all, where there are fewer)"""
+    """sentences to sample from each genre (all of them if a genre has fewer)"""
     sample_seed: int = 0
-    """seed of that sample"""
+    """seed for sampling the test sentences"""
     sentences: bool = False
     """also write a table of all sentences and their perplexities"""
     surprisals: bool = False
     """also write a table of the surprisal of every token, in bits"""
     table_format: Literal["csv", "parquet"] = "csv"
-    """format of these two tables"""
+    """format of the tables of sentences and surprisals"""
     losses: bool = False
-    """also draw the training and validation losses in log.jsonl"""
+    """also plot the training and validation losses in log.jsonl"""
     results_dir: str = ""
     """write each run's results to RESULTS_DIR/NAME-HASH (if empty: to OUT_DIR/evaluation)"""
     eval_dir: str = "out/evaluation"
-    """folder for the results of several runs together, and of models from elsewhere"""
+    """folder for joint results of several runs, and for results of exported models and of models
+    from the Hub"""
 
 
 @dataclass(frozen=True)
 class Sample(_Models):
-    """What sample.py reads."""
+    """The settings of sample.py."""
 
     command: ClassVar[str] = "sample.py"
     checkpoint: str = ""
@@ -278,15 +279,15 @@ class Sample(_Models):
     prompt: str = "He clean"
     """text to continue"""
     samples: int = 1
-    """continuations of each checkpoint"""
+    """number of continuations to generate with each checkpoint"""
     new_tokens: int = 20
-    """tokens to generate for each"""
+    """number of tokens to generate for each continuation"""
     temperature: float = 1.0
-    """below 1: likely tokens become likelier; 0: always the likeliest one"""
+    """sampling temperature (below 1: prefer likely tokens; 0: always the most likely token)"""
     top_k: int = 200
-    """sample from this many of the likeliest tokens (0: from all)"""
+    """sample only from this many of the most likely tokens (0: from all tokens)"""
     seed: int = 41
-    """seed of the random choices"""
+    """seed for sampling tokens"""
 
 
 COMMANDS: tuple[type[Settings], ...] = (Prepare, Train, Convert, Evaluate, Sample)
@@ -297,22 +298,25 @@ def load(
 ) -> S:
     """The settings of one command from its arguments: [config file] [--name=value ...].
 
-    Without a config file, config/partial_reverse.py is read; or, if --out_dir= names a run, what
-    `of_run` says of it. Raises UserError, or SystemExit after a message of tyro's.
+    Without a config file, config/partial_reverse.py is read; but if --out_dir= names a run, the
+    settings that `of_run` returns for it are used. Raises UserError, or SystemExit after an error
+    message from tyro.
     """
     found = load_several(kind, arguments, of_run, usage)
     if len(found) > 1:
         names = ", ".join(map(str, _parted(kind, arguments)[0]))
-        raise UserError(f"{kind.command} takes one config file, and was given several: {names}.")
+        raise UserError(
+            f"{kind.command} takes only one config file, but several were given: {names}."
+        )
     return found[0]
 
 
 def load_several(
     kind: type[S], arguments: list[str], of_run: OfRun | None = None, usage: str | None = None
 ) -> list[S]:
-    """The same for a command that takes several config files: the settings of each.
+    """Like `load`, for a command that takes several config files: one Settings for each.
 
-    What is set on the command line is set for all of them.
+    Options on the command line apply to all of them.
     """
     configs, options = _parted(kind, arguments)
     out_dir = _value_of("--out_dir", options)
@@ -364,13 +368,15 @@ def _value_of(name: str, options: list[str]) -> str:
 def _spelled(kind: type[Settings], argument: str) -> str:
     """An argument as tyro expects it: --name and --no_name for --name=true and --name=false.
 
-    Raises UserError for a setting of another command, and for what is neither true nor false.
+    Raises UserError for a setting of another command, and for an invalid value of a bool.
     """
     name, equals, value = argument.removeprefix("--").partition("=")
     types = kind.types()
     readers = [other.command for other in COMMANDS if name in other.types()]
     if argument.startswith("--") and readers and name not in types:
-        raise UserError(f"{kind.command} does not read {name}; it is for {', '.join(readers)}.")
+        raise UserError(
+            f"{kind.command} has no setting {name}; it is a setting of {', '.join(readers)}."
+        )
     if types.get(name) is not bool or not equals:
         return argument
     switch = {"true": f"--{name}", "1": f"--{name}", "false": f"--no_{name}", "0": f"--no_{name}"}
@@ -380,7 +386,7 @@ def _spelled(kind: type[Settings], argument: str) -> str:
 
 
 def _as_options(kind: type[Settings], values: dict[str, Any]) -> list[str]:
-    """Settings by name as arguments of a command, those that it reads."""
+    """The settings that a command reads, as arguments for it."""
     known = {name: value for name, value in values.items() if name in kind.types()}
     return [_spelled(kind, f"--{name}={value}") for name, value in known.items()]
 
@@ -388,7 +394,7 @@ def _as_options(kind: type[Settings], values: dict[str, Any]) -> list[str]:
 def read_config(path: Path) -> dict[str, Any]:
     """The assignments of a config file, by name. The file is parsed, not executed.
 
-    Raises UserError, with the line, for whatever is not a literal value of a known setting.
+    Raises UserError, with the line number, for anything but a literal value of a known setting.
     """
     path = _found(path)
     try:
@@ -405,8 +411,8 @@ def read_config(path: Path) -> dict[str, Any]:
             name, value = target.id, ast.literal_eval(statement.value)
         except (AttributeError, TypeError, ValueError):
             raise UserError(
-                f"{where}: {ast.unparse(statement)!r} is not a plain assignment. A config holds "
-                "only lines like: n_layer = 12 (a number, True, False or a string)"
+                f"{where}: {ast.unparse(statement)!r} is not a plain assignment. A config file "
+                "contains only lines like: n_layer = 12 (a number, True, False or a string)"
             )
         if name in values:
             raise UserError(f"{where}: {name} is set twice in this file. Keep one of the two.")
@@ -415,7 +421,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _found(path: Path) -> Path:
-    """The file of that name here or, if there is none, in the project's folder."""
+    """The file of that name in the current folder or, failing that, in the project folder."""
     for place in (path, CONFIG_DIR.parent / path):
         if place.is_file():
             return place

@@ -65,7 +65,7 @@ def test_evaluation_takes_several_configs_and_the_others_one() -> None:
     paths = ["config/no_reverse.py", "config/full_reverse.py"]
     found = load_several(Evaluate, [*paths, "--sample_seed=3"])
     assert [(s.language, s.sample_seed) for s in found] == [("no_reverse", 3), ("full_reverse", 3)]
-    with pytest.raises(UserError, match="takes one config file, and was given several"):
+    with pytest.raises(UserError, match="takes only one config file, but several were given"):
         load(Train, paths)
 
 
@@ -139,7 +139,7 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--corpus=sotu"], "train.py does not read corpus; it is for prepare.py"),
+        (["--corpus=sotu"], "train.py has no setting corpus; it is a setting of prepare.py"),
         (["config/no_such.py"], "unknown config file"),
         (["--batch_size=3"], "a divisor of the 512 blocks of a step"),
         (["--n_head=7"], "a divisor of n_embd = 768, such as 6"),
