@@ -106,11 +106,11 @@ def table(folder: Path, texts: dict[str, str]) -> None:
         f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by GPT-2 Small in "
         f"float32, medians of {REPEATS} in turns:\n"
     )
-    print("| | s | tokens/s | x the published way | peak memory, GB |")
+    print("| | s | tokens/s | speed relative to the published method | peak memory, GB |")
     print("|---|---|---|---|---|")
     for name, seconds, peak in (
         ("this project", ours, small),
-        ("the published way", theirs, large),
+        ("the published method", theirs, large),
     ):
         speed = lengths.sum() / seconds
         print(f"| {name} | {seconds:.1f} | {speed:,.0f} | {theirs / seconds:.2f} | {peak:.1f} |")

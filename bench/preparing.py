@@ -67,7 +67,7 @@ def comparison(folder: Path, text: str) -> None:
     ways = {
         "this project": functools.partial(ours, 0),
         "this project, one thread": functools.partial(ours, 1),
-        "the published way": published,
+        "the published method": published,
         "a bare loop of encode_ordinary": bare,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -78,15 +78,15 @@ def comparison(folder: Path, text: str) -> None:
             blocks[name] = way()
             seconds[name].append(time.perf_counter() - start)
     for name in ("this project", "this project, one thread"):
-        if not np.array_equal(blocks[name], blocks["the published way"]):
-            sys.exit(f"{name} and the published way gave different tokens")
+        if not np.array_equal(blocks[name], blocks["the published method"]):
+            sys.exit(f"{name} and the published method gave different tokens")
     median = {name: statistics.median(found[1:]) for name, found in seconds.items()}
     size = len("".join(sentences).encode()) / 1e6
     print(
         f"\nFrom {len(sentences):,} sentences ({size:.1f} MB) to shuffled blocks, the same tokens, "
         f"medians of {REPEATS} in turns on {os.cpu_count()} cores:\n"
     )
-    print("| | s | x the bare loop | this project is faster by |")
+    print("| | s | time relative to the bare loop | speed-up by this project |")
     print("|---|---|---|---|")
     bare, ours = median["a bare loop of encode_ordinary"], median["this project"]
     for name, value in median.items():

@@ -181,8 +181,8 @@ def table(folder: str) -> None:
     """Print the time and memory of a training step, and of one by two processes."""
     print(f"A step of {_BATCH} x {_BLOCK} tokens, GPT-2 Small, {_DTYPE}, medians of {REPEATS}:\n")
     print(
-        "| dropout | | s a step | tokens/s | x transformers | of the GEMM limit | peak memory, GB "
-        "| of transformers' |"
+        "| dropout | | s per step | tokens/s | speed relative to transformers "
+        "| share of the GEMM limit | peak memory, GB | memory relative to transformers |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for dropout in _DROPOUTS:
