@@ -186,7 +186,8 @@ def _try_one(publication: Publication, revision: Revision, settings: Convert) ->
             f"the revision {revision.branch} of {settings.push_to_hub}, downloaded, gives other "
             f"logits than {path} (largest difference {difference:.3g} of the largest logit). Run "
             "the same command again; it tests this revision first. If the test fails again, delete "
-            "the branch on the Hub (if it is main, the repo), and run the command once more."
+            "the branch on the Hub (or the whole repo if the branch is main), and run the "
+            "command once more."
         )
     print(f"{revision.branch}, downloaded, gives the logits of {path} (to {difference:.1e})")
 

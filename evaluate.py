@@ -45,7 +45,9 @@ def main(runs: list[Evaluate]) -> None:
     processes.connect(world, device)
     members = [[(m.name, m.commit) for m in series.members] for _, series in found]
     if any(others != members for others in world.gather(members)):
-        raise UserError("the checkpoints changed meanwhile. Run the same command again.")
+        raise UserError(
+            "the checkpoints changed during the evaluation. Run the same command again."
+        )
     evaluations = [results.evaluate(settings, series, world, device) for settings, series in found]
     if world.is_first:
         for evaluation in evaluations:
@@ -72,7 +74,7 @@ def find(runs: list[Evaluate]) -> list[tuple[Evaluate, Series]]:
             if settings.losses and series.language and not log.read(Path(series.place)):
                 raise UserError(f"{series.place} has no {log.NAME}. Leave --losses out.")
     if runs[0].losses and not any(series.language for _, series in found.values()):
-        raise UserError("these models come without a log. Leave --losses out.")
+        raise UserError("exported models and models from the Hub have no log. Leave --losses out.")
     return list(found.values())
 
 

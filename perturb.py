@@ -98,7 +98,7 @@ class Language:
         is_whole = np.issubdtype(tokens.dtype, np.integer)
         if not is_whole or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < 1 << 16):
             raise UserError(
-                f"{self.title} returned tokens that are no ids of 16 bits ({tokens.dtype}, "
+                f"{self.title} returned tokens that are not 16-bit ids ({tokens.dtype}, "
                 f"{tokens.min()} to {tokens.max()}). Look at its function in perturb.py."
             )
 

@@ -59,8 +59,8 @@ def require_fitting(
     """Raise UserError if a model has other tokens, or no room for the prompt and what follows."""
     if len(scorer.head) != vocab_size:
         raise UserError(
-            f"{name} has {len(scorer.head):,} tokens, and {settings.language} has {vocab_size:,}. "
-            "Set --language= to the language of the model."
+            f"{name} has a vocabulary of {len(scorer.head):,} tokens, but {settings.language} "
+            f"has {vocab_size:,}. Set --language= to the language of the model."
         )
     if length + settings.new_tokens > scorer.context:
         raise UserError(

@@ -151,13 +151,14 @@ def reason_of(error: BaseException) -> str:
     text, status = text_of(error), _status(error)
     if status == 401:
         text = (
-            f"the Hub does not accept the token ({text}). Type: hf auth login (a token in HF_TOKEN "
-            "goes before it)."
+            f"the Hub does not accept the token ({text}). Type: hf auth login (a token in "
+            "HF_TOKEN takes precedence)."
         )
     elif status == 403:
         text = (
-            f"the Hub does not let this token write there ({text}). It may lack the right to write "
-            "(https://huggingface.co/settings/tokens), or the account the room."
+            f"the Hub does not let this token write there ({text}). The token may lack write "
+            "permission (https://huggingface.co/settings/tokens), or the account may be out of "
+            "storage."
         )
     else:
         text = f"the Hub could not be used: {text}."

@@ -58,7 +58,7 @@ def guarded(call: Callable[[], Any]) -> None:
             _let_the_first_speak()
         raise
     except KeyboardInterrupt:
-        _fail("interrupted. What is on disk is kept; the same command resumes from there.")
+        _fail("interrupted. Files on disk are kept; run the same command again to resume.")
     except Exception as error:
         _let_the_first_speak()
         if isinstance(error, UserError):
@@ -67,8 +67,8 @@ def guarded(call: Callable[[], Any]) -> None:
             _fail(f"{error.filename}: {error.strerror}. {_DISK_ADVICE[error.errno]}")
         traceback.print_exc()
         _fail(
-            "unexpected (see above). What was saved is whole: once the cause is gone, the same "
-            "command resumes from there."
+            "unexpected error (see above). The saved files are intact: once the cause is "
+            "removed, run the same command again to resume."
         )
 
 

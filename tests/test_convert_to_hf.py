@@ -311,7 +311,7 @@ def test_what_cannot_be_exported_is_named(
 ) -> None:
     assert "no checkpoint-N.pt" in fail("convert_to_hf.py", f"--out_dir={tmp_path / 'none'}")
     error = fail("convert_to_hf.py", "--language=no_reverse", f"--out_dir={out_dir}")
-    assert "is a model of partial_reverse, and the settings say no_reverse" in error
+    assert "is a model of partial_reverse, but the settings say no_reverse" in error
     copy = tmp_path / "out"
     copy.mkdir()
     data = (out_dir / "checkpoint-3.pt").read_bytes()
@@ -345,7 +345,9 @@ def test_checkpoints_that_are_not_one_series_are_refused(out_dir: Path, tmp_path
     )
     first, second = (checkpoint.load(out_dir / name) for name in (three, six))
     error = refused(lambda copy: change(copy / three, settings=first.settings | {"seed": 7}))
-    assert "checkpoint-3.pt is of another run than checkpoint-6.pt: seed = 7 there, 41" in error
+    assert (
+        "checkpoint-3.pt belongs to another run than checkpoint-6.pt: seed = 7 there, 41" in error
+    )
     assert "checkpoint-6.pt has the same weights as checkpoint-3.pt" in refused(
         lambda copy: change(copy / three, model=second.model)
     )

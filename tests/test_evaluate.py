@@ -258,7 +258,7 @@ def test_results_of_a_run_that_may_not_be_written_go_elsewhere(
     folder.symlink_to("/sys")  # not even root may make a folder there
     error = refused(copied, *SAMPLE)
     assert "/out/evaluation/scores/" in error
-    assert "cannot be made (Operation not permitted). Set --results_dir=" in error
+    assert "cannot be created (Operation not permitted). Set --results_dir=" in error
     evaluated(copied, *SAMPLE, f"--results_dir={tmp_path / 'mine'}")
     (results,) = (tmp_path / "mine").iterdir()
     assert results.name.startswith("out-")
@@ -370,7 +370,7 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert f"checkpoint-4 (2 of 2): perplexity {expected[0]:,.2f}" in second
         assert "as computed before" not in second
         error = fail("evaluate.py", copied, *SAMPLE, "--model=ada/other", env=env)
-        assert "'ada/other' is no folder here and no model repo on the Hub" in error
+        assert "'ada/other' is neither a local folder nor a model repo on the Hub" in error
 
 
 def test_a_model_is_evaluated_on_another_language(
@@ -390,7 +390,7 @@ def test_a_model_is_evaluated_on_another_language(
     ]
     expected = [np.exp(np.nanmean(means)) for means in expected]
     assert overall(folder) == pytest.approx(expected, rel=1e-5)
-    assert "holds no_reverse, and sentences of partial_reverse are wanted" in refused(
+    assert "contains no_reverse, but sentences of partial_reverse are needed" in refused(
         copied, f"--test_data_dir={data}"
     )
     other = tmp_path / "other.py"
@@ -428,7 +428,7 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
     assert table(tmp_path / "joint").sample_seed.unique().tolist() == [0, 1, 2]
     (tmp_path / "out2" / "checkpoint-2.pt").unlink()
     printed = evaluated(copied, *paths, *SAMPLE)
-    assert "PartialReverse: not all seeds have the steps 2: left out" in printed
+    assert "PartialReverse: left out the steps 2, which some seeds lack" in printed
     assert "is named twice" in refused(copied, copied, *SAMPLE)
 
 
@@ -495,7 +495,9 @@ def test_parquet_holds_the_same_table(copied: Path) -> None:
     folder = copied.parent / "out" / "evaluation"
     options = (*SAMPLE, "--table_format=parquet")
     evaluated(copied, *options, "--sentences", "--surprisals")
-    assert f"{folder / 'sentences.parquet'}: of an earlier command" in evaluated(copied, *options)
+    assert f"{folder / 'sentences.parquet'}: written by an earlier command" in evaluated(
+        copied, *options
+    )
     for name in ("sentences", "surprisals"):
         stored = pd.read_parquet(folder / f"{name}.parquet")
         assert stored.columns.tolist() == table(folder, f"{name}.csv").columns.tolist()
@@ -558,7 +560,7 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     assert "holds no exported model" in refused(copied, f"--model={tmp_path / 'empty'}")
     error = refused(copied, f"--model={tmp_path / 'out'}")
-    assert "out is a run, and --model= takes exported models. For its checkpoints set" in error
+    assert "out is a run, but --model= expects exported models. For its checkpoints set" in error
     assert "--test_data_dir=" in refused(copied, f"--test_data_dir={tmp_path / 'empty'}")
     odd = tmp_path / "models" / os.fsdecode(b"caf\xe9")
     shutil.copytree(run / "out" / "hf" / "checkpoint-4", odd)
@@ -573,7 +575,7 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     other = config.replace("GPT2LMHeadModel", "GPT2NoPositionalEncodingLMHeadModel")
     (tmp_path / "cut" / "config.json").write_text(other, encoding="utf-8")
     error = refused(copied, f"--model={tmp_path / 'cut'}", "--losses")
-    assert "these models come without a log" in error
+    assert "exported models and models from the Hub have no log" in error
     error = refused(copied, f"--model={tmp_path / 'cut'}")
     assert "of the kind ['GPT2NoPositionalEncodingLMHeadModel']. Expected a plain" in error
     shutil.copytree(run / "data", tmp_path / "data")

@@ -29,7 +29,7 @@ def test_no_data_prepared(config: Config, tmp_path: Path) -> None:
 
 def test_the_wrong_language_for_this_data(config: Config) -> None:
     error = fail("train.py", config(), "--language=full_reverse")
-    assert "holds partial_reverse, and the settings say full_reverse" in error
+    assert "contains partial_reverse, but the settings say full_reverse" in error
     assert "python prepare.py --language=full_reverse" in error
 
 

@@ -208,8 +208,8 @@ def test_a_language_with_too_many_markers_for_uint16_is_refused(
     ("function", "told"),
     [
         (lambda s, *_: Sentences(s.tokens + 9000, s.offsets), "its vocabulary has only 50,257"),
-        (lambda s, *_: Sentences(s.tokens.astype(int) - 9, s.offsets), "no ids of 16 bits"),
-        (lambda s, *_: Sentences(s.tokens / 2, s.offsets), "no ids of 16 bits"),
+        (lambda s, *_: Sentences(s.tokens.astype(int) - 9, s.offsets), "not 16-bit ids"),
+        (lambda s, *_: Sentences(s.tokens / 2, s.offsets), "not 16-bit ids"),
         (lambda s, *_: s.take(np.arange(1, len(s.lengths))), "must return as many as it gets"),
         (lambda s, *_: Sentences(s.tokens[:-1], s.offsets), "must return as many as it gets"),
     ],

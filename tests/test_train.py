@@ -226,7 +226,7 @@ def test_a_run_is_not_continued_with_other_settings_or_other_data(
     before = {p: p.stat().st_mtime_ns for p in trained.iterdir()}
     options = {"seed": "7", "learning_rate": "0.02", "max_steps": "9"}
     error = fail("train.py", config(**options, out_dir=str(trained)))
-    assert "is of a run with other settings" in error
+    assert "belongs to a run with other settings" in error
     assert "seed = 41 there, 7 now" in error
     assert "learning_rate = 0.01 there, 0.02 now" in error
     assert "max_steps = 6 there, 9 now" in error

@@ -66,7 +66,7 @@ def _mean(
     """The mean over runs of values by step, at the steps that all have; none, if there is none."""
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     if left_out := sorted(set().union(*runs) - set(steps)):
-        print(f"{label}: not all seeds have the steps {', '.join(map(str, left_out))}: left out")
+        print(f"{label}: left out the steps {', '.join(map(str, left_out))}, which some seeds lack")
     if not steps:
         return []
     values = np.array([[run[step] for step in steps] for run in runs])

@@ -115,8 +115,8 @@ def losses_of(
     wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)
     if wrong.any():
         raise UserError(
-            f"{name}: the perplexity of {wrong.sum():,} sentences is no number, so its weights are "
-            "damaged or training had diverged. Leave it out with --revisions="
+            f"{name}: the perplexity of {wrong.sum():,} sentences is not a number, so its "
+            "weights are damaged or training had diverged. Leave it out with --revisions="
         )
     if world.is_first:
         with files.atomic_write(path) as file:
@@ -134,7 +134,7 @@ def _known(member: Member, path: Path) -> tuple[str, np.ndarray | None]:
     except FileNotFoundError:
         return identity, None
     except Exception as error:  # numpy and zipfile have many for a damaged file
-        print(f"{path} is damaged ({error!r}) and is computed anew", flush=True)
+        print(f"{path} is damaged ({error!r}); computing it again", flush=True)
         return identity, None
 
 
@@ -145,8 +145,8 @@ def _make_folder(folder: Path, is_run: bool) -> None:
     except OSError as error:
         name = "results_dir" if is_run else "eval_dir"
         raise UserError(
-            f"{folder} cannot be made ({error.strerror}). Set --{name}= to a folder that you may "
-            "write to: the results go there."
+            f"{folder} cannot be created ({error.strerror}). Set --{name}= to a folder for the "
+            "results that you have permission to write to."
         )
 
 
@@ -172,15 +172,16 @@ def read_meta(settings: Evaluate) -> token_files.Meta:
         raise UserError(
             f"there are no prepared sentences of {wanted} in {data_dir}. Prepare them from the "
             f"corpus of the model's own data: {_prepare_command(settings, data_dir)} (with the "
-            "same sotu_years or text_column, if it has any). If they are elsewhere, set "
-            "--test_data_dir="
+            "same sotu_years or text_column, if they were set). If the data are in another "
+            "folder, set --test_data_dir="
         )
     meta = token_files.read_meta(data_dir)
     if meta.language != wanted:
         raise UserError(
-            f"{data_dir} holds {meta.language}, and sentences of {wanted} are wanted. To evaluate "
+            f"{data_dir} contains {meta.language}, but sentences of {wanted} are needed. To "
+            "evaluate "
             f"on {meta.language}, set --test_language={meta.language}. To evaluate on {wanted}, "
-            "set --test_data_dir= to prepared data of it."
+            "set --test_data_dir= to the prepared data of that language."
         )
     return meta
 

@@ -159,7 +159,7 @@ def _of_folder(folder: Path) -> Series:
     found = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
     if not found and checkpoint.list_checkpoints(resolved):
         raise UserError(
-            f"{folder} is a run, and --model= takes exported models. For its checkpoints set "
+            f"{folder} is a run, but --model= expects exported models. For its checkpoints set "
             f"--out_dir={folder}; for its exports --model={checkpoint.hf_dir(folder)}"
         )
     if not found:
@@ -206,7 +206,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
         if config.get("architectures") != ["GPT2LMHeadModel"]:
             raise UserError(
                 f"{name} is a model of the kind {config.get('architectures')}. Expected a plain "
-                "GPT2LMHeadModel: one with code of its own is not run here."
+                "GPT2LMHeadModel: models with custom code are not supported."
             )
         model, report = transformers.GPT2LMHeadModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
@@ -214,7 +214,8 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{name} cannot be loaded ({next(iter(str(error).splitlines()), type(error).__name__)})"
-            ". Expected config.json and model.safetensors, whole. Export or download it again."
+            ". Expected intact files config.json and model.safetensors. Export or download it "
+            "again."
         )
     lost = [str(key) for names in report.values() for key in names]
     if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:
@@ -271,12 +272,12 @@ def _ask(repo: str, call: Callable[[], Any]) -> Any:
         return patiently(repo, call)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"{repo!r} is no folder here and no model repo on the Hub that you may read "
+            f"{repo!r} is neither a local folder nor a model repo on the Hub that you can read "
             f"({next(iter(str(error).splitlines()))}). Expected --model=FOLDER or --model=USER/NAME"
         )
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{repo} could not be read from the Hub ({reason}). With a network, run the same "
-            "command again."
+            f"{repo} could not be read from the Hub ({reason}). Check the network and run the "
+            "same command again."
         )

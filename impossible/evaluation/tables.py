@@ -120,7 +120,7 @@ def write_all(evaluation: Evaluation) -> None:
                 if wanted and kind == settings.table_format:
                     write(table(evaluation), path)
                 elif path.exists():
-                    print(f"{path}: of an earlier command, left as it is")
+                    print(f"{path}: written by an earlier command, left unchanged")
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

@@ -126,7 +126,7 @@ def _loading(c: Checkpoint, repo: str) -> str:
         )
     else:
         where, arguments = f'folder = "checkpoint-{c.step}"', "folder"
-        note = "From the folder that holds this one. Each kept step has a folder of its own."
+        note = "Run this in the parent of this folder. Each checkpoint has its own folder."
     return f"""## How to load it
 
 ```python
@@ -262,18 +262,21 @@ def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str
         lines.append(f"**Other settings:** {', '.join(changed)}.")
     lines += [
         "Sentences were not found by Stanza, so some begin or end elsewhere, and random draws fall "
-        "on other sentences. The order of blocks in training is another too.",
+        "on other sentences. The order of blocks in training also differs.",
         f"Precision: {_precision(c)}; published: float16 with queries and keys multiplied "
         "in float32.",
     ]
     if c.settings["scale_attn_by_inverse_layer_idx"]:
         lines.append(
             "The division of attention scores by (layer index + 1) is part of the weights of the "
-            "queries; `config.json` says false. transformers 4.44.2, 4.51.3 and 5.23.0 compute the "
+            "queries; the flag in `config.json` is false. transformers 4.44.2, 4.51.3 and "
+            "5.23.0 compute the "
             "same."
         )
     if not c.settings["position_embeddings"]:
-        lines.append("Position embeddings are zeros in a plain GPT-2: no code of its own to trust.")
+        lines.append(
+            "Position embeddings are zeros in an ordinary GPT-2, so the model needs no custom code."
+        )
     if export_dtype != "float32":
         lines.append(f"Weights are rounded to {export_dtype}; published: float32.")
     return "## How this differs from the published models\n\n" + "\n".join(

@@ -45,7 +45,7 @@ def read(hf_dir: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it: the exports are made again.")
+        raise UserError(f"{path} is damaged ({error}). Delete it; the exports will be made again.")
 
 
 def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str, dtype: str) -> bool:
@@ -57,12 +57,12 @@ def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str, dtype: str)
         return False
     name = f"checkpoint-{entry['step']}"
     if entry["source_sha256"] != sha256 or entry["dtype"] != dtype:
-        print(f"{name} is exported anew: the checkpoint or export_dtype is another than it was")
+        print(f"exporting {name} again: its checkpoint or export_dtype has changed")
         return False
     if not (hf_dir / name).is_dir() or _without_card(export.hashes(hf_dir / name)) != (
         _without_card(entry["files"])
     ):
-        print(f"{name} is exported anew: its files are not those that were written")
+        print(f"exporting {name} again: its files have changed since they were written")
         return False
     return True
 

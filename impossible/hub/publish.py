@@ -54,9 +54,9 @@ class Revision:
         there = {file.path: file for file in listing if file.path not in _OF_THE_HUB}
         return [
             *(f"{name} is missing" for name in self.files.keys() - there.keys()),
-            *(f"{name} is no part of the export" for name in there.keys() - self.files.keys()),
+            *(f"{name} is not part of the export" for name in there.keys() - self.files.keys()),
             *(
-                f"{name} is another file"
+                f"{name} has other content"
                 for name in there.keys() & self.files.keys()
                 if not self._is_same(there[name])
             ),
@@ -82,15 +82,15 @@ def sign_in(repo: str) -> HfApi:
         huggingface_hub.utils.validate_repo_id(repo)
         namespace, name = repo.split("/")
     except (HFValidationError, ValueError):
-        raise UserError(f"push_to_hub = {repo!r} is no name of a repo. Expected: USER/NAME")
+        raise UserError(f"push_to_hub = {repo!r} is not the name of a repo. Expected: USER/NAME")
     token = huggingface_hub.get_token()
     if token is None:
         raise UserError(
-            "publishing needs a token of the Hub with the right to write. Make one at "
+            "publishing needs a Hub token with write permission. Create one at "
             "https://huggingface.co/settings/tokens and type: hf auth login (or set HF_TOKEN)"
         )
     if not re.fullmatch("[!-~]+", token):
-        raise UserError("the token holds characters that no token has. Type: hf auth login")
+        raise UserError("the token contains invalid characters. Type: hf auth login")
     api = HfApi(token=token)
     try:
         user = asking.patiently("the Hub", api.whoami)
@@ -98,14 +98,14 @@ def sign_in(repo: str) -> HfApi:
         raise UserError(asking.reason_of(error))
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(
-            "the token may read but not write. Make one with the right to write at "
+            "the token has no write permission. Create one that has at "
             "https://huggingface.co/settings/tokens and type: hf auth login (or set HF_TOKEN)"
         )
     names = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     if namespace.lower() not in map(str.lower, names):
         raise UserError(
-            f"{repo} belongs to {namespace}, and the token is of {user['name']}, who may write "
-            f"to: {', '.join(names)}. Type: --push_to_hub={user['name']}/{name}"
+            f"{repo} belongs to {namespace}, but the token belongs to {user['name']}, who may "
+            f"write to: {', '.join(names)}. Type: --push_to_hub={user['name']}/{name}"
         )
     return api
 
@@ -134,8 +134,8 @@ class Publication:
         print(f"{self._repo}: {there} of {len(revisions)} revisions are there already", flush=True)
         if self._dry_run:
             replaced = [revision for revision in left if found[revision.branch] == "other"]
-            print(f"a dry run: would be uploaded: {_names(left)}")
-            print(f"of these, in place of other files of that revision: {_names(replaced)}")
+            print(f"dry run: would upload: {_names(left)}")
+            print(f"dry run: would replace existing files of: {_names(replaced)}")
             return []
         uploaded: list[Revision] = []
         try:
@@ -200,7 +200,7 @@ class Publication:
             return False
         if self._private and not info.private:
             raise UserError(
-                f"{self._repo} is public, and the settings say private = True. Make it private in "
+                f"{self._repo} is public, but the settings say private = True. Make it private in "
                 "its settings on the Hub, choose another name, or leave private out."
             )
         return True
@@ -208,10 +208,10 @@ class Publication:
     def _make(self) -> None:
         kind = "private" if self._private else "public"
         if self._dry_run:
-            print(f"{self._repo} does not exist: it would be made, {kind}")
+            print(f"{self._repo} does not exist; it would be created as a {kind} repo")
         else:
             self._api.create_repo(self._repo, private=self._private, exist_ok=True)
-            print(f"{self._repo} is made, {kind}")
+            print(f"created the {kind} repo {self._repo}")
 
     def _standing(self, revision: Revision) -> str:
         """As in _plan, of one revision. Raises UserError for what may not be replaced."""
@@ -281,8 +281,8 @@ class Publication:
         else:
             return commit
         raise UserError(
-            f"the branch {revision.branch} of {self._repo} {what}. It was left alone. Publish "
-            "under another name, or replace what is there: --overwrite."
+            f"the branch {revision.branch} of {self._repo} {what}. It was not changed. Publish "
+            "under another name, or replace its content with --overwrite."
         )
 
 

@@ -106,8 +106,8 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> _Fo
             raise UserError(
                 f"{places[split] or folder} holds no {split} text. Expected in {folder}: *.txt "
                 "(or *.txt.gz) files; or folders of them as in BabyLM, 100M/, dev/ and test/ or "
-                "babylm_100M/*.train, babylm_dev/*.dev and babylm_test/*.test. For data of "
-                "another shape, try --corpus=hf:FOLDER."
+                "babylm_100M/*.train, babylm_dev/*.dev and babylm_test/*.test. For other "
+                "formats, try --corpus=hf:FOLDER."
             )
     return _Folder(found, left_out)
 
@@ -146,7 +146,10 @@ def _text_files(folder: Path, endings: Sequence[str], left_out: list[str]) -> li
             paths.append(files.require_utf8(path))
     for path in paths:
         if plain_name(path) != path and plain_name(path) in paths:
-            raise UserError(f"{path} lies beside {plain_name(path).name}. Keep one of the two.")
+            raise UserError(
+                f"{path} is in the same folder as {plain_name(path).name}. Keep "
+                "only one of the two."
+            )
     return paths
 
 
@@ -229,7 +232,7 @@ def _read_lines(path: Path, may_replace: bool = False) -> Iterator[Part]:
             yield Part(text_lines(text), place - told)
             start, told = start + len(chunk), place
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}). Fetch or pack it again.")
+        raise UserError(f"{path} is damaged ({error}). Download or compress it again.")
     except OSError as error:
         raise _unreadable(path, error)
 

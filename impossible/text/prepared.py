@@ -57,9 +57,9 @@ def is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
     ]
     if differences:
         raise UserError(
-            f"{data_dir} holds data that were prepared with other settings "
-            f"({'; '.join(differences)}). Choose another folder with --data_dir=, or delete that "
-            "one."
+            f"{data_dir} contains data that were prepared with other settings "
+            f"({'; '.join(differences)}). Choose another folder with --data_dir=, or delete "
+            "this one."
         )
     try:
         for split in token_files.SPLITS:
@@ -79,6 +79,6 @@ def require_unchanged(settings: Prepare, version: str) -> None:
         has_changed = True
     if has_changed:
         raise UserError(
-            f"the text in {settings.corpus} changed while it was read. Wait until nothing writes "
-            "to it, and run the same command again."
+            f"the text in {settings.corpus} changed while it was being read. Wait until no "
+            "other program writes to it, and run the same command again."
         )

@@ -109,7 +109,8 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
         raise UserError(f"{path} is damaged ({error!r}). Delete {data_dir} and prepare it again.")
     if language not in (None, meta.language):
         raise UserError(
-            f"{data_dir} holds {meta.language}, and the settings say {language}. Set --data_dir= "
+            f"{data_dir} contains {meta.language}, but the settings say {language}. Set "
+            "--data_dir= "
             f"or --language=, or prepare that language: python prepare.py --language={language}"
         )
     return meta

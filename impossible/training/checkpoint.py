@@ -150,13 +150,13 @@ def load_state(out_dir: Path) -> TrainingState:
             step = _load(previous, TrainingState, mmap=True).step
         except (FileNotFoundError, *_DAMAGE):
             raise UserError(
-                f"{path} is damaged ({_reason(error)}), and there is no other to resume from. "
-                "Train anew in another --out_dir= (the checkpoints that are kept here can still "
-                "be exported)."
+                f"{path} is damaged ({_reason(error)}), and there is no other state to resume "
+                "from. Start again in another --out_dir= (the checkpoints in this folder can "
+                "still be exported)."
             )
         raise UserError(
-            f"{path} is damaged ({_reason(error)}). The newest good one is of step {step}; "
-            f"to resume from it, run: mv {previous} {path}"
+            f"{path} is damaged ({_reason(error)}). The newest intact state is from step "
+            f"{step}; to resume from it, run: mv {previous} {path}"
         )
 
 
@@ -196,9 +196,10 @@ def _damaged(path: Path, error: Exception) -> UserError:
     others = (other for other in reversed(list_checkpoints(path.parent)) if other != path)
     good = next((other.name for other in others if _is_whole(other)), "none")
     return UserError(
-        f"{path} is damaged or no file of this program ({_reason(error)}). The newest good one "
-        f"beside it: {good}. Put a copy of it back; or delete it, if {STATE} stands at its step "
-        "(train.py then writes it again); or train anew in another --out_dir="
+        f"{path} is damaged or was not written by this program ({_reason(error)}). The newest "
+        f"intact checkpoint in the folder: {good}. Restore the file from a copy; or delete it "
+        f"if {STATE} is at the "
+        "same step (train.py then writes the file again); or start again in another --out_dir="
     )
 
 
@@ -278,21 +279,21 @@ def check_series(paths: list[Path], language: str) -> Checkpoint:
     last = load(paths[-1])
     if last.data["language"] != language:
         raise UserError(
-            f"{paths[-1]} is a model of {last.data['language']}, and the settings say {language}. "
+            f"{paths[-1]} is a model of {last.data['language']}, but the settings say {language}. "
             "Set --out_dir= or --language=."
         )
     for path in paths:
         loaded = load(path)
         if path_of(path.parent, loaded.step) != path:
             raise UserError(
-                f"{path} holds step {loaded.step}: it was renamed or copied. Give it its name "
-                "back, or delete the copy."
+                f"{path} holds step {loaded.step}: it was renamed or copied. Restore its "
+                "original name, or delete the copy."
             )
         differences = run_differences(loaded.settings, loaded.data, last.settings, last.data)
         if differences:
             raise UserError(
-                f"{path} is of another run than {paths[-1].name}: {'; '.join(differences)}. Keep "
-                "the checkpoints of one run in one folder."
+                f"{path} belongs to another run than {paths[-1].name}: "
+                f"{'; '.join(differences)}. Keep only checkpoints of one run in a folder."
             )
     return last
 
@@ -304,6 +305,6 @@ def check_same_run(path: Path, state: Checkpoint, settings: Train, data: Meta) -
     )
     if differences:
         raise UserError(
-            f"{path} is of a run with other settings: {'; '.join(differences)}. Go on with "
-            "those, or start anew in another folder with --out_dir="
+            f"{path} belongs to a run with other settings: {'; '.join(differences)}. Continue "
+            "with those settings, or start again in another folder with --out_dir="
         )

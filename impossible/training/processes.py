@@ -119,7 +119,7 @@ def connect(world: World, device: torch.device) -> None:
 def _leave_if_orphan(connected: threading.Event) -> None:
     while not connected.wait(0.5):
         if is_orphan():
-            print("error: torchrun is gone. Run the same command again.", file=sys.stderr)
+            print("error: torchrun has ended. Run the same command again.", file=sys.stderr)
             os._exit(1)
 
 
@@ -147,8 +147,8 @@ def _require_same_kind(store: dist.Store, rank: int, size: int, device: torch.de
     kinds = [store.get(f"kind of device {other}").decode() for other in range(size)]
     if len(set(kinds)) > 1:
         raise UserError(
-            f"the processes are on different kinds of devices ({', '.join(kinds)}, by rank). Mend "
-            "the machine that finds no GPU, or set the same --device= everywhere."
+            f"the processes are on different kinds of devices ({', '.join(kinds)}, by rank). "
+            "Fix the machine that finds no GPU, or set the same --device= everywhere."
         )
 
 

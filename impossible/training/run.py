@@ -93,7 +93,7 @@ def require_equal_shares(settings: Train, world: World) -> None:
             advice = f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
         raise UserError(
             f"the {blocks} blocks of a step cannot be shared by {world.size} processes in "
-            f"micro-batches of {settings.batch_size}. What would do: {advice}."
+            f"micro-batches of {settings.batch_size}. Use {advice}."
         )
 
 
@@ -124,17 +124,17 @@ def _told(run: Run) -> Iterator[None]:
         if devices.is_compile_error(error):
             print(error, file=sys.stderr)
             raise UserError(
-                "torch.compile failed (see above). Train without it (--compile=false), or mend the "
-                "compiler. It also fails if the path of TMPDIR or TORCHINDUCTOR_CACHE_DIR has a "
-                "space in it."
+                "torch.compile failed (see above). Train without it (--compile=false), or fix "
+                "the compiler. Compilation also fails if the path of TMPDIR or "
+                "TORCHINDUCTOR_CACHE_DIR contains a space."
             )
         if not processes.is_loss_of_peer(error):
             raise
         if run.stop_signals and processes.is_launched():
             os._exit(1)  # torchrun ends all processes, for one that tells its own error
         raise UserError(
-            "another process of this run has ended: it was killed, or its own error says why. The "
-            "same command resumes from what is saved."
+            "another process of this run has ended: it was killed, or it printed its own error. "
+            "Run the same command again to resume from the latest saved state."
         )
 
 
@@ -148,13 +148,13 @@ def resume(run: Run) -> None:
         _load_state(run)
     elif kept := checkpoint.list_checkpoints(run.out_dir):
         raise UserError(
-            f"{run.out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to resume from. Start "
-            "anew in another folder with --out_dir=, or delete this one."
+            f"{run.out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to resume from. "
+            "Start again in another folder with --out_dir=, or delete this one."
         )
     steps = run.world.gather(run.step)
     if len(set(steps)) > 1:
         raise UserError(
-            f"the processes stand at different steps ({steps}, by rank). {run.out_dir} must be one "
+            f"the processes are at different steps ({steps}, by rank). {run.out_dir} must be one "
             "folder that all machines share."
         )
     names = run.world.gather(devices.describe(run.device))
@@ -246,7 +246,7 @@ def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
         read(run, unread)  # nothing is saved of a run that has diverged
     if run.step > run.saved_step or (run.is_saved_unfinished and run.record is None):
         save(run, log.minutes(), is_checkpoint=False)
-    log.say(f"stopped after step {run.step}, as asked. The same command resumes from there.")
+    log.say(f"stopped after step {run.step}, as requested. Run the same command again to resume.")
 
 
 def is_kept(step: int, settings: Train) -> bool:

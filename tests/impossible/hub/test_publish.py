@@ -284,17 +284,17 @@ def refused(mistaken: Publisher, tmp_path: Path) -> Callable[..., str]:
 
 def test_a_token_that_is_wrong_or_missing_is_told(refused: Callable[..., str]) -> None:
     assert "the Hub does not accept the token" in refused(HF_TOKEN=WRONG_TOKEN)
-    assert "may read but not write" in refused(HF_TOKEN="hf_reader")
-    assert "publishing needs a token" in refused(HF_TOKEN="", HF_TOKEN_PATH="/nowhere")
-    assert "holds characters that no token has" in refused(HF_TOKEN="hf_go\x07od")
+    assert "has no write permission" in refused(HF_TOKEN="hf_reader")
+    assert "publishing needs a Hub token" in refused(HF_TOKEN="", HF_TOKEN_PATH="/nowhere")
+    assert "contains invalid characters" in refused(HF_TOKEN="hf_go\x07od")
 
 
 def test_a_name_that_is_not_ours_is_told(refused: Callable[..., str]) -> None:
     error = refused(repo="bob/impossible")
-    assert "belongs to bob, and the token is of ada, who may write to: ada, lab" in error
+    assert "belongs to bob, but the token belongs to ada, who may write to: ada, lab" in error
     assert "--push_to_hub=ada/impossible" in error
     for name in ("impossible", "ada/impossible/2", "ada/--"):
-        assert "is no name of a repo. Expected: USER/NAME" in refused(repo=name)
+        assert "is not the name of a repo. Expected: USER/NAME" in refused(repo=name)
 
 
 def test_a_repo_that_may_be_read_only_is_told(
@@ -450,7 +450,7 @@ def test_a_step_that_was_trained_again_to_the_same_weights_takes_its_place(
 def test_a_repo_that_is_public_is_not_taken_for_a_private_one(
     mistaken: Publisher, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert "ada/impossible is public, and the settings say private = True" in refused("--private")
+    assert "ada/impossible is public, but the settings say private = True" in refused("--private")
     assert mistaken.publish(tmp_path / "cache", None, "--private", repo="ada/other") == 0
     assert mistaken.hub.repos["models", "ada/other"].private
 
@@ -462,7 +462,7 @@ def test_a_damaged_export_is_made_again_before_it_is_published(
     whole, before = path.read_bytes(), mistaken.hub.state()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert mistaken.publish(tmp_path / "cache") == 0
-    assert "checkpoint-1 is exported anew: its files are not those" in mistaken.output.read_text()
+    assert "exporting checkpoint-1 again: its files have changed" in mistaken.output.read_text()
     assert path.read_bytes() == whole
     assert mistaken.hub.state() == before
 
@@ -486,17 +486,17 @@ def test_a_dry_run_changes_nothing(
         before, asked = hub.state(), len(hub.requests)
         assert mistaken.publish(tmp_path / "cache", None, "--dry_run", repo=repo) == 0
         printed = mistaken.output.read_text()
-        assert f"a dry run: would be uploaded: {left}\n" in printed
-        assert "in place of other files of that revision: nothing\n" in printed
+        assert f"dry run: would upload: {left}\n" in printed
+        assert "would replace existing files of: nothing\n" in printed
         assert hub.state() == before
         made = {r for r in hub.requests[asked:] if not r.startswith(("GET", "HEAD"))}
         assert made == {"POST /api/validate-yaml"}
-    assert "ada/new does not exist: it would be made, public\n" in printed
+    assert "ada/new does not exist; it would be created as a public repo\n" in printed
     last = hub.repos["models", REPO].history("main")[0]
     hub.repos["models", REPO].commit("main", last.title, last.tree | {"stray": (b"", False)})
     assert mistaken.publish(tmp_path / "cache", None, "--dry_run") == 0
     printed = mistaken.output.read_text()
-    assert "in place of other files of that revision: main\n" in printed
+    assert "would replace existing files of: main\n" in printed
 
 
 def test_a_run_that_is_not_finished_is_not_published(two: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_text_may_be_packed_by_gzip(names: dict[str, str], tmp_path: Path) -> No
     with pytest.raises(UserError, match=rf"{re.escape(path.name)} is damaged"):
         read(tmp_path)
     path.with_suffix("").write_bytes(b"again\n")
-    with pytest.raises(UserError, match="Keep one of the two"):
+    with pytest.raises(UserError, match="Keep only one of the two"):
         read(tmp_path)
 
 

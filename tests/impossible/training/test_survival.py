@@ -156,7 +156,7 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     assert f"{number.name}: stopping, and saving the last whole step" in errors
     state = checkpoint.load_state(stopped)
     assert state.step == last_step(stopped) >= 7
-    assert f"stopped after step {state.step}, as asked" in printed.splitlines()[-1]
+    assert f"stopped after step {state.step}, as requested" in printed.splitlines()[-1]
     assert not list(stopped.glob("checkpoint-*.pt"))
     succeed("train.py", path)
     assert losses(stopped) == losses(whole)
@@ -231,7 +231,7 @@ def test_processes_that_are_stopped_while_validating_agree(config: Config, tmp_p
         process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=60)
         assert time.monotonic() - began < 15
-        assert "as asked" in printed
+        assert "as requested" in printed
     succeed("train.py", path, processes=2)
     assert losses(stopped) == losses(whole)
     assert digest(stopped, LAST) == digest(whole, LAST)
@@ -255,7 +255,7 @@ def test_all_processes_stop_after_the_same_step(
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     step = checkpoint.load_state(out_dir).step
-    assert f"stopped after step {step}, as asked" in printed
+    assert f"stopped after step {step}, as requested" in printed
     assert step == last_step(out_dir)
 
 
@@ -334,7 +334,7 @@ def test_a_damaged_state_is_named_and_the_one_before_goes_on(
     out_dir = damaged(trained, tmp_path, "training_state.pt")
     error = fail("train.py", config(out_dir=str(out_dir)))
     assert "training_state.pt is damaged (the checksum of its part" in error
-    assert "The newest good one is of step 3; to resume from it, run: mv " in error
+    assert "The newest intact state is from step 3; to resume from it, run: mv " in error
     source, target = error.partition("run: mv ")[2].split()
     shutil.move(source, target)
     succeed("train.py", config(out_dir=str(out_dir)))
@@ -347,7 +347,7 @@ def test_a_state_that_was_cut_short_is_named(config: Config, trained: Path, tmp_
     (out_dir / "training_state.pt").write_bytes(data[: len(data) // 2])
     error = fail("train.py", config(out_dir=str(out_dir)))
     assert "training_state.pt is damaged" in error
-    assert "there is no other to resume from" in error
+    assert "there is no other state to resume from" in error
 
 
 def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path:
     error = fail("convert_to_hf.py", f"--out_dir={out_dir}")
     assert "checkpoint-3.pt is damaged" in error
     assert "the checksum of its part" in error
-    assert "The newest good one beside it: checkpoint-6.pt." in error
+    assert "The newest intact checkpoint in the folder: checkpoint-6.pt." in error
 
 
 @pytest.mark.parametrize(
@@ -422,6 +422,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert done.returncode == 1
     assert "KeyError" in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: unexpected (see above). What was saved is whole: once the cause is gone, the same "
-        "command resumes from there."
+        "error: unexpected error (see above). The saved files are intact: once the cause is "
+        "removed, run the same command again to resume."
     )
