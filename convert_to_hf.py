@@ -1,13 +1,14 @@
 """Export every checkpoint of a run to a folder that transformers loads, and publish the series.
 
-    python convert_to_hf.py                             # out/partial_reverse
-    python convert_to_hf.py config/full_reverse.py
-    python convert_to_hf.py --push_to_hub=USER/NAME     # and publish; add --dry_run to see what
+    python convert_to_hf.py                             # out/partial_reverse python
+    convert_to_hf.py config/full_reverse.py python convert_to_hf.py --push_to_hub=USER/NAME     #
+    also publish (with --dry_run: only show what)
 
 Writes out_dir/hf/checkpoint-N/ for each checkpoint-N.pt, and out_dir/hf/manifest.json. An export is
-kept only if transformers loads it and computes the logits of our own model; good exports are not
-made again. On the Hub each checkpoint is a branch of its name, and main is the last one; revisions
-that are complete already are skipped. See docs/export-and-publish.md.
+kept only if transformers loads it and computes the same logits as our own model; valid exports are
+not made again. On the Hub, each checkpoint is a branch with the name of the checkpoint, and main is
+the last checkpoint. Revisions that are already complete are skipped. See
+docs/export-and-publish.md.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ def export_all(paths: list[Path], settings: Convert) -> dict[str, Any]:
 
 
 def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Give a finished export its place, and then its entry in the manifest."""
+    """Move a finished export to its final folder, and then add it to the manifest."""
     temporary = hf_dir / (name + files.TEMPORARY)
     try:
         entry["files"] = export.hashes(temporary)
@@ -103,7 +104,7 @@ def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, 
 
 
 def _export(path: Path, sha256: str, hf_dir: Path, settings: Convert) -> dict[str, Any]:
-    """Export one checkpoint to a temporary folder; its entry of the manifest, but for the files."""
+    """Export one checkpoint to a temporary folder. Returns its manifest entry without the files."""
     loaded = checkpoint.load(path)
     with files.temporary_folder(hf_dir / path.stem) as folder:
         difference = export.write_folder(loaded, path, folder, settings.export_dtype)
@@ -120,7 +121,7 @@ def _export(path: Path, sha256: str, hf_dir: Path, settings: Convert) -> dict[st
 def _write_cards(
     paths: list[Path], hf_dir: Path, manifest: dict[str, Any], settings: Convert
 ) -> None:
-    """Write README.md of each export, where it is not what it has to be."""
+    """Write the README.md of each export whose README.md is missing or out of date."""
     records = log.read(paths[0].parent)
     for path in paths:
         text = card.text(
@@ -140,7 +141,7 @@ def _write_cards(
 
 
 def _publish(publication: Publication, manifest: dict[str, Any], settings: Convert) -> None:
-    """Publish all exports, main last, and try one of them as it comes back from the Hub."""
+    """Publish all exports, main last, then download one of them from the Hub and test it."""
     hf_dir = checkpoint.hf_dir(Path(settings.out_dir))
     revisions = [
         Revision(
@@ -193,7 +194,7 @@ def _try_one(publication: Publication, revision: Revision, settings: Convert) ->
 
 
 def _published(hf_dir: Path) -> dict[str, Any]:
-    """What was last published and proven, or tried and not; {} if nothing was."""
+    """The record of the last publication and its test; {} if there is none."""
     path = hf_dir / PUBLISHED
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 

@@ -1,4 +1,4 @@
-"""Test perplexity against training step: of a run, of several, of models on the Hub.
+"""Test perplexity against training step, for one or several runs or for models on the Hub.
 
     python evaluate.py                                          # out/partial_reverse
     python evaluate.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py
@@ -7,8 +7,9 @@
     torchrun --nproc_per_node=2 evaluate.py config/partial_reverse.py
 
 Writes perplexity.csv (one row for each checkpoint and genre) and perplexity.png to
-out_dir/evaluation; for several runs together and for models from elsewhere, to eval_dir. Scores are
-kept: the same command resumes an evaluation that was interrupted. See docs/evaluation.md.
+out_dir/evaluation. The joint results of several runs, and those of exported models and of models
+from the Hub, go to eval_dir. Scores are saved, so the same command resumes an interrupted
+evaluation. See docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def find(runs: list[Evaluate]) -> list[tuple[Evaluate, Series]]:
 
 
 def summarize(evaluations: list[Evaluation]) -> None:
-    """The picture of all series, and if they are several a table of them together."""
+    """Draw all series in one picture; if there are several, also write a joint table."""
     settings, folder = evaluations[0].settings, evaluations[0].folder
     if len(evaluations) > 1:
         folder = Path(settings.eval_dir)
@@ -94,7 +95,7 @@ def summarize(evaluations: list[Evaluation]) -> None:
 
 
 def draw(found: list[pictures.Curve], label: str, path: Path, logarithmic: bool = False) -> None:
-    """Write a picture of some curves, and say which."""
+    """Write a picture of some curves, and print their labels."""
     pictures.draw(found, label, path, logarithmic)
     print(f"{path}: {'; '.join(curve.label for curve in found)}")
 

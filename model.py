@@ -1,8 +1,8 @@
-"""GPT-2 by hand, with GPT-2's own parameter names (Radford et al. 2019).
+"""A GPT-2 implementation with the original parameter names (Radford et al. 2019).
 
-Deviations, all of the published models: attention scores may be divided by (layer index + 1) too
-(mistral's GPT-2), and the embeddings of positions may be left out. Inside, the vocabulary is padded
-to a multiple of 64 for speed; padding never gets probability.
+As in the published models, attention scores can also be divided by (layer index + 1), as in the
+GPT-2 of mistral, and position embeddings can be left out. Internally, the vocabulary is padded to a
+multiple of 64 for speed; padding tokens never get any probability.
 """
 
 import math

@@ -3,10 +3,10 @@
     python perturb.py                                    # one sentence in every language
     python perturb.py partial_reverse "He cleans his very messy bookshelf."
 
-A language is a row of LANGUAGES. Its function gets the sentences, their markers' ids and a
-random generator that runs on from one call to the next, and returns the perturbed sentences:
-as many, in the same order. Definitions and draws follow Kallini et al. 2024 (section 3, table
-1) and its code, to the bit.
+A language is a row of LANGUAGES. Its function gets the sentences, their markers' ids and a random
+generator whose state is kept between calls, and returns the same number of perturbed sentences in
+the same order. Definitions and random numbers are exactly those of Kallini et al. 2024 (section 3,
+table 1) and its code.
 """
 
 import functools
@@ -24,7 +24,7 @@ from impossible.errors import UserError, unknown
 class Sentences(NamedTuple):
     """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]].
 
-    What a language reads beside tokens (word annotations, say) is to be a further field.
+    If a language needs more than tokens (such as word annotations), add a field for it.
     """
 
     tokens: np.ndarray  # (N,) uint16
@@ -71,9 +71,10 @@ class Language:
     ) -> Sentences:
         """Perturb sentences and drop those that are too short or too long.
 
-        marker_ids: the ids of `markers`, in their order. rng: `default_rng(seed)`, handed on
-        from call to call: sentences may be split into calls anywhere. Raises UserError if the
-        language returns another number of sentences, or what is no array of token ids.
+        marker_ids: the ids of `markers`, in the same order. rng: `default_rng(seed)`; pass the same
+        generator to each call, so that sentences can be divided among calls in any way. Raises
+        UserError if the language returns another number of sentences, or anything but an array of
+        token ids.
         """
         perturbed = self.perturb(sentences, marker_ids, rng)
         self._check(perturbed, len(sentences.lengths))
@@ -140,19 +141,19 @@ def _reverse_spans(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> 
 
 
 def no_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """A marker at a random place, nothing else."""
+    """Insert a marker at a random position."""
     return _insert_marker(s, markers[0], rng)[0]
 
 
 def partial_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """A marker at a random place, and what follows it reversed."""
+    """Insert a marker at a random position and reverse the tokens after it."""
     marked, places = _insert_marker(s, markers[0], rng)
     tokens = _reverse_spans(marked.tokens, places + 1, marked.offsets[1:])
     return Sentences(tokens, marked.offsets)
 
 
 def full_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """A marker at a random place, and then the whole sentence reversed, the marker included."""
+    """Insert a marker at a random position, then reverse the sentence including the marker."""
     marked, _ = _insert_marker(s, markers[0], rng)
     tokens = _reverse_spans(marked.tokens, marked.offsets[:-1], marked.offsets[1:])
     return Sentences(tokens, marked.offsets)
@@ -166,7 +167,7 @@ def no_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Se
 def nondeterministic_shuffle(
     s: Sentences, markers: list[int], rng: np.random.Generator
 ) -> Sentences:
-    """Each sentence shuffled anew."""
+    """Shuffle each sentence in a new random order."""
     tokens, places = s.tokens.copy(), s.offsets.tolist()
     # No call of numpy's draws this stream for many sentences: shuffle rejects draws by a mask.
     for start, end in itertools.pairwise(places):
@@ -177,14 +178,14 @@ def nondeterministic_shuffle(
 def deterministic_shuffle(
     s: Sentences, markers: list[int], rng: np.random.Generator, *, seed: int
 ) -> Sentences:
-    """All sentences of one length shuffled alike."""
+    """Shuffle all sentences of the same length in the same order."""
     return _rearranged(s, lambda n: np.random.default_rng(seed).permutation(n))
 
 
 def local_shuffle(
     s: Sentences, markers: list[int], rng: np.random.Generator, *, window: int
 ) -> Sentences:
-    """Each run of `window` tokens shuffled alike; the last of a sentence may be shorter."""
+    """Shuffle each window of `window` tokens in the same order; the last one may be shorter."""
 
     def order(n: int) -> np.ndarray:
         whole, rest = divmod(n, window)
@@ -196,14 +197,14 @@ def local_shuffle(
 
 
 def even_odd_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """The tokens at even places (from 0), then those at odd ones."""
+    """Put the tokens at even positions (from 0) before those at odd positions."""
     return _rearranged(s, lambda n: np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)]))
 
 
 def _rearranged(s: Sentences, order: Callable[[int], np.ndarray]) -> Sentences:
-    """Sentences whose new order is one of their length alone.
+    """Reorder sentences in an order that depends only on their length.
 
-    order: of a length n, the old place of each new token, (n,) int64.
+    order: for a length n, the old position of each new token, (n,) int64.
     """
     lengths, which = np.unique(s.lengths, return_inverse=True)
     orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])

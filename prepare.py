@@ -59,7 +59,7 @@ def prepare(
     identity: dict[str, Any],
     documents: dict[str, list[Document]],
 ) -> None:
-    """Write the token files, and then the meta.json that vouches for them."""
+    """Write the token files, and then meta.json with their hashes."""
     start, data_dir = time.perf_counter(), Path(settings.data_dir)
     (data_dir / token_files.META).unlink(missing_ok=True)
     splits = {}
@@ -90,7 +90,7 @@ def write_split(
     language: Language,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """Write the token file of a split to data_dir. Returns what meta.json says of it.
+    """Write the token file of a split to data_dir. Returns its entry for meta.json.
 
     Raises UserError if no sentence is left.
     """
@@ -118,10 +118,10 @@ def perturbed(
     tokenizer: Tokenizer,
     replaced: Counter[str] | None,
 ) -> tuple[Sentences, np.ndarray, dict[str, Any]]:
-    """The sentences of a split in its language, in order, their ids, and their counts by genre.
+    """The perturbed sentences of a split, in order, with their ids and their counts by genre.
 
-    A sentence's id is its place in its genre, from 0, before any sentence is dropped. replaced: as
-    in sentences.lines. Raises UserError for a language that makes tokens of its own.
+    The id of a sentence is its number in its genre, from 0, counted before any sentence is dropped.
+    replaced: as in sentences.lines. Raises UserError if a language produces unknown token ids.
     """
     rng = np.random.default_rng(language.seed)  # runs on through all documents
     marker_ids = list(tokenizer.markers.values())

@@ -41,7 +41,7 @@ def main(settings: Sample) -> None:
 
 
 def revisions_of(settings: Sample) -> list[str]:
-    """The names of the checkpoints that are wanted; none for all or for the last."""
+    """The names of the requested checkpoints; none for all checkpoints or for the last one."""
     names = all_series.names(settings.checkpoint)
     if names in (["all"], []):
         return []
@@ -49,14 +49,14 @@ def revisions_of(settings: Sample) -> list[str]:
 
 
 def chosen(series: Series, settings: Sample) -> list[Member]:
-    """The models of a series to sample from: those that are named, all, or the last."""
+    """The models of a series to sample from: the named ones, all of them, or the last one."""
     return series.members if settings.checkpoint else series.members[-1:]
 
 
 def require_fitting(
     scorer: Scorer, length: int, vocab_size: int, settings: Sample, name: str
 ) -> None:
-    """Raise UserError if a model has other tokens, or no room for the prompt and what follows."""
+    """Raise UserError if the vocabulary differs, or if the prompt and new tokens do not fit."""
     if len(scorer.head) != vocab_size:
         raise UserError(
             f"{name} has a vocabulary of {len(scorer.head):,} tokens, but {settings.language} "
@@ -87,7 +87,7 @@ def generate(scorer: Scorer, prompt: list[int], settings: Sample) -> list[int]:
 
 
 def pick(logits: torch.Tensor, settings: Sample) -> int:
-    """The next token, sampled from logits (V,) as temperature and top_k say."""
+    """The next token, sampled from logits (V,) with temperature and top_k."""
     if settings.temperature == 0:
         return int(logits.argmax())
     if 0 < settings.top_k < len(logits):

@@ -55,7 +55,7 @@ def main(settings: Train) -> None:
 def open_run(settings: Train, world: World) -> Run:
     """Check the settings against the data and the devices, and build what they describe.
 
-    Raises UserError for what does not fit together.
+    Raises UserError if they do not fit together.
     """
     runs.require_equal_shares(settings, world)
     device = devices.pick_device(settings.device, world)
@@ -102,7 +102,7 @@ def make_optimizer(model: GPT, settings: Train) -> torch.optim.AdamW:
 
 
 def wrap(run: Run) -> None:
-    """Compile the model and join it with those of the other processes, as the settings say."""
+    """Compile the model if the settings say so, and connect it to the other processes."""
     if run.settings.compile:
         devices.require_compiler(run.device)
         run.wrapped = torch.compile(run.wrapped, dynamic=False)

@@ -5,8 +5,9 @@
     python -m bench prepare [FOLDER]      # on the text files of a folder, or else on speeches
     python -m bench evaluate [FOLDER]     # four minutes on two cores; train takes the longest
 
-GPT-2 Small at 1,024 tokens. Each contender is a process of its own, so that its peak memory is its
-own, and does one repetition when it is its turn; the first one, which compiles, is not counted.
+GPT-2 Small at 1,024 tokens. Each program runs in a separate process, so that its peak memory can be
+measured. The programs take turns, with one repetition per turn; the first repetition, which
+compiles, is not counted.
 """
 
 import platform

@@ -43,7 +43,7 @@ def scoring(folder: str) -> Callable[[], float]:
 
 
 def published_scoring(folder: str) -> Callable[[], float]:
-    """The same with transformers: sentences as drawn, eight at a time, padded, all logits."""
+    """The same with transformers: sentences as sampled, in padded batches of eight, all logits."""
     import transformers
 
     place = devices.pick_device("auto", World())

@@ -94,7 +94,7 @@ def comparison(folder: Path, text: str) -> None:
 
 
 def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
-    """As prepare.py does it, by its own functions, with so many threads (0: one for each core)."""
+    """The functions of prepare.py, with this number of threads (0: one for each core)."""
     language = perturb.get(Prepare().language)
     chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
     document = Document("text", 0, lambda: (Part(chunk, 0) for chunk in chunks))
@@ -109,7 +109,7 @@ def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
 
 
 def _published_way(sentences: list[str], folder: Path) -> Callable[[], np.ndarray]:
-    """transformers' tokenizer and one draw a sentence, ids as lines of text, shuffled, parsed."""
+    """transformers' tokenizer, one random draw per sentence, ids shuffled as text, parsed."""
     import transformers
 
     settings = Prepare()

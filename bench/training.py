@@ -169,7 +169,7 @@ def _one_of_two(rank: str, folder: str, port: str) -> Callable[[], float]:
 
 
 def second(folder: str, port: str) -> None:
-    """Be the second of two processes, for as long as the first is there."""
+    """Run as the second of two processes until the first one ends."""
     step = _one_of_two("1", folder, port)
     with contextlib.suppress(RuntimeError):  # the first has gone
         while True:

@@ -1,4 +1,4 @@
-"""Asking the Hub: with time limits, patiently, and with errors in words for people."""
+"""Requests to the Hub, with time limits, retries and readable errors."""
 
 import contextlib
 import functools
@@ -25,10 +25,10 @@ _TRANSIENT = {408, 412, 429}  # beside 5xx; 412: the branch has moved, look agai
 
 
 def patiently(what: str, call: Callable[[], _T]) -> _T:
-    """The result of a call to the Hub, which is made again, after waits, if it fails.
+    """Call the Hub, and retry with pauses if the call fails. Returns its result.
 
-    Only failures that pass by themselves are waited for: too many requests, errors of the
-    server, lost connections, time-outs.
+    Only temporary failures are retried: too many requests, server errors, lost connections
+    and time-outs.
     """
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -52,7 +52,7 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
 
 @functools.cache
 def limit_time() -> None:
-    """Give every request a time limit: the library asks for some with none, by name."""
+    """Give every request a time limit, even where the library explicitly sets none."""
     hooks = {"request": [*huggingface_hub.get_session().event_hooks["request"], _limit]}
     # A factory, because the library makes a new client after an error of the connection.
     huggingface_hub.set_client_factory(
@@ -78,7 +78,7 @@ def _http_error(error: BaseException) -> HfHubHTTPError | None:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with, if it is known; hf_xet tells it in words."""
+    """The HTTP status of the Hub's answer, if known; hf_xet reports it only in its message."""
     if (http_error := _http_error(error)) is not None:
         return http_error.response.status_code
     for cause in _causes(error):
@@ -88,7 +88,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a failure may pass by itself."""
+    """Whether a failure may be temporary."""
     if (status := _status(error)) is not None:
         return status >= 500 or status in _TRANSIENT
     if isinstance(error, OfflineModeIsEnabled) or _is_of_disk(error):
@@ -133,7 +133,7 @@ def retry_after(error: BaseException) -> int | None:
 
 
 def text_of(error: BaseException) -> str:
-    """The error in a line, with what the Hub said of it, without the token."""
+    """The error in one line, including the Hub's message but without the token."""
     http_error = _http_error(error)
     lines = [line.strip() for line in str(http_error or error).splitlines() if line.strip()]
     if http_error is not None and http_error.server_message:
@@ -143,7 +143,7 @@ def text_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The error and what to do about it. Raises the error itself if it is one of the disk."""
+    """The error and what to do about it. Raises the error itself if the disk caused it."""
     if isinstance(error, UserError):
         return str(error)
     if _is_of_disk(error):

@@ -1,4 +1,4 @@
-"""Running a command: its settings, its errors in one line, and output that never ends it."""
+"""Running a command: reading its settings, and printing its errors in one line."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ _DISK_ADVICE = {
 def run(
     kind: type[S], main: Callable[[S], None], usage: str | None, of_run: OfRun | None = None
 ) -> None:
-    """Run `main` on the settings of sys.argv. Errors of the user end it with one line.
+    """Run `main` with the settings in sys.argv. A UserError ends it with a one-line message.
 
     usage: the command's docstring, for --help. of_run: as in settings.load.
     """
@@ -44,12 +44,12 @@ def run(
 def run_several(
     kind: type[S], main: Callable[[list[S]], None], usage: str | None, of_run: OfRun | None = None
 ) -> None:
-    """The same for a command that takes several config files."""
+    """Like `run`, for a command that takes several config files."""
     guarded(lambda: main(settings.load_several(kind, sys.argv[1:], of_run, usage)))
 
 
 def guarded(call: Callable[[], Any]) -> None:
-    """Call a function as the whole of a command."""
+    """Call a function as a complete command."""
     terminal.protect()
     try:
         call()
@@ -73,10 +73,10 @@ def guarded(call: Callable[[], Any]) -> None:
 
 
 def _let_the_first_speak() -> None:
-    """Under torchrun, wait in all processes of a machine but the first.
+    """Under torchrun, wait in all processes of a machine except the first.
 
-    Most mistakes are met by every process: the first one tells them, and torchrun then ends the
-    others while they wait. A mistake that only another process meets is told, too.
+    Most mistakes occur in every process: the first process reports them, and torchrun then ends
+    the others while they wait. A mistake that occurs only in another process is reported as well.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # train.py would only take note of it

@@ -1,17 +1,17 @@
-"""Errors that a person can act on: what was found, where, what was expected, what to do."""
+"""Errors that tell users what was found, where, what was expected, and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input (settings, files, network), told without a traceback."""
+    """A mistake in the input (settings, files, network), reported without a traceback."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a list of known ones, with the nearest that is.
+    """The error for an unknown name, with the list of known names and the most similar one.
 
-    kind: what is named ("setting", "language", ...), as it reads in a sentence.
+    kind: the kind of thing that is named ("setting", "language", ...), for the message.
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

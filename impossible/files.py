@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, synced, and renamed into it."""
+"""Atomic writing: files are written under a temporary name, synced, and then renamed."""
 
 import errno
 import hashlib
@@ -25,9 +25,10 @@ _NOT_SUPPORTED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
-    The bytes are on disk before the name is: a crash leaves the old file or the new one, and on
-    an error (disk full, Ctrl-C) the temporary file is removed and the old file stays. With
-    `previous` the old file takes that name; after a crash between the two, it alone is there.
+    The bytes are on disk before the file is renamed, so a crash leaves either the old file or the
+    new one. After an error (disk full, Ctrl-C), the temporary file is removed and the old file
+    stays. With `previous`, the old file is renamed to that; after a crash between the two
+    renamings, only `previous` exists.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -70,7 +71,7 @@ def settle_folder(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time write to a folder, and remove what a killed one left unfinished.
+    """Lock a folder for one process, and remove unfinished files of processes that were killed.
 
     Waits some seconds for a process that is ending. The lock ends with the process that holds it.
     Raises UserError if another process still holds it.
@@ -118,7 +119,7 @@ def sha256(path: Path) -> str:
 
 
 def _named(error: BaseException, path: Path) -> BaseException:
-    """The same error; one of the disk (full, say) knows its file then."""
+    """The same error; errors of the disk (such as a full disk) get the name of the file."""
     cause: BaseException | None = error
     # torch.save goes on after a failed write, and fails of something else.
     while cause is not None and not (isinstance(cause, OSError) and cause.errno):
@@ -158,7 +159,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def require_utf8(path: Path) -> Path:
-    """The same path. Raises UserError if its name is not UTF-8: no table or JSON could hold it."""
+    """The same path. Raises UserError if it is not UTF-8, as tables and JSON require."""
     if not is_utf8(str(path)):
         raise UserError(f"the name of {path} is not UTF-8. Rename it, or the folder that it is in.")
     return path

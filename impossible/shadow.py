@@ -1,4 +1,4 @@
-"""For evaluate.py, whose name is that of a package of Hugging Face's."""
+"""A workaround: our evaluate.py has the same name as a package of Hugging Face."""
 
 import importlib.machinery
 import importlib.util
@@ -10,7 +10,7 @@ _HERE = Path(__file__).parent.parent.resolve()
 
 
 def hand_over(name: str) -> None:
-    """Let `import name`, which has found a command of ours, go on to the installed package.
+    """Make `import name`, which has found one of our commands, import the installed package.
 
     Raises ModuleNotFoundError if there is no such package.
     """

@@ -1,4 +1,4 @@
-"""Standard output and error that never end a command: files and logs are the record, not these."""
+"""Standard output and error whose failures never end a command; files are the record."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class _Unfailing(io.TextIOBase):
-    """A text stream that, when a write fails, goes on as if it wrote to nothing."""
+    """A text stream that discards all further output once a write has failed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -45,7 +45,7 @@ class _Unfailing(io.TextIOBase):
 
 
 def protect() -> None:
-    """Keep a reader that left, a full disk or a poor encoding from ending this command.
+    """Keep a closed pipe, a full disk or a limited encoding from ending this command.
 
     Output that cannot be written is dropped; characters that the terminal's encoding lacks are
     shown as escapes.

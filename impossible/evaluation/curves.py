@@ -1,4 +1,4 @@
-"""The curves of evaluations: which runs share one, and what it shows."""
+"""The curves of evaluations: grouping runs into curves and computing their values."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from impossible.training import log
 
 
 def groups_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
-    """A label and the evaluations of each curve: of runs that differ in nothing but their seeds."""
+    """A label and the evaluations of each curve: those of runs that differ only in their seeds."""
     alike: dict[tuple[str, str, str], list[Evaluation]] = {}
     for e in evaluations:
         alike.setdefault((e.label, e.series.recipe, e.test.split_sha256), []).append(e)
@@ -30,9 +30,9 @@ def groups_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]
 
 
 def perplexity_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
-    """A curve for each group; several seeds make their mean and its interval.
+    """A curve for each group; for several seeds, their mean and its interval.
 
-    A model without a step is a level line.
+    A model without a step is shown as a horizontal line.
     """
     curves = []
     for style, (label, same) in enumerate(groups):
@@ -63,7 +63,7 @@ def loss_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
 def _mean(
     label: str, runs: list[dict[int, float]], style: int, is_faint: bool = False
 ) -> list[Curve]:
-    """The mean over runs of values by step, at the steps that all have; none, if there is none."""
+    """The mean over runs at the steps that all runs have; empty if there are no such steps."""
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     if left_out := sorted(set().union(*runs) - set(steps)):
         print(f"{label}: left out the steps {', '.join(map(str, left_out))}, which some seeds lack")

@@ -37,9 +37,9 @@ class Curve:
 def mean_curve(
     label: str, steps: Sequence[int], runs: np.ndarray, style: int = 0, is_faint: bool = False
 ) -> Curve:
-    """The mean of several runs' values and its 95% t-interval.
+    """The mean of the values of several runs and its 95% t-interval.
 
-    runs: (runs, n). With one run there is no interval, and none of what is faint.
+    runs: (runs, n). For a single run, there are no interval and no faint lines.
     """
     from scipy.stats import t
 

@@ -31,12 +31,12 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The series, and the language that it is evaluated on unless that is its own."""
+        """The label of the series, and the test language if it is not the series' own."""
         return self.series.label + self._on
 
     @property
     def title(self) -> str:
-        """The same, and where the models are."""
+        """The label, and the place of the models."""
         return self.series.title + self._on
 
     @property
@@ -49,7 +49,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """Where its tables go."""
+        """The folder for the tables."""
         return folder_of(self.settings, self.series, self.test.language, self.test.split_sha256)
 
     def sentence_losses(self, member: Member) -> np.ndarray:
@@ -125,7 +125,7 @@ def losses_of(
 
 
 def _known(member: Member, path: Path) -> tuple[str, np.ndarray | None]:
-    """What a model is, and its losses if they were computed of the very same."""
+    """The identity of a model, and its saved losses if they belong to the same identity."""
     identity = f"{scoring.VERSION} {member.identity()}"
     try:
         with np.load(path) as stored:
@@ -139,7 +139,7 @@ def _known(member: Member, path: Path) -> tuple[str, np.ndarray | None]:
 
 
 def _make_folder(folder: Path, is_run: bool) -> None:
-    """Make a folder for results. Raises UserError if that is not allowed there."""
+    """Create a folder for results. Raises UserError if permission is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -164,7 +164,7 @@ def _test_language(settings: Evaluate) -> str:
 
 
 def read_meta(settings: Evaluate) -> token_files.Meta:
-    """meta.json of the test data. Raises UserError if it is not of the language that is wanted."""
+    """Read meta.json of the test data. Raises UserError if it describes another language."""
     wanted, data_dir = _test_language(settings), test_data_dir(settings)
     perturb.get(wanted)
     is_elsewhere = settings.test_data_dir or wanted != settings.language
@@ -189,7 +189,7 @@ def read_meta(settings: Evaluate) -> token_files.Meta:
 def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: str) -> Path:
     """The folder for the results of a series on a test split.
 
-    A run's own test split has the series' folder; each other one has a folder within it.
+    Results on the run's own test split go to the folder of the series, others to subfolders.
     """
     if not series.language:  # a model from elsewhere
         folder = Path(settings.eval_dir) / series.folder
@@ -203,7 +203,7 @@ def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: s
 
 
 def _prepare_command(settings: Evaluate, data_dir: Path) -> str:
-    """What prepares the test language from the text of the model's own data, if that is here."""
+    """The command that prepares the test language from the corpus of the model, if available."""
     options = [f"--language={_test_language(settings)}"]
     if (Path(settings.data_dir) / token_files.META).exists():
         own = token_files.read_meta(Path(settings.data_dir))

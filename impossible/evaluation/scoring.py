@@ -1,8 +1,8 @@
-"""How well a model predicts sentences: the loss of every token but a sentence's first.
+"""How well a model predicts sentences: the loss of every token except the first of a sentence.
 
-Sentences are drawn from a test split as in Kallini et al. 2024 (experiment 1): so many of each
-genre, without replacement. A sentence's perplexity is exp of the mean loss of its tokens 2 to n,
-given those before them: it gets no token in front, and none behind.
+Sentences are sampled from a test split as in Kallini et al. 2024 (experiment 1): a fixed number
+from each genre, without replacement. The perplexity of a sentence is exp(mean loss of its tokens 2
+to n, given the tokens before them). No special token is added before or after the sentence.
 """
 
 import bisect
@@ -54,7 +54,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Scorer:
-    """What is asked of a model: hidden states, and the head that makes logits of them."""
+    """The interface of a model: hidden states, and the head that turns them into logits."""
 
     # Tokens and their positions (B, T) int64, and the mask of attention (B, 1, T, T) float32, which
     # is 0 where a token sees another and -inf elsewhere -> hidden states (B, T, C)
@@ -69,7 +69,7 @@ class Scorer:
 
 
 def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
-    """Draw sentences from the test split of prepared data: all of a genre that has fewer.
+    """Sample sentences from the test split of prepared data (all if a genre has too few).
 
     Raises UserError for a file that is not what meta.json says.
     """
@@ -106,9 +106,9 @@ def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
 def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
     """The loss of each token but the first of each sentence, in nats, (N - S,) float32.
 
-    In the order of the sentences. NaN for all of a sentence that is longer than the model's
-    context: nothing is cut. The processes share the work; all must call this, and all get the
-    whole.
+    The losses are in the order of the sentences. If a sentence is longer than the model's context,
+    its losses are NaN; sentences are never truncated. The processes share the work: all must call
+    this function, and all get the complete result.
     """
     found = np.full(len(sentences.tokens) - len(sentences.lengths), np.nan, np.float32)
     batches = _batches(sentences.lengths, scorer)
@@ -127,8 +127,8 @@ def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
 def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
     """The sentences that fit the context, as batches of rows of sentences, the longest first.
 
-    The rows of a batch have room for its longest sentence, or for _ROW tokens, and each is filled
-    with the longest that are left and fit: what is padded is next to nothing.
+    The rows of a batch have room for its longest sentence, or for _ROW tokens. Each row is filled
+    with the longest remaining sentences that fit, so there is hardly any padding.
     """
     budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
     inputs = lengths - 1  # the last token of a sentence predicts nothing
@@ -151,8 +151,9 @@ def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
 def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.ndarray:
     """The losses of the tokens of sentences but their first, one sentence after another, (N - S,).
 
-    rows: which sentences lie in each row of the batch. A token sees those before it in its own
-    sentence, and its position counts from there: the neighbours in its row are nothing to it.
+    rows: the sentences in each row of the batch. A token attends only to earlier tokens of its own
+    sentence, and positions count from the start of the sentence: other sentences in the row have no
+    effect.
     """
     batch = sentences.take(np.concatenate(rows))
     inputs = batch.lengths - 1
@@ -186,5 +187,5 @@ def sentence_losses(found: np.ndarray, sentences: Sentences) -> np.ndarray:
 
 
 def _firsts(sentences: Sentences) -> np.ndarray:
-    """Where each sentence's losses begin, of which it has one less than tokens, (S,)."""
+    """Where the losses of each sentence begin, (S,); n tokens have n - 1 losses."""
     return sentences.offsets[:-1] - np.arange(len(sentences.lengths))

@@ -1,4 +1,4 @@
-"""Models to evaluate, in the order of their steps: of a run, of exports, of a repo on the Hub."""
+"""Models to evaluate, in the order of their steps: from a run, exports or a repo on the Hub."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ class Member:
 
     @property
     def step(self) -> int | None:
-        """Of training; None if the name does not tell."""
+        """The training step; None if the name does not contain it."""
         match = re.fullmatch(r"checkpoint-(\d+)", self.name)
         return int(match[1]) if match else None
 
@@ -59,15 +59,15 @@ class Series:
 
     @property
     def title(self) -> str:
-        """The label, and the place if it is another."""
+        """The label, and the place if it differs from the label."""
         return self.label if self.label == self.place else f"{self.label} ({self.place})"
 
 
 def find(settings: Evaluate | Sample, revisions: list[str]) -> list[Series]:
     """The series that the settings name, the run of out_dir if they name none.
 
-    revisions: the checkpoints of each; if none, all checkpoint-N. Raises UserError for what is not
-    there.
+    revisions: the checkpoints of each series; if empty, all checkpoint-N. Raises UserError if a
+    model or a revision is missing.
     """
     found = []
     for name in names(settings.model) or [THE_RUN]:
@@ -82,14 +82,14 @@ def find(settings: Evaluate | Sample, revisions: list[str]) -> list[Series]:
 
 
 def names(text: str) -> list[str]:
-    """The parts of a list with commas, each once."""
+    """The items of a comma-separated list, without duplicates."""
     return list(dict.fromkeys(part for name in text.split(",") if (part := name.strip())))
 
 
 def _chosen(series: Series, revisions: list[str]) -> Series:
-    """The series without what is not among the revisions; if none are named, all checkpoint-N.
+    """The series with only the given revisions; if none are given, with all checkpoint-N.
 
-    Raises UserError for a revision that it lacks.
+    Raises UserError for a revision that the series lacks.
     """
     by_name = {member.name: member for member in series.members}
     revisions = revisions or [m.name for m in series.members if m.step is not None] or list(by_name)
@@ -102,7 +102,7 @@ def _chosen(series: Series, revisions: list[str]) -> Series:
 
 
 def _by_step(members: list[Member]) -> list[Member]:
-    """In the order of their steps; those without one last, as they come."""
+    """Sort models by step; models without a step come last, in their present order."""
     return sorted(members, key=lambda m: (m.step is None, m.step or 0))
 
 
@@ -132,7 +132,7 @@ def _of_run(settings: Evaluate | Sample) -> Series:
 
 
 def _recipe(last: Checkpoint) -> str:
-    """What a run's results depend on, but for its seeds."""
+    """Everything that the results of a run depend on, except its seeds."""
     fixed = {name: last.settings[name] for name in Train.fixed() if name != "seed"}
     data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
     return json.dumps(fixed | data, sort_keys=True)
@@ -173,7 +173,7 @@ def _of_folder(folder: Path) -> Series:
 
 
 def name_of(folder: Path) -> str:
-    """A name for a folder, with some digits that tell folders of one name apart."""
+    """A name for a folder, with some digits that distinguish folders of the same name."""
     resolved = folder.resolve()
     return f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
 
@@ -193,9 +193,9 @@ def _transformers() -> str:
 
 
 def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
-    """A model as transformers loads it: what it computes is what its users get.
+    """A model as transformers loads it, so that users of transformers get the same results.
 
-    Raises UserError if it is no plain GPT-2, or if a weight is missing.
+    Raises UserError if the model is not a plain GPT-2 or lacks a weight.
     """
     import safetensors
     import transformers

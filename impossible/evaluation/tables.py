@@ -1,4 +1,4 @@
-"""Tables of an evaluation, one row a checkpoint and genre, a sentence, or a token."""
+"""Tables of an evaluation, with one row per checkpoint and genre, sentence or token."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _test_columns(test: TestSet) -> dict[str, str | int]:
-    """What every table says of the sentences that it was computed on."""
+    """The columns that identify the test data in every table."""
     return {
         "test_language": test.language,
         "test_corpus": test.corpus,
@@ -82,7 +82,7 @@ def sentences(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def surprisals(evaluation: Evaluation) -> pd.DataFrame:
-    """A row for each checkpoint and token but the first of a sentence, with its surprisal."""
+    """A row for each checkpoint and token (except the first of a sentence), with its surprisal."""
     test = evaluation.test
     lengths = test.sentences.lengths
     sentence = np.repeat(np.arange(len(lengths)), lengths)

@@ -1,7 +1,7 @@
-"""The model card of an export: what the model is, told by the files that made it.
+"""The model card of an export, generated from the files of the run.
 
-Everything that it says comes from the checkpoint (settings, meta.json of the data, the stretches
-of training) and from the log of the run; nothing of it is claimed of a run that did otherwise.
+All statements in the card come from the checkpoint (settings, meta.json of the data, training
+sessions) and from the log of the run, so the card describes what the run actually did.
 """
 
 import functools
@@ -42,8 +42,8 @@ def text(
 ) -> str:
     """The README.md of one revision.
 
-    records: the run's log. license_name: by the Hub's name for it. repo: USER/NAME; without it,
-    the card loads the folder that it lies in.
+    records: the log of the run. license_name: an identifier of the Hub. repo: USER/NAME; if empty,
+    the example in the card loads the folder of the card.
     """
     source = corpus.about(checkpoint.data["corpus"], checkpoint.data["corpus_version"])
     parts = [
@@ -217,7 +217,7 @@ def _training(c: Checkpoint) -> str:
 
 
 def _precision(c: Checkpoint) -> str:
-    """The dtype of matrix products; on GPUs, float32 means TF32 where they have it."""
+    """The dtype of matrix products; on GPUs that support TF32, float32 means TF32."""
     on_cpu = all(name.startswith("cpu") for x in c.sessions for name in x["devices"])
     dtype = c.settings["dtype"]
     note = "" if on_cpu or dtype != "float32" else " (TF32 products where the GPU has them)"

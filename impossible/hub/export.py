@@ -1,8 +1,8 @@
-"""One checkpoint as a folder that transformers loads, proven by loading it.
+"""Exporting a checkpoint to a folder that transformers can load, and checking the export.
 
-The weights take transformers' names and shapes; the attention scale is folded into the queries,
-and missing position embeddings become zeros. A folder is kept only if transformers, given it,
-finds every weight and computes the logits of our own model.
+The weights get the names and shapes of transformers; the attention scale is folded into the
+queries, and missing position embeddings become zeros. A folder is kept only if transformers finds
+every weight in it and computes the same logits as our own model.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 def write_folder(loaded: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
     """Write one checkpoint into an empty folder for transformers, and compare the two's logits.
 
-    path: of the checkpoint, for messages. dtype: of the weights. Returns the largest difference of
-    logits, as `logit_difference` does. Raises UserError if it is above TOLERANCE.
+    path: the checkpoint, for messages. dtype: the dtype of the weights. Returns the largest
+    difference of logits, as `logit_difference` does. Raises UserError if it is above TOLERANCE.
     """
     model = checkpoint.build_model(loaded, path)
     config = model.config
@@ -83,7 +83,7 @@ def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a folder, by name; "" for what is no file."""
+    """The SHA-256 of each file of a folder, by name; "" for anything that is not a file."""
     paths = sorted(folder.iterdir())
     return {path.name: files.sha256(path) if path.is_file() else "" for path in paths}
 
@@ -112,7 +112,7 @@ def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict
 
 
 def _from_transformers_weights(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
-    """Our model, in fp32, with exported weights: what transformers has to agree with in 16 bits."""
+    """Our model in fp32 with the exported weights, as the reference for exports in 16 bits."""
     config = dataclasses.replace(
         config, scale_attn_by_inverse_layer_idx=False, position_embeddings=True
     )
@@ -157,9 +157,9 @@ def transformers_config(c: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
 
 
 class Answer(NamedTuple):
-    """What a model says to some random tokens, over the whole vocabulary.
+    """The logits of a model for some random tokens, over the whole vocabulary.
 
-    The sequence is short, for time. The embeddings of all positions are compared as they are.
+    The sequence is short to save time. All position embeddings are compared directly.
     """
 
     batch: torch.Tensor  # (1, T) int64
@@ -169,7 +169,7 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def answer_of(model: GPT) -> Answer:
-    """The answer that transformers has to give to an export of this model.
+    """The answer that an export of this model must give in transformers.
 
     Turns the model's weights into float64: in float32, rounding grows with the logits and hides
     small mistakes.
@@ -190,7 +190,7 @@ def logit_difference(answer: Answer, folder: Path) -> float:
     """The largest difference between our logits and transformers', as a share of the largest.
 
     In float64 on the CPU; infinite if the embeddings of positions differ at all. Raises UserError
-    if transformers misses a weight or finds one too many.
+    if transformers reports a missing or an unexpected weight.
     """
     import transformers
 

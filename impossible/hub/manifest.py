@@ -1,4 +1,4 @@
-"""The manifest of a run's exports: what was made of which checkpoint, and is it still good."""
+"""The manifest of a run's exports: their checkpoints, and whether they are still valid."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ NAME = "manifest.json"
 
 
 def require_finished(path: Path) -> None:
-    """Raise UserError unless this checkpoint is the last of its run: main is to be the last."""
+    """Raise UserError unless this is the last checkpoint of its run, as main must be the last."""
     last = checkpoint.load(path)
     if last.step < last.settings["max_steps"]:
         raise UserError(
@@ -51,7 +51,7 @@ def read(hf_dir: Path) -> dict[str, Any]:
 def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str, dtype: str) -> bool:
     """Whether there is an export of this source and dtype, its files as they were written.
 
-    sha256: of the checkpoint file as it is now. The card is not looked at: it is made anew.
+    sha256: that of the present checkpoint file. The card is ignored, as it is written again.
     """
     if entry is None:
         return False
@@ -72,7 +72,7 @@ def _without_card(hashes: dict[str, str]) -> dict[str, str]:
 
 
 def forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
-    """Remove an export that is not of the present checkpoint: nobody is to load it."""
+    """Remove an export of an outdated checkpoint, so that nobody loads it."""
     del manifest[name]
     files.write_json(hf_dir / NAME, manifest)
     shutil.rmtree(hf_dir / name, ignore_errors=True)

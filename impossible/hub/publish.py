@@ -1,8 +1,8 @@
 """Publishing: a series of exports as the revisions of one model repo on the Hub.
 
-Each revision is a branch that begins at the repo's first commit, so that it inherits nothing, and
-holds the files of one export and no others. What is there already, by its hashes, is left alone:
-the same command finishes what an earlier one began.
+Each revision is a branch that starts at the first commit of the repo, so that it inherits no files,
+and contains only the files of one export. Files that are already there (same hash) are skipped, so
+the same command completes an interrupted upload.
 """
 
 import functools
@@ -32,7 +32,7 @@ _OF_THE_HUB = {".gitattributes"}  # every repo begins with it
 
 @dataclass(frozen=True)
 class Revision:
-    """One export, as it is to stand on the Hub."""
+    """One export as a revision on the Hub."""
 
     branch: str
     folder: Path
@@ -43,14 +43,14 @@ class Revision:
 
     @property
     def title(self) -> str:
-        """The commit's message, which also tells whose commit it is."""
+        """The commit message, which also identifies the checkpoint."""
         return (
             f"Step {self.step}, validation loss {self.val_loss:.4f}, "
             f"checkpoint sha256 {self.source_sha256}"
         )
 
     def differences(self, listing: list[RepoFile]) -> list[str]:
-        """What a revision's files on the Hub do not share with the export, in words."""
+        """The differences between a revision's files on the Hub and the export, as texts."""
         there = {file.path: file for file in listing if file.path not in _OF_THE_HUB}
         return [
             *(f"{name} is missing" for name in self.files.keys() - there.keys()),
@@ -73,10 +73,10 @@ class Revision:
 
 
 def sign_in(repo: str) -> HfApi:
-    """The Hub, as the user whose token is in HF_TOKEN or was stored by `hf auth login`.
+    """Sign in to the Hub with the token in HF_TOKEN or the one stored by `hf auth login`.
 
-    Raises UserError if `repo` is no name, if there is no token, if the Hub does not take it, or
-    if it may not write under that name.
+    Raises UserError if `repo` is not a valid name, or if the token is missing, is rejected by the
+    Hub, or has no write permission for that name.
     """
     try:
         huggingface_hub.utils.validate_repo_id(repo)
@@ -111,7 +111,7 @@ def sign_in(repo: str) -> HfApi:
 
 
 class Publication:
-    """One repo, and what is to stand in it. Nothing is changed in a dry run."""
+    """One repo and its intended content. Nothing is changed in a dry run."""
 
     def __init__(
         self, api: HfApi, repo: str, private: bool, overwrite: bool, dry_run: bool
@@ -123,10 +123,10 @@ class Publication:
         self._dry_run = dry_run
 
     def publish(self, revisions: list[Revision]) -> list[Revision]:
-        """Make the repo hold these revisions, one after the other; those that were uploaded.
+        """Upload these revisions one after the other. Returns those that were uploaded.
 
-        All are looked at first: nothing is changed if one of them may not be replaced. Raises
-        UserError where it cannot go on, saying what is finished, what is not, and what to do.
+        All revisions are checked first: if one must not be replaced, nothing is changed. Raises
+        UserError if publishing fails, with the finished and unfinished revisions and what to do.
         """
         found = self._plan(revisions)
         left = [revision for revision in revisions if found[revision.branch] != "there"]
@@ -160,9 +160,9 @@ class Publication:
         return uploaded
 
     def _plan(self, revisions: list[Revision]) -> dict[str, str]:
-        """What stands on the Hub, by branch: new (nothing), there (the export) or other files.
+        """The state of each branch on the Hub: new (nothing), there (the export) or other files.
 
-        Raises UserError if one may not be replaced.
+        Raises UserError if a branch must not be replaced.
         """
         try:
             exists = asking.patiently(self._repo, self._exists)
@@ -193,7 +193,7 @@ class Publication:
             raise UserError(f"{asking.reason_of(error)} The same command resumes.")
 
     def _exists(self) -> bool:
-        """Whether the repo is there. Raises UserError if it is public, against the settings."""
+        """Whether the repo exists. Raises UserError if it is public but should be private."""
         try:
             info = self._api.model_info(self._repo)
         except RepositoryNotFoundError:
@@ -214,7 +214,7 @@ class Publication:
             print(f"created the {kind} repo {self._repo}")
 
     def _standing(self, revision: Revision) -> str:
-        """As in _plan, of one revision. Raises UserError for what may not be replaced."""
+        """Like _plan, for one revision. Raises UserError if it must not be replaced."""
         listing = self._listing(revision)
         if listing is None:
             return "new"
@@ -224,7 +224,7 @@ class Publication:
         return "new" if _is_empty(listing) else "other"
 
     def _upload(self, revision: Revision) -> None:
-        """Bring one revision to the export's files. May be called again at any time."""
+        """Make one revision equal to the export. May be called again at any time."""
         listing = self._listing(revision)
         if listing is None:
             parent = self._first_commit
@@ -266,8 +266,8 @@ class Publication:
     def _replaceable(self, revision: Revision, listing: list[RepoFile]) -> GitCommitInfo:
         """The last commit of a branch whose files may be replaced.
 
-        That is one of ours, of the same checkpoint or the same weights; or the branch is as it
-        was made. Raises UserError for any other, unless the settings allow it.
+        Files may be replaced if we committed them for the same checkpoint or the same weights, or
+        if the branch is new. Otherwise raises UserError, unless the settings allow it.
         """
         commit = self._api.list_repo_commits(self._repo, revision=revision.branch)[0]
         is_new = revision.branch != "main" and commit.commit_id == self._first_commit
@@ -287,7 +287,7 @@ class Publication:
 
 
 def _check_card(revision: Revision) -> None:
-    """Raise UserError if the Hub does not take the metadata of a revision's card."""
+    """Raise UserError if the Hub rejects the metadata of a revision's card."""
     card = ModelCard((revision.folder / CARD).read_text(encoding="utf-8"))
     try:
         card.validate()

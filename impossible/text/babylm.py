@@ -28,18 +28,18 @@ _HUB_TIMEOUT = 20  # seconds until the Hub counts as out of reach
 
 
 def splits(name: str, may_replace: bool) -> Splits:
-    """The corpus of that name; downloads what is not there yet. Raises UserError."""
+    """The corpus of that name; downloads missing files. Raises UserError."""
     train = TRAIN[name]
     return folder.splits(_download(train), may_replace, (train,))
 
 
 def version(name: str) -> str:
-    """The commit, and which of the two corpora of it."""
+    """The commit, and which of its two corpora is used."""
     return f"{REPO}@{COMMIT}" + (", 10M" if name == "babylm_10M" else "")
 
 
 def _download(train: str) -> Path:
-    """The folder of the corpus in the Hub's cache; what is there is not fetched again.
+    """The folder of the corpus in the Hub's cache; only missing files are downloaded.
 
     train: the name of the folder to train on. Raises UserError.
     """
@@ -79,7 +79,7 @@ def _download(train: str) -> Path:
 
 
 def about(name: str, version: str) -> Source:
-    """What a model card says of it."""
+    """The description for a model card."""
     words = TRAIN[name]
     track = "strict track" if words == "100M" else "strict-small track"
     return Source(

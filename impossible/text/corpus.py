@@ -18,9 +18,9 @@ from impossible.text.documents import Source, Splits
 
 
 def normal_name(name: str) -> str:
-    """The name of a corpus; of a folder or a file, its absolute path, however it was spelled.
+    """The name of a corpus; for a folder or a file, its absolute path.
 
-    Raises UserError for a path that is not UTF-8: meta.json could not hold it.
+    Raises UserError for a path that is not UTF-8, because meta.json cannot contain it.
     """
     if name in babylm.TRAIN or name == "sotu":
         return name
@@ -33,7 +33,7 @@ def normal_name(name: str) -> str:
 def open_corpus(name: str, sotu_years: str, text_column: str, may_replace: bool = False) -> Splits:
     """The documents of each split of a corpus; babylm and hf: may download.
 
-    may_replace: bytes that are not UTF-8 become U+FFFD; else they are an error, when they are read.
+    may_replace: replace bytes that are not UTF-8 by U+FFFD; if false, reading them is an error.
     Raises UserError if the corpus cannot be found, fetched or understood.
     """
     if name in babylm.TRAIN:
@@ -51,7 +51,7 @@ def open_corpus(name: str, sotu_years: str, text_column: str, may_replace: bool 
 
 
 def version(name: str, sotu_years: str, text_column: str) -> str:
-    """What exactly a corpus is, in a line; needs no network."""
+    """A line that identifies a corpus exactly; needs no network."""
     if name in babylm.TRAIN:
         return babylm.version(name)
     if name == "sotu":
@@ -62,9 +62,9 @@ def version(name: str, sotu_years: str, text_column: str) -> str:
 
 
 def about(name: str, version: str) -> Source:
-    """What a model card says of a corpus, by `corpus` and `corpus_version` of meta.json.
+    """The description of a corpus for a model card, from the fields of meta.json.
 
-    Nothing is claimed of text on this machine, and no path of it is told.
+    For local text, it makes no claims about the content and contains no path.
     """
     if name in babylm.TRAIN:
         return babylm.about(name, version)

@@ -28,9 +28,9 @@ _MOST_ROWS = 10_000  # of a dataset, handled in one go
 
 
 def local(name: str) -> Path | None:
-    """The folder or file that hf:NAME names, if it is one of this machine.
+    """The folder or file that hf:NAME names, if it is on this machine.
 
-    Raises UserError for what can only be a path, and is not there.
+    Raises UserError if NAME can only be a path but does not exist.
     """
     text = name.removeprefix("hf:")
     path = Path(text).expanduser()
@@ -77,7 +77,7 @@ def _load(name: str) -> "datasets.DatasetDict":
 
 
 def splits(name: str, column: str) -> Splits:
-    """The splits of a dataset; one that is missing is every twentieth row of train."""
+    """The splits of a dataset; for a missing split, every twentieth row of train is held out."""
     import datasets
 
     try:
@@ -152,7 +152,7 @@ def version(name: str, column: str) -> str:
 
 
 def about(name: str) -> Source:
-    """What a model card says of a dataset on the Hub."""
+    """The description of a dataset on the Hub for a model card."""
     dataset, _, revision = name.removeprefix("hf:").partition("@")
     dataset = dataset.partition(":")[0]
     revision = f" at revision `{revision}`" if revision else ", revision not pinned"

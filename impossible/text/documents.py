@@ -1,4 +1,4 @@
-"""What a corpus is made of: documents of one genre each, read a few lines at a time."""
+"""The documents of a corpus: each has one genre and is read a few lines at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Source:
-    """What a model card says of a corpus."""
+    """The description of a corpus for a model card."""
 
     name: str  # within a sentence
     description: str  # sentences of their own
@@ -43,7 +43,7 @@ Splits = dict[str, list[Document]]  # the documents of each split, in order
 
 
 def hold_out(missing: Sequence[str]) -> dict[str, frozenset[int]]:
-    """The places of missing splits, and of train without them; none, if none is missing."""
+    """Line numbers modulo PERIOD for missing splits and for train; {} if no split is missing."""
     if not missing:
         return {}
     places = {split: frozenset([_HELD_OUT[split]]) for split in missing}

@@ -20,7 +20,7 @@ def encoded(
 ) -> Iterator[tuple[Document, int, Sentences]]:
     """The tokens of all sentences, a part of a document at a time.
 
-    workers: threads (0: one for each core); the order is that of the text whatever their number.
+    workers: number of threads (0: one for each core); it does not affect the order.
     replaced: as in sentences.lines. Yields the document, the size of the part in bytes, and its
     sentences.
     """
@@ -41,7 +41,7 @@ def encoded(
 
 
 def _cores() -> int:
-    """The cores that this process may use: in a container or a job, not all of the machine."""
+    """The number of cores that this process may use, which in a container or job may be fewer."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -38,14 +38,14 @@ _ROOTS = (".", "original", "babylm_data")
 
 
 def version(folder: Path) -> str:
-    """A hash of all text files of a folder, with what is meant by it."""
+    """A hash of all text files of a folder, with a label."""
     return f"text files, sha256 {content_hash(_folder_files(folder).found)}"
 
 
 def content_hash(found: dict[str, list[Path]], root: Path | None = None) -> str:
     """A SHA-256 of the names and the bytes of all files, by split.
 
-    root: the folder within which the names count with their folders; without it, they do not.
+    root: the folder to which names are relative; without it, only base names are hashed.
     """
     digest = hashlib.sha256()
     for split, paths in found.items():
@@ -132,7 +132,7 @@ def _split_files(paths: list[Path], left_out: list[str]) -> dict[str, list[Path]
 def _text_files(folder: Path, endings: Sequence[str], left_out: list[str]) -> list[Path]:
     """The text files of a folder, by genre; adds to `left_out` the others, with the reason.
 
-    Raises UserError if one is there twice, plain and packed.
+    Raises UserError if a file exists twice, plain and compressed.
     """
     paths = []
     for path in sorted(folder.iterdir()):
@@ -178,7 +178,7 @@ def splits(
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
-    """Names as a list for people."""
+    """Names as a readable list."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -238,7 +238,7 @@ def _read_lines(path: Path, may_replace: bool = False) -> Iterator[Part]:
 
 
 def _chunks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The bytes of a file, cut at ends of lines of any kind, each with what was read until then."""
+    """Chunks of a file, cut at line ends of any kind, each with the size that was read so far."""
     with open(path, "rb") as stored:
         file = gzip.GzipFile(fileobj=stored) if _is_packed(path) else stored
         rest = b""
@@ -274,7 +274,7 @@ def _line_number(path: Path, offset: int) -> int:
 
 
 def about(version: str) -> Source:
-    """What a model card says of it: nothing is claimed, and no path of this machine is told."""
+    """The description for a model card, without claims about the text and without a path."""
     digest = re.search("sha256 ([0-9a-f]{64})", version)
     return Source(
         name="text from a local folder",

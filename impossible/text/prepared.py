@@ -1,4 +1,4 @@
-"""Whether data are prepared already: what decides on the tokens, and what meta.json says of it."""
+"""Whether data are prepared already: compares the identity of the tokens with meta.json."""
 
 import importlib.metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 
 
 def identity_of(settings: Prepare, tokenizer: Tokenizer) -> dict[str, Any]:
-    """All of meta.json that decides on the tokens, known before any text is read.
+    """The fields of meta.json that determine the tokens and are known before reading text.
 
     Raises UserError for a language with more tokens than token files can hold.
     """
@@ -38,7 +38,7 @@ def identity_of(settings: Prepare, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def corpus_version(settings: Prepare) -> str:
-    """What exactly the corpus is now, and how it is read."""
+    """The exact identity of the corpus now, and how it is read."""
     name = corpus.normal_name(settings.corpus)
     version = corpus.version(name, settings.sotu_years, settings.text_column)
     replaced = ", what is not UTF-8 replaced" if settings.invalid_utf8 == "replace" else ""

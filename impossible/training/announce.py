@@ -1,4 +1,4 @@
-"""What a run prints before its first step."""
+"""The messages that a run prints before its first step."""
 
 import torch
 
@@ -10,7 +10,7 @@ _MANY_EPOCHS = 100  # published: about 12
 
 
 def announce(run: Run, log: Log) -> float:
-    """Say what runs on what. Returns the peak FLOP/s of all processes that MFU refers to."""
+    """Describe the run and its devices. Returns the total peak FLOP/s, the reference for MFU."""
     s, world = run.settings, run.world
     peak, source = devices.peak_flops(run.device, getattr(torch, s.dtype))
     peak = sum(world.gather(peak))

@@ -1,8 +1,9 @@
 """Saving and loading a training run: kept checkpoints, and the one state to resume from.
 
-`checkpoint-N.pt` holds the weights after N steps, and what made them. `training_state.pt` is the
-latest checkpoint with the optimizer beside it, and `training_state.previous.pt` the one before.
-All are written whole or not at all, carry checksums, and load with `weights_only=True`.
+`checkpoint-N.pt` contains the weights after N steps, with the settings and the data of the run.
+`training_state.pt` is the latest checkpoint together with the state of the optimizer, and
+`training_state.previous.pt` is the state before it. All are written atomically, contain checksums,
+and can be loaded with `weights_only=True`.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ _PREFIX = "checkpoint-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights after some steps, and what made them."""
+    """The weights after some steps, with the settings and the data of the run."""
 
     step: int
     model: dict[str, torch.Tensor]  # state_dict of a GPT, fp32
@@ -51,7 +52,7 @@ class TrainingState(Checkpoint):
     unfinished_record: dict[str, float] | None = None
 
     def without_optimizer(self) -> Checkpoint:
-        """What is kept of this step for good."""
+        """The part of this state that is kept permanently."""
         names = [field.name for field in dataclasses.fields(Checkpoint)]
         return Checkpoint(**{name: getattr(self, name) for name in names})
 
@@ -75,8 +76,8 @@ def hf_dir(out_dir: Path) -> Path:
 def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint or a training state, whole or not at all.
 
-    Tensors are saved as of the CPU, wherever they are, so that the file loads on every machine.
-    previous: the name that the file takes which is there already.
+    Tensors are saved as CPU tensors, so that the file can be loaded on every machine. previous: the
+    new name of a file that already exists at this path.
     """
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
     with files.atomic_write(path, previous) as file:
@@ -95,7 +96,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def save_state(out_dir: Path, state: TrainingState) -> None:
-    """Write the state to resume from; the one before stays, under its second name."""
+    """Write the state to resume from; the state before it is kept under its second name."""
     save(out_dir / STATE, state, out_dir / PREVIOUS_STATE)
 
 
@@ -105,15 +106,15 @@ def has_state(out_dir: Path) -> bool:
 
 
 def _state_path(out_dir: Path) -> Path:
-    """The latest training state: the one before, if a crash came between two names."""
+    """The latest training state (the previous one after a crash between the two renamings)."""
     path, previous = out_dir / STATE, out_dir / PREVIOUS_STATE
     return previous if previous.exists() and not path.exists() else path
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, each part of it when it is looked at.
+    """Load a checkpoint onto the CPU; its parts are read only when they are used.
 
-    Raises UserError if it is no file of ours; a wrong byte in a weight is for `require_whole`.
+    Raises UserError if this program did not write it. `require_whole` detects damaged weights.
     """
     try:
         return _load(path, Checkpoint, mmap=True)
@@ -122,7 +123,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def require_whole(path: Path) -> None:
-    """Read a checkpoint or a training state to its end. Raises UserError if a byte is wrong."""
+    """Read a whole checkpoint or training state. Raises UserError if a checksum is wrong."""
     try:
         _check_sums(path)
     except _DAMAGE as error:
@@ -243,7 +244,7 @@ def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
 def run_differences(
     settings: dict[str, Any], data: dict[str, Any], now: dict[str, Any], data_now: dict[str, Any]
 ) -> list[str]:
-    """What tells two runs apart: settings that results depend on, and the data."""
+    """The differences between two runs in their data and in settings that affect results."""
     differences = [
         f"{name} = {settings.get(name)!r} there, {now.get(name)!r} now"
         for name in Train.fixed()
@@ -273,8 +274,8 @@ def settings_of_run(out_dir: Path) -> dict[str, Any]:
 def check_series(paths: list[Path], language: str) -> Checkpoint:
     """Raise UserError unless these are checkpoints of one run, each with the name of its step.
 
-    paths: by step. Returns the last. A file with the weights of another run or step would look as
-    good as any.
+    paths: by step. Returns the last checkpoint. Without this check, a checkpoint of another run or
+    step would go unnoticed.
     """
     last = load(paths[-1])
     if last.data["language"] != language:

@@ -1,4 +1,4 @@
-"""The device of this process: which it is, its precision, and how fast it is."""
+"""The device of this process: its choice, precision and speed."""
 
 import ctypes
 import os
@@ -122,9 +122,9 @@ def tune(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, so that a step's tensors lie where the last step's did.
+    """Let malloc keep freed memory, so that each step reuses the memory of the last one.
 
-    Clearing fresh pages took a tenth of a step on a CPU. Nothing happens without glibc.
+    Clearing new pages took a tenth of a step on a CPU. Has no effect without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -147,9 +147,9 @@ def describe(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """The most FLOP/s of one process's device, and where the figure is from.
+    """The peak FLOP/s of the device of one process, and the source of this figure.
 
-    From the table by the device's name, for 16-bit products; else measured.
+    The figure is for 16-bit products, from a table of devices, or else it is measured.
     """
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
@@ -160,7 +160,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def _is_model(name: str, known: str) -> bool:
-    """Whether a device's name is of that model, and not of a slower one of nearly that name."""
+    """Whether a device is of that model, and not a slower model with a similar name."""
     slower = r"(?! D\b)(?!.*(Laptop|Max-Q|MIG))"
     return re.search(rf"\b{re.escape(known)}\b{slower}", name) is not None
 
@@ -181,7 +181,7 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has completed its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

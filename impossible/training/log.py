@@ -1,4 +1,4 @@
-"""The log of a run: `log.jsonl`, one record a step, and the same as lines for people."""
+"""The log of a run: `log.jsonl`, with one record per step, and readable lines on the terminal."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ class Log:
     """Writes the log of one run; silent in all processes but the first.
 
     Of the records, `loss` and `val_loss` are in nats per token, `mfu` is a share of the peak. On a
-    terminal the line of a step is written over by the next one's; in a file each stands.
+    terminal, each step overwrites the line of the step before; in a file, all lines are kept.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Log:
         first_record: int,
         settings: Train,
     ) -> None:
-        """Open the log of a run that stands at `first_step`; drop its records from one on."""
+        """Open the log of a run that is at `first_step`; drop its records from `first_record` on."""
         self._path = out_dir / NAME
         self._is_first = is_first
         self._first_step = self._last_step = first_step
@@ -59,7 +59,7 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Finish the terminal's line, and what was sent to Weights & Biases."""
+        """Finish the line on the terminal and the run of Weights & Biases."""
         if self._is_open:
             print(flush=True)
         if self._wandb is not None:
@@ -73,11 +73,11 @@ class Log:
         return {"tokens_per_second": speed, "mfu": speed * model.flops_per_token() / peak}
 
     def pause_ends(self, step: int) -> None:
-        """Leave out of the speed what was not training (validation, saving)."""
+        """Exclude the time since the last record (validation, saving) from the speed."""
         self._last_step, self._last_time = step, time.perf_counter()
 
     def minutes(self) -> float:
-        """Minutes since the run began or was taken up again."""
+        """Minutes since the run was started or resumed."""
         return (time.perf_counter() - self._began) / 60
 
     def write(self, record: dict[str, float]) -> None:
@@ -129,7 +129,7 @@ class Log:
 
 
 def _open_wandb(settings: Train, out_dir: Path, is_new: bool) -> Any:
-    """A run of Weights & Biases; one that is resumed continues there, too."""
+    """A run of Weights & Biases, which is continued when training is resumed."""
     try:
         import wandb
     except ImportError:
@@ -164,7 +164,7 @@ def _step_of(line: bytes) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them, in hours, minutes and seconds."""
+    """A readable duration, in hours, minutes and seconds."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, seconds = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
-"""The model's head and its loss together, without the memory of all logits.
+"""The head of the model and its loss in one function, without storing all logits.
 
 The logits of a micro-batch over 50,000 words are the largest tensors of a training step, and
-most of the time outside matrix products goes into passes over them. Here they are made for a
-chunk of rows at a time, and their gradient in the same visit: nothing of their size is kept.
+most of the time outside matrix products is spent on passes over them. Here, logits and their
+gradient are computed together for a chunk of rows at a time, so no tensor of that size is kept.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _SCORED_ROWS = 512  # the same where nothing but the losses is wanted
 def head_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int
 ) -> torch.Tensor:
-    """The mean cross-entropy of a linear head, in nats over the targets that count.
+    """The mean cross-entropy of a linear head over all targets that are not IGNORED, in nats.
 
     hidden: (N, C). weight: (V, C), of which only the first vocab_size rows are words.
     targets: (N,) int64, IGNORED where none. Same value and gradients as F.cross_entropy on
@@ -80,7 +80,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each row in nats, (N,) float32, with no more logits than of a chunk.
+    """The cross-entropy of each row in nats, (N,) float32, computed in chunks of rows.
 
     hidden: (N, C). weight: (V, C). targets: (N,) int64.
     """
@@ -91,8 +91,9 @@ def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
 def _logits(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """rows (n, C) times weight (V, C): (n, V).
 
-    On a CPU as a convolution of one point, which is the same product. With two threads or more
-    torch gives that to oneDNN, and a product in fp32 to MKL: on an AMD EPYC 1.6 times as long.
+    On a CPU, this is computed as an equivalent 1-point convolution. With two or more threads, torch
+    runs the convolution in oneDNN but an fp32 matrix product in MKL, which takes 1.6 times as long
+    on an AMD EPYC.
     """
     if not (weight.is_cpu and torch.backends.mkldnn.is_available()):
         return rows @ weight.T

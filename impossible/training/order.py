@@ -1,4 +1,4 @@
-"""The order of the data: which blocks make up a step, a pure function of seed and step.
+"""The order of the data: the blocks of each step, as a pure function of seed and step.
 
 It depends neither on the batch size nor on the number of processes.
 """

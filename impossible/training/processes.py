@@ -18,7 +18,7 @@ _PARENT = os.getppid()  # as this module is read
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, as torchrun tells them; one alone without it."""
+    """The processes that train together, as set by torchrun; a single process without torchrun."""
 
     rank: int = 0
     size: int = 1
@@ -58,10 +58,10 @@ _TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"  # "2", or "2(x3),1" for four mach
 
 
 def join_world() -> World:
-    """This process's place, from the environment that torchrun sets, or a launcher like it.
+    """The rank of this process and related values, from the environment that a launcher sets.
 
-    What is missing is taken from SLURM's own variables. Raises UserError if it is not there either:
-    several processes must never train alone, each for itself.
+    Missing variables are taken from those of SLURM. Raises UserError if these are missing as well,
+    because several processes must never train independently by mistake.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" and "RANK" not in os.environ:
         return World()
@@ -85,7 +85,7 @@ def join_world() -> World:
 
 
 def _tasks_of_this_node() -> str | None:
-    """How many processes srun started on this machine; None if SLURM does not tell."""
+    """The number of processes that srun started on this machine; None if unknown."""
     counts: list[str] = []
     for part in os.environ.get(_TASKS_PER_NODE, "").split(","):
         if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
@@ -100,14 +100,14 @@ def is_launched() -> bool:
 
 
 def is_orphan() -> bool:
-    """Whether torchrun started this process and was killed since."""
+    """Whether torchrun started this process and has been killed since."""
     return is_launched() and os.getppid() != _PARENT
 
 
 def connect(world: World, device: torch.device) -> None:
-    """Open the process group: nccl between GPUs, gloo for what is on CPUs. Alone, there is none.
+    """Open the process group (nccl for GPUs, gloo for CPUs) if there are several processes.
 
-    Ends the process if torchrun goes meanwhile: it would wait half an hour for its store.
+    Ends the process if torchrun ends meanwhile; otherwise it would wait half an hour for the store.
     """
     if world.size > 1:
         connected = threading.Event()
@@ -142,7 +142,7 @@ def _connect(world: World, device: torch.device) -> None:
 
 
 def _require_same_kind(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
-    """Raise UserError unless all processes are on GPUs, or all on CPUs: they could not meet."""
+    """Raise UserError unless all processes use GPUs or all use CPUs; others cannot connect."""
     store.set(f"kind of device {rank}", device.type)
     kinds = [store.get(f"kind of device {other}").decode() for other in range(size)]
     if len(set(kinds)) > 1:

@@ -1,4 +1,4 @@
-"""A run: what it is made of, how it resumes and saves, and its errors in words for people."""
+"""A run: its state, resuming and saving, and readable errors."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ _PER_PROCESS = ("device", "data_dir", "out_dir", "wandb_log", "wandb_project")
 
 @dataclass
 class Run:
-    """What a run is made of, and where it stands."""
+    """The parts of a run, and its current step."""
 
     settings: Train  # with the dtype that is used in place of `auto`
     meta: Meta
@@ -72,8 +72,8 @@ class Run:
     def is_to_stop(self) -> bool:
         """Whether any process was asked to stop, or has lost torchrun; all must call it.
 
-        Looked at before each micro-step: torchrun kills its processes 30 s after it asked them to
-        end, and a whole step can take as long.
+        This is checked before each micro-step, because torchrun kills its processes 30 s after
+        asking them to end, and a whole step can take that long.
         """
         return self.world.any(bool(self.stop_signals) or processes.is_orphan())
 
@@ -99,7 +99,7 @@ def require_equal_shares(settings: Train, world: World) -> None:
 
 @contextlib.contextmanager
 def opened(run: Run) -> Iterator[None]:
-    """Hold the lock of the run's folder and its process group; tell torch's errors in words."""
+    """Hold the lock of the run's folder and the process group; make torch's errors readable."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
     with files.locked(run.out_dir) if run.world.is_first else contextlib.nullcontext():
         processes.connect(run.world, run.device)
@@ -111,7 +111,7 @@ def opened(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told(run: Run) -> Iterator[None]:
-    """Turn what torch raises for lack of memory or of another process into errors for people."""
+    """Turn torch's errors about memory, compilation or lost processes into UserErrors."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -207,9 +207,9 @@ def _load_state(run: Run) -> None:
 
 
 def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
-    """Write the state to resume from, and then the checkpoint of this step; one process does.
+    """Write the state to resume from, and then the checkpoint of this step, in one process.
 
-    minutes: of training in this session. Raises UserError, and writes nothing, if a weight is not
+    minutes: training time in this session. Raises UserError, and writes nothing, if a weight is not
     a finite number.
     """
     if not run.world.is_first:
@@ -235,7 +235,7 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
 
 
 def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
-    """Say that the run is done; or that it stops, and save what is not saved.
+    """Print that the run is done; or that it stops, after saving the last step.
 
     unread: as in `read`.
     """
@@ -255,7 +255,7 @@ def is_kept(step: int, settings: Train) -> bool:
 
 
 def require_finite(run: Run, step: int, **values: float) -> None:
-    """Raise UserError if training has diverged by `step`: nothing of it may be saved."""
+    """Raise UserError if training has diverged by `step`, so that this step is not saved."""
     for name, value in values.items():
         if not math.isfinite(value):
             kept = checkpoint.list_checkpoints(run.out_dir)

@@ -16,7 +16,7 @@ STOPPING = [
 
 
 def listen(got: list[int], is_first: bool) -> None:
-    """From now on, add signals that ask for an end to `got`; the first process says so.
+    """From now on, append signals that ask for an end to `got`; the first process prints them.
 
     A signal that is ignored already, as nohup does with SIGHUP, stays ignored. A second Ctrl-C ends
     the process at once; but under torchrun, which repeats the first one, it does not.
