@@ -1,8 +1,8 @@
 """Export every checkpoint of a run to a folder that transformers loads, and publish the series.
 
-    python convert_to_hf.py                             # out/partial_reverse python
-    convert_to_hf.py config/full_reverse.py python convert_to_hf.py --push_to_hub=USER/NAME     #
-    also publish (with --dry_run: only show what)
+    python convert_to_hf.py                             # out/partial_reverse
+    python convert_to_hf.py config/full_reverse.py
+    python convert_to_hf.py --push_to_hub=USER/NAME     # also publish (--dry_run: only show)
 
 Writes out_dir/hf/checkpoint-N/ for each checkpoint-N.pt, and out_dir/hf/manifest.json. An export is
 kept only if transformers loads it and computes the same logits as our own model; valid exports are

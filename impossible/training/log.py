@@ -35,7 +35,7 @@ class Log:
         first_record: int,
         settings: Train,
     ) -> None:
-        """Open the log of a run that is at `first_step`; drop its records from `first_record` on."""
+        """Open the log of a run that is at `first_step`; drop records from `first_record` on."""
         self._path = out_dir / NAME
         self._is_first = is_first
         self._first_step = self._last_step = first_step
