@@ -1,10 +1,9 @@
 """The processes that train or evaluate together, as torchrun starts them."""
 
+import datetime
 import gc
 import os
 import re
-import sys
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from impossible.errors import UserError
 
 _PARENT = os.getppid()  # as this module is read
+_STORE_WAIT = datetime.timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -107,24 +107,26 @@ def is_orphan() -> bool:
 def connect(world: World, device: torch.device) -> None:
     """Open the process group (nccl for GPUs, gloo for CPUs) if there are several processes.
 
-    Ends the process if torchrun ends meanwhile; otherwise it would wait half an hour for the store.
+    Raises UserError if torchrun was killed meanwhile.
     """
-    if world.size > 1:
-        connected = threading.Event()
-        threading.Thread(target=_leave_if_orphan, args=(connected,), daemon=True).start()
+    if world.size == 1:
+        return
+    try:
         _connect(world, device)
-        connected.set()
-
-
-def _leave_if_orphan(connected: threading.Event) -> None:
-    while not connected.wait(0.5):
-        if is_orphan():
-            print("error: torchrun has ended. Run the same command again.", file=sys.stderr)
-            os._exit(1)
+    except dist.DistError as error:
+        raise UserError(
+            f"no connection to {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0]}). If torchrun was ended, run the same command again."
+        )
 
 
 def _connect(world: World, device: torch.device) -> None:
-    store, rank, size = next(dist.rendezvous("env://", world.rank, world.size))
+    # torchrun's own store is there before the processes are. Another launcher's may come later.
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    patience = _STORE_WAIT if has_store else dist.default_pg_timeout
+    found = dist.rendezvous("env://", world.rank, world.size, timeout=patience)
+    store, rank, size = next(found)
+    store.set_timeout(dist.default_pg_timeout)
     _require_same_kind(store, rank, size, device)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun restarts processes with the old store, in which torch 2.13 finds the addresses

@@ -1,4 +1,6 @@
+import datetime
 import shutil
+import socket
 import sysconfig
 from pathlib import Path
 
@@ -200,3 +202,16 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
     assert world.is_first
     assert world.gather(5) == [5]
     assert world.sum(torch.tensor(2.0)) == 2.0
+
+
+def test_a_process_does_not_wait_for_a_torchrun_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))  # nobody listens there
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setattr(processes, "_STORE_WAIT", datetime.timedelta(seconds=1))
+        with pytest.raises(UserError, match="If torchrun was ended, run the same command again"):
+            processes.connect(World(rank=0, size=2), torch.device("cpu"))
