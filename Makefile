@@ -1,5 +1,6 @@
 # The commands of the project; CI runs the same ones.
 #   make install      the packages, into .venv
+#   make install-hop  spaCy and its model, for the Hop languages
 #   make demo         the whole path on a small corpus: prepare, train, export, evaluate, sample
 #   make test         the tests; make test-slow: those that take minutes
 #   make lint         style, and who may import whom
@@ -13,9 +14,12 @@ DEMO := config/demo_partial_reverse.py
 OTHER := config/demo_no_reverse.py
 INSTALL := $(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test test-slow lint bench constraints clean-demo
+.PHONY: install install-hop demo test test-slow lint bench constraints clean-demo
 
 install: $(VENV)/.installed
+
+install-hop: $(VENV)/.installed
+	$(INSTALL) -r requirements-hop.txt
 
 demo: $(VENV)/.installed
 	$(RUN)/python prepare.py $(DEMO)
@@ -54,6 +58,6 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-hop.txt $(VENV)/.installed
 	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -5,8 +5,9 @@
 
 A language is a row of LANGUAGES. Its function gets the sentences, their markers' ids and a random
 generator whose state is kept between calls, and returns the same number of perturbed sentences in
-the same order. Definitions and random numbers are exactly those of Kallini et al. 2024 (section 3,
-table 1) and its code.
+the same order. Its inverse gets the tokens of one perturbed sentence and returns the original ones.
+Definitions and random numbers are exactly those of Kallini et al. 2024 (section 3, table 1) and its
+code.
 """
 
 import functools
@@ -14,32 +15,68 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from impossible.errors import UserError, unknown
 
 
-class Sentences(NamedTuple):
-    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]].
+class Verbs(NamedTuple):
+    """The verbs of sentences that a *Hop language marks: K of them, in the order of the text.
 
-    If a language needs more than tokens (such as word annotations), add a field for it.
+    Places count tokens from the beginning of the sentence.
     """
+
+    sentence: np.ndarray  # (K,) int64: the number of the verb's sentence
+    end: np.ndarray  # (K,) int64: the place after the verb
+    hop: np.ndarray  # (K,) int64: the place after the fourth word that follows the verb
+    is_plural: np.ndarray  # (K,) bool
+    is_complete: np.ndarray  # (K,) bool: whether four words follow
+
+
+class Sentences(NamedTuple):
+    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]]."""
 
     tokens: np.ndarray  # (N,) uint16
     offsets: np.ndarray  # (S + 1,) int64, from 0 to N
+    verbs: Verbs | None = None  # of annotated sentences
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sentence, (S,) int64."""
         return np.diff(self.offsets)
 
+    @property
+    def is_affected(self) -> np.ndarray:
+        """Whether a *Hop language marks a verb in each sentence, (S,) bool."""
+        return self._has_verb(np.ones(len(self.verbs.sentence), bool))
+
+    @property
+    def is_incomplete(self) -> np.ndarray:
+        """Whether fewer than four words follow a verb of each sentence, (S,) bool."""
+        return self._has_verb(~self.verbs.is_complete)
+
+    def _has_verb(self, chosen: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(self.offsets) - 1, bool)
+        found[self.verbs.sentence[chosen]] = True
+        return found
+
+    def part(self, start: int, stop: int) -> "Sentences":
+        """Sentences start to stop - 1, with their verbs."""
+        offsets = self.offsets[start : stop + 1]
+        tokens, verbs = self.tokens[offsets[0] : offsets[-1]], self.verbs
+        if verbs is not None:
+            first, last = np.searchsorted(verbs.sentence, [start, stop])
+            verbs = Verbs(*(field[first:last] for field in verbs))
+            verbs = verbs._replace(sentence=verbs.sentence - start)
+        return Sentences(tokens, offsets - offsets[0], verbs)
+
     def take(self, indices: np.ndarray) -> "Sentences":
-        """The sentences of these indices (or of a mask), in that order."""
+        """The sentences of these indices (or of a mask), in that order, without their verbs."""
         if indices.dtype == bool:
             if indices.all():
-                return self
+                return self._replace(verbs=None)
             indices = np.flatnonzero(indices)
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
@@ -52,6 +89,11 @@ def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
 
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
+Invert = Callable[[np.ndarray, list[int]], np.ndarray]
+
+
+class NoWayBack(Exception):  # noqa: N818
+    """No sentence has these tokens in the language; says why."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +107,9 @@ class Language:
     seed: int = 0  # of the generator; train, val and test each start one afresh
     min_tokens: int = 2  # sentences with fewer are dropped, after their random draw
     max_tokens: int | None = None  # and those with more
+    # Whether it reads annotated verbs, and what its hops count: the two join clitics differently.
+    hops: Literal["", "tokens", "words"] = ""
+    invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
 
     def apply(
         self, sentences: Sentences, marker_ids: list[int], rng: np.random.Generator
@@ -79,14 +124,32 @@ class Language:
         perturbed = self.perturb(sentences, marker_ids, rng)
         self._check(perturbed, len(sentences.lengths))
         tokens = perturbed.tokens.astype(np.uint16, copy=False)
-        return Sentences(tokens, perturbed.offsets).take(self.keeps(sentences.lengths))
+        return Sentences(tokens, perturbed.offsets).take(self.keeps(sentences))
 
-    def keeps(self, lengths: np.ndarray) -> np.ndarray:
-        """Whether sentences of these lengths (S,), before perturbing, are kept: (S,) bool."""
-        keep = lengths >= self.min_tokens
+    def keeps(self, sentences: Sentences) -> np.ndarray:
+        """Whether each sentence, before perturbing, is kept: (S,) bool."""
+        keep = sentences.lengths >= self.min_tokens
         if self.max_tokens is not None:
-            keep &= lengths <= self.max_tokens
+            keep &= sentences.lengths <= self.max_tokens
+        if self.hops:
+            keep &= ~sentences.is_incomplete
         return keep
+
+    @property
+    def drops(self) -> str:
+        """Which sentences are dropped, for people."""
+        most = f" or more than {self.max_tokens}" if self.max_tokens else ""
+        hops = ", or fewer than 4 words after a verb" if self.hops else ""
+        return f"fewer than {self.min_tokens}{most} tokens{hops}"
+
+    def undo(self, tokens: np.ndarray, marker_ids: list[int]) -> np.ndarray:
+        """The original tokens of a perturbed sentence, (n,); raises NoWayBack, with the reason.
+
+        Of a *Hop language, these are the tokens with the verbs' lemmas, without the markers.
+        """
+        if self.invert is None:
+            raise NoWayBack(f"{self.title} cannot be undone")
+        return self.invert(tokens, marker_ids)
 
     def _check(self, perturbed: Sentences, count: int) -> None:
         tokens = perturbed.tokens
@@ -159,9 +222,38 @@ def full_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> 
     return Sentences(tokens, marked.offsets)
 
 
+def _without_marker(tokens: np.ndarray, markers: list[int]) -> tuple[np.ndarray, int]:
+    """The tokens (n,) without their one marker, and its place. Raises NoWayBack."""
+    places = np.flatnonzero(tokens == markers[0])
+    if len(places) != 1:
+        raise NoWayBack("no marker" if not len(places) else f"{len(places)} markers, 1 expected")
+    return np.delete(tokens, places), int(places[0])
+
+
+def undo_no_reverse(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
+    """The tokens without the marker."""
+    return _without_marker(tokens, markers)[0]
+
+
+def undo_partial_reverse(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
+    """The tokens before the marker, and those after it reversed."""
+    tokens, place = _without_marker(tokens, markers)
+    return np.concatenate([tokens[:place], tokens[place:][::-1]])
+
+
+def undo_full_reverse(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
+    """The tokens without the marker, reversed."""
+    return _without_marker(tokens, markers)[0][::-1]
+
+
 def no_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
     """The sentence as it is."""
     return s
+
+
+def undo_no_shuffle(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
+    """The tokens as they are."""
+    return tokens
 
 
 def nondeterministic_shuffle(
@@ -175,37 +267,32 @@ def nondeterministic_shuffle(
     return Sentences(tokens, s.offsets)
 
 
-def deterministic_shuffle(
-    s: Sentences, markers: list[int], rng: np.random.Generator, *, seed: int
+# Of a sentence of n tokens, the old place of each new token, (n,) int64.
+Order = Callable[[int], np.ndarray]
+
+
+def deterministic_order(n: int, *, seed: int) -> np.ndarray:
+    """All sentences of one length are shuffled alike."""
+    return np.random.default_rng(seed).permutation(n)
+
+
+def local_order(n: int, *, window: int) -> np.ndarray:
+    """Every `window` tokens are shuffled alike; the last ones of a sentence may be fewer."""
+    whole, rest = divmod(n, window)
+    starts = np.arange(whole)[:, None] * window
+    within, last = (np.random.default_rng(0).permutation(size) for size in (window, rest))
+    return np.concatenate([(starts + within).ravel(), n - rest + last])
+
+
+def even_odd_order(n: int) -> np.ndarray:
+    """The tokens at even places (from 0), then those at odd ones."""
+    return np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)])
+
+
+def rearrange(
+    s: Sentences, markers: list[int], rng: np.random.Generator, *, order: Order
 ) -> Sentences:
-    """Shuffle all sentences of the same length in the same order."""
-    return _rearranged(s, lambda n: np.random.default_rng(seed).permutation(n))
-
-
-def local_shuffle(
-    s: Sentences, markers: list[int], rng: np.random.Generator, *, window: int
-) -> Sentences:
-    """Shuffle each window of `window` tokens in the same order; the last one may be shorter."""
-
-    def order(n: int) -> np.ndarray:
-        whole, rest = divmod(n, window)
-        starts = np.arange(whole)[:, None] * window
-        within, last = (np.random.default_rng(0).permutation(size) for size in (window, rest))
-        return np.concatenate([(starts + within).ravel(), n - rest + last])
-
-    return _rearranged(s, order)
-
-
-def even_odd_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """Put the tokens at even positions (from 0) before those at odd positions."""
-    return _rearranged(s, lambda n: np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)]))
-
-
-def _rearranged(s: Sentences, order: Callable[[int], np.ndarray]) -> Sentences:
-    """Reorder sentences in an order that depends only on their length.
-
-    order: for a length n, the old position of each new token, (n,) int64.
-    """
+    """Sentences in a new order that depends on their length alone."""
     lengths, which = np.unique(s.lengths, return_inverse=True)
     orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])
     # The order of each sentence begins where that of its length does in `orders`.
@@ -214,57 +301,125 @@ def _rearranged(s: Sentences, order: Callable[[int], np.ndarray]) -> Sentences:
     return Sentences(s.tokens[old], s.offsets)
 
 
-REVERSE = "🅁"
+def undo_rearrange(tokens: np.ndarray, markers: list[int], *, order: Order) -> np.ndarray:
+    """Each token back at its old place."""
+    original = np.empty_like(tokens)
+    original[order(len(tokens))] = tokens
+    return original
+
+
+def no_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """A marker directly after each verb."""
+    return _mark(s, markers, s.verbs.end)
+
+
+def token_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """A marker four tokens after each verb, or at the end of the sentence."""
+    return _mark(s, markers, np.minimum(s.verbs.end + _HOP, s.lengths[s.verbs.sentence]))
+
+
+def word_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """A marker four words after each verb, or at the end of the sentence."""
+    return _mark(s, markers, s.verbs.hop)
+
+
+def _mark(s: Sentences, markers: list[int], places: np.ndarray) -> Sentences:
+    """Put the marker of each verb's number at a place of its sentence, (K,)."""
+    places = s.offsets[s.verbs.sentence] + places
+    order = np.argsort(places, kind="stable")  # on one place, the left verb's marker comes first
+    marker = np.where(s.verbs.is_plural, markers[1], markers[0])
+    added = np.bincount(s.verbs.sentence, minlength=len(s.lengths))
+    offsets = s.offsets + np.concatenate([[0], np.cumsum(added)])
+    return Sentences(np.insert(s.tokens, places[order], marker[order]), offsets)
+
+
+def undo_hop(tokens: np.ndarray, markers: list[int], *, hop: int) -> np.ndarray:
+    """The tokens without the markers, before each of which there are a verb and `hop` tokens."""
+    is_marker = np.isin(tokens, markers)
+    places = np.flatnonzero(is_marker)
+    if (places - np.arange(len(places)) <= hop).any():
+        raise NoWayBack("a marker that no verb can have")
+    return tokens[~is_marker]
+
+
+EXAMPLE = "He cleans his very messy bookshelf."  # the paper's (table 1)
+REVERSE, SINGULAR, PLURAL = "🅁", "🅂", "🄿"
+_HOP = 4  # tokens or words between a verb and its marker
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
 
 
-def _shuffle(title: str, perturb: Perturb, summary: str) -> Language:
+def _reverse(title: str, perturb: Perturb, invert: Invert, summary: str) -> Language:
+    """A row of the *Reverse family: all three draw the same places for the marker."""
+    return Language(title, perturb, summary, (REVERSE,), seed=21, invert=invert)
+
+
+def _shuffle(title: str, perturb: Perturb, invert: Invert | None, summary: str) -> Language:
     """A row of the *Shuffle family: without markers, and without very long sentences."""
-    return Language(title, perturb, summary, max_tokens=_LONGEST_SHUFFLED)
+    return Language(title, perturb, summary, max_tokens=_LONGEST_SHUFFLED, invert=invert)
+
+
+def _rearranged(title: str, order: Order, summary: str) -> Language:
+    """A row of the *Shuffle family whose order depends on a sentence's length alone."""
+    perturb, invert = (functools.partial(f, order=order) for f in (rearrange, undo_rearrange))
+    return _shuffle(title, perturb, invert, summary)
+
+
+def _hop(
+    title: str, perturb: Perturb, hop: int, hops: Literal["tokens", "words"], summary: str
+) -> Language:
+    """A row of the *Hop family: a marker of number for each verb of the third person present."""
+    invert = functools.partial(undo_hop, hop=hop)
+    return Language(title, perturb, summary, (SINGULAR, PLURAL), hops=hops, invert=invert)
 
 
 LANGUAGES: dict[str, Language] = {
-    "no_reverse": Language(
-        "NoReverse", no_reverse, "a marker at a random place", (REVERSE,), seed=21
-    ),
-    "partial_reverse": Language(
+    "no_reverse": _reverse("NoReverse", no_reverse, undo_no_reverse, "a marker at a random place"),
+    "partial_reverse": _reverse(
         "PartialReverse",
         partial_reverse,
+        undo_partial_reverse,
         "a marker at a random place, everything after it reversed",
-        (REVERSE,),
-        seed=21,
     ),
-    "full_reverse": Language(
+    "full_reverse": _reverse(
         "FullReverse",
         full_reverse,
+        undo_full_reverse,
         "a marker at a random place, the whole reversed, marker included",
-        (REVERSE,),
-        seed=21,
     ),
-    "no_shuffle": _shuffle("NoShuffle", no_shuffle, "nothing"),
+    "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "nothing"),
     "nondeterministic_shuffle": _shuffle(
         "NondeterministicShuffle",
         nondeterministic_shuffle,
+        None,
         "its tokens shuffled, anew for every sentence",
     ),
     **{
-        f"deterministic_shuffle_s{seed}": _shuffle(
+        f"deterministic_shuffle_s{seed}": _rearranged(
             f"DeterministicShuffle(s={seed})",
-            functools.partial(deterministic_shuffle, seed=seed),
+            functools.partial(deterministic_order, seed=seed),
             "its tokens shuffled, in one way for all sentences of its length",
         )
         for seed in (21, 57, 84)
     },
     **{
-        f"local_shuffle_w{window}": _shuffle(
+        f"local_shuffle_w{window}": _rearranged(
             f"LocalShuffle(w={window})",
-            functools.partial(local_shuffle, window=window),
+            functools.partial(local_order, window=window),
             f"every {window} tokens shuffled among themselves, always in one way",
         )
         for window in (3, 5, 10)
     },
-    "even_odd_shuffle": _shuffle(
-        "EvenOddShuffle", even_odd_shuffle, "its tokens at even places (from 0), then those at odd"
+    "even_odd_shuffle": _rearranged(
+        "EvenOddShuffle", even_odd_order, "its tokens at even places (from 0), then those at odd"
+    ),
+    "no_hop": _hop(
+        "NoHop", no_hop, 0, "tokens", "verbs as lemmas, a marker of number directly after each"
+    ),
+    "token_hop": _hop(
+        "TokenHop", token_hop, _HOP, "tokens", "verbs as lemmas, a marker of number 4 tokens later"
+    ),
+    "word_hop": _hop(
+        "WordHop", word_hop, _HOP, "words", "verbs as lemmas, a marker of number 4 words later"
     ),
 }
 
@@ -282,13 +437,33 @@ def show(name: str, text: str) -> str:
 
     language = get(name)
     tokenizer = Tokenizer(language.markers)
-    sentence = from_lengths(*tokenizer.encode([text]))
+    if language.hops:
+        sentence = _annotated(language, tokenizer, text)
+    else:
+        sentence = from_lengths(*tokenizer.encode([text]))
     rng = np.random.default_rng(language.seed)
     kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
     if not len(kept.lengths):
+        if language.hops and sentence.is_incomplete[0]:
+            return "(dropped, as sentences with fewer than 4 words after a verb are)"
         count = len(sentence.tokens)
         return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
     return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
+
+
+def _annotated(language: Language, tokenizer: Any, text: str) -> Sentences:
+    """A sentence with its verbs: those of the paper's sentence are known, others spaCy finds."""
+    from impossible.text.words import by_spacy, hops, verbs
+
+    words = [
+        verbs.Word(word) for word in ("He", "cleans", "his", "very", "messy", "bookshelf", ".")
+    ]
+    words[1] = verbs.Word("cleans", "clean", verbs.SINGULAR)
+    if text != EXAMPLE:
+        annotator = by_spacy.Annotator()
+        annotator.load()
+        words = next(annotator.annotate([text]))
+    return hops.encoded([verbs.annotated(words, text, "spaCy")], tokenizer, language.hops)
 
 
 def main(arguments: list[str]) -> None:
@@ -302,7 +477,7 @@ def main(arguments: list[str]) -> None:
         print(__doc__, "\nLanguages:", ", ".join(LANGUAGES))
         return
     names = arguments[:1] or list(LANGUAGES)
-    text = arguments[1] if len(arguments) > 1 else "He cleans his very messy bookshelf."
+    text = arguments[1] if len(arguments) > 1 else EXAMPLE
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,6 +2,7 @@
 
     python prepare.py                                   # BabyLM as PartialReverse
     python prepare.py config/full_reverse.py
+    python prepare.py config/*_reverse.py               # several languages; the text is read once
     python prepare.py --corpus=path/to/babylm_data      # the same text from a folder
     python prepare.py config/demo_partial_reverse.py    # small, and needs no network
 
@@ -9,173 +10,231 @@ Writes train.bin, val.bin, test.bin, test_ids.bin and meta.json to data_dir. Sen
 val are permuted by data_seed; test keeps its order, for evaluation by genre. See docs/data.md.
 """
 
+import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import perturb
 from impossible import command, files
 from impossible.errors import UserError
 from impossible.settings import Prepare
-from impossible.text import corpus, prepared, token_files
-from impossible.text.documents import Document
-from impossible.text.encoding import encoded
+from impossible.text import prepared, token_files
+from impossible.text.documents import Splits
+from impossible.text.reading import Text, read, read_annotated
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.words import annotations
 from perturb import Language, Sentences
 
-_WRITE_CHUNK = 1 << 16  # sentences put in order and written in one go
+_CHUNK = 1 << 16  # sentences perturbed or written in one go
+_FEW = 1000  # sentences of a genre; evaluate.py samples as many
 
 
-def main(settings: Prepare) -> None:
-    """Prepare the token files of one language, unless they are there already."""
-    language = perturb.get(settings.language)
-    tokenizer = Tokenizer(language.markers)
-    data_dir = Path(settings.data_dir)
-    identity = prepared.identity_of(settings, tokenizer)
-    if not prepared.is_done(data_dir, identity):
-        documents = corpus.open_corpus(
-            identity["corpus"],
-            settings.sotu_years,
-            settings.text_column,
-            may_replace=settings.invalid_utf8 == "replace",
+@dataclass(frozen=True)
+class Job:
+    """One language to prepare."""
+
+    settings: Prepare
+    language: Language
+    tokenizer: Tokenizer
+    identity: dict[str, Any]  # the fields of meta.json that determine the tokens
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of its token files."""
+        return Path(self.settings.data_dir)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its token files exist. Raises UserError if there are others in their place."""
+        return prepared.is_done(self.data_dir, self.identity)
+
+
+def main(runs: list[Prepare]) -> None:
+    """Prepare the token files of each language, unless they exist already."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in unfinished(jobs_of(runs)):
+        groups.setdefault(prepared.source_of(job.identity), []).append(job)
+    for jobs in groups.values():
+        prepare(jobs)
+
+
+def unfinished(jobs: list[Job]) -> list[Job]:
+    """The jobs that are not done; says which are."""
+    left = [job for job in jobs if not job.is_done]
+    for job in jobs:
+        if job not in left:
+            version = job.identity["corpus_version"]
+            print(f"{job.data_dir} is prepared already: {job.language.title} from {version}")
+    return left
+
+
+def jobs_of(runs: list[Prepare]) -> list[Job]:
+    """The languages to prepare. Raises UserError for two in one folder."""
+    versions: dict[tuple[str, ...], str] = {}  # each corpus is hashed once
+    jobs: dict[Path, Job] = {}
+    for settings in runs:
+        language = perturb.get(settings.language)
+        tokenizer = Tokenizer(language.markers)
+        job = Job(
+            settings,
+            language,
+            tokenizer,
+            prepared.identity_of(settings, language, tokenizer, versions),
         )
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with files.locked(data_dir):
-            if not prepared.is_done(data_dir, identity):  # another process may just have done it
-                prepare(settings, language, tokenizer, identity, documents)
-                return
-    print(f"{data_dir} is prepared already: {language.title} from {identity['corpus_version']}")
-
-
-def prepare(
-    settings: Prepare,
-    language: Language,
-    tokenizer: Tokenizer,
-    identity: dict[str, Any],
-    documents: dict[str, list[Document]],
-) -> None:
-    """Write the token files, and then meta.json with their hashes."""
-    start, data_dir = time.perf_counter(), Path(settings.data_dir)
-    (data_dir / token_files.META).unlink(missing_ok=True)
-    splits = {}
-    try:
-        for split in token_files.SPLITS:
-            counts = write_split(split, documents[split], settings, language, tokenizer)
-            splits[split] = counts
-            print(
-                f"{split}: {counts['tokens']:,} tokens, {counts['sentences']:,} sentences "
-                f"({counts['dropped']:,} too short or too long, dropped)"
-                f"{_replaced(counts.get('replaced', 0))}",
-                flush=True,
+        if job.data_dir.absolute() in jobs:
+            raise UserError(
+                f"two languages would be prepared in {job.data_dir}. Give each a data_dir of its "
+                "own in its config file, and leave --data_dir= out."
             )
-    finally:  # a text that changed may also be the reason of an error
-        prepared.require_unchanged(settings, identity["corpus_version"])
-    token_files.write_meta(data_dir, token_files.Meta(**identity, splits=splits))
-    print(f"{language.title} is ready in {data_dir} ({time.perf_counter() - start:.0f} s)")
+        jobs[job.data_dir.absolute()] = job
+    return list(jobs.values())
 
 
-def _replaced(count: int) -> str:
-    return f"; bytes that are not UTF-8 were replaced by U+FFFD {count:,} times" if count else ""
+def prepare(jobs: list[Job]) -> None:
+    """Write the token files of languages from one corpus, and then each meta.json."""
+    start, settings, identity = time.perf_counter(), jobs[0].settings, jobs[0].identity
+    documents = prepared.open_documents(settings, bool(jobs[0].language.hops))
+    with contextlib.ExitStack() as locks:
+        for job in jobs:
+            job.data_dir.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(files.locked(job.data_dir))
+        jobs = unfinished(jobs)  # another process may have just done some
+        for job in jobs:
+            (job.data_dir / token_files.META).unlink(missing_ok=True)
+        found: list[dict[str, Any]] = [{} for _ in jobs]
+        try:
+            for split in token_files.SPLITS:
+                for counted in sorted({job.language.hops for job in jobs}):
+                    of_text = [i for i, job in enumerate(jobs) if job.language.hops == counted]
+                    text = read_text(split, jobs[of_text[0]], documents)
+                    for i in of_text:
+                        found[i][split] = counts = write_split(split, text, jobs[i])
+                        tell(split, counts, jobs[i])
+        finally:  # the cause of an error may be that the text changed
+            prepared.require_unchanged(settings, identity["corpus_version"])
+        for job, splits in zip(jobs, found, strict=True):
+            token_files.write_meta(job.data_dir, token_files.Meta(**job.identity, splits=splits))
+            seconds = time.perf_counter() - start
+            print(f"{job.language.title} is ready in {job.data_dir} ({seconds:.0f} s)")
 
 
-def write_split(
-    split: str,
-    documents: list[Document],
-    settings: Prepare,
-    language: Language,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """Write the token file of a split to data_dir. Returns its entry for meta.json.
+def read_text(split: str, job: Job, documents: Splits) -> Text:
+    """The sentences of a split as a language reads them, before it changes them."""
+    if not job.language.hops:
+        return read(documents[split], job.settings, job.tokenizer)
+    folder = prepared.annotations_of(job.settings, job.identity)
+    annotations.make(job.settings, folder, job.identity, documents)
+    return read_annotated(folder, split, job.tokenizer, job.language.hops)
+
+
+def tell(split: str, counts: dict[str, Any], job: Job) -> None:
+    """Print the counts of a split."""
+    replaced = counts.get("replaced", 0)
+    print(
+        f"{job.language.title}, {split}: {counts['tokens']:,} tokens, {counts['sentences']:,} "
+        f"sentences ({counts['dropped']:,} dropped: {job.language.drops})"
+        + (
+            f"; bytes that are not UTF-8 were replaced by U+FFFD {replaced:,} times"
+            * bool(replaced)
+        ),
+        flush=True,
+    )
+    few = [name for name, genre in counts.get("genres", {}).items() if genre["sentences"] < _FEW]
+    if few and job.language.hops:
+        print(f"fewer than {_FEW:,} sentences with a marked verb in: {', '.join(few)}")
+
+
+def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
+    """Write the token file of a split to data_dir. Returns its entry in meta.json.
 
     Raises UserError if no sentence is left.
     """
-    data_dir = Path(settings.data_dir)
-    replaced = Counter() if settings.invalid_utf8 == "replace" else None
-    sentences, ids, counts = perturbed(documents, settings, language, tokenizer, replaced)
-    if replaced is not None:
-        counts["replaced"] = replaced.total()
-    if not counts["sentences"]:
-        raise _none_left(split, settings, language, counts["dropped"])
-    order = None
-    if split != "test":
-        order = np.random.default_rng(settings.data_seed).permutation(counts["sentences"])
-        del counts["genres"]  # they are no stretches of the file any more
+    sentences = perturbed(text.sentences, job)
+    is_kept = job.language.keeps(text.sentences)
+    kept = np.flatnonzero(is_kept)
+    counts: dict[str, Any] = {
+        "dropped": len(text.words) - len(kept),
+        "words": int(text.words[is_kept].sum()),
+        "dropped_words": int(text.words[~is_kept].sum()),
+    }
+    if text.replaced:
+        counts["replaced"] = text.replaced
+    genre = text.genre[kept]
+    order = np.arange(len(kept))
+    if job.language.hops:  # as published: within a genre, those without a marker come first
+        is_marked = text.sentences.is_affected[kept]
+        order = np.lexsort((is_marked, genre))
+        if split == "test":
+            unmarked, order = order[~is_marked[order]], order[is_marked[order]]
+            path = token_files.unaffected_path(job.data_dir)
+            counts["unaffected"] = _write(path, sentences, unmarked)
+    if not len(order):
+        raise _none_left(split, job, counts["dropped"])
+    if split == "test":
+        counts["genres"] = _by_genre(text, genre[order], sentences.lengths[order])
+        ids = text.ids[kept][order]
+        counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
-        counts["ids_sha256"] = token_files.write_test_ids(data_dir, ids)
-    path = token_files.path_of(data_dir, split)
-    return counts | token_files.write_split(path, closed_sentences(sentences, order))
+        rng = np.random.default_rng(job.settings.data_seed)
+        order = order[rng.permutation(len(order))]
+    return counts | _write(token_files.path_of(job.data_dir, split), sentences, order)
 
 
-def perturbed(
-    documents: list[Document],
-    settings: Prepare,
-    language: Language,
-    tokenizer: Tokenizer,
-    replaced: Counter[str] | None,
-) -> tuple[Sentences, np.ndarray, dict[str, Any]]:
-    """The perturbed sentences of a split, in order, with their ids and their counts by genre.
+def perturbed(sentences: Sentences, job: Job) -> Sentences:
+    """The sentences that a language keeps, perturbed, in order.
 
-    The id of a sentence is its number in its genre, from 0, counted before any sentence is dropped.
-    replaced: as in sentences.lines. Raises UserError if a language produces unknown token ids.
+    Raises UserError if it produces token ids beyond its vocabulary.
     """
-    rng = np.random.default_rng(language.seed)  # runs on through all documents
-    marker_ids = list(tokenizer.markers.values())
-    genres = {document.genre: {"sentences": 0, "tokens": 0} for document in documents}
-    all_tokens, all_lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
-    all_ids, read = [np.empty(0, np.int64)], Counter()
-    size = sum(document.size for document in documents)
-    parts = encoded(documents, tokenizer, settings.segmenter, settings.workers, replaced)
-    with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
-        for document, part_size, sentences in parts:
-            kept = language.apply(sentences, marker_ids, rng)
-            _require_known(kept, settings.language, tokenizer.vocab_size)
-            all_tokens.append(kept.tokens)
-            all_lengths.append(kept.lengths)
-            all_ids.append(read[document.genre] + np.flatnonzero(language.keeps(sentences.lengths)))
-            read[document.genre] += len(sentences.lengths)
-            genres[document.genre]["sentences"] += len(kept.lengths)
-            genres[document.genre]["tokens"] += len(kept.tokens) + len(kept.lengths)
-            progress.update(part_size)
-    lengths = np.concatenate(all_lengths)
-    dropped = read.total() - len(lengths)
-    counts = {"sentences": len(lengths), "dropped": dropped, "genres": genres}
-    sentences = perturb.from_lengths(np.concatenate(all_tokens), lengths)
-    return sentences, np.concatenate(all_ids), counts
+    rng = np.random.default_rng(job.language.seed)  # runs on from chunk to chunk
+    marker_ids = list(job.tokenizer.markers.values())
+    tokens, lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
+    for start in range(0, len(sentences.lengths), _CHUNK):
+        stop = min(start + _CHUNK, len(sentences.lengths))
+        kept = job.language.apply(sentences.part(start, stop), marker_ids, rng)
+        if (largest := kept.tokens.max(initial=0)) >= job.tokenizer.vocab_size:
+            raise UserError(
+                f"the language {job.settings.language!r} produces token {largest}, but its "
+                f"vocabulary has only {job.tokenizer.vocab_size:,} tokens. Give it a marker in "
+                "perturb.py for each new id."
+            )
+        tokens.append(kept.tokens)
+        lengths.append(kept.lengths)
+    return perturb.from_lengths(np.concatenate(tokens), np.concatenate(lengths))
 
 
-def closed_sentences(sentences: Sentences, order: np.ndarray | None) -> Iterator[np.ndarray]:
+def _by_genre(text: Text, genre: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, int]]:
+    """The sentences and tokens of each genre; genre and lengths: of each sentence, (S,)."""
+    sentences = np.bincount(genre, minlength=len(text.genres)).tolist()
+    tokens = np.bincount(genre, lengths + 1, minlength=len(text.genres)).astype(int).tolist()
+    counts = zip(text.genres, sentences, tokens, strict=True)
+    return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
+
+
+def _write(path: Path, sentences: Sentences, order: np.ndarray) -> dict[str, Any]:
+    """Write sentences in that order. Returns their counts, and the SHA-256 of the file."""
+    return {"sentences": len(order)} | token_files.write_split(path, closed(sentences, order))
+
+
+def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:
     """The tokens of all sentences in that order, each followed by the end-of-text token."""
-    count = len(sentences.offsets) - 1
-    for start in range(0, count, _WRITE_CHUNK):
-        stop = min(start + _WRITE_CHUNK, count)
-        chosen = np.arange(start, stop) if order is None else order[start:stop]
-        chunk = sentences.take(chosen)
+    for start in range(0, len(order), _CHUNK):
+        chunk = sentences.take(order[start : start + _CHUNK])
         yield np.insert(chunk.tokens, chunk.offsets[1:], END_OF_TEXT_ID)
 
 
-def _require_known(sentences: Sentences, language: str, vocab_size: int) -> None:
-    if (largest := sentences.tokens.max(initial=0)) >= vocab_size:
-        raise UserError(
-            f"the language {language!r} produces token {largest}, but its vocabulary has only "
-            f"{vocab_size:,} tokens. Give it a marker in perturb.py for each new id."
-        )
-
-
-def _none_left(split: str, settings: Prepare, language: Language, dropped: int) -> UserError:
-    most = f" or more than {language.max_tokens}" if language.max_tokens else ""
-    reason = f"all {dropped:,} were dropped, for fewer than {language.min_tokens}{most} tokens"
+def _none_left(split: str, job: Job, dropped: int) -> UserError:
+    reason = f"all {dropped:,} were dropped: {job.language.drops}" if dropped else "it has no text"
     return UserError(
-        f"{settings.corpus}: the {split} split has no sentence left "
-        f"({reason if dropped else 'it has no text'}). Expected plain text, one or more sentences "
-        "a line. (In a corpus without splits, every twentieth line is held out: it needs more "
-        "lines.)"
+        f"{job.identity['corpus']}: the {split} split has no sentence left ({reason}). Expected "
+        "plain text, one or more sentences a line. (In a corpus without splits, every twentieth "
+        "line is held out: it needs more lines.)"
     )
 
 
 if __name__ == "__main__":
-    command.run(Prepare, main, __doc__)
+    command.run_several(Prepare, main, __doc__)

@@ -196,11 +196,11 @@ def test_a_language_with_too_many_markers_for_uint16_is_refused(
 ) -> None:
     places = {"corpus": str(corpus_dir), "data_dir": str(tmp_path / "data")}
     of_ones_own(monkeypatch, perturb.no_shuffle, markers=65536 - 50257)
-    prepare.main(Prepare(language="mine", **places))
+    prepare.main([Prepare(language="mine", **places)])
     shutil.rmtree(tmp_path / "data")
     of_ones_own(monkeypatch, perturb.no_shuffle, markers=65537 - 50257)
     with pytest.raises(UserError, match="'mine' has a vocabulary of 65,537"):
-        prepare.main(Prepare(language="mine", **places))
+        prepare.main([Prepare(language="mine", **places)])
     assert not (tmp_path / "data").exists()
 
 
@@ -225,7 +225,7 @@ def test_a_language_that_returns_nonsense_is_refused(
     of_ones_own(monkeypatch, function)
     places = {"corpus": str(corpus_dir), "data_dir": str(tmp_path / "data")}
     with pytest.raises(UserError, match=told):
-        prepare.main(Prepare(language="mine", **places))
+        prepare.main([Prepare(language="mine", **places)])
     assert not (tmp_path / "data" / "meta.json").exists()
 
 
@@ -237,7 +237,7 @@ def test_a_language_may_return_wider_numbers(
     for name in ("mine", "no_shuffle"):
         data_dir = tmp_path / name
         places = {"corpus": str(corpus_dir), "data_dir": str(data_dir)}
-        prepare.main(Prepare(language=name, segmenter="sentencex", **places))
+        prepare.main([Prepare(language=name, segmenter="sentencex", **places)])
         found.append((data_dir / "test.bin").read_bytes())
     assert found[0] == found[1]
 
@@ -279,7 +279,7 @@ def test_what_goes_in_comes_out(
         (folder / split).mkdir()
         (folder / split / "a.txt").write_bytes(text)
     places = {"corpus": str(folder), "data_dir": str(folder / "data")}
-    prepare.main(Prepare(language=language, segmenter=segmenter, **places))
+    prepare.main([Prepare(language=language, segmenter=segmenter, **places)])
     tokenizer = Tokenizer(perturb.get(language).markers)
     ids = np.fromfile(folder / "data" / "test.bin", np.dtype("<u2")).tolist()
     assert ids[-1] == plain.END_OF_TEXT
@@ -322,7 +322,7 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
         monkeypatch.setattr(folder_corpus, "CHUNK", chunk)
         data_dir = tmp_path / str(workers)
         places = {"corpus": str(folder), "data_dir": str(data_dir), "invalid_utf8": "replace"}
-        prepare.main(Prepare(**places, workers=workers, language="nondeterministic_shuffle"))
+        prepare.main([Prepare(**places, workers=workers, language="nondeterministic_shuffle")])
         names = [token_files.META, token_files.TEST_IDS]
         names += [f"{split}.bin" for split in token_files.SPLITS]
         written.append([(data_dir / name).read_bytes() for name in names])
@@ -355,12 +355,12 @@ def test_a_corpus_that_changes_while_it_is_read_is_noticed(
     settings = Prepare(
         corpus=changing(folder, change, monkeypatch), data_dir=str(tmp_path / "data")
     )
-    with pytest.raises(UserError, match="changed while it was read"):
-        prepare.main(settings)
+    with pytest.raises(UserError, match="changed while it was being read"):
+        prepare.main([settings])
     assert not (tmp_path / "data" / "meta.json").exists()
     (folder / "test" / "link.txt").symlink_to(tmp_path / "gone.txt")
     with pytest.raises(UserError, match=r"link\.txt cannot be read \(No such file"):
-        prepare.main(settings)
+        prepare.main([settings])
 
 
 def test_a_file_that_goes_while_it_is_read_is_noticed(
@@ -370,8 +370,8 @@ def test_a_file_that_goes_while_it_is_read_is_noticed(
     gone = changing(
         folder, lambda f: (f / "dev" / "second.txt").unlink(missing_ok=True), monkeypatch
     )
-    with pytest.raises(UserError, match="changed while it was read"):
-        prepare.main(Prepare(corpus=gone, data_dir=str(tmp_path / "data")))
+    with pytest.raises(UserError, match="changed while it was being read"):
+        prepare.main([Prepare(corpus=gone, data_dir=str(tmp_path / "data"))])
 
 
 def test_two_processes_prepare_one_folder_one_after_the_other(tmp_path: Path) -> None:

@@ -86,13 +86,7 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> _Fo
             f"no corpus {str(folder)!r}: it is neither babylm, babylm_10M, sotu nor hf:NAME, and "
             f"there is no such folder{' (it is a file)' if folder.exists() else ''}."
         )
-    wanted = _FOLDERS | {"train": train}
-    places = {
-        split: next(
-            (p for r in _ROOTS for name in names if (p := folder / r / name).is_dir()), None
-        )
-        for split, names in wanted.items()
-    }
+    places = places_of(folder, train)
     left_out: list[str] = []
     if any(places.values()):
         found = {s: _text_files(p, _ENDINGS, left_out) if p else [] for s, p in places.items()}
@@ -110,6 +104,20 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> _Fo
                 "formats, try --corpus=hf:FOLDER."
             )
     return _Folder(found, left_out)
+
+
+def places_of(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dict[str, Path | None]:
+    """The subfolder of each split, if there is one.
+
+    train: the names that the folder to train on may have.
+    """
+    wanted = _FOLDERS | {"train": train}
+    return {
+        split: next(
+            (p for r in _ROOTS for name in names if (p := folder / r / name).is_dir()), None
+        )
+        for split, names in wanted.items()
+    }
 
 
 def _split_files(paths: list[Path], left_out: list[str]) -> dict[str, list[Path]]:

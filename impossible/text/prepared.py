@@ -1,21 +1,32 @@
 """Whether data are prepared already: compares the identity of the tokens with meta.json."""
 
+import dataclasses
 import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from impossible import files
 from impossible.errors import UserError
 from impossible.settings import Prepare
-from impossible.text import corpus, token_files
+from impossible.text import corpus, folder, token_files
+from impossible.text.documents import Splits
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.words import annotations
+from perturb import Language
 
 
-def identity_of(settings: Prepare, tokenizer: Tokenizer) -> dict[str, Any]:
+def identity_of(
+    settings: Prepare,
+    language: Language,
+    tokenizer: Tokenizer,
+    versions: dict[tuple[str, ...], str],
+) -> dict[str, Any]:
     """The fields of meta.json that determine the tokens and are known before reading text.
 
-    Raises UserError for a language with more tokens than token files can hold.
+    versions: those of corpora that are known already; a new one is added. Raises UserError for a
+    language with more tokens than token files can hold.
     """
     limit = np.iinfo(token_files.DTYPE).max + 1
     if tokenizer.vocab_size > limit:
@@ -23,23 +34,66 @@ def identity_of(settings: Prepare, tokenizer: Tokenizer) -> dict[str, Any]:
             f"language {settings.language!r} has a vocabulary of {tokenizer.vocab_size:,}; token "
             f"files hold uint16, so at most {limit:,}. Give it fewer markers in perturb.py."
         )
+    if not language.hops:
+        settings = dataclasses.replace(settings, annotations="")
+    what = (settings.corpus, settings.sotu_years, settings.text_column, settings.invalid_utf8)
+    key = (*what, settings.annotations)
+    if key not in versions:
+        versions[key] = corpus_version(settings)
     packages = ("numpy", "sentencex", "tiktoken")
-    return {
+    identity = {
         "language": settings.language,
         "markers": tokenizer.markers,
         "vocab_size": tokenizer.vocab_size,
         "eot_token": END_OF_TEXT_ID,
-        "corpus": corpus.normal_name(settings.corpus),
-        "corpus_version": corpus_version(settings),
-        "segmenter": settings.segmenter,
+        "corpus": corpus_name(settings),
+        "corpus_version": versions[key],
+        "segmenter": "annotations" if settings.annotations else settings.segmenter,
         "data_seed": settings.data_seed,
         "made_with": {name: importlib.metadata.version(name) for name in packages},
     }
+    if language.hops:
+        folder = annotations_of(settings, identity)
+        identity["annotator"] = annotations.identity_of(settings, folder)
+    return identity
+
+
+def source_of(identity: dict[str, Any]) -> tuple[str, ...]:
+    """The same for data that are prepared from the same sentences."""
+    return tuple(identity[name] for name in ("corpus", "corpus_version", "segmenter"))
+
+
+def annotations_of(settings: Prepare, identity: dict[str, Any]) -> Path:
+    """The folder of the annotated words of a corpus."""
+    return annotations.folder_of(settings, identity["corpus"], identity["corpus_version"])
+
+
+def open_documents(settings: Prepare, is_annotated: bool) -> Splits:
+    """The documents of the corpus; none if annotations in files take their place."""
+    if is_annotated and settings.annotations:
+        return {}
+    return corpus.open_corpus(
+        corpus_name(settings),
+        settings.sotu_years,
+        settings.text_column,
+        may_replace=settings.invalid_utf8 == "replace",
+    )
+
+
+def corpus_name(settings: Prepare) -> str:
+    """The name of the corpus, or the folder of the annotations that take its place."""
+    if settings.annotations:
+        return str(files.require_utf8(Path(settings.annotations).expanduser().absolute()))
+    return corpus.normal_name(settings.corpus)
 
 
 def corpus_version(settings: Prepare) -> str:
     """The exact identity of the corpus now, and how it is read."""
-    name = corpus.normal_name(settings.corpus)
+    if settings.annotations:
+        found = annotations.from_files.files_of(Path(settings.annotations))
+        paths = {split: list(genres.values()) for split, genres in found.items()}
+        return f"annotated sentences, sha256 {folder.content_hash(paths)}"
+    name = corpus_name(settings)
     version = corpus.version(name, settings.sotu_years, settings.text_column)
     replaced = ", what is not UTF-8 replaced" if settings.invalid_utf8 == "replace" else ""
     return version + replaced
@@ -62,8 +116,7 @@ def is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
             "this one."
         )
     try:
-        for split in token_files.SPLITS:
-            token_files.check_file(data_dir, meta, split)
+        token_files.check_sizes(data_dir, meta)
         token_files.read_test_ids(data_dir, meta)
     except UserError as error:
         print(f"{error} Doing so now.")

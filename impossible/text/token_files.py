@@ -43,11 +43,18 @@ class Meta:
     # and for test: genres, in the order of the file, with their sentences and tokens, and
     # ids_sha256, of test_ids.bin (older data lack it)
     splits: dict[str, dict[str, Any]]
+    # of the words, for a *Hop language: its name, rule, model and versions
+    annotator: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def path_of(data_dir: Path, split: str) -> Path:
     """The token file of a split."""
     return data_dir / f"{split}.bin"
+
+
+def unaffected_path(data_dir: Path) -> Path:
+    """The file of the test sentences in which a *Hop language marks no verb."""
+    return data_dir / "test_unaffected.bin"
 
 
 def write_split(path: Path, chunks: Iterable[np.ndarray]) -> dict[str, Any]:
@@ -116,9 +123,16 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
     return meta
 
 
-def check_file(data_dir: Path, meta: Meta, split: str) -> None:
-    """Raise UserError if a split's file is missing or not as long as meta.json says."""
-    path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
+def _entries(data_dir: Path, meta: Meta) -> dict[Path, dict[str, Any]]:
+    """The files of prepared data, each with its entry in meta.json."""
+    found = {path_of(data_dir, split): meta.splits[split] for split in SPLITS}
+    if "unaffected" in meta.splits["test"]:
+        found[unaffected_path(data_dir)] = meta.splits["test"]["unaffected"]
+    return found
+
+
+def _check_size(path: Path, entry: dict[str, Any]) -> None:
+    expected = entry["tokens"] * DTYPE.itemsize
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         what = "is missing" if found is None else f"has {found:,} bytes"
@@ -127,14 +141,19 @@ def check_file(data_dir: Path, meta: Meta, split: str) -> None:
         )
 
 
+def check_sizes(data_dir: Path, meta: Meta) -> None:
+    """Raise UserError if a file is missing or does not have the size that meta.json records."""
+    for path, entry in _entries(data_dir, meta).items():
+        _check_size(path, entry)
+
+
 def verify(data_dir: Path, meta: Meta) -> None:
-    """Raise UserError if a split does not have the SHA-256 that meta.json records."""
-    for split in SPLITS:
-        check_file(data_dir, meta, split)
-        path = path_of(data_dir, split)
-        if (found := files.sha256(path)) != meta.splits[split]["sha256"]:
+    """Raise UserError if a file does not have the SHA-256 that meta.json records."""
+    check_sizes(data_dir, meta)
+    for path, entry in _entries(data_dir, meta).items():
+        if (found := files.sha256(path)) != entry["sha256"]:
             raise UserError(
-                f"{path} has SHA-256 {found}; {META} says {meta.splits[split]['sha256']}. Delete "
+                f"{path} has SHA-256 {found}; {META} says {entry['sha256']}. Delete "
                 f"{data_dir} and prepare the data again."
             )
 
@@ -145,8 +164,8 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
     Raises UserError if the file does not agree with meta.json, if an id is outside the vocabulary,
     or if the split is shorter than one block.
     """
-    check_file(data_dir, meta, split)
     path = path_of(data_dir, split)
+    _check_size(path, meta.splits[split])
     if meta.splits[split]["tokens"] < block_size:
         raise UserError(
             f"{path} has {meta.splits[split]['tokens']:,} tokens, fewer than one block of "

@@ -5,6 +5,7 @@ without importing it, so that nothing is downloaded. Their hashes are those tikt
 checks for "gpt2".
 """
 
+import functools
 import importlib.util
 import json
 import re
@@ -61,6 +62,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """GPT-2's 50,257 tokens and the markers."""
         return FIRST_MARKER_ID + len(self.markers)
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """The bytes of text that each of GPT-2's tokens stands for, (50256,) int64."""
+        whole = map(self.encoding.decode_single_token_bytes, range(END_OF_TEXT_ID))
+        return np.array([len(text) for text in whole], np.int64)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.

@@ -98,7 +98,7 @@ def killed_often(
         if is_start:
             time.sleep(rng.uniform(0, START))
         else:
-            wait_for_step(killed, min(first + rng.randint(1, steps // times), steps - 2))
+            wait_for_step(killed, min(first + rng.randint(1, 4), steps - 2))
             time.sleep(rng.uniform(0, 0.05))
         writing = [p.name for p in killed.glob("*.unfinished")]
         victim = ("worker", "all", "launcher")[number % 3]
@@ -126,7 +126,7 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(
 def test_a_run_killed_twenty_times_ends_with_the_same_weights(
     config: Config, tmp_path: Path
 ) -> None:
-    for row in killed_often(20, 80, config, tmp_path):
+    for row in killed_often(20, 160, config, tmp_path):
         print("|", " | ".join(map(str, row)), "|")
 
 

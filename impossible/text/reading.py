@@ -1,0 +1,98 @@
+"""A split of a corpus as GPT-2 tokens, before any language: read once for many languages."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from impossible.settings import Prepare
+from impossible.text.documents import Document
+from impossible.text.encoding import encoded
+from impossible.text.tokenizer import Tokenizer
+from impossible.text.words import annotations, hops
+from perturb import Sentences, Verbs
+
+
+@dataclass(frozen=True)
+class Text:
+    """The sentences of a split, genre by genre."""
+
+    sentences: Sentences  # S of them, none dropped
+    words: np.ndarray  # (S,) int64: words of the text, separated by white space
+    genres: dict[str, int]  # how many sentences each has, in order
+    replaced: int = 0  # bytes that are not UTF-8, and became U+FFFD
+
+    @property
+    def genre(self) -> np.ndarray:
+        """The place of each sentence's genre in `genres`, (S,) int64."""
+        return np.repeat(np.arange(len(self.genres)), list(self.genres.values()))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The number of each sentence within its genre, from 0, (S,) int64."""
+        counts = np.array(list(self.genres.values()), np.int64)
+        return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def read(documents: list[Document], settings: Prepare, tokenizer: Tokenizer) -> Text:
+    """Find the sentences of a split and encode them, with a progress bar."""
+    replaced = Counter() if settings.invalid_utf8 == "replace" else None
+    size = sum(document.size for document in documents)
+    names = [document.genre for document in documents]
+
+    def parts() -> Iterator[tuple[str, Sentences, np.ndarray]]:
+        found = encoded(documents, tokenizer, settings.segmenter, settings.workers, replaced)
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
+            for document, part_size, sentences, words in found:
+                yield document.genre, sentences, words
+                progress.update(part_size)
+
+    text = _joined(parts(), names)
+    return dataclasses.replace(text, replaced=replaced.total()) if replaced else text
+
+
+def read_annotated(
+    folder: Path, split: str, tokenizer: Tokenizer, counted: Literal["tokens", "words"]
+) -> Text:
+    """Encode the annotated sentences of a split for a *Hop language, with their verbs.
+
+    counted: what the hops of the language count.
+    """
+
+    def parts() -> Iterator[tuple[str, Sentences, np.ndarray]]:
+        for genre, sentences in annotations.read(folder, split):
+            words = np.array([sentence.text_words for sentence in sentences], np.int64)
+            yield genre, hops.encoded(sentences, tokenizer, counted), words
+
+    return _joined(parts(), [])
+
+
+def _joined(parts: Iterable[tuple[str, Sentences, np.ndarray]], names: list[str]) -> Text:
+    """A text from its parts in order; names: genres that are there even without a sentence."""
+    genres = dict.fromkeys(names, 0)
+    sentences: list[Sentences] = []
+    words = [np.empty(0, np.int64)]
+    for genre, found, counts in parts:
+        genres[genre] = genres.get(genre, 0) + len(found.lengths)
+        sentences.append(found)
+        words.append(counts)
+    return Text(_concatenated(sentences), np.concatenate(words), genres)
+
+
+def _concatenated(parts: list[Sentences]) -> Sentences:
+    lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)])
+    tokens = np.concatenate([np.empty(0, np.uint16), *(part.tokens for part in parts)])
+    verbs = None
+    if parts and parts[0].verbs is not None:
+        first = np.cumsum([0, *(len(part.lengths) for part in parts)])
+        shifted = [
+            part.verbs._replace(sentence=part.verbs.sentence + start)
+            for part, start in zip(parts, first, strict=False)
+        ]
+        verbs = Verbs(*map(np.concatenate, zip(*shifted, strict=True)))
+    return Sentences(tokens, np.cumsum(lengths), verbs)

@@ -1,0 +1,1 @@
+"""Annotated words: which of a sentence's words are verbs, for the *Hop languages."""

@@ -1,0 +1,404 @@
+"""Annotated words: by spaCy, by a stand-in for Stanza, and from files."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import plain
+import plain_hop
+import pyarrow.parquet as pq
+import pytest
+from conftest import fail, speeches, start, succeed
+
+import perturb
+from impossible import files
+from impossible.errors import UserError
+from impossible.text.tokenizer import write_transformers_files
+from impossible.text.words import annotations, by_spacy
+from impossible.text.words.verbs import PLURAL, SINGULAR
+
+NAMES = ("no_hop", "token_hop", "word_hop")
+SPLITS = {"train": "100M", "val": "dev", "test": "test"}
+SINGULAR_VERB = ("cleans", "clean", SINGULAR)
+SENTENCE = [("He",), SINGULAR_VERB, ("his",), ("very",), ("messy",), ("bookshelf",), (".",)]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text of two genres, with what spaCy finds hard: other apostrophes, other white space."""
+    folder = tmp_path_factory.mktemp("texts")
+    odd = (
+        "It’s late.\u00a0 He   doesn't  care, does he?\nThey don’t know what the dogs want here.\n"
+    )
+    lines = speeches("1962-Kennedy").splitlines()[:60]
+    for i, name in enumerate(SPLITS.values()):
+        (folder / name).mkdir()
+        (folder / name / "first.txt").write_text("\n".join(lines[i::3]), encoding="utf-8")
+        (folder / name / "second.txt").write_text(odd + "\n".join(lines[i::6]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three languages, prepared together."""
+    folder = tmp_path_factory.mktemp("together")
+    succeed("prepare.py", *configs(folder), f"--corpus={texts}")
+    return folder
+
+
+def configs(folder: Path, names: tuple[str, ...] = NAMES) -> list[Path]:
+    """Config files of languages whose data are in a folder."""
+    for name in names:
+        lines = f'language = "{name}"\ndata_dir = "{folder / name}"\nsegmenter = "line"\n'
+        (folder / f"{name}.py").write_text(lines)
+    return [folder / f"{name}.py" for name in names]
+
+
+def stored(folder: Path) -> Path:
+    """The folder of the annotations beside prepared data."""
+    (found,) = (folder / "annotations").iterdir()
+    return found
+
+
+def words_of(folder: Path, split: str) -> list[list[list[plain_hop.Word]]]:
+    """By genre, the sentences of a split as annotations store them."""
+    genres = []
+    for genre in json.loads((folder / "meta.json").read_text())["splits"][split]:
+        sentences = []
+        for row in pq.read_table(folder / split / f"{genre}.parquet").to_pylist():
+            verbs = zip(row["verb_at"], row["verb_lemma"], row["verb_plural"], strict=True)
+            number = {at: (lemma, "Plur" if plural else "Sing") for at, lemma, plural in verbs}
+            texts = enumerate(row["words"])
+            sentences.append([plain_hop.Word(t, *number.get(i, (None, None))) for i, t in texts])
+        genres.append(sentences)
+    return genres
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_token_files_are_those_of_the_published_rules(
+    name: str, prepared: Path, tmp_path: Path
+) -> None:
+    write_transformers_files(tmp_path, [], 1024)
+    encode = plain.gpt2_tokenizer(tmp_path).encode
+    for split in SPLITS:
+        unaffected, affected, mixed = [], [], []
+        for genre in words_of(stored(prepared), split):
+            perturbed = [(s, plain_hop.perturb(name, s, encode)) for s in genre]
+            kept = [(any(w.number for w in s), t) for s, t in perturbed if t]
+            parts = [[t for marked, t in kept if marked == which] for which in (False, True)]
+            unaffected += parts[0]
+            affected += parts[1]
+            mixed += [*parts[0], *parts[1]]
+        if split == "test":
+            check(prepared / name / "test.bin", affected)
+            check(prepared / name / "test_unaffected.bin", unaffected)
+        else:
+            np.random.default_rng(41).shuffle(mixed)
+            check(prepared / name / f"{split}.bin", mixed)
+        assert unaffected and affected
+
+
+def check(path: Path, sentences: list[list[int]]) -> None:
+    expected = [token for sentence in sentences for token in [*sentence, plain.END_OF_TEXT]]
+    np.testing.assert_array_equal(np.fromfile(path, np.dtype("<u2")), expected)
+
+
+def test_meta_says_who_annotated_and_counts_the_words_of_the_text(
+    prepared: Path, texts: Path
+) -> None:
+    meta = json.loads((prepared / "no_hop" / "meta.json").read_text())
+    assert meta["annotator"]["model"] == "en_core_web_sm 3.8.0"
+    assert meta["annotator"]["versions"].keys() == {"spacy", "thinc"}
+    for split, name in SPLITS.items():
+        words = sum(len(p.read_text(encoding="utf-8").split()) for p in (texts / name).iterdir())
+        entry = meta["splits"][split]
+        assert entry["words"] + entry["dropped_words"] == words
+    about = json.loads((stored(prepared) / "meta.json").read_text())
+    assert about["annotator"] == meta["annotator"]
+    for split in SPLITS:
+        for genre, counts in about["splits"][split].items():
+            path = stored(prepared) / split / f"{genre}.parquet"
+            assert counts["sha256"] == files.sha256(path)
+            assert counts["sentences"] == pq.read_metadata(path).num_rows
+
+
+def test_languages_prepared_one_at_a_time_have_the_same_files(
+    prepared: Path, texts: Path, tmp_path: Path
+) -> None:
+    for config in configs(tmp_path):
+        succeed("prepare.py", config, f"--corpus={texts}", "--workers=1")
+    for name in NAMES:
+        for path in (prepared / name).glob("*.*"):
+            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes(), path
+    ours, theirs = stored(tmp_path), stored(prepared)
+    assert ours.name == theirs.name
+    for path in theirs.rglob("*.parquet"):
+        assert (ours / path.relative_to(theirs)).read_bytes() == path.read_bytes()
+
+
+def test_stored_annotations_need_no_annotator(
+    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(prepared / "annotations", tmp_path / "annotations")
+    monkeypatch.setattr(by_spacy, "_MODELS", ("no_such_model",))
+    (config,) = configs(tmp_path, ("no_hop",))
+    succeed("prepare.py", config, f"--corpus={texts}")
+    meta = (tmp_path / "no_hop" / "meta.json").read_bytes()
+    assert meta == (prepared / "no_hop" / "meta.json").read_bytes()
+    (next((tmp_path / "annotations").iterdir()) / "test" / "first.parquet").write_bytes(b"cut")
+    shutil.rmtree(tmp_path / "no_hop")
+    error = fail("prepare.py", config, f"--corpus={texts}")
+    assert "first.parquet is missing or damaged" in error
+
+
+def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config,) = configs(tmp_path, ("word_hop",))
+    command = ("prepare.py", config, f"--corpus={texts}")
+    with monkeypatch.context() as patch:
+        patch.setattr(by_spacy, "_MODELS", ("no_such_model",))
+        assert "en_core_web_sm is not installed" in fail(*command)
+        assert "make install-hop" in fail("perturb.py", "word_hop", "He runs.")
+    hashes = tmp_path / "hashes"
+    hashes.write_text("0" * 64 + "  tagger/model\n")
+    monkeypatch.setattr(by_spacy, "_HASHES", hashes)
+    error = fail(*command)
+    assert "tagger/model is missing or differs from en_core_web_sm 3.8.0" in error
+    assert not (tmp_path / "word_hop").exists()
+
+
+def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: Path) -> None:
+    lines = speeches("1962-Kennedy", "1970-Nixon", "1981-Carter").splitlines() * 3
+    for name in SPLITS.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+        lines = lines[:100]
+    code = "import runpy, sys; from impossible.text.words import annotations as a; a._PART = 40; "
+    code += "sys.argv = sys.argv[1:]; runpy.run_path('prepare.py', run_name='__main__')"
+    (config,) = configs(tmp_path, ("no_hop",))
+    command = ("-c", code, "prepare.py", config, f"--corpus={tmp_path}", "--workers=2")
+    process = start(*command)
+    deadline = time.monotonic() + 120
+    parts = f"annotations/*/{annotations._PARTS}/*/*/*.parquet"
+    while len(list(tmp_path.glob(parts))) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    workers = [int(pid) for pid in children(process.pid)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # none stays behind
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(parts)}
+    first = min(before)
+    first.write_bytes(first.read_bytes())  # touched, and whole
+    other = max(before)
+    shutil.copy(first, other)  # whole, of other sentences: a text that changed
+    succeed(*command, processes=1)
+    other_dir = tmp_path / "undisturbed"
+    other_dir.mkdir()
+    (config,) = configs(other_dir, ("no_hop",))
+    succeed("prepare.py", config, f"--corpus={tmp_path}")
+    for split in SPLITS:
+        for path in (other_dir / "no_hop").glob("*.bin"):
+            assert (tmp_path / "no_hop" / path.name).read_bytes() == path.read_bytes()
+        mine, theirs = (
+            pq.read_table(stored(folder) / split / "a.parquet") for folder in (tmp_path, other_dir)
+        )
+        assert mine == theirs
+    assert not (stored(tmp_path) / annotations._PARTS).exists()
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_numbers_of_verbs_are_read_from_their_subjects() -> None:
+    cases = {
+        "The dogs sleep in the garden all day.": ["sleep 🄿"],
+        "I think that they know it.": ["know 🄿"],
+        "You and he go home every day.": [],
+        "We are here, and there are two books on the table.": ["are 🄿"],
+        "The girls who live here don't like it.": ["live 🄿", "do 🄿"],
+        "She doesn’t know what he wants.": ["does 🅂", "wants 🅂"],
+        "Do the children sing and dance?": ["Do 🄿"],
+        "Go home and sleep.": [],
+        "He was there, they were there, and she had slept.": [],
+    }
+    annotator = by_spacy.Annotator()
+    annotator.load()
+    for text, words in zip(cases, annotator.annotate(list(cases)), strict=True):
+        marker = {SINGULAR: perturb.SINGULAR, PLURAL: perturb.PLURAL}
+        assert [f"{w.text} {marker[w.feats]}" for w in words if w.feats] == cases[text], text
+
+
+def test_annotations_do_not_depend_on_batches() -> None:
+    sentences = speeches("1962-Kennedy").splitlines()[:80]
+    annotator = by_spacy.Annotator()
+    annotator.load()
+    together = list(annotator.annotate(sentences))
+    assert together == [next(annotator.annotate([sentence])) for sentence in sentences]
+
+
+STANZA = '''
+from types import SimpleNamespace as N
+__version__ = "1.10.0"
+
+
+class Pipeline:
+    """As release 1.7 and later: "doesn't" is one token and two words; blank lines part sentences."""
+
+    def __init__(self, lang, *, processors, package, tokenize_no_ssplit):
+        assert (lang, processors, package) == ("en", "tokenize,mwt,pos,lemma", "default_accurate")
+        assert tokenize_no_ssplit
+
+    def __call__(self, text):
+        return N(sentences=[self.sentence(line) for line in text.split("\\n\\n")])
+
+    def sentence(self, line):
+        tokens, words = [], []
+        for text in line.replace(".", " .").split():
+            parts = ["does", "n't"] if text == "doesn't" else [text]
+            tokens.append(N(text=text))
+            for part in parts:
+                feats = "Mood=Ind|Number=Sing|Person=3|Tense=Pres|VerbForm=Fin"
+                is_verb = part in ("does", "cleans")
+                lemma = {"does": "do", "cleans": "clean", "n't": "not"}.get(part, part)
+                words.append(N(text=part, lemma=lemma, feats=feats if is_verb else None))
+        return N(tokens=tokens, words=words)
+'''
+
+
+def test_stanza_is_asked_for_words_and_not_for_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stanza.py").write_text(STANZA)
+    info = tmp_path / "stanza-1.10.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stanza\nVersion: 1.10.0\n")
+    for name in SPLITS.values():
+        (tmp_path / name).mkdir()
+        text = "He doesn't like the very messy bookshelf.\nHello world.\n"
+        (tmp_path / name / "a.txt").write_text(text)
+    (config,) = configs(tmp_path, ("no_hop",))
+    command = ("prepare.py", config, f"--corpus={tmp_path}", "--annotator=stanza")
+    assert "Stanza is not installed" in fail(*command)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    printed = succeed(*command, env={"PYTHONPATH": str(tmp_path)})
+    assert "warning: no plural verb is marked in the train split" in printed
+    (sentences,) = words_of(stored(tmp_path), "test")
+    assert [w.text for w in sentences[0]] == "He does n't like the very messy bookshelf .".split()
+    meta = json.loads((tmp_path / "no_hop" / "meta.json").read_text())
+    assert meta["annotator"] == {
+        "annotator": "stanza",
+        "model": "default_accurate",
+        "versions": {"stanza": "1.10.0"},
+    }
+
+
+def conllu(words: list[tuple], text: str | None = None) -> str:
+    """A sentence in CoNLL-U."""
+    lines = [f"# text = {text}"] if text else []
+    for i, (word, *rest) in enumerate(words, 1):
+        lemma, feats = rest or ("_", "_")
+        lines.append(f"{i}\t{word}\t{lemma}\tX\t_\t{feats}\t0\t_\t_\t_")
+    return "\n".join(lines) + "\n\n"
+
+
+def write_splits(folder: Path, name: str, data: bytes) -> Path:
+    for split in SPLITS.values():
+        (folder / split).mkdir(parents=True)
+        (folder / split / name).write_bytes(data)
+    return folder
+
+
+def published(words: list[tuple], text: str) -> dict:
+    """A sentence as tag.py writes it."""
+    found = [(*word, None, None)[:3] for word in words]
+    annotated = [{"text": t, "lemma": lemma, "feats": feats} for t, lemma, feats in found]
+    return {"sent_text": text, "constituency_parse": None, "word_annotations": annotated}
+
+
+def test_files_of_each_kind_give_the_same_tokens(tmp_path: Path) -> None:
+    text = "He cleans his very messy bookshelf."
+    contraction = "1-2\tdoesn't\t_\t_\t_\t_\t_\t_\t_\t_\n1\tdoes\t_\tX\t_\t_\t_\t_\t_\t_\n"
+    contraction += "2\tn't\t_\tX\t_\t_\t_\t_\t_\t_\n2.1\tempty\t_\tX\t_\t_\t_\t_\t_\t_\n\n"
+    plain_text = (conllu(SENTENCE, text) + "# text = doesn't\n" + contraction).encode()
+    batches = [
+        {"sent_annotations": [published(SENTENCE, text)]},
+        {"sent_annotations": [published([("does",), ("n't",)], "doesn't")]},
+    ]
+    folders = {
+        "plain": ("a.conllu", plain_text),
+        "packed": ("a.conllu.gz", gzip.compress(plain_text)),
+        "json": ("a_parsed.json", json.dumps(batches, indent=4).encode()),
+    }
+    found = []
+    for kind, (name, data) in folders.items():
+        folder = write_splits(tmp_path / kind, name, data)
+        (tmp_path / f"data_{kind}").mkdir()
+        paths = configs(tmp_path / f"data_{kind}")
+        printed = succeed("prepare.py", *paths, f"--annotations={folder}", "--corpus=no_such")
+        assert ("2 sentences have no parse" in printed) == (kind == "json")
+        names = [f"{name}/{split}.bin" for name in NAMES for split in SPLITS]
+        found.append([(tmp_path / f"data_{kind}" / name).read_bytes() for name in names])
+    assert found[0] == found[1] == found[2]
+
+
+VERB = "Mood=Ind|Person=3|Tense=Pres|VerbForm=Fin"
+BAD = {
+    "words that do not add up": (
+        "a.conllu",
+        conllu(SENTENCE[:-2], "He cleans his very messy bookshelf."),
+        "a.conllu, line 2: the words 'He cleans his very messy' do not add up to the sentence",
+    ),
+    "a verb without number": (
+        "a.conllu",
+        conllu(SENTENCE) + conllu([("It",), ("rains", "rain", VERB)]),
+        "a.conllu, line 9: the verb 'rains' has the features",
+    ),
+    "no verb": ("a.conllu", conllu([("Hello",), ("world",)]), "no verb of the train split"),
+    "no sentence": ("a.conllu", "# nothing\n", "a.conllu holds no sentence"),
+    "columns": (
+        "a.conllu",
+        "1\tHe\the\n\n",
+        "a.conllu, line 1: 3 columns found, 10 expected",
+    ),
+    "not packed": ("a.conllu.gz", "plain", "a.conllu.gz is damaged"),
+    "other json": (
+        "a_parsed.json",
+        '[{"sent_annotations": [{"text": 1}]}]',
+        "sentence 1: KeyError",
+    ),
+    "cut json": ("a_parsed.json", '[{"sent_annotations": [', "is not valid JSON after sentence 0"),
+    "json that does not add up": (
+        "a_parsed.json",
+        json.dumps([{"sent_annotations": [published(SENTENCE[:3], "He cleans his books")]}]),
+        "a_parsed.json, sentence 1: the words 'He cleans his' do not add up",
+    ),
+    "no annotations": ("a.txt", "He runs.", "holds no annotations for train"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), BAD.values(), ids=BAD.keys())
+def test_bad_annotations_are_refused_with_their_place(
+    name: str, text: str, expected: str, tmp_path: Path
+) -> None:
+    folder = write_splits(tmp_path / "bad", name, text.encode())
+    (config,) = configs(tmp_path, ("no_hop",))
+    assert expected in fail("prepare.py", config, f"--annotations={folder}")
+    assert not (tmp_path / "no_hop" / "meta.json").exists()
+    assert not list(tmp_path.glob("annotations/*/meta.json"))
+
+
+def test_a_sentence_that_is_too_long_to_parse_is_refused() -> None:
+    annotator = by_spacy.Annotator()
+    with pytest.raises(UserError, match="Break the line in the corpus"):
+        next(annotator.annotate(["word " * 30_000]))
