@@ -3,12 +3,14 @@
     python sample.py                                            # the last of out/partial_reverse
     python sample.py config/demo_partial_reverse.py --checkpoint=all --prompt="The people"
     python sample.py --checkpoint=500,3000 --samples=3 --temperature=0.8 --top_k=50 --seed=1
+    python sample.py --undo                                     # and the perturbation undone
     python sample.py --model=USER/NAME --checkpoint=checkpoint-500
 
 Prints the continuations of all checkpoints one below the other. The text is that of the language:
 a marker in the prompt (🅁) is read as the marker.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -22,11 +24,13 @@ from impossible.settings import Sample
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.training import checkpoint, processes
 from impossible.training import device as devices
+from perturb import Language, NoWayBack
 
 
 def main(settings: Sample) -> None:
     """Print continuations of the prompt, by every model that is named."""
-    tokenizer = Tokenizer(perturb.get(settings.language).markers)
+    language = perturb.get(settings.language)
+    tokenizer = Tokenizer(language.markers)
     prompt = tokenizer.encode_with_markers(settings.prompt)
     device = devices.pick_device(settings.device, processes.World())
     for series in all_series.find(settings, revisions_of(settings)):
@@ -38,6 +42,8 @@ def main(settings: Sample) -> None:
             for _ in range(settings.samples):
                 tokens = generate(scorer, prompt, settings)
                 print(f"  {tokenizer.decode(tokens)!r}", flush=True)
+                if settings.undo:
+                    print(f"  undone: {undone(tokens, language, tokenizer)}", flush=True)
 
 
 def revisions_of(settings: Sample) -> list[str]:
@@ -84,6 +90,15 @@ def generate(scorer: Scorer, prompt: list[int], settings: Sample) -> list[int]:
             break
         tokens.append(token)
     return tokens
+
+
+def undone(tokens: list[int], language: Language, tokenizer: Tokenizer) -> str:
+    """The original sentence of generated tokens, or the reason why there is none."""
+    try:
+        original = language.undo(np.array(tokens), list(tokenizer.markers.values()))
+    except NoWayBack as reason:
+        return f"not possible ({reason})"
+    return repr(tokenizer.decode(original.tolist()))
 
 
 def pick(logits: torch.Tensor, settings: Sample) -> int:

@@ -293,6 +293,8 @@ class Sample(_Models):
     """sample only from this many of the most likely tokens (0: from all tokens)"""
     seed: int = 41
     """seed for sampling tokens"""
+    undo: bool = False
+    """also print each continuation with the perturbation undone"""
 
 
 COMMANDS: tuple[type[Settings], ...] = (Prepare, Train, Convert, Evaluate, Sample)

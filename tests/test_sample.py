@@ -88,3 +88,13 @@ def test_what_cannot_be_continued_is_told(arguments: list[str], told: str, expor
     export = str(exported / "hf" / "checkpoint-6")
     arguments = [argument.replace("EXPORT", export) for argument in arguments]
     assert told in fail("sample.py", f"--out_dir={exported}", *arguments)
+
+
+def test_what_was_generated_is_shown_with_the_perturbation_undone(trained: Path) -> None:
+    where, prompt = f"--out_dir={trained}", "--prompt=He cleans 🅁 his very"
+    command = ("sample.py", where, prompt, "--new_tokens=1", "--device=cpu", "--undo")
+    shown, undone = succeed(*command).splitlines()[1:]
+    last = shown.strip().strip("'").removeprefix("He cleans🅁 his very")
+    assert undone.strip() == f"undone: {f'He cleans{last} very his'!r}"
+    undone = succeed("sample.py", where, *QUIET, "--temperature=0", "--undo", "--prompt=🅁 🅁")
+    assert "undone: not possible (2 markers, 1 expected)" in undone
