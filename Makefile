@@ -29,6 +29,7 @@ demo: $(VENV)/.installed
 	$(RUN)/python convert_to_hf.py $(DEMO)
 	$(RUN)/python evaluate.py $(OTHER) $(DEMO) --device=cpu
 	$(RUN)/python sample.py $(DEMO) --checkpoint=all --prompt="The people of" --device=cpu
+	@echo "tables and pictures: out/demo_evaluation"
 
 test: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest -n 2 -m "not slow"

@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
             text = "".join(genres.values())
             preparing.table(Path(folder), text)
             preparing.comparison(Path(folder), text)
+            preparing.annotating(Path(folder), text)
         if wanted in ("all", "evaluate"):
             evaluating.table(Path(folder), genres)
 

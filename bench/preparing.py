@@ -16,7 +16,7 @@ import perturb
 import prepare
 from bench.turns import REPEATS
 from impossible.settings import Prepare
-from impossible.text import token_files, tokenizer
+from impossible.text import reading, token_files, tokenizer
 from impossible.text.documents import Document, Part
 from impossible.text.sentences import sentences as find_sentences
 
@@ -29,32 +29,66 @@ _CHUNK = 50_000  # sentences encoded in one go
 def table(folder: Path, text: str) -> None:
     """The whole of prepare.py, from raw text to closed files, at three sizes."""
     print("prepare.py, PartialReverse, from raw text to closed files (copies of real text):\n")
-    print("| MB | s | MB/s | peak memory, GB |")
-    print("|---|---|---|---|")
-    data = text.encode()
-    for megabytes in _SIZES:
-        texts, prepared = folder / f"text{megabytes}", folder / f"prepared{megabytes}"
-        for split in ("100M", "dev", "test"):
-            (texts / split).mkdir(parents=True)
-            (texts / split / "text.txt").write_bytes(data[: data.rfind(b"\n", 0, 10**6) + 1])
-        with open(texts / "100M" / "text.txt", "wb") as file:
-            while file.tell() < megabytes * 10**6:
-                file.write(data)
-        size = (texts / "100M" / "text.txt").stat().st_size / 1e6
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "prepare.py", f"--corpus={texts}", f"--data_dir={prepared}"],
-            cwd=Path(__file__).parent.parent,
-            stdout=subprocess.DEVNULL,
+    print("| MB | languages | s | MB/s | peak memory, GB |")
+    print("|---|---|---|---|---|")
+    on_text = [name for name, language in perturb.LANGUAGES.items() if not language.hops]
+    for megabytes, names in [*((size, on_text[1:2]) for size in _SIZES), (_SIZES[-1], on_text)]:
+        texts = _write_corpus(folder / "texts", text, megabytes)
+        seconds, _, peak = _run(folder, names, f"--corpus={texts}")
+        speed = megabytes * len(names) / seconds
+        print(
+            f"| {megabytes} | {len(names)} | {seconds:.1f} | {speed:.1f} | {peak:.2f} |", flush=True
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        if status:
-            sys.exit("prepare.py failed")
-        peak = usage.ru_maxrss / 1e6  # GB, from kB
-        print(f"| {size:.0f} | {seconds:.1f} | {size / seconds:.1f} | {peak:.2f} |", flush=True)
         shutil.rmtree(texts)
-        shutil.rmtree(prepared)
+
+
+def annotating(folder: Path, text: str) -> None:
+    """NoHop, TokenHop and WordHop in one command, from raw text to closed files."""
+    names = [name for name, language in perturb.LANGUAGES.items() if language.hops]
+    texts = _write_corpus(folder / "texts", text, 0)
+    words = sum(len(path.read_text().split()) for path in texts.rglob("*.txt"))
+    seconds, cpu, peak = _run(folder, names, f"--corpus={texts}")
+    print(f"\n{', '.join(names)} in one command, {words:,} words, annotated by spaCy:\n")
+    print("| s | words/s | words per CPU second | peak memory of a process, GB |")
+    print("|---|---|---|---|")
+    print(
+        f"| {seconds:.1f} | {words / seconds:,.0f} | {words / cpu:,.0f} | {peak:.2f} |", flush=True
+    )
+    shutil.rmtree(texts)
+
+
+def _write_corpus(folder: Path, text: str, megabytes: int) -> Path:
+    """A corpus of copies of a text, of so many MB (0: the text once)."""
+    data = text.encode()
+    for split in ("100M", "dev", "test"):
+        (folder / split).mkdir(parents=True)
+        (folder / split / "text.txt").write_bytes(data[: data.rfind(b"\n", 0, 10**6) + 1])
+    with open(folder / "100M" / "text.txt", "wb") as file:
+        while file.tell() < max(1, megabytes * 10**6):
+            file.write(data)
+    return folder
+
+
+def _run(folder: Path, names: list[str], *options: str) -> tuple[float, float, float]:
+    """Prepare languages by one command. Returns seconds, CPU seconds, and peak memory in GB."""
+    configs = []
+    for name in names:
+        configs.append(folder / f"{name}.py")
+        data_dir = str(folder / "prepared" / name)
+        configs[-1].write_text(f"language = {name!r}\ndata_dir = {data_dir!r}\n")
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "prepare.py", *configs, *options],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        sys.exit("prepare.py failed")
+    shutil.rmtree(folder / "prepared")
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6  # from kB
 
 
 def comparison(folder: Path, text: str) -> None:
@@ -102,7 +136,8 @@ def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
 
     def way(workers: int) -> np.ndarray:
         settings = Prepare(segmenter="line", data_dir=str(folder), workers=workers)
-        prepare.write_split("train", [document], settings, language, encoder)
+        text = reading.read([document], settings, encoder)
+        prepare.write_split("train", text, prepare.Job(settings, language, encoder, {}))
         return np.fromfile(token_files.path_of(folder, "train"), token_files.DTYPE)
 
     return way

@@ -539,8 +539,11 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
     ("head", "told"),
     [
         (torch.zeros(50257, 1), "Mine has a vocabulary of 50,257 tokens, and the sentences of"),
-        (torch.full((50258, 1), torch.nan), "Mine: the perplexity of [0-9]+ sentences is no num"),
-        (torch.arange(50258.0)[:, None], "Mine: the perplexity of [0-9]+ sentences is no num"),
+        (
+            torch.full((50258, 1), torch.nan),
+            "Mine: the perplexity of [0-9]+ sentences is not a num",
+        ),
+        (torch.arange(50258.0)[:, None], "Mine: the perplexity of [0-9]+ sentences is not a num"),
     ],
 )
 def test_a_model_that_gives_no_numbers_is_refused(

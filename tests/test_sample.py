@@ -80,7 +80,7 @@ def test_top_k_of_one_is_greedy_too(trained: Path) -> None:
         (["--checkpoint=9"], "has no checkpoint-9"),
         (
             ["--language=no_shuffle", "--model=EXPORT"],
-            "has 50,258 tokens, and no_shuffle has 50,257",
+            "a vocabulary of 50,258 tokens, but no_shuffle has 50,257",
         ),
     ],
 )
