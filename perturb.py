@@ -85,7 +85,9 @@ class Sentences(NamedTuple):
 
 def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
     """Sentences from their tokens (N,) and lengths (S,)."""
-    return Sentences(tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return Sentences(tokens, offsets)
 
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]

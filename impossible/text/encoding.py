@@ -24,12 +24,12 @@ def encoded(
 
     workers: number of threads (0: one for each core); it does not affect the order.
     replaced: as in sentences.lines. Yields the document, the size of the part in bytes, its
-    sentences, and the number of words in each, (S,) int64.
+    sentences, and the number of words in each, (S,) int32.
     """
 
     def encode(lines: list[str]) -> tuple[Sentences, np.ndarray]:
         texts = sentences.sentences(lines, segmenter)
-        words = np.fromiter((len(text.split()) for text in texts), np.int64, len(texts))
+        words = np.fromiter((len(text.split()) for text in texts), np.int32, len(texts))
         return from_lengths(*tokenizer.encode(texts)), words
 
     workers = workers or cores()

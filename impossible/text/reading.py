@@ -15,7 +15,7 @@ from impossible.text.documents import Document
 from impossible.text.encoding import encoded
 from impossible.text.tokenizer import Tokenizer
 from impossible.text.words import annotations, hops
-from perturb import Sentences, Verbs
+from perturb import Sentences, Verbs, from_lengths
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Text:
     """The sentences of a split, genre by genre."""
 
     sentences: Sentences  # S of them, none dropped
-    words: np.ndarray  # (S,) int64: words of the text, separated by white space
+    words: np.ndarray  # (S,) int32: words of the text, separated by white space
     genres: dict[str, int]  # how many sentences each has, in order
     replaced: int = 0  # bytes that are not UTF-8, and became U+FFFD
 
@@ -66,7 +66,7 @@ def read_annotated(
 
     def parts() -> Iterator[tuple[str, Sentences, np.ndarray]]:
         for genre, sentences in annotations.read(folder, split):
-            words = np.array([sentence.text_words for sentence in sentences], np.int64)
+            words = np.array([sentence.text_words for sentence in sentences], np.int32)
             yield genre, hops.encoded(sentences, tokenizer, counted), words
 
     return _joined(parts(), [])
@@ -75,24 +75,28 @@ def read_annotated(
 def _joined(parts: Iterable[tuple[str, Sentences, np.ndarray]], names: list[str]) -> Text:
     """A text from its parts in order; names: genres that are there even without a sentence."""
     genres = dict.fromkeys(names, 0)
-    sentences: list[Sentences] = []
-    words = [np.empty(0, np.int64)]
+    tokens, lengths, words = [], [], []
+    verbs: list[Verbs] = []
     for genre, found, counts in parts:
+        if found.verbs is not None:
+            first = sum(genres.values())
+            verbs.append(found.verbs._replace(sentence=found.verbs.sentence + first))
         genres[genre] = genres.get(genre, 0) + len(found.lengths)
-        sentences.append(found)
+        tokens.append(found.tokens)
+        lengths.append(found.lengths.astype(np.int32))
         words.append(counts)
-    return Text(_concatenated(sentences), np.concatenate(words), genres)
+    sentences = from_lengths(merged(tokens, np.uint16), merged(lengths, np.int32))
+    if verbs:
+        sentences = sentences._replace(verbs=Verbs(*map(np.concatenate, zip(*verbs, strict=True))))
+    return Text(sentences, merged(words, np.int32), genres)
 
 
-def _concatenated(parts: list[Sentences]) -> Sentences:
-    lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)])
-    tokens = np.concatenate([np.empty(0, np.uint16), *(part.tokens for part in parts)])
-    verbs = None
-    if parts and parts[0].verbs is not None:
-        first = np.cumsum([0, *(len(part.lengths) for part in parts)])
-        shifted = [
-            part.verbs._replace(sentence=part.verbs.sentence + start)
-            for part, start in zip(parts, first, strict=False)
-        ]
-        verbs = Verbs(*map(np.concatenate, zip(*shifted, strict=True)))
-    return Sentences(tokens, np.cumsum(lengths), verbs)
+def merged(parts: list[np.ndarray], kind: type) -> np.ndarray:
+    """Arrays one after another. Empties the list, so that no two copies fill the memory."""
+    whole = np.empty(sum(map(len, parts)), kind)
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
