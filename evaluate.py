@@ -63,7 +63,7 @@ def find(runs: list[Evaluate]) -> list[tuple[Evaluate, Series]]:
     found: dict[Path, tuple[Evaluate, Series]] = {}
     for settings in runs:
         test = results.read_meta(settings)
-        for series in all_series.find(settings, all_series.names(settings.revisions)):
+        for series in all_series.find(settings, all_series.checkpoints(settings.revisions)):
             sha256 = test.splits["test"]["sha256"]
             folder = results.folder_of(settings, series, test.language, sha256)
             if folder in found and series.language:

@@ -48,10 +48,8 @@ def main(settings: Sample) -> None:
 
 def revisions_of(settings: Sample) -> list[str]:
     """The names of the requested checkpoints; none for all checkpoints or for the last one."""
-    names = all_series.names(settings.checkpoint)
-    if names in (["all"], []):
-        return []
-    return [f"checkpoint-{name}" if name.isdecimal() else name for name in names]
+    names = all_series.checkpoints(settings.checkpoint)
+    return [] if names == ["all"] else names
 
 
 def chosen(series: Series, settings: Sample) -> list[Member]:

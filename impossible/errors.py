@@ -9,11 +9,11 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for an unknown name, with the list of known names and the most similar one.
+    """The error for an unknown name, with the most similar known name or else all of them.
 
     kind: the kind of thing that is named ("setting", "language", ...), for the message.
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+    return UserError(f"unknown {kind} {name!r}. {hint}")

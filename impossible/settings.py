@@ -250,7 +250,7 @@ class Evaluate(_Models):
 
     command: ClassVar[str] = "evaluate.py"
     revisions: str = ""
-    """names of checkpoints, separated by commas (if empty: every checkpoint-N)"""
+    """checkpoints by name or step, separated by commas (if empty: every checkpoint-N)"""
     test_language: str = ""
     """evaluate on the test split of this language (if empty: the model's own)"""
     test_data_dir: str = ""
@@ -354,6 +354,9 @@ def _parted(kind: type[Settings], arguments: list[str]) -> tuple[list[Path], lis
             configs.append(Path(argument))
             continue
         name, equals, value = argument.partition("=")
+        if not argument.startswith("-") and not is_value:
+            known = (f"config/{path.name}" for path in CONFIG_DIR.glob("*.py"))
+            raise unknown("config file", argument, known)
         if argument.startswith("--"):
             name = "--" + name.removeprefix("--").replace("-", "_")
             argument = name + equals + value

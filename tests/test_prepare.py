@@ -432,3 +432,29 @@ def test_training_can_verify_its_data(
     error = fail("train.py", config(data_dir=str(copy)), "--verify_data")
     assert f"{split}.bin has SHA-256" in error
     assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_languages_prepared_together_have_the_files_of_each_alone(
+    corpus_dir: Path, tmp_path: Path
+) -> None:
+    names = sorted(plain.LANGUAGES)
+    configs = []
+    for name in names:
+        configs.append(tmp_path / f"{name}.py")
+        data_dir = tmp_path / "together" / name
+        configs[-1].write_text(f"language = {name!r}\ndata_dir = {str(data_dir)!r}\n")
+    command = ("prepare.py", f"--corpus={corpus_dir}")
+    succeed(*command, configs[3])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("together/*/*.*")}
+    printed = succeed(*command, *configs)
+    assert printed.count("is prepared already") == 1
+    assert printed.count("train: first.txt, second.txt") == 1, "the corpus is read once"
+    for path, time_ns in before.items():
+        assert path.stat().st_mtime_ns == time_ns, "what is prepared already is left alone"
+    for name in names:
+        succeed(*command, f"--language={name}", f"--data_dir={tmp_path / 'alone'}")
+        for path in (tmp_path / "alone").glob("*.*"):
+            assert (tmp_path / "together" / name / path.name).read_bytes() == path.read_bytes()
+        shutil.rmtree(tmp_path / "alone")
+    error = fail(*command, *configs[:2], f"--data_dir={tmp_path / 'one'}")
+    assert "two languages would be prepared in" in error

@@ -81,6 +81,11 @@ def find(settings: Evaluate | Sample, revisions: list[str]) -> list[Series]:
     return found
 
 
+def checkpoints(text: str) -> list[str]:
+    """The checkpoints of a comma-separated list; a number stands for the step of checkpoint-N."""
+    return [f"checkpoint-{name}" if name.isdecimal() else name for name in names(text)]
+
+
 def names(text: str) -> list[str]:
     """The items of a comma-separated list, without duplicates."""
     return list(dict.fromkeys(part for name in text.split(",") if (part := name.strip())))
@@ -278,6 +283,6 @@ def _ask(repo: str, call: Callable[[], Any]) -> Any:
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{repo} could not be read from the Hub ({reason}). Check the network and run the "
-            "same command again."
+            f"{repo} is not a folder here, and could not be read from the Hub ({reason}). Check "
+            "the name and the network, and run the same command again."
         )

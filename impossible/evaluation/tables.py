@@ -112,6 +112,8 @@ def surprisals(evaluation: Evaluation) -> pd.DataFrame:
 def write_all(evaluation: Evaluation) -> None:
     """The tables of one series, to its own folder."""
     settings = evaluation.settings
+    if settings.revisions:
+        print("the tables contain only these revisions; without --revisions= they contain all")
     with files.locked(evaluation.folder):
         write(perplexities(evaluation), evaluation.folder / "perplexity.csv")
         for wanted, table in ((settings.sentences, sentences), (settings.surprisals, surprisals)):

@@ -85,9 +85,9 @@ def splits(name: str, column: str) -> Splits:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error  # which is told last
         raise UserError(
-            f"the dataset {name.removeprefix('hf:')!r} could not be loaded: {reason}. Expected the "
-            "name of a dataset on the Hub (hf:NAME or hf:NAME:CONFIG), or a local folder or file "
-            "that datasets.load_dataset reads."
+            f"the dataset {name.removeprefix('hf:')!r} could not be loaded: {reason}. Check "
+            "the name and the network. Expected the name of a dataset on the Hub (hf:NAME or "
+            "hf:NAME:CONFIG), or a local folder or file that datasets.load_dataset reads."
         )
     if "train" not in loaded:
         raise UserError(

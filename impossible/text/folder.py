@@ -82,10 +82,10 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> _Fo
     text.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"no corpus {str(folder)!r}: it is neither babylm, babylm_10M, sotu nor hf:NAME, and "
-            f"there is no such folder{' (it is a file)' if folder.exists() else ''}."
-        )
+        advice = f"It is a file: name its folder, or --corpus=hf:{folder}"
+        if not folder.exists():
+            advice = "Expected babylm, babylm_10M, sotu, hf:NAME or a folder of text files."
+        raise UserError(f"there is no corpus {str(folder)!r}. {advice}")
     places = places_of(folder, train)
     left_out: list[str] = []
     if any(places.values()):
@@ -97,11 +97,12 @@ def _folder_files(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> _Fo
         found = _split_files(_text_files(folder, _ENDINGS[:1], left_out), left_out)
     for split, paths in found.items():
         if not paths:
+            seen = f" (not read: {_listed(left_out)})" if left_out else ""
             raise UserError(
-                f"{places[split] or folder} holds no {split} text. Expected in {folder}: *.txt "
-                "(or *.txt.gz) files; or folders of them as in BabyLM, 100M/, dev/ and test/ or "
-                "babylm_100M/*.train, babylm_dev/*.dev and babylm_test/*.test. For other "
-                "formats, try --corpus=hf:FOLDER."
+                f"{places[split] or folder} holds no {split} text{seen}. Expected in {folder}: "
+                "*.txt (or *.txt.gz) files, which may be called train.txt, valid.txt and test.txt; "
+                "or the folders of BabyLM (docs/data.md). For other formats, try "
+                "--corpus=hf:FOLDER."
             )
     return _Folder(found, left_out)
 
