@@ -102,6 +102,7 @@ def start(
     """
 
     def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
         if largest_file:

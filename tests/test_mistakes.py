@@ -96,7 +96,7 @@ def test_sentences_that_are_all_too_long(tmp_path: Path) -> None:
     folder = text_corpus(tmp_path / "corpus", b"word " * 1000)
     options = [f"--corpus={folder}", f"--data_dir={tmp_path / 'data'}", "--segmenter=line"]
     error = fail("prepare.py", "config/no_shuffle.py", *options)
-    assert "all 1 were dropped, for fewer than 2 or more than 350 tokens" in error
+    assert "all 1 were dropped: fewer than 2 or more than 350 tokens" in error
 
 
 def test_a_checkpoint_from_another_model_size(config: Config, trained: Path) -> None:

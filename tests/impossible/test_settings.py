@@ -172,7 +172,6 @@ def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], messag
         (["--n_layer=three"], ["Error parsing --n_layer", "'three'"]),
         (["--dtype=float8"], ["invalid choice 'float8'", "float32"]),
         (["-n_layer=3"], ["Unrecognized options: -n_layer=3"]),
-        (["no_reverse"], ["Unrecognized options: no_reverse"]),
     ],
 )
 def test_what_is_no_setting_is_told_with_the_nearest_one(
@@ -199,6 +198,11 @@ def test_a_config_of_the_project_is_found_from_any_folder(
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "full_reverse.py").write_text("language = 'no_reverse'")
     assert load(Train, ["config/full_reverse.py"]).language == "no_reverse", "the nearer one"
+
+
+def test_a_language_in_place_of_its_config_file_is_told_with_the_file() -> None:
+    with pytest.raises(UserError, match="unknown config file 'no_revers'. Did you mean 'config/no"):
+        load(Train, ["no_revers"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
