@@ -28,6 +28,7 @@ from impossible.hub import manifest as manifests
 from impossible.hub.publish import Publication, Revision
 from impossible.settings import Convert
 from impossible.training import checkpoint, log
+from impossible.training.kept import kept_steps
 
 PUBLISHED = "published.json"
 _DOWNLOAD = "download" + files.TEMPORARY
@@ -94,7 +95,7 @@ def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, 
     temporary = hf_dir / (name + files.TEMPORARY)
     try:
         entry["files"] = export.hashes(temporary)
-        manifests.require_new_weights(name, entry["files"], manifest)
+        manifests.require_new_weights(name, entry["step"], entry["files"], manifest)
         files.settle_folder(temporary, hf_dir / name)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -154,7 +155,14 @@ def _publish(publication: Publication, manifest: dict[str, Any], settings: Conve
         )
         for name, entry in manifest.items()
     ]
-    revisions.append(dataclasses.replace(revisions[-1], branch="main"))
+    last = checkpoint.load(checkpoint.path_of(Path(settings.out_dir), revisions[-1].step))
+    of_words = kept_steps(last.settings, last.data)
+    aliases = [
+        dataclasses.replace(revision, branch=branch)  # of BabyLM's tools, with the same files
+        for revision in revisions
+        for branch in of_words.get(revision.step, [])
+    ]
+    revisions += [*aliases, dataclasses.replace(revisions[-1], branch="main")]
     uploaded = publication.publish(revisions)
     if settings.dry_run:
         return

@@ -24,7 +24,7 @@ import perturb
 from impossible import command
 from impossible.settings import Train
 from impossible.text import token_files
-from impossible.training import checkpoint, order, processes, signals
+from impossible.training import checkpoint, kept, order, processes, signals
 from impossible.training import device as devices
 from impossible.training import run as runs
 from impossible.training.announce import announce
@@ -73,7 +73,7 @@ def open_run(settings: Train, world: World) -> Run:
     )
 
     devices.tune(device)
-    torch.manual_seed(settings.seed)  # on the CPU: the same weights for every device
+    torch.manual_seed(settings.seed_of_weights)  # on the CPU: the same weights for every device
     model = GPT(checkpoint.model_config(dataclasses.asdict(settings), meta.vocab_size)).to(device)
     return Run(
         settings=settings,
@@ -86,6 +86,9 @@ def open_run(settings: Train, world: World) -> Run:
         optimizer=make_optimizer(model, settings),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         wrapped=model,
+        kept_steps=frozenset(
+            kept.kept_steps(dataclasses.asdict(settings), dataclasses.asdict(meta))
+        ),
     )
 
 
@@ -127,22 +130,22 @@ def train(run: Run) -> None:
                     break
                 run.step += 1
                 unread.append(done)
-                if run.step % s.log_interval and not is_validated(run.step, s):
+                if run.step % s.log_interval and not is_validated(run):
                     continue
                 loss, grad_norm = runs.read(run, unread)
                 unread = []
                 run.record = {"step": run.step, "loss": loss, "learning_rate": learning_rate}
                 run.record |= {"grad_norm": grad_norm} | log.speed(run.step, run.model, peak)
-            if is_validated(run.step, s):
+            if is_validated(run):
                 val_loss = validate(run)
                 if val_loss is None:
                     break
                 run.val_loss = run.record["val_loss"] = val_loss
             log.write(run.record)
             run.record = None
-            if runs.is_kept(run.step, s):
+            if run.step in run.kept_steps:
                 runs.save(run, log.minutes())
-            if is_validated(run.step, s):
+            if is_validated(run):
                 log.pause_ends(run.step)
         runs.finish(run, unread, log)
 
@@ -211,9 +214,9 @@ def validate(run: Run) -> float | None:
     return summed / count
 
 
-def is_validated(step: int, settings: Train) -> bool:
-    """Whether the validation loss after this step is measured."""
-    return step % settings.eval_interval == 0 or runs.is_kept(step, settings)
+def is_validated(run: Run) -> bool:
+    """Whether the validation loss after the current step is measured."""
+    return run.step % run.settings.eval_interval == 0 or run.step in run.kept_steps
 
 
 def learning_rate_at(step: int, settings: Train) -> float:

@@ -34,6 +34,8 @@ _LEAST = {
     **dict.fromkeys(("sentences_per_genre", "samples", "new_tokens"), 1),
     **dict.fromkeys(("seed", "data_seed", "sample_seed", "workers", "warmup_steps"), 0),
     **dict.fromkeys(("eval_blocks", "weight_decay", "grad_clip", "temperature", "top_k"), 0),
+    "init_seed": -1,
+    "order_seed": -1,
     "block_size": 2,  # a token is predicted from another
 }
 _SHARES = ("dropout", "beta1", "beta2")
@@ -124,16 +126,63 @@ class Prepare(Settings):
 
 
 @dataclass(frozen=True)
-class Train(Settings):
+class _Order(Settings):
+    """The settings that determine which blocks each step reads."""
+
+    seed: int = _fixed(41)
+    """seed of dropout and, unless they have seeds of their own, of the two below"""
+    order_seed: int = _fixed(-1)
+    """seed of the order of blocks (-1: as seed)"""
+    block_size: int = _fixed(1024)
+    """context length, in tokens"""
+    tokens_per_step: int = _fixed(524288)
+    """number of tokens in one optimizer step, over all processes"""
+    max_steps: int = _fixed(3000)
+    """total number of optimizer steps"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
+        near = max(1, self.blocks_per_step) * self.block_size
+        tokens = f"a multiple of block_size = {self.block_size}, such as {near}"
+        self.require(self.tokens_per_step % self.block_size == 0, "tokens_per_step", tokens)
+
+    @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of blocks."""
+        return self.seed if self.order_seed < 0 else self.order_seed
+
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of one optimizer step, of all processes together."""
+        return self.tokens_per_step // self.block_size
+
+
+@dataclass(frozen=True)
+class BatchViewer(_Order):
+    """The settings of batch_viewer.py."""
+
+    command: ClassVar[str] = "batch_viewer.py"
+    step: int = 1
+    """the step to show, from 1 to max_steps"""
+    contains: str = ""
+    """find the steps that read this text, instead of showing one step"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within = f"a step of the run, from 1 to max_steps, which is {self.max_steps}"
+        self.require(1 <= self.step <= self.max_steps, "step", within)
+
+
+@dataclass(frozen=True)
+class Train(_Order):
     """The settings of train.py."""
 
     command: ClassVar[str] = "train.py"
     verify_data: bool = False
     """compare the token files with the hashes in meta.json before the first step"""
-    seed: int = _fixed(41)
-    """seed of the initial weights, the order of blocks and dropout"""
-    block_size: int = _fixed(1024)
-    """context length, in tokens"""
+    init_seed: int = _fixed(-1)
+    """seed of the initial weights (-1: as seed)"""
     n_layer: int = _fixed(12)
     """number of transformer blocks"""
     n_head: int = _fixed(12)
@@ -144,12 +193,8 @@ class Train(Settings):
     """dropout rate, for embeddings, attention weights and residual branches"""
     scale_attn_by_inverse_layer_idx: bool = _fixed(True)
     """divide attention scores by (layer index + 1), in addition to the usual scaling"""
-    tokens_per_step: int = _fixed(524288)
-    """number of tokens in one optimizer step, over all processes"""
     batch_size: int = 8
     """number of blocks in a micro-batch (per process)"""
-    max_steps: int = _fixed(3000)
-    """total number of optimizer steps"""
     warmup_steps: int = _fixed(300)
     """steps until the learning rate reaches its peak; after that, it decreases linearly to 0"""
     learning_rate: float = _fixed(6e-4)
@@ -164,6 +209,9 @@ class Train(Settings):
     """largest norm of the gradient (0: no clipping)"""
     checkpoint_interval: int = _fixed(100)
     """steps between checkpoints"""
+    extra_checkpoints: str = _fixed("")
+    """more checkpoints: steps such as 0,1,2,4 (0: the initial model); log2 (0, 1, 2, 4, ... up to
+    checkpoint_interval); or babylm (after 1M to 10M, 20M to 100M and 200M to 1,000M words)"""
     eval_interval: int = 100
     """steps between validations (there is also one at each checkpoint)"""
     eval_blocks: int = _fixed(512)
@@ -184,24 +232,27 @@ class Train(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.learning_rate > 0, "learning_rate", "more than 0")
-        self.require(self.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
         _require_device(self)
         steps = f"at most max_steps, which is {self.max_steps}"
         self.require(self.warmup_steps <= self.max_steps, "warmup_steps", steps)
+        extra = self.extra_checkpoints
+        if extra not in ("", "log2", "babylm"):
+            are_steps = all(part.isdecimal() for part in extra.split(","))
+            expected = f"log2, babylm, or steps from 0 to {self.max_steps} such as 0,1,2,4"
+            self.require(are_steps, "extra_checkpoints", expected)
+            are_within = all(int(part) <= self.max_steps for part in extra.split(","))
+            self.require(are_within, "extra_checkpoints", expected)
         near = max(d for d in divisors(self.n_embd) if d <= self.n_head)
         heads = f"a divisor of n_embd = {self.n_embd}, such as {near}"
         self.require(self.n_embd % self.n_head == 0, "n_head", heads)
-        near = max(1, self.blocks_per_step) * self.block_size
-        tokens = f"a multiple of block_size = {self.block_size}, such as {near}"
-        self.require(self.tokens_per_step % self.block_size == 0, "tokens_per_step", tokens)
         fitting = ", ".join(map(str, divisors(self.blocks_per_step)[:12]))
         blocks = f"a divisor of the {self.blocks_per_step} blocks of a step: {fitting}"
         self.require(self.blocks_per_step % self.batch_size == 0, "batch_size", blocks)
 
     @property
-    def blocks_per_step(self) -> int:
-        """Blocks of one optimizer step, of all processes together."""
-        return self.tokens_per_step // self.block_size
+    def seed_of_weights(self) -> int:
+        """The seed of the initial weights."""
+        return self.seed if self.init_seed < 0 else self.init_seed
 
 
 @dataclass(frozen=True)
@@ -297,7 +348,7 @@ class Sample(_Models):
     """also print each continuation with the perturbation undone"""
 
 
-COMMANDS: tuple[type[Settings], ...] = (Prepare, Train, Convert, Evaluate, Sample)
+COMMANDS: tuple[type[Settings], ...] = (Prepare, Train, Convert, Evaluate, Sample, BatchViewer)
 
 
 def load(

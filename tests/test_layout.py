@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-COMMANDS = {"prepare", "train", "convert_to_hf", "evaluate", "sample"}
+COMMANDS = {"prepare", "train", "convert_to_hf", "evaluate", "sample", "batch_viewer"}
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"impossible", "bench"}
 
 

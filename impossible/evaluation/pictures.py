@@ -20,6 +20,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _CONFIDENCE = 0.95
+_WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,20 @@ def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> No
 
 def _set_steps(axes: "Axes", steps: list[int]) -> None:
     """Ticks at the steps themselves if there is room; none if there are only levels."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
     gaps = [after - before for before, after in itertools.pairwise(steps)]
     if gaps and min(gaps) < (steps[-1] - steps[0]) / 8:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axes.set_xticks(steps)
+    positive = [step for step in steps if step > 0]
+    if positive and positive[-1] / positive[0] > _WIDE:  # checkpoints between the first ones
+        axes.set_xscale("symlog", base=2, linthresh=positive[0])  # which has a place for step 0
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        shown = positive[:: -(-len(positive) // 10)]
+        axes.set_xticks([step for step in (0, *shown) if step in steps])
     if steps:
         axes.set_xlabel("training step")
 

@@ -18,10 +18,11 @@ from impossible import files
 from impossible.asking import patiently
 from impossible.errors import UserError
 from impossible.evaluation.scoring import Scorer
-from impossible.settings import Evaluate, Sample, Train
+from impossible.settings import Evaluate, Sample
 from impossible.training import checkpoint
 from impossible.training.checkpoint import Checkpoint
 
+_SEEDS = ("init_seed", "order_seed")
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 # Buffers that older versions of transformers saved, and that hold no weights.
@@ -131,14 +132,24 @@ def _of_run(settings: Evaluate | Sample) -> Series:
         members=[_checkpoint(path) for path in paths],
         language=language,
         test_sha256=last.data["splits"]["test"]["sha256"],
-        seed=f"seed {last.settings['seed']}, data seed {last.data['data_seed']}",
+        seed=_seeds(last),
         recipe=_recipe(last),
     )
 
 
+def _seeds(last: Checkpoint) -> str:
+    """The seeds of a run, for tables: those of weights and order where they have their own."""
+    s = last.settings
+    own = [
+        f"{name.removesuffix('_seed')} seed {s[name]}" for name in _SEEDS if s.get(name, -1) >= 0
+    ]
+    return ", ".join([f"seed {s['seed']}", *own, f"data seed {last.data['data_seed']}"])
+
+
 def _recipe(last: Checkpoint) -> str:
     """Everything that the results of a run depend on, except its seeds."""
-    fixed = {name: last.settings[name] for name in Train.fixed() if name != "seed"}
+    fixed = checkpoint.fixed_settings(last.settings)
+    fixed = {name: value for name, value in fixed.items() if not name.endswith("seed")}
     data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
     return json.dumps(fixed | data, sort_keys=True)
 

@@ -14,6 +14,7 @@ import perturb
 from impossible.settings import Train
 from impossible.text import corpus
 from impossible.training.checkpoint import Checkpoint
+from impossible.training.kept import kept_steps
 from impossible.training.log import duration
 
 NAME = "README.md"
@@ -30,7 +31,7 @@ _CITATION = """@inproceedings{kallini-etal-2024-mission,
   url = "https://aclanthology.org/2024.acl-long.787"
 }"""
 # What a run of the published recipe may choose for itself.
-_FREE = ("language", "seed", "position_embeddings", "dtype")
+_FREE = ("language", "seed", "init_seed", "order_seed", "position_embeddings", "dtype")
 
 
 def text(
@@ -117,12 +118,13 @@ def _validated(c: Checkpoint) -> str:
 def _loading(c: Checkpoint, repo: str) -> str:
     s = c.settings
     if repo:
+        steps = kept_steps(s, c.data)
         where = f'model_id, revision = "{repo}", "checkpoint-{c.step}"'
         arguments = "model_id, revision=revision"
         note = (
-            f"Every {s['checkpoint_interval']:,} steps there is a revision of that name, from "
-            f"`checkpoint-{min(s['checkpoint_interval'], s['max_steps'])}` to "
-            f"`checkpoint-{s['max_steps']}`; `main` is the last."
+            f"There are {len(steps)} revisions, from `checkpoint-{min(steps)}` to "
+            f"`checkpoint-{max(steps)}` (every {s['checkpoint_interval']:,} steps"
+            f"{', and some in between' * bool(s.get('extra_checkpoints'))}); `main` is the last."
         )
     else:
         where, arguments = f'folder = "checkpoint-{c.step}"', "folder"
@@ -226,11 +228,11 @@ def _precision(c: Checkpoint) -> str:
 
 def _curve(c: Checkpoint, records: list[dict[str, Any]]) -> str:
     """The losses at the kept steps, from the log."""
-    interval, last = c.settings["checkpoint_interval"], c.settings["max_steps"]
+    steps = kept_steps(c.settings, c.data)
     rows = [
         f"| {record['step']:,} | {_loss(record.get('loss'))} | {_loss(record.get('val_loss'))} |"
         for record in records
-        if record["step"] % interval == 0 or record["step"] == last
+        if record["step"] in steps
     ]
     if not rows:
         return ""

@@ -10,8 +10,11 @@ from impossible.errors import UserError
 from impossible.hub import card, export
 from impossible.training import checkpoint
 from impossible.training.checkpoint import Checkpoint
+from impossible.training.kept import kept_steps
 
 NAME = "manifest.json"
+# Steps that may change nothing: the first has a learning rate of 0, and fp16 skips some.
+_NEAR = 10
 
 
 def require_finished(path: Path) -> None:
@@ -26,14 +29,13 @@ def require_finished(path: Path) -> None:
 
 def require_complete(paths: list[Path], last: Checkpoint) -> None:
     """Raise UserError unless these are all checkpoints up to the last of them. paths: by step."""
-    interval = last.settings["checkpoint_interval"]
     folder = paths[0].parent
-    expected = [checkpoint.path_of(folder, step) for step in range(interval, last.step, interval)]
+    steps = [step for step in kept_steps(last.settings, last.data) if step < last.step]
+    expected = [checkpoint.path_of(folder, step) for step in steps]
     if missing := [path.name for path in expected if path not in paths]:
         raise UserError(
-            f"{folder} lacks {', '.join(missing)}. A run of {last.step} steps must have a "
-            f"checkpoint every {interval} steps. Put them back, or train again in another "
-            "--out_dir="
+            f"{folder} lacks {', '.join(missing)}, which a run of {last.step} steps with these "
+            "settings must have. Put them back, or train again in another --out_dir="
         )
 
 
@@ -78,10 +80,13 @@ def forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
     shutil.rmtree(hf_dir / name, ignore_errors=True)
 
 
-def require_new_weights(name: str, hashes: dict[str, str], manifest: dict[str, Any]) -> None:
-    """Raise UserError if another step has the very same weights."""
+def require_new_weights(
+    name: str, step: int, hashes: dict[str, str], manifest: dict[str, Any]
+) -> None:
+    """Raise UserError if a step that is not near has the very same weights."""
     for other, entry in manifest.items():
-        if entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
+        is_near = abs(entry["step"] - step) < _NEAR
+        if not is_near and entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
             raise UserError(
                 f"{name}.pt has the same weights as {other}.pt. Either one is a copy (restore the "
                 "right file), or training changed nothing between them (train again in another "

@@ -63,10 +63,14 @@ class Tokenizer:
         """GPT-2's 50,257 tokens and the markers."""
         return FIRST_MARKER_ID + len(self.markers)
 
+    def bytes_of(self, token: int) -> bytes:
+        """The text of one token, in UTF-8; a token may be a part of a character."""
+        return self.encoding.decode_single_token_bytes(token)
+
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """The bytes of text that each of GPT-2's tokens stands for, (50256,) int64."""
-        whole = map(self.encoding.decode_single_token_bytes, range(END_OF_TEXT_ID))
+        whole = map(self.bytes_of, range(END_OF_TEXT_ID))
         return np.array([len(text) for text in whole], np.int64)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,11 @@
 """The messages that a run prints before its first step."""
 
+import dataclasses
+
 import torch
 
 from impossible.training import device as devices
+from impossible.training.kept import words_beyond
 from impossible.training.log import Log, duration
 from impossible.training.run import Run
 
@@ -32,11 +35,18 @@ def announce(run: Run, log: Log) -> float:
         f"{duration(seconds * (s.max_steps - run.step))} in all"
     )
     log.say(f"{s.max_steps:,} steps read the training data {epochs:.1f} times")
+    if beyond := words_beyond(dataclasses.asdict(s), dataclasses.asdict(run.meta)):
+        log.say(
+            "the run is too short for the checkpoints after "
+            + ", ".join(f"{words // 10**6}M" for words in beyond)
+            + " words"
+        )
     if epochs > _MANY_EPOCHS:
         log.say(f"warning: that is more than {_MANY_EPOCHS} times. Is it the corpus you meant?")
     if run.device.type == "cpu" and s.dtype == "float16":
         log.say("warning: float16 is slow on a CPU; --dtype=float32 and bfloat16 are not")
     if s.compile:
         log.say("compiling: the first step takes a minute or more")
-    log.say(f"resuming at step {run.step}" if run.saved_step else f"from scratch, into {s.out_dir}")
+    is_resumed = len(run.sessions) > 1
+    log.say(f"resuming at step {run.step}" if is_resumed else f"from scratch, into {s.out_dir}")
     return peak

@@ -241,14 +241,21 @@ def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
     return model.eval()
 
 
+def fixed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that determine a run's results; older runs lack some, which had the default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Train)}
+    return {name: settings.get(name, defaults[name]) for name in Train.fixed()}
+
+
 def run_differences(
     settings: dict[str, Any], data: dict[str, Any], now: dict[str, Any], data_now: dict[str, Any]
 ) -> list[str]:
     """The differences between two runs in their data and in settings that affect results."""
+    there, here = fixed_settings(settings), fixed_settings(now)
     differences = [
-        f"{name} = {settings.get(name)!r} there, {now.get(name)!r} now"
-        for name in Train.fixed()
-        if settings.get(name) != now.get(name)
+        f"{name} = {there[name]!r} there, {here[name]!r} now"
+        for name in there
+        if there[name] != here[name]
     ]
     for split in ("train", "val"):
         there, here = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
@@ -269,6 +276,13 @@ def settings_of_run(out_dir: Path) -> dict[str, Any]:
         )
     stored = load(paths[-1]).settings
     return {name: stored[name] for name in ("language", "data_dir", "position_embeddings")}
+
+
+def order_of_run(out_dir: Path) -> dict[str, Any]:
+    """The same, with the settings that determine which blocks each step reads."""
+    found, stored = settings_of_run(out_dir), load(list_checkpoints(out_dir)[-1]).settings
+    names = ("seed", "order_seed", "block_size", "tokens_per_step", "max_steps")
+    return found | {name: stored[name] for name in names if name in stored}
 
 
 def check_series(paths: list[Path], language: str) -> Checkpoint:

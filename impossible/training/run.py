@@ -45,6 +45,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
+    kept_steps: frozenset[int]  # those with a checkpoint
     step: int = 0
     val_loss: float = math.nan  # the latest, in nats per token
     # The log record of this step, until its validation loss is measured.
@@ -67,7 +68,7 @@ class Run:
     def blocks(self, step: int) -> np.ndarray:
         """The training blocks of step `step` (from 0), of all processes."""
         s = self.settings
-        return order.step_blocks(len(self.train_blocks), s.blocks_per_step, s.seed, step)
+        return order.step_blocks(len(self.train_blocks), s.blocks_per_step, s.seed_of_order, step)
 
     def is_to_stop(self) -> bool:
         """Whether any process was asked to stop, or has lost torchrun; all must call it.
@@ -194,7 +195,7 @@ def _load_state(run: Run) -> None:
     state = checkpoint.load_state(run.out_dir)
     checkpoint.check_same_run(run.out_dir / checkpoint.STATE, state, run.settings, run.meta)
     kept = checkpoint.path_of(run.out_dir, state.step)
-    is_due = is_kept(state.step, run.settings) and not state.unfinished_record
+    is_due = state.step in run.kept_steps and not state.unfinished_record
     if run.world.is_first and is_due and not kept.exists():  # a crash came between the two writes
         checkpoint.save(kept, state.without_optimizer())
     run.model.load_state_dict(state.model)
@@ -247,11 +248,6 @@ def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
     if run.step > run.saved_step or (run.is_saved_unfinished and run.record is None):
         save(run, log.minutes(), is_checkpoint=False)
     log.say(f"stopped after step {run.step}, as requested. Run the same command again to resume.")
-
-
-def is_kept(step: int, settings: Train) -> bool:
-    """Whether there is to be a checkpoint of this step."""
-    return step > 0 and (step % settings.checkpoint_interval == 0 or step == settings.max_steps)
 
 
 def require_finite(run: Run, step: int, **values: float) -> None:

@@ -1,0 +1,104 @@
+"""Show the text that a step of training reads, or find the steps that read a text.
+
+    python batch_viewer.py config/partial_reverse.py --step=1200
+    python batch_viewer.py config/partial_reverse.py --contains="the red ball"
+    python batch_viewer.py --out_dir=out/mine --step=7          # of a run, with its settings
+
+A step is a function of the token files, the seeds and the settings of the order alone. It does not
+depend on the batch size, on the number of processes or on the model. Step N is the update that
+`step N` in the log reports. Two people who print the same SHA-256 read the same tokens.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import perturb
+from impossible import command
+from impossible.settings import BatchViewer
+from impossible.text import token_files
+from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.training import checkpoint, order
+
+_CHUNK = 1 << 22  # tokens searched in one go
+_MOST = 20  # places of a text that are printed
+
+
+def main(settings: BatchViewer) -> None:
+    """Print the sentences of a step by block, or the steps that read a text."""
+    tokenizer = Tokenizer(perturb.get(settings.language).markers)
+    data_dir = Path(settings.data_dir)
+    meta = token_files.read_meta(data_dir, settings.language)
+    blocks = token_files.open_blocks(data_dir, meta, "train", settings.block_size)
+    if settings.contains:
+        find(settings.contains, blocks, settings, tokenizer)
+    else:
+        show(settings.step, blocks, settings, tokenizer)
+
+
+def blocks_of(step: int, count: int, settings: BatchViewer) -> np.ndarray:
+    """The blocks that step `step` (from 1) reads, (blocks_per_step,), out of `count`."""
+    return order.step_blocks(count, settings.blocks_per_step, settings.seed_of_order, step - 1)
+
+
+def show(step: int, blocks: np.ndarray, settings: BatchViewer, tokenizer: Tokenizer) -> None:
+    """Print the sentences of a step, one a line, and the hash of all its tokens."""
+    indices = blocks_of(step, len(blocks), settings)
+    tokens = blocks[indices]  # (B, T)
+    digest = hashlib.sha256(tokens.astype(token_files.DTYPE).tobytes()).hexdigest()
+    print(f"step {step:,}: {tokens.size:,} tokens in {len(tokens)} blocks, SHA-256 {digest}")
+    for number, (index, block) in enumerate(zip(indices, tokens, strict=True), 1):
+        print(f"\nblock {number} of {len(tokens)} (block {index:,} of train.bin)")
+        for sentence in sentences_of(block, tokenizer):
+            print(f"  {sentence}")
+
+
+def sentences_of(block: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+    """The sentences of a block (T,); the last may be cut, and the first may be the rest of one."""
+    ends = np.flatnonzero(block == END_OF_TEXT_ID)
+    for part in np.split(block, ends + 1):
+        whole = part[:-1] if len(part) and part[-1] == END_OF_TEXT_ID else part
+        if len(part):
+            yield tokenizer.decode(whole) + ("" if len(whole) < len(part) else " …")
+
+
+def find(text: str, blocks: np.ndarray, settings: BatchViewer, tokenizer: Tokenizer) -> None:
+    """Print the steps that read a text, with its block in train.bin."""
+    found = sorted(set(places(text, blocks, tokenizer)))
+    steps: dict[int, list[int]] = defaultdict(list)
+    for step in range(1, settings.max_steps + 1) if found else ():
+        for index in np.intersect1d(blocks_of(step, len(blocks), settings), found):
+            steps[int(index)].append(step)
+    print(f"{text!r} is in {len(found):,} of {len(blocks):,} blocks of train.bin")
+    for index in found[:_MOST]:
+        read = ", ".join(map(str, steps[index])) or "none of this run"
+        print(f"block {index:,}: read by the steps {read}")
+    if len(found) > _MOST:
+        print(f"and {len(found) - _MOST:,} more blocks: search for a longer text to see them")
+
+
+def places(text: str, blocks: np.ndarray, tokenizer: Tokenizer) -> Iterator[int]:
+    """The blocks that hold a text; one that runs over the end of a block is in both."""
+    pattern = "|".join(map(re.escape, tokenizer.markers))
+    wanted = (re.sub(rf"\s+({pattern})", r"\1", text) if pattern else text).encode()
+    pieces = np.array([tokenizer.bytes_of(i) for i in range(tokenizer.vocab_size)], object)
+    lengths = np.array([len(piece) for piece in pieces])
+    tokens = blocks.reshape(-1)
+    for start in range(0, len(tokens), _CHUNK):
+        chunk = tokens[start : start + _CHUNK + len(wanted)]  # a token has a byte at least
+        whole, ends = b"".join(pieces[chunk]), np.cumsum(lengths[chunk])
+        place = whole.find(wanted)
+        while place >= 0:
+            last = place + len(wanted) - 1
+            for byte in (place, last):
+                token = start + int(np.searchsorted(ends, byte, side="right"))
+                yield token // blocks.shape[1]
+            place = whole.find(wanted, place + 1)
+
+
+if __name__ == "__main__":
+    command.run(BatchViewer, main, __doc__, checkpoint.order_of_run)

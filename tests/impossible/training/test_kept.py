@@ -1,0 +1,143 @@
+"""Checkpoints between the regular ones: by steps, by powers of two, and by words."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import fail, succeed, write_config
+from test_train import losses, same, weights
+
+import train
+from impossible.errors import UserError
+from impossible.evaluation import pictures
+from impossible.settings import Train, load
+from impossible.training import checkpoint, kept
+from impossible.training.device import World
+
+Config = Callable[..., Path]
+DATA = {"splits": {"train": {"words": 100, "tokens": 150}}}
+
+
+def settings(**values: object) -> dict[str, object]:
+    found = {"checkpoint_interval": 100, "max_steps": 250, "tokens_per_step": 3_000_000}
+    return found | values
+
+
+def test_the_published_steps_are_kept_unless_others_are_asked_for() -> None:
+    published = settings(max_steps=3000)
+    assert list(kept.kept_steps(published, DATA)) == list(range(100, 3001, 100))
+    assert list(kept.kept_steps(settings(), DATA)) == [100, 200, 250]
+    extra = kept.kept_steps(settings(extra_checkpoints="0,1,7,250"), DATA)
+    assert list(extra) == [0, 1, 7, 100, 200, 250]
+    powers = kept.kept_steps(settings(extra_checkpoints="log2"), DATA)
+    assert list(powers) == [0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 250]
+
+
+def test_words_are_counted_from_the_tokens_of_a_step() -> None:
+    """A step of 3M tokens has 2M words here."""
+    asked = settings(extra_checkpoints="babylm")
+    steps = kept.kept_steps(asked, DATA)
+    assert steps[1] == ["chck_1M", "chck_2M"], "the first step after which they have been seen"
+    assert steps[2] == ["chck_3M", "chck_4M"]
+    assert steps[10] == ["chck_20M"]
+    assert steps[100] == ["chck_200M"]
+    assert steps[250] == ["chck_500M"]
+    assert kept.words_beyond(asked, DATA) == [m * 10**6 for m in (600, 700, 800, 900, 1000)]
+    assert kept.words_beyond(settings(extra_checkpoints="log2"), DATA) == []
+    with pytest.raises(UserError, match="does not say it"):
+        kept.kept_steps(asked, {"splits": {"train": {"tokens": 150}}})
+
+
+@pytest.mark.parametrize("value", ["0,1,7", "log3", "1,,2", "-1", "1.5"])
+def test_steps_that_cannot_be_kept_are_refused(value: str, config: Config) -> None:
+    error = fail("train.py", config(max_steps="6"), f"--extra_checkpoints={value}")
+    assert "It must be log2, babylm, or steps from 0 to 6 such as 0,1,2,4" in error
+
+
+@pytest.fixture(scope="module")
+def early(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with early checkpoints, exported and evaluated."""
+    folder = tmp_path_factory.mktemp("early")
+    out_dir = folder / "out"
+    places = {"data_dir": str(data_dir), "out_dir": str(out_dir)}
+    path = write_config(folder / "config.py", **places)
+    succeed("train.py", path, "--extra_checkpoints=0,1,2")
+    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
+    succeed("evaluate.py", f"--out_dir={out_dir}", "--device=cpu")
+    return out_dir
+
+
+def test_every_command_follows_the_early_checkpoints(early: Path) -> None:
+    names = [f"checkpoint-{step}" for step in (0, 1, 2, 3, 6)]
+    assert [path.stem for path in checkpoint.list_checkpoints(early)] == names
+    manifest = json.loads((early / "hf" / "manifest.json").read_text())
+    assert list(manifest) == names
+    card = (early / "hf" / "checkpoint-0" / "README.md").read_text(encoding="utf-8")
+    assert "after step 0 of 6" in card
+    with open(early / "evaluation" / "perplexity.csv", newline="") as file:
+        assert [row["checkpoint"] for row in csv.DictReader(file) if row["genre"] == "all"] == names
+    shown = succeed("sample.py", f"--out_dir={early}", "--checkpoint=0,2", "--device=cpu")
+    assert shown.count("checkpoint-0:") == shown.count("checkpoint-2:") == 1
+    (early / "checkpoint-1.pt").rename(early / "gone")
+    assert "lacks checkpoint-1.pt" in fail("convert_to_hf.py", f"--out_dir={early}")
+    (early / "gone").rename(early / "checkpoint-1.pt")
+
+
+def test_early_checkpoints_change_nothing_else(early: Path, trained: Path, config: Config) -> None:
+    assert losses(early) == losses(trained)
+    assert same(weights(early, 6), weights(trained, 6))
+    run = train.open_run(load(Train, [str(config())]), World())
+    assert same(weights(early, 0), dict(run.model.state_dict()))
+    assert checkpoint.load(early / "checkpoint-0.pt").val_loss > 0
+
+
+def test_a_run_that_is_stopped_at_step_0_resumes(
+    early: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config(out_dir=str(tmp_path / "out"))
+    options = (path, "--extra_checkpoints=0,1,2")
+    settings = load(Train, [str(path), "--extra_checkpoints=0,1,2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", lambda *_: None)  # as if asked to stop before step 1
+        with pytest.raises(SystemExit) as end:
+            train.main(settings)
+    assert end.value.code == train.EXIT_STOPPED
+    assert checkpoint.load_state(tmp_path / "out").step == 0
+    assert "resuming at step 0" in succeed("train.py", *options)
+    assert losses(tmp_path / "out") == losses(early)
+    assert same(weights(tmp_path / "out", 6), weights(early, 6))
+
+
+def test_weights_and_order_have_seeds_of_their_own(config: Config, tmp_path: Path) -> None:
+    def opened(**values: str) -> tuple[torch.Tensor, list[int]]:
+        run = train.open_run(load(Train, [str(config(**values))]), World())
+        return run.model.transformer.wte.weight.detach().clone(), run.blocks(0).tolist()
+
+    weight, order = opened(seed="1")
+    for values, is_weight, is_order in (
+        ({"seed": "2"}, False, False),
+        ({"seed": "2", "init_seed": "1"}, True, False),
+        ({"seed": "2", "order_seed": "1"}, False, True),
+        ({"seed": "2", "init_seed": "1", "order_seed": "1"}, True, True),
+    ):
+        other_weight, other_order = opened(**values)
+        assert torch.equal(weight, other_weight) == is_weight, values
+        assert (order == other_order) == is_order, values
+
+
+def test_early_steps_have_room_in_a_picture(tmp_path: Path) -> None:
+    from matplotlib.axes import Axes
+
+    scales = []
+    original = Axes.set_xscale
+    Axes.set_xscale = lambda self, *a, **k: (scales.append(a[0]), original(self, *a, **k))[1]
+    try:
+        for steps in ([0, 1, 2, 4, 3000], [100, 200, 3000]):
+            curve = pictures.mean_curve("x", steps, torch.rand(1, len(steps)).numpy() + 1)
+            pictures.draw([curve], "y", tmp_path / "a.png", logarithmic=True)
+    finally:
+        Axes.set_xscale = original
+    assert scales == ["symlog"]

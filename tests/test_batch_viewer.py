@@ -1,0 +1,60 @@
+"""The text of a step, from the token files, the seeds and the step alone."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+from conftest import fail, succeed
+
+import train
+from impossible.settings import Train, load
+from impossible.text import token_files
+from impossible.text.tokenizer import Tokenizer
+from impossible.training.device import World
+
+MARKERS = ("🅁",)
+
+
+def test_a_step_is_shown_as_training_reads_it(config, data_dir: Path) -> None:  # noqa: ANN001
+    path = config()
+    run = train.open_run(load(Train, [str(path)]), World())
+    tokens = run.train_blocks[run.blocks(4)]
+    shown = succeed("batch_viewer.py", path, "--step=5")
+    digest = hashlib.sha256(tokens.astype(token_files.DTYPE).tobytes()).hexdigest()
+    assert f"step 5: 256 tokens in 8 blocks, SHA-256 {digest}" in shown
+    numbers = re.findall(r"\(block ([\d,]+) of train.bin\)", shown)
+    assert [int(number.replace(",", "")) for number in numbers] == run.blocks(4).tolist()
+    text = Tokenizer(MARKERS).decode(tokens[0]).replace("<|endoftext|>", "")
+    first = shown.split("\n\n")[1].splitlines()[1:]
+    assert "".join(line[2:].removesuffix(" …") for line in first) == text
+    assert sum(line.endswith(" …") for line in shown.splitlines()) <= 8
+
+
+def test_neither_batch_size_nor_model_changes_what_is_shown(config, trained: Path) -> None:  # noqa: ANN001
+    of_config = succeed("batch_viewer.py", config(batch_size="2", n_layer="1"), "--step=3")
+    assert succeed("batch_viewer.py", f"--out_dir={trained}", "--step=3") == of_config
+    other = succeed("batch_viewer.py", f"--out_dir={trained}", "--step=3", "--order_seed=7")
+    assert other != of_config
+
+
+def test_the_steps_that_read_a_text_are_found(config, data_dir: Path) -> None:  # noqa: ANN001
+    path = config(max_steps="40", checkpoint_interval="40")
+    run = train.open_run(load(Train, [str(path)]), World())
+    tokenizer = Tokenizer(MARKERS)
+    block = int(run.blocks(11)[3])
+    text = tokenizer.decode(run.train_blocks[block]).split("<|endoftext|>")[0][3:]
+    steps = [n + 1 for n in range(40) if block in run.blocks(n)]
+    shown = succeed("batch_viewer.py", path, f"--contains={text}")
+    assert f"block {block:,}: read by the steps {', '.join(map(str, steps))}\n" in shown
+    assert "is in 0 of" in succeed("batch_viewer.py", path, "--contains=no such text there")
+    # A text that runs over the end of a block is in two blocks.
+    pieces = tokenizer.pieces(np.concatenate([run.train_blocks[0][-3:], run.train_blocks[1][:3]]))
+    across = "".join(pieces)
+    if "<|endoftext|>" not in across and "\ufffd" not in across:
+        shown = succeed("batch_viewer.py", path, f"--contains={across}")
+        assert "block 0:" in shown and "block 1:" in shown
+
+
+def test_a_step_beyond_the_run_is_refused(config) -> None:  # noqa: ANN001
+    assert "from 1 to max_steps, which is 6" in fail("batch_viewer.py", config(), "--step=7")
