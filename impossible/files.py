@@ -96,14 +96,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file, and wait until it is on disk."""
+    """Add a line to a text file. `sync` waits until it is on disk."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-            file.flush()
-            _sync(file.fileno())
     except OSError as error:
         raise _named(error, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on disk, if it exists."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        _sync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -76,23 +76,12 @@ def hf_dir(out_dir: Path) -> Path:
 def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint or a training state, whole or not at all.
 
-    Tensors are saved as CPU tensors, so that the file can be loaded on every machine. previous: the
-    new name of a file that already exists at this path.
+    checkpoint: its tensors are on the CPU, so that the file can be loaded on every machine.
+    previous: the new name of a file that already exists at this path.
     """
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
     with files.atomic_write(path, previous) as file:
-        torch.save(_on_cpu(fields), file)
-
-
-def _on_cpu(value: Any) -> Any:
-    """The same value with all tensors in it on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_on_cpu, value))
-    return value
+        torch.save(fields, file)
 
 
 def save_state(out_dir: Path, state: TrainingState) -> None:

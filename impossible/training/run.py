@@ -21,8 +21,10 @@ from impossible.settings import Train, divisors
 from impossible.text.token_files import Meta
 from impossible.training import checkpoint, order, processes
 from impossible.training import device as devices
+from impossible.training.log import NAME as LOG
 from impossible.training.log import Log
 from impossible.training.processes import World
+from impossible.training.saving import Saver, copied
 from model import GPT
 
 # Of fp16's loss scale: it begins at 2^16 and is halved by each step whose gradient is not finite.
@@ -54,6 +56,7 @@ class Run:
     is_saved_unfinished: bool = False  # whether the state on disk lacks a validation loss
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
     stop_signals: list[int] = field(default_factory=list)  # that this process got
+    saver: Saver = field(default_factory=Saver)
 
     @property
     def out_dir(self) -> Path:
@@ -105,7 +108,13 @@ def opened(run: Run) -> Iterator[None]:
     with files.locked(run.out_dir) if run.world.is_first else contextlib.nullcontext():
         processes.connect(run.world, run.device)
         with _told(run):
-            yield
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error counts
+                    run.saver.wait()
+                raise
+            run.saver.wait()
         run.wrapped = run.model  # nothing may hold DistributedDataParallel any more
         processes.disconnect(run.world)
 
@@ -210,8 +219,9 @@ def _load_state(run: Run) -> None:
 def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     """Write the state to resume from, and then the checkpoint of this step, in one process.
 
-    minutes: training time in this session. Raises UserError, and writes nothing, if a weight is not
-    a finite number.
+    The files are written in the background, from a copy. minutes: training time in this session.
+    Raises UserError, and writes nothing, if a weight is not a finite number; and the error of the
+    save before, if that failed.
     """
     if not run.world.is_first:
         return
@@ -220,18 +230,23 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     run.sessions[-1] |= {"to_step": run.step, "minutes": minutes}
     state = checkpoint.TrainingState(
         step=run.step,
-        model=run.model.state_dict(),
+        model=copied(run.model.state_dict()),
         settings=dataclasses.asdict(run.settings),
         data=dataclasses.asdict(run.meta),
         val_loss=run.val_loss,
-        sessions=run.sessions,
-        optimizer=run.optimizer.state_dict(),
+        sessions=copied(run.sessions),
+        optimizer=copied(run.optimizer.state_dict()),
         scaler=run.scaler.state_dict(),
-        unfinished_record=run.record,
+        unfinished_record=copied(run.record),
     )
-    checkpoint.save_state(run.out_dir, state)
-    if is_checkpoint:
-        checkpoint.save(checkpoint.path_of(run.out_dir, run.step), state.without_optimizer())
+
+    def write() -> None:
+        files.sync(run.out_dir / LOG)  # before the state: its lines are not written again
+        checkpoint.save_state(run.out_dir, state)
+        if is_checkpoint:
+            checkpoint.save(checkpoint.path_of(run.out_dir, state.step), state.without_optimizer())
+
+    run.saver.start(write)
     run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
 
 
@@ -241,12 +256,14 @@ def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
     unread: as in `read`.
     """
     if run.is_done:
+        run.saver.wait()
         log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {run.out_dir}")
         return
     if unread:
         read(run, unread)  # nothing is saved of a run that has diverged
     if run.step > run.saved_step or (run.is_saved_unfinished and run.record is None):
         save(run, log.minutes(), is_checkpoint=False)
+    run.saver.wait()
     log.say(f"stopped after step {run.step}, as requested. Run the same command again to resume.")
 
 
@@ -254,6 +271,7 @@ def require_finite(run: Run, step: int, **values: float) -> None:
     """Raise UserError if training has diverged by `step`, so that this step is not saved."""
     for name, value in values.items():
         if not math.isfinite(value):
+            run.saver.wait()
             kept = checkpoint.list_checkpoints(run.out_dir)
             good = kept[-1] if kept else "none yet"
             if not kept and checkpoint.has_state(run.out_dir):
