@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from impossible.training.loss import IGNORED, head_loss
+from impossible.training.loss import IGNORED, chunk_loss, head_loss
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,13 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
+        self.chunk_loss = chunk_loss
         self._init_weights()
+
+    def compile_parts(self) -> None:
+        """Compile the transformer and the loss of one chunk, for inputs of one shape."""
+        self.transformer.compile(dynamic=False)
+        self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
     @torch.no_grad()
     def _init_weights(self) -> None:
@@ -154,7 +160,8 @@ class GPT(nn.Module):
         head = self.transformer.wte.weight  # (padded, C)
         if targets is None:
             return F.linear(hidden, head[: self.config.vocab_size])
-        return head_loss(hidden.flatten(0, 1), head, targets.flatten(), self.config.vocab_size)
+        vocab_size = self.config.vocab_size
+        return head_loss(hidden.flatten(0, 1), head, targets.flatten(), vocab_size, self.chunk_loss)
 
     def flops_per_token(self) -> int:
         """Floating-point operations of a training step per token (Chowdhery et al. 2022, B).

@@ -108,7 +108,7 @@ def wrap(run: Run) -> None:
     """Compile the model if the settings say so, and connect it to the other processes."""
     if run.settings.compile:
         devices.require_compiler(run.device)
-        run.wrapped = torch.compile(run.wrapped, dynamic=False)
+        run.model.compile_parts()
     if run.world.size > 1:
         ids = [run.device.index] if run.device.type == "cuda" else None
         run.wrapped = DistributedDataParallel(

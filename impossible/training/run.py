@@ -223,6 +223,7 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     Raises UserError, and writes nothing, if a weight is not a finite number; and the error of the
     save before, if that failed.
     """
+    _compare_replicas(run)
     if not run.world.is_first:
         return
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
@@ -248,6 +249,15 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
 
     run.saver.start(write)
     run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
+
+
+def _compare_replicas(run: Run) -> None:
+    """Warn if the weights of the processes have drifted apart, as on GPUs of different kinds."""
+    sums = torch.stack([p.detach().double().sum() for p in run.model.parameters()]).cpu()
+    others = run.world.gather(sums)
+    drift = max(float((other - sums).abs().max()) for other in others)
+    if drift > 0 and run.world.is_first:
+        print(f"warning: the weights of the processes differ at step {run.step} (sums by {drift})")
 
 
 def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
