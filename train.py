@@ -24,7 +24,7 @@ import perturb
 from impossible import command
 from impossible.settings import Train
 from impossible.text import token_files
-from impossible.training import checkpoint, kept, order, processes, signals
+from impossible.training import checkpoint, kept, order, processes, shares, signals
 from impossible.training import device as devices
 from impossible.training import run as runs
 from impossible.training.announce import announce
@@ -44,6 +44,7 @@ def main(settings: Train) -> None:
         runs.resume(run)
         if not run.is_done:
             wrap(run)
+            shares.settle(run)
             signals.listen(run.stop_signals, run.world.is_first)
             train(run)
         elif run.world.is_first:
@@ -57,7 +58,7 @@ def open_run(settings: Train, world: World) -> Run:
 
     Raises UserError if they do not fit together.
     """
-    runs.require_equal_shares(settings, world)
+    micro_steps = shares.given(settings, world)
     device = devices.pick_device(settings.device, world)
     dtype = devices.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
@@ -86,6 +87,7 @@ def open_run(settings: Train, world: World) -> Run:
         optimizer=make_optimizer(model, settings),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         wrapped=model,
+        micro_steps=micro_steps,
         kept_steps=frozenset(
             kept.kept_steps(dataclasses.asdict(settings), dataclasses.asdict(meta))
         ),
@@ -159,10 +161,13 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
     s, world = run.settings, run.world
     # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
     torch.manual_seed(order.dropout_seed(s.seed, run.step, world.rank))
-    micro_batches = order.micro_batches(run.blocks(run.step), s.batch_size, world.rank, world.size)
+    blocks = run.blocks(run.step)
+    micro_batches = order.micro_batches(blocks, s.batch_size, world.rank, run.micro_steps)
+    agreements = order.agreements(run.micro_steps, world.rank)
+    mean_steps = sum(run.micro_steps) / world.size  # processes are averaged, then micro-steps are
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
-        if run.is_to_stop():  # all processes before the same micro-step
+        if i in agreements and run.is_to_stop():  # all processes at the same part of the step
             run.optimizer.zero_grad(set_to_none=True)
             return None
         # A GPU still works on the micro-batch before while this one is fetched.
@@ -170,7 +175,7 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
         is_last = i == len(micro_batches) - 1
         # Gradients of the processes meet in the last micro-step only.
         with contextlib.nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
-            loss = run.loss(batch, next_tokens(batch)) / len(micro_batches)
+            loss = run.loss(batch, next_tokens(batch)) / mean_steps
             run.scaler.scale(loss).backward()
         total += loss.detach()
     for group in run.optimizer.param_groups:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ class Train(_Order):
     """divide attention scores by (layer index + 1), in addition to the usual scaling"""
     batch_size: int = 8
     """number of blocks in a micro-batch (per process)"""
+    shares: str = "equal"
+    """how processes share a step: equal; auto (by speed, measured at the start); or such as 2,3"""
     warmup_steps: int = _fixed(300)
     """steps until the learning rate reaches its peak; after that, it decreases linearly to 0"""
     learning_rate: float = _fixed(6e-4)
@@ -235,6 +238,10 @@ class Train(_Order):
         _require_device(self)
         steps = f"at most max_steps, which is {self.max_steps}"
         self.require(self.warmup_steps <= self.max_steps, "warmup_steps", steps)
+        if self.shares not in ("equal", "auto"):
+            numbers = all(re.fullmatch(r"[0-9]*\.?[0-9]+", p) for p in self.shares.split(","))
+            is_positive = numbers and min(map(float, self.shares.split(","))) > 0
+            self.require(is_positive, "shares", "equal, auto, or positive numbers such as 2,3")
         extra = self.extra_checkpoints
         if extra not in ("", "log2", "babylm"):
             are_steps = all(part.isdecimal() for part in extra.split(","))

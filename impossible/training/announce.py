@@ -18,7 +18,9 @@ def announce(run: Run, log: Log) -> float:
     peak, source = devices.peak_flops(run.device, getattr(torch, s.dtype))
     peak = sum(world.gather(peak))
     names = [f"{count} x {name}" for name, count in run.sessions[-1]["devices"].items()]
-    micro_steps = s.blocks_per_step // (s.batch_size * world.size)
+    micro_steps = ", ".join(map(str, dict.fromkeys(run.micro_steps)))
+    if len(set(run.micro_steps)) > 1:
+        micro_steps = "/".join(map(str, run.micro_steps))
     seconds = 2 * s.tokens_per_step * run.model.flops_per_token() / peak
     epochs = s.max_steps * s.tokens_per_step / (len(run.train_blocks) * s.block_size)
     log.say(

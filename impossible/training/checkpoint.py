@@ -50,6 +50,7 @@ class TrainingState(Checkpoint):
     scaler: dict[str, Any]
     # The log record of this step, if the run was stopped before its validation loss was measured.
     unfinished_record: dict[str, float] | None = None
+    micro_steps: list[int] = dataclasses.field(default_factory=list)  # of each process in a step
 
     def without_optimizer(self) -> Checkpoint:
         """The part of this state that is kept permanently."""

@@ -17,7 +17,7 @@ import torch.nn as nn
 
 from impossible import files
 from impossible.errors import UserError
-from impossible.settings import Train, divisors
+from impossible.settings import Train
 from impossible.text.token_files import Meta
 from impossible.training import checkpoint, order, processes
 from impossible.training import device as devices
@@ -48,6 +48,7 @@ class Run:
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
     kept_steps: frozenset[int]  # those with a checkpoint
+    micro_steps: list[int]  # of each process in a step; empty until they are measured
     step: int = 0
     val_loss: float = math.nan  # the latest, in nats per token
     # The log record of this step, until its validation loss is measured.
@@ -85,20 +86,6 @@ class Run:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
         with devices.autocast(self.device, getattr(torch, self.settings.dtype)):
             return self.wrapped(batch, targets)
-
-
-def require_equal_shares(settings: Train, world: World) -> None:
-    """Raise UserError if the processes cannot share the blocks of a step evenly."""
-    blocks = settings.blocks_per_step
-    if blocks % (settings.batch_size * world.size):
-        advice = "another number of processes"
-        if blocks % world.size == 0:
-            possible = divisors(blocks // world.size)
-            advice = f"a --batch_size= of {', '.join(map(str, possible[:12]))}"
-        raise UserError(
-            f"the {blocks} blocks of a step cannot be shared by {world.size} processes in "
-            f"micro-batches of {settings.batch_size}. Use {advice}."
-        )
 
 
 @contextlib.contextmanager
@@ -214,6 +201,8 @@ def _load_state(run: Run) -> None:
     run.is_saved_unfinished = state.unfinished_record is not None
     run.val_loss, run.record = state.val_loss, state.unfinished_record
     run.sessions = state.sessions
+    if run.settings.shares == "auto" and len(state.micro_steps) == run.world.size:
+        run.micro_steps = state.micro_steps
 
 
 def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
@@ -239,6 +228,7 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
         optimizer=copied(run.optimizer.state_dict()),
         scaler=run.scaler.state_dict(),
         unfinished_record=copied(run.record),
+        micro_steps=run.micro_steps,
     )
 
     def write() -> None:

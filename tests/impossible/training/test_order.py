@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impossible.training.order import micro_batches, step_blocks
+from impossible.training.order import agreements, micro_batches, micro_steps_of, step_blocks
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3), st.integers(1, 8))
@@ -28,6 +28,31 @@ def test_processes_share_a_step_without_gap_or_overlap(
     world: int, batch: int, micro_steps: int
 ) -> None:
     blocks = np.arange(world * batch * micro_steps)
-    shares = [micro_batches(blocks, batch, rank, world) for rank in range(world)]
+    shares = [micro_batches(blocks, batch, rank, [micro_steps] * world) for rank in range(world)]
     assert all(share.shape == (micro_steps, batch) for share in shares)
+    # As older versions shared them: a run that was begun with one goes on with the same.
+    older = [blocks.reshape(-1, world, batch)[:, rank] for rank in range(world)]
+    assert all(np.array_equal(a, b) for a, b in zip(shares, older, strict=True))
     assert sorted(np.concatenate(shares).ravel().tolist()) == blocks.tolist()
+
+
+@given(st.lists(st.floats(0.05, 20), min_size=1, max_size=5), st.integers(0, 60), st.integers(1, 3))
+def test_unequal_processes_share_a_step_without_gap_or_overlap(
+    speeds: list[float], more: int, batch: int
+) -> None:
+    total = len(speeds) + more
+    micro_steps = micro_steps_of(speeds, total)
+    assert sum(micro_steps) == total and min(micro_steps) >= 1
+    blocks = np.arange(total * batch)
+    shares = [micro_batches(blocks, batch, rank, micro_steps) for rank in range(len(speeds))]
+    assert [len(share) for share in shares] == micro_steps
+    assert sorted(np.concatenate(shares).ravel().tolist()) == blocks.tolist()
+    agreed = [agreements(micro_steps, rank) for rank in range(len(speeds))]
+    assert {len(found) for found in agreed} == {min(micro_steps)}, "all agree equally often"
+    assert all(0 in found for found in agreed)
+
+
+def test_shares_follow_the_speed() -> None:
+    assert micro_steps_of([1, 1], 64) == [32, 32]
+    assert micro_steps_of([2, 3], 64) == [26, 38]
+    assert micro_steps_of([1, 1000], 64) == [1, 63]

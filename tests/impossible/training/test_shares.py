@@ -1,0 +1,76 @@
+"""Processes that take unequal parts of a step."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import fail, kill, start, succeed
+from test_survival import wait_for
+from test_train import losses, same, weights
+
+from impossible.training import checkpoint, log
+
+Config = Callable[..., Path]
+NO_DROPOUT = {"dropout": "0.0", "batch_size": "1", "max_steps": "12", "checkpoint_interval": "6"}
+
+
+def test_one_process_two_equal_and_two_unequal_ones_have_the_same_losses(
+    config: Config, tmp_path: Path
+) -> None:
+    found = []
+    for name, processes, shares in (
+        ("one", 1, "equal"),
+        ("two", 2, "equal"),
+        ("unequal", 2, "1,2.5"),
+        ("measured", 2, "auto"),
+    ):
+        out_dir = tmp_path / name
+        printed = succeed(
+            "train.py",
+            config(**NO_DROPOUT, out_dir=str(out_dir)),
+            f"--shares={shares}",
+            processes=processes,
+        )
+        found.append((losses(out_dir), [r["grad_norm"] for r in log.read(out_dir)[1:]]))
+        assert ("x 2/6 micro-step(s)" in printed) == (name == "unequal")
+    for values, norms in found[1:]:
+        assert values == pytest.approx(found[0][0], rel=1e-5)
+        assert norms == pytest.approx(found[0][1], rel=1e-3)
+
+
+def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
+    config: Config, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = NO_DROPOUT | {"dropout": "0.1", "checkpoint_interval": "2", "max_steps": "40"}
+    succeed("train.py", config(**options, out_dir=str(whole)), "--shares=2,6", processes=2)
+    script = tmp_path / "slow_first.py"  # whose first process seems to be three times slower
+    script.write_text(
+        "import sys, runpy; sys.path.insert(0, ''); from impossible.training import shares; "
+        "shares._seconds = lambda run: 1.0 if run.world.rank else 3.0; "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    path = config(**options, out_dir=str(parts))
+    process = start(script, "train.py", path, "--shares=auto", processes=2)
+    wait_for(lambda: checkpoint.has_state(parts))
+    kill(process)
+    state = checkpoint.load_state(parts)
+    assert state.step < 40 and state.micro_steps == [2, 6]
+    printed = succeed("train.py", path, "--shares=auto", processes=2)
+    assert "2 process(es) x 2/6 micro-step(s)" in printed
+    assert losses(parts) == losses(whole)
+    assert same(weights(parts, 40), weights(whole, 40))
+
+
+@pytest.mark.parametrize(
+    ("shares", "processes", "expected"),
+    [
+        ("2,3", 1, "is for 2 processes, and there are 1. Give one number for each process"),
+        ("two", 1, "It must be equal, auto, or positive numbers such as 2,3"),
+        ("0,1", 1, "It must be equal, auto, or positive numbers such as 2,3"),
+    ],
+)
+def test_shares_that_cannot_work_are_refused(
+    shares: str, processes: int, expected: str, config: Config
+) -> None:
+    assert expected in fail("train.py", config(), f"--shares={shares}", processes=processes)
