@@ -30,7 +30,7 @@ def chunk_loss(
     """The summed loss of some rows, and the gradient of their logits.
 
     rows: (n, C) and words: (V, C), in one dtype. targets: (n,) int64, IGNORED where none. Returns
-    the sum, the gradient (n, V) except at the targets, and that at the targets (n, 1), both in the
+    the sum, the gradient (n, V) except at the targets, and that at the targets (n,), both in the
     dtype of rows. This is what torch.compile sees: the loop over chunks stays out of its graph, or
     else it would keep the gradients of all chunks in memory.
     """
@@ -39,13 +39,13 @@ def chunk_loss(
     counts = (targets != IGNORED).unsqueeze(1)  # (n, 1)
     picked = targets.clamp(min=0).unsqueeze(1)
     normalizer = logits.logsumexp(1, keepdim=True)
-    total = ((normalizer - logits.gather(1, picked)) * counts).sum()
+    at_targets = logits.gather(1, picked) - normalizer  # the logarithm of their probability
+    total = -(at_targets * counts).sum()
     if not needs_gradient:
         return total, None, None
     # Not yet divided by the number of targets: fp16 would lose small ones.
-    gradient = logits.sub_(normalizer).exp_()
-    at_targets = (gradient.gather(1, picked) - 1) * counts
-    return total, gradient.mul_(counts).to(rows.dtype), at_targets.to(rows.dtype)
+    gradient = logits.sub_(normalizer).exp_().mul_(counts).to(rows.dtype)
+    return total, gradient, ((at_targets.exp() - 1) * counts).squeeze(1).to(rows.dtype)
 
 
 def head_loss(
@@ -93,13 +93,14 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros(())
         hidden_grad = torch.empty_like(hidden, dtype=dtype) if needs_gradient else None
         weight_grad = torch.zeros_like(weight) if needs_gradient else None
+        numbers = torch.arange(size, device=hidden.device)
         for start in range(0, len(hidden), size):
             here = slice(start, start + size)
             rows, labels = hidden[here].to(dtype), targets[here]
             loss, gradient, at_targets = of_chunk(rows, words, labels, vocab_size, needs_gradient)
             total += loss
             if needs_gradient:
-                gradient.scatter_(1, labels.clamp(min=0).unsqueeze(1), at_targets)
+                gradient[numbers, labels.clamp(min=0)] = at_targets
                 torch.mm(gradient, words, out=hidden_grad[here])
                 _add_product(weight_grad, gradient.T, rows)
         count = (targets != IGNORED).sum()
