@@ -5,6 +5,7 @@
 #   make test         the tests; make test-slow: those that take minutes
 #   make lint         style, and who may import whom
 #   make bench        speed and memory, side by side
+#   make gpu          the first checks on a GPU, as one report
 #   make constraints  the versions of all packages anew, after requirements.txt has changed
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DEMO := config/demo_partial_reverse.py
 OTHER := config/demo_no_reverse.py
 INSTALL := $(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install install-hop demo test test-slow lint bench constraints clean-demo
+.PHONY: install install-hop demo test test-slow lint bench gpu constraints clean-demo
 
 install: $(VENV)/.installed
 
@@ -44,6 +45,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(RUN)/python -m bench
+
+gpu: $(VENV)/.installed-dev
+	$(RUN)/python -m bench gpu
 
 constraints: $(VENV)/.installed-dev
 	$(RUN)/uv pip compile --universal --python-version 3.11 --quiet --no-header --no-annotate \

@@ -4,6 +4,7 @@
     python -m bench train
     python -m bench prepare [FOLDER]      # on the text files of a folder, or else on speeches
     python -m bench evaluate [FOLDER]     # four minutes on two cores; train takes the longest
+    python -m bench gpu                   # `make gpu`: the first checks on a GPU, in ten minutes
 
 GPT-2 Small at 1,024 tokens. Each program runs in a separate process, so that its peak memory can be
 measured. The programs take turns, with one repetition per turn; the first repetition, which
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bench import evaluating, preparing, training, turns
+from bench import evaluating, gpu, preparing, training, turns
 from impossible.text import corpus
 from impossible.training import device as devices
 from impossible.training.processes import World
@@ -64,7 +65,9 @@ def _texts(folder: Path | None) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:] == ["gpu"]:
+        gpu.main()
+    elif sys.argv[1:2] == ["serve"]:
         turns.serve(*sys.argv[2:])
     elif sys.argv[1:2] == ["second"]:
         training.second(*sys.argv[2:])

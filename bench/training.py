@@ -24,18 +24,20 @@ from impossible.training.processes import World
 from model import GPTConfig
 
 _BATCH, _BLOCK = 4, 1024  # the micro-batch
+# Of an update: on a GPU several, as in training, or clipping and AdamW would count too much.
+MICRO_BATCHES = 8 if torch.cuda.is_available() else 1
 _DTYPE = "bfloat16"
 _DROPOUTS = ("0.1", "0.0")  # as published, and without, where the CPU's fused attention works
 
 
-def ours(folder: str, dropout: str, batch_size: int = _BATCH) -> Callable[[], float]:
-    """train.py's own update, of one micro-batch for each process."""
-    world = processes.join_world()
+def ours(folder: str, dropout: str, batch_size: str = str(_BATCH)) -> Callable[[], float]:
+    """train.py's own update, of MICRO_BATCHES for each process."""
+    world, blocks = processes.join_world(), int(batch_size)
     settings = Train(
         data_dir=folder,
         out_dir=folder,
-        tokens_per_step=batch_size * world.size * _BLOCK,
-        batch_size=batch_size,
+        tokens_per_step=MICRO_BATCHES * blocks * world.size * _BLOCK,
+        batch_size=blocks,
         dropout=float(dropout),
         dtype=_DTYPE,
     )
@@ -97,9 +99,10 @@ def theirs(folder: str, dropout: str) -> Callable[[], float]:
 
     def step() -> float:
         start = time.perf_counter()
-        with devices.autocast(place, getattr(torch, _DTYPE)):
-            loss = model(batch, labels=batch).loss
-        loss.backward()
+        for _ in range(MICRO_BATCHES):
+            with devices.autocast(place, getattr(torch, _DTYPE)):
+                loss = model(batch, labels=batch).loss / MICRO_BATCHES
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -123,7 +126,7 @@ def products(folder: str) -> Callable[[], float]:
         start = time.perf_counter()
         for (n_in, n_out, times), weight in weights.items():
             x, y = inputs[n_in], inputs[n_out]
-            for _ in range(times):
+            for _ in range(times * MICRO_BATCHES):
                 torch.mm(x, weight)  # the output
                 torch.mm(y, weight.T)  # the gradient of the input
                 torch.mm(x.T, y)  # the gradient of the weight
@@ -165,7 +168,7 @@ def _one_of_two(rank: str, folder: str, port: str) -> Callable[[], float]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    return ours(folder, "0.0", _BATCH // 2)
+    return ours(folder, "0.0", str(_BATCH // 2))
 
 
 def second(folder: str, port: str) -> None:
@@ -179,7 +182,11 @@ def second(folder: str, port: str) -> None:
 
 def table(folder: str) -> None:
     """Print the time and memory of a training step, and of one by two processes."""
-    print(f"A step of {_BATCH} x {_BLOCK} tokens, GPT-2 Small, {_DTYPE}, medians of {REPEATS}:\n")
+    tokens = MICRO_BATCHES * _BATCH * _BLOCK
+    print(
+        f"A step of {MICRO_BATCHES} x {_BATCH} x {_BLOCK} tokens, GPT-2 Small, {_DTYPE}, medians "
+        f"of {REPEATS}:\n"
+    )
     print(
         "| dropout | | s per step | tokens/s | speed relative to transformers "
         "| share of the GEMM limit | peak memory, GB | memory relative to transformers |"
@@ -193,7 +200,7 @@ def table(folder: str) -> None:
         (_, (slow, large), (limit, _)) = found
         for name, (seconds, peak) in zip(names, found, strict=True):
             print(
-                f"| {dropout} | {name} | {seconds:.2f} | {_BATCH * _BLOCK / seconds:,.0f} | "
+                f"| {dropout} | {name} | {seconds:.2f} | {tokens / seconds:,.0f} | "
                 f"{slow / seconds:.2f} | {limit / seconds:.0%} | {peak:.1f} | {peak / large:.0%} |",
                 flush=True,
             )
