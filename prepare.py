@@ -11,6 +11,7 @@ val are permuted by data_seed; test keeps its order, for evaluation by genre. Se
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,6 @@ from impossible.text import prepared, token_files
 from impossible.text.documents import Splits
 from impossible.text.reading import Text, merged, read, read_annotated
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
-from impossible.text.words import annotations
 from perturb import Language, Sentences
 
 _CHUNK = 1 << 16  # sentences perturbed or written in one go
@@ -81,6 +81,8 @@ def jobs_of(runs: list[Prepare]) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for settings in runs:
         language = perturb.get(settings.language)
+        if not language.hops:
+            settings = dataclasses.replace(settings, annotations="")
         tokenizer = Tokenizer(language.markers)
         job = Job(
             settings,
@@ -139,23 +141,19 @@ def read_text(split: str, job: Job, documents: Splits) -> Text:
     """The sentences of a split as a language reads them, before it changes them."""
     if not job.language.hops:
         return read(documents[split], job.settings, job.tokenizer)
-    folder = prepared.annotations_of(job.settings, job.identity)
-    annotations.make(job.settings, folder, job.identity, documents)
+    folder = prepared.annotate(job.settings, job.identity, documents)
     return read_annotated(folder, split, job.tokenizer, job.language.hops)
 
 
 def tell(split: str, counts: dict[str, Any], job: Job) -> None:
     """Print the counts of a split."""
-    replaced = counts.get("replaced", 0)
     print(
         f"{job.language.title}, {split}: {counts['tokens']:,} tokens, {counts['sentences']:,} "
-        f"sentences ({counts['dropped']:,} dropped: {job.language.drops})"
-        + (
-            f"; bytes that are not UTF-8 were replaced by U+FFFD {replaced:,} times"
-            * bool(replaced)
-        ),
+        f"sentences ({counts['dropped']:,} dropped: {job.language.drops})",
         flush=True,
     )
+    if replaced := counts.get("replaced"):
+        print(f"bytes that are not UTF-8 were replaced by U+FFFD {replaced:,} times")
     few = [name for name, genre in counts.get("genres", {}).items() if genre["sentences"] < _FEW]
     if few and job.language.hops:
         print(f"fewer than {_FEW:,} sentences with a marked verb in: {', '.join(few)}")

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from impossible.errors import UserError
+
 CHUNK = 1 << 22  # bytes of text handled in one go
 # Of every twenty lines that are not blank, the one that a missing split takes.
 PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
@@ -37,6 +39,14 @@ class Source:
     dataset: str | None = None  # its id on the Hub
     tags: tuple[str, ...] = ()
     is_published: bool = False  # whether it is the corpus of the published models
+
+
+def recurring(genre: str) -> UserError:
+    """The error for a genre whose documents do not follow each other."""
+    return UserError(
+        f"the genre {genre!r} occurs twice, with another genre between. Rename the files of the "
+        "corpus so that those of one genre follow each other."
+    )
 
 
 Splits = dict[str, list[Document]]  # the documents of each split, in order

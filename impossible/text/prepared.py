@@ -1,6 +1,5 @@
 """Whether data are prepared already: compares the identity of the tokens with meta.json."""
 
-import dataclasses
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ def identity_of(
             f"language {settings.language!r} has a vocabulary of {tokenizer.vocab_size:,}; token "
             f"files hold uint16, so at most {limit:,}. Give it fewer markers in perturb.py."
         )
-    if not language.hops:
-        settings = dataclasses.replace(settings, annotations="")
     what = (settings.corpus, settings.sotu_years, settings.text_column, settings.invalid_utf8)
     key = (*what, settings.annotations)
     if key not in versions:
@@ -60,12 +57,22 @@ def identity_of(
 
 def source_of(identity: dict[str, Any]) -> tuple[str, ...]:
     """The same for data that are prepared from the same sentences."""
-    return tuple(identity[name] for name in ("corpus", "corpus_version", "segmenter"))
+    names = ("corpus", "corpus_version", "segmenter", "annotator")
+    return tuple(str(identity.get(name)) for name in names)
 
 
 def annotations_of(settings: Prepare, identity: dict[str, Any]) -> Path:
     """The folder of the annotated words of a corpus."""
     return annotations.folder_of(settings, identity["corpus"], identity["corpus_version"])
+
+
+def annotate(settings: Prepare, identity: dict[str, Any], documents: Splits) -> Path:
+    """Annotate the words of a corpus, unless that is done. Returns the folder."""
+    folder, version = annotations_of(settings, identity), identity["corpus_version"]
+    annotations.make(
+        settings, folder, identity, documents, lambda: require_unchanged(settings, version)
+    )
+    return folder
 
 
 def open_documents(settings: Prepare, is_annotated: bool) -> Splits:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from impossible.settings import Prepare
-from impossible.text.documents import Document
+from impossible.text.documents import Document, recurring
 from impossible.text.encoding import encoded
 from impossible.text.tokenizer import Tokenizer
 from impossible.text.words import annotations, hops
@@ -77,7 +77,11 @@ def _joined(parts: Iterable[tuple[str, Sentences, np.ndarray]], names: list[str]
     genres = dict.fromkeys(names, 0)
     tokens, lengths, words = [], [], []
     verbs: list[Verbs] = []
+    last = ""
     for genre, found, counts in parts:
+        if genre != last and genres.get(genre):
+            raise recurring(genre)
+        last = genre
         if found.verbs is not None:
             first = sum(genres.values())
             verbs.append(found.verbs._replace(sentence=found.verbs.sentence + first))

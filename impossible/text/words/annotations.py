@@ -26,7 +26,7 @@ from impossible import files
 from impossible.errors import UserError
 from impossible.settings import Prepare
 from impossible.text import sentences as finding
-from impossible.text.documents import Splits
+from impossible.text.documents import Splits, recurring
 from impossible.text.encoding import cores
 from impossible.text.words import by_spacy, by_stanza, from_files
 from impossible.text.words.verbs import Annotated, annotated
@@ -66,10 +66,17 @@ def identity_of(settings: Prepare, folder: Path) -> dict[str, Any]:
     return _ANNOTATORS[settings.annotator]().identity
 
 
-def make(settings: Prepare, folder: Path, identity: dict[str, Any], documents: Splits) -> None:
+def make(
+    settings: Prepare,
+    folder: Path,
+    identity: dict[str, Any],
+    documents: Splits,
+    require_unchanged: Callable[[], None],
+) -> None:
     """Annotate the sentences of a corpus, unless that is done; takes hours for 100M words.
 
-    identity: the fields of meta.json that name the corpus and the annotator.
+    identity: the fields of meta.json that name the corpus and the annotator. require_unchanged:
+    raises UserError if the corpus is not what it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = {key: identity[key] for key in ("corpus", "corpus_version", "segmenter", "annotator")}
@@ -84,6 +91,7 @@ def make(settings: Prepare, folder: Path, identity: dict[str, Any], documents: S
             splits = _annotate_all(settings, folder, about, documents)
         for split, genres in splits.items():
             _require_verbs(split, genres, folder)
+        require_unchanged()
         files.write_json(folder / _META, about | {"splits": splits})
         shutil.rmtree(folder / _PARTS, ignore_errors=True)
 
@@ -139,7 +147,7 @@ def _table(sentences: Sequence[Annotated]) -> pa.Table:
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
     """Write the sentences of a genre, whole or not at all. Returns their counts for meta.json."""
-    counts: Counter[str] = Counter()
+    counts = dict.fromkeys(("sentences", "words", "singular", "plural"), 0)
     path.parent.mkdir(exist_ok=True)
     with (
         files.atomic_write(path) as file,
@@ -152,7 +160,7 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
             counts["words"] += len(table["words"].combine_chunks().flatten())
             counts["singular"] += len(plural) - plural.true_count
             counts["plural"] += plural.true_count
-    return {**counts, "sha256": files.sha256(path)}
+    return counts | {"sha256": files.sha256(path)}
 
 
 def _write_files(folder: Path, genres: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -162,7 +170,7 @@ def _write_files(folder: Path, genres: dict[str, Path]) -> dict[str, dict[str, A
         sentences = from_files.sentences(path)
         tables = (_table(part) for part in _parts(sentences))
         counts[genre] = _write(folder / f"{genre}.parquet", tables)
-        if not counts[genre].get("sentences"):
+        if not counts[genre]["sentences"]:
             raise UserError(f"{path} holds no sentence. Expected CoNLL-U or published JSON.")
     return counts
 
@@ -200,6 +208,8 @@ def _annotate_all(
                 lines = finding.lines(found, settings.segmenter, replaced)
                 genres = itertools.groupby(lines, lambda line: line[0].genre)
                 for genre, of_genre in genres:
+                    if genre in counts[split]:
+                        raise recurring(genre)
                     texts = (
                         t
                         for _, part in of_genre

@@ -402,3 +402,49 @@ def test_a_sentence_that_is_too_long_to_parse_is_refused() -> None:
     annotator = by_spacy.Annotator()
     with pytest.raises(UserError, match="Break the line in the corpus"):
         next(annotator.annotate(["word " * 30_000]))
+
+
+def test_annotations_are_for_the_hop_languages_alone(
+    texts: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Given on the command line for all languages, they leave the others with their corpus."""
+    data = conllu(SENTENCE, "He cleans his very messy bookshelf.").encode()
+    folder = write_splits(tmp_path / "annotated", "a.conllu", data)
+    paths = configs(tmp_path, ("no_hop", "no_shuffle"))
+    succeed("prepare.py", *paths, f"--corpus={texts}", f"--annotations={folder}")
+    metas = [json.loads((tmp_path / n / "meta.json").read_text()) for n in ("no_hop", "no_shuffle")]
+    assert [meta["corpus"] for meta in metas] == [str(folder), str(texts)]
+
+
+@pytest.mark.parametrize("language", ["no_hop", "no_shuffle"])
+def test_a_genre_whose_files_do_not_follow_each_other_is_refused(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in SPLITS.values():
+        (tmp_path / split).mkdir()
+        for name in ("a", "b", "c"):
+            (tmp_path / split / f"{name}.txt").write_text("He cleans his very messy bookshelf.")
+    monkeypatch.setattr("impossible.text.folder._genre", lambda path: "ab"[path.stem == "b"])
+    (config,) = configs(tmp_path, (language,))
+    error = fail("prepare.py", config, f"--corpus={tmp_path}")
+    assert "the genre 'a' occurs twice, with another genre between" in error
+    assert not (tmp_path / language / "meta.json").exists()
+
+
+def test_annotations_of_a_text_that_changed_meanwhile_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in SPLITS.values():
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.txt").write_text("He cleans his very messy bookshelf.\n")
+    (config,) = configs(tmp_path, ("no_hop",))
+    write = annotations._write
+
+    def write_and_change(*arguments: object) -> dict:
+        with open(tmp_path / "test" / "a.txt", "a") as file:
+            file.write("One more.\n")
+        return write(*arguments)
+
+    monkeypatch.setattr(annotations, "_write", write_and_change)
+    assert "changed while it was being read" in fail("prepare.py", config, f"--corpus={tmp_path}")
+    assert not list(tmp_path.glob("annotations/*/meta.json"))
