@@ -185,13 +185,7 @@ def _annotate_all(
     settings: Prepare, folder: Path, about: dict[str, Any], documents: Splits
 ) -> dict[str, dict[str, Any]]:
     """Annotate all splits by several processes. Returns the counts of each genre."""
-    parts = folder / _PARTS
-    begun = parts / _META
-    if parts.exists() and not (begun.exists() and json.loads(begun.read_text()) == about):
-        print(f"the annotation in {folder} was begun by other versions: starting anew")
-        shutil.rmtree(parts)
-    parts.mkdir(exist_ok=True)
-    files.write_json(begun, about)
+    parts = _begun_parts(folder, about)
     kind = _ANNOTATORS[settings.annotator]
     processes = kind.processes or settings.workers or cores()
     size = sum(document.size for split in documents.values() for document in split)
@@ -223,6 +217,18 @@ def _annotate_all(
     finally:
         pool.shutdown(cancel_futures=True)
     return counts
+
+
+def _begun_parts(folder: Path, about: dict[str, Any]) -> Path:
+    """The folder of finished parts, emptied if another annotator or other versions made them."""
+    parts = folder / _PARTS
+    begun = parts / _META
+    if parts.exists() and not (begun.exists() and json.loads(begun.read_text()) == about):
+        print(f"the annotation in {folder} was begun with other versions: starting anew")
+        shutil.rmtree(parts)
+    parts.mkdir(exist_ok=True)
+    files.write_json(begun, about)
+    return parts
 
 
 def _annotated_tables(
