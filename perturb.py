@@ -63,7 +63,7 @@ class Sentences(NamedTuple):
         return found
 
     def part(self, start: int, stop: int) -> "Sentences":
-        """Sentences start to stop - 1, with their verbs."""
+        """The sentences with indices `start` to `stop` - 1, with their verbs."""
         offsets = self.offsets[start : stop + 1]
         tokens, verbs = self.tokens[offsets[0] : offsets[-1]], self.verbs
         if verbs is not None:
@@ -147,7 +147,7 @@ class Language:
     def undo(self, tokens: np.ndarray, marker_ids: list[int]) -> np.ndarray:
         """The original tokens of a perturbed sentence, (n,); raises NoWayBack, with the reason.
 
-        Of a *Hop language, these are the tokens with the verbs' lemmas, without the markers.
+        For a *Hop language, the result contains no markers, but its verbs remain lemmas.
         """
         if self.invert is None:
             raise NoWayBack(f"{self.title} cannot be undone")
@@ -157,9 +157,11 @@ class Language:
         tokens = perturbed.tokens
         if len(perturbed.lengths) != count or perturbed.offsets[-1] != len(tokens):
             raise UserError(
-                f"{self.title} returned {len(perturbed.lengths):,} sentences of "
-                f"{perturbed.offsets[-1]:,} tokens in an array of {len(tokens):,}, for {count:,} "
-                "sentences. Its function in perturb.py must return as many as it gets."
+                f"{self.title} was given {count:,} sentences and returned "
+                f"{len(perturbed.lengths):,}; by their offsets they have "
+                f"{perturbed.offsets[-1]:,} tokens, and the array has {len(tokens):,}. Its "
+                "function in perturb.py must return as many sentences as it gets, and the last "
+                "offset must be the length of the array."
             )
         is_whole = np.issubdtype(tokens.dtype, np.integer)
         if not is_whole or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < 1 << 16):
@@ -336,7 +338,11 @@ def _mark(s: Sentences, markers: list[int], places: np.ndarray) -> Sentences:
 
 
 def undo_hop(tokens: np.ndarray, markers: list[int], *, hop: int) -> np.ndarray:
-    """The tokens without the markers, before each of which there are a verb and `hop` tokens."""
+    """The tokens without the markers.
+
+    Raises NoWayBack if fewer than `hop` + 1 other tokens (a verb, and those it hops over) precede a
+    marker.
+    """
     is_marker = np.isin(tokens, markers)
     places = np.flatnonzero(is_marker)
     if (places - np.arange(len(places)) <= hop).any():

@@ -121,7 +121,8 @@ class Prepare(Settings):
     """for the Hop languages: a folder of annotated sentences (CoNLL-U or the published JSON),
     in place of a corpus and an annotator"""
     workers: int = 0
-    """number of threads for splitting and encoding sentences (0: one for each core)"""
+    """number of threads for splitting and encoding sentences, and of processes that annotate them
+    (0: one per core)"""
     data_seed: int = 41
     """seed of the order of sentences in the training and validation data"""
 
@@ -278,7 +279,7 @@ class Convert(Settings):
     dry_run: bool = False
     """export and show what would be published, but change nothing on the Hub"""
     model_license: str = "mit"
-    """licence of the published model, as an identifier of the Hub"""
+    """licence of the published model, by the Hub's name for it (mit, apache-2.0, ...)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ _HERE = Path(__file__).parent.parent.resolve()
 
 
 def hand_over(name: str) -> None:
-    """Make `import name`, which has found one of our commands, import the installed package.
+    """If `import NAME` found one of our commands, import the installed package NAME after all.
 
     Raises ModuleNotFoundError if there is no such package.
     """

@@ -210,8 +210,14 @@ def test_a_language_with_too_many_markers_for_uint16_is_refused(
         (lambda s, *_: Sentences(s.tokens + 9000, s.offsets), "its vocabulary has only 50,257"),
         (lambda s, *_: Sentences(s.tokens.astype(int) - 9, s.offsets), "not 16-bit ids"),
         (lambda s, *_: Sentences(s.tokens / 2, s.offsets), "not 16-bit ids"),
-        (lambda s, *_: s.take(np.arange(1, len(s.lengths))), "must return as many as it gets"),
-        (lambda s, *_: Sentences(s.tokens[:-1], s.offsets), "must return as many as it gets"),
+        (
+            lambda s, *_: s.take(np.arange(1, len(s.lengths))),
+            "must return as many sentences as it gets",
+        ),
+        (
+            lambda s, *_: Sentences(s.tokens[:-1], s.offsets),
+            "must return as many sentences as it gets",
+        ),
     ],
     ids=["beyond", "negative", "fractions", "too few", "too short"],
 )

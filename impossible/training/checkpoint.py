@@ -70,7 +70,7 @@ def list_checkpoints(out_dir: Path) -> list[Path]:
 
 
 def hf_dir(out_dir: Path) -> Path:
-    """The folder of a run's exports to transformers, one for each checkpoint."""
+    """The folder with a run's exports to transformers: a subfolder for each checkpoint."""
     return out_dir / "hf"
 
 
@@ -86,7 +86,7 @@ def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> No
 
 
 def save_state(out_dir: Path, state: TrainingState) -> None:
-    """Write the state to resume from; the state before it is kept under its second name."""
+    """Write the state to resume from; the one before it is renamed to PREVIOUS_STATE."""
     save(out_dir / STATE, state, out_dir / PREVIOUS_STATE)
 
 

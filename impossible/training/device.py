@@ -93,7 +93,10 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raise UserError if torch.compile lacks what it needs: a C++ compiler, on a GPU a C one."""
+    """Raise UserError if torch.compile lacks something.
+
+    On a GPU, it needs a C compiler and Python.h; elsewhere, a C++ compiler.
+    """
     if device.type == "cuda":
         names = (os.environ.get("CC", "gcc"), "gcc", "clang")  # Triton builds its launcher in C
         header = Path(sysconfig.get_path("include")) / "Python.h"
