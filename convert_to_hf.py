@@ -95,7 +95,7 @@ def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, 
     temporary = hf_dir / (name + files.TEMPORARY)
     try:
         entry["files"] = export.hashes(temporary)
-        manifests.require_new_weights(name, entry["step"], entry["files"], manifest)
+        manifests.require_new_weights(name, entry, manifest)
         files.settle_folder(temporary, hf_dir / name)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

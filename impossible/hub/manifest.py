@@ -13,8 +13,7 @@ from impossible.training.checkpoint import Checkpoint
 from impossible.training.kept import kept_steps
 
 NAME = "manifest.json"
-# Steps that may change nothing: the first has a learning rate of 0, and fp16 skips some.
-_NEAR = 10
+_NEAR = 10  # steps: fp16 skips those whose gradient overflows
 
 
 def require_finished(path: Path) -> None:
@@ -80,13 +79,16 @@ def forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
     shutil.rmtree(hf_dir / name, ignore_errors=True)
 
 
-def require_new_weights(
-    name: str, step: int, hashes: dict[str, str], manifest: dict[str, Any]
-) -> None:
-    """Raise UserError if a step that is not near has the very same weights."""
+def require_new_weights(name: str, new: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raise UserError if another step has the very same weights. new: its entry, with files.
+
+    Steps 0 and 1 may have, as the first update has a learning rate of 0; and in fp16, near steps.
+    """
     for other, entry in manifest.items():
-        is_near = abs(entry["step"] - step) < _NEAR
-        if not is_near and entry["files"][export.WEIGHTS] == hashes[export.WEIGHTS]:
+        steps = sorted((entry["step"], new["step"]))
+        is_near = new["settings"]["dtype"] == "float16" and steps[1] - steps[0] < _NEAR
+        is_same = entry["files"][export.WEIGHTS] == new["files"][export.WEIGHTS]
+        if is_same and steps != [0, 1] and not is_near:
             raise UserError(
                 f"{name}.pt has the same weights as {other}.pt. Either one is a copy (restore the "
                 "right file), or training changed nothing between them (train again in another "

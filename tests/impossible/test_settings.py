@@ -261,6 +261,8 @@ def test_every_setting_is_read_and_explained() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    constants = [node.slice for node in nodes if isinstance(node, ast.Subscript)]
+    read |= {node.value for node in constants if isinstance(node, ast.Constant)}
     # These reach the model as a whole, by name, through checkpoint.model_config.
     read |= {field.name for field in dataclasses.fields(GPTConfig)}
     assert set(NAMES) <= read

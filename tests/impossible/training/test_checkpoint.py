@@ -8,12 +8,17 @@ from conftest import succeed
 
 from impossible.training import checkpoint
 from impossible.training.checkpoint import TrainingState
+from impossible.training.saving import Saver, copied
 
 
 class Elsewhere(torch.Tensor):
     """A tensor that is on another device, as far as saving can tell."""
 
-    def cpu(self) -> torch.Tensor:
+    def detach(self) -> torch.Tensor:
+        return self
+
+    def to(self, device: str, copy: bool) -> torch.Tensor:
+        assert device == "cpu" and copy
         return torch.tensor([2.0, 3.0])
 
 
@@ -31,12 +36,14 @@ def test_tensors_are_saved_as_of_the_cpu(tmp_path: Path) -> None:
     there = torch.zeros(2).as_subclass(Elsewhere)
     state = TrainingState(
         step=1,
-        model={"weight": there},
+        model=copied({"weight": there}),
         settings={},
         data={},
         val_loss=1.0,
         sessions=[],
-        optimizer={"state": {0: {"exp_avg": there}}, "param_groups": [{"betas": (0.9, 0.999)}]},
+        optimizer=copied(
+            {"state": {0: {"exp_avg": there}}, "param_groups": [{"betas": (0.9, 0.999)}]}
+        ),
         scaler={},
     )
     checkpoint.save_state(tmp_path, state)
@@ -57,3 +64,27 @@ def test_what_a_gpu_saved_loads_where_there_is_none(
     assert len(paths) == 4
     for path in paths:
         assert devices(torch.load(path, weights_only=True)) == {"cpu"}
+
+
+def test_what_is_saved_in_the_background_does_not_change_with_training() -> None:
+    weight, moment = torch.zeros(3), [{"minutes": 1.0}]
+    kept = copied({"weight": weight, "sessions": moment})
+    weight += 1
+    moment[0]["minutes"] = 2.0
+    assert kept["weight"].tolist() == [0.0, 0.0, 0.0]
+    assert kept["sessions"] == [{"minutes": 1.0}]
+
+
+def test_an_error_in_the_background_is_raised_by_the_next_save_or_the_end() -> None:
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    done: list[int] = []
+    for following in (lambda saver: saver.wait(), lambda saver: saver.start(lambda: None)):
+        saver = Saver()
+        saver.start(lambda: done.append(1))
+        saver.start(fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            following(saver)
+        saver.wait()  # told once
+    assert done == [1, 1]
