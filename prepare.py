@@ -237,6 +237,8 @@ def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:
 
 def _none_left(split: str, job: Job, dropped: int) -> UserError:
     reason = f"all {dropped:,} were dropped: {job.language.drops}" if dropped else "it has no text"
+    if job.language.hops:
+        reason = f"{dropped:,} were dropped, and no other has a marked verb"
     return UserError(
         f"{job.identity['corpus']}: the {split} split has no sentence left ({reason}). Expected "
         "plain text, one or more sentences a line. (In a corpus without splits, every twentieth "

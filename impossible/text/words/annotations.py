@@ -15,6 +15,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +215,19 @@ def _annotate_all(
                         _parts(texts), place, pool, processes, progress.update
                     )
                     counts[split][genre] = _write(folder / split / f"{genre}.parquet", tables)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that finds the verbs has ended: its error is above, or else the memory ran "
+            "out. Set a smaller --workers=, and run the same command again: what is done is kept."
+        )
+    except BaseException:  # parts are written whole or not at all
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+    if replaced:
+        print(f"bytes that are not UTF-8 were replaced by U+FFFD {replaced.total():,} times")
     return counts
 
 

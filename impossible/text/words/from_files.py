@@ -1,6 +1,8 @@
 """Annotated sentences from files: CoNLL-U, or the JSON of the published annotation script."""
 
 import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -24,7 +26,16 @@ def files_of(folder: Path) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for split in SPLITS:
         paths = sorted(places[split].iterdir()) if places[split] else []
-        found[split] = {genre: path for path in paths if (genre := _genre(path))}
+        found[split] = {}
+        for path in paths:
+            if not (genre := _genre(path)):
+                continue
+            if genre in found[split]:
+                raise UserError(
+                    f"{path} and {found[split][genre].name} are both of the genre {genre!r}. Keep "
+                    "only one of the two."
+                )
+            found[split][genre] = path
         if not found[split]:
             raise UserError(
                 f"{places[split] or folder} holds no annotations for {split}. Expected folders "
@@ -48,10 +59,10 @@ def sentences(path: Path) -> Iterator[Annotated]:
                 yield from _from_json(path, file)
         else:
             opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rt", encoding="utf-8") as file:
+            with opened(path, "rt", encoding="utf-8-sig") as file:
                 yield from _from_conllu(path, file)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}). Expected text in UTF-8.")
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}). Expected text in UTF-8: make it again.")
 
 
 def _from_conllu(path: Path, file: IO[str]) -> Iterator[Annotated]:
@@ -60,8 +71,8 @@ def _from_conllu(path: Path, file: IO[str]) -> Iterator[Annotated]:
     first = 0
     for number, line in enumerate(file, 1):
         line = line.rstrip("\r\n")
-        if line.startswith("# text = "):
-            text = line.removeprefix("# text = ")
+        if match := re.match(r"#\s*text\s*=\s?", line):
+            text = line[match.end() :]
         elif line and not line.startswith("#"):
             words += _word(line, f"{path}, line {number}")
             first = first or number
@@ -80,10 +91,23 @@ def _word(line: str, where: str) -> list[Word]:
             f"{where}: {len(columns)} columns found, 10 expected, separated by tabs (CoNLL-U)."
         )
     place, text, lemma, feats = (columns[i] for i in (0, 1, 2, 5))
-    if not place.isdecimal():
+    if re.fullmatch(r"\d+[-.]\d+", place):
         return []
+    if not place.isdecimal() or not text.strip():
+        raise UserError(
+            f"{where}: the word {text!r} has the number {place!r}. Expected a word, and its number "
+            "in the sentence."
+        )
     is_lemma = lemma != "_" or text == "_"
     return [Word(text, lemma if is_lemma else None, None if feats == "_" else feats)]
+
+
+def _require_text(words: list[Word]) -> None:
+    """Raise TypeError unless a word's parts are texts (lemma and features: or null)."""
+    for word in words:
+        for value, kinds in zip(word, (str, str | None, str | None), strict=True):
+            if not isinstance(value, kinds):
+                raise TypeError(f"{value!r} is not a text")
 
 
 def _from_json(path: Path, file: IO[bytes]) -> Iterator[Annotated]:
@@ -97,10 +121,14 @@ def _from_json(path: Path, file: IO[bytes]) -> Iterator[Annotated]:
         for number, sentence in enumerate(ijson.items(file, "item.sent_annotations.item"), 1):
             found = sentence["word_annotations"]
             words = [Word(word["text"], word["lemma"], word["feats"]) for word in found]
+            _require_text(words)
             yield annotated(words, sentence["sent_text"], f"{path}, sentence {number:,}")
             parses += sentence.get("constituency_parse", "") is None
     except ijson.JSONError as error:
-        raise UserError(f"{path} is not valid JSON after sentence {number:,}: {error}.")
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is not valid JSON after sentence {number:,}: {reason}. Make the file again."
+        )
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}, sentence {number:,}: {error!r}. Expected sent_text and word_annotations with "

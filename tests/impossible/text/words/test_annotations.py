@@ -196,12 +196,18 @@ def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: P
     while any(Path(f"/proc/{pid}").exists() for pid in workers):  # none stays behind
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(parts)}
-    first = min(before)
-    first.write_bytes(first.read_bytes())  # touched, and whole
-    other = max(before)
-    shutil.copy(first, other)  # whole, of other sentences: a text that changed
-    succeed(*command, processes=1)
+    before = {path: path.stat().st_ino for path in tmp_path.glob(parts)}
+    first, other = min(before), max(before)
+    shutil.copy(first, other)  # whole, but of other sentences
+    resumed = start(*command)
+    while first.exists():  # until the parts are joined: those that were done are the same files
+        kept = {path: path.stat().st_ino for path in tmp_path.glob(parts) if path in before}
+        if len(kept) == len(before):
+            same = [path for path in before if path != other and kept[path] == before[path]]
+            assert len(same) == len(before) - 1
+        time.sleep(0.1)
+    assert resumed.wait(timeout=120) == 0
+    resumed.communicate()
     other_dir = tmp_path / "undisturbed"
     other_dir.mkdir()
     (config,) = configs(other_dir, ("no_hop",))
@@ -217,7 +223,8 @@ def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: P
 
 
 def children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for task in tasks for child in task.read_text().split()]
 
 
 def test_numbers_of_verbs_are_read_from_their_subjects() -> None:
@@ -371,6 +378,13 @@ BAD = {
         "1\tHe\the\n\n",
         "a.conllu, line 1: 3 columns found, 10 expected",
     ),
+    "an empty word": ("a.conllu", "1\t\tx\t_\t_\t_\t_\t_\t_\t_\n\n", "line 1: the word '' has"),
+    "no number": ("a.conllu", "x\tHe\t_\t_\t_\t_\t_\t_\t_\t_\n\n", "has the number 'x'"),
+    "a number for a lemma": (
+        "a_parsed.json",
+        json.dumps([{"sent_annotations": [published([("He", 5, VERB)], "He")]}]),
+        "sentence 1: TypeError('5 is not a text')",
+    ),
     "not packed": ("a.conllu.gz", "plain", "a.conllu.gz is damaged"),
     "other json": (
         "a_parsed.json",
@@ -448,3 +462,32 @@ def test_annotations_of_a_text_that_changed_meanwhile_are_not_kept(
     monkeypatch.setattr(annotations, "_write", write_and_change)
     assert "changed while it was being read" in fail("prepare.py", config, f"--corpus={tmp_path}")
     assert not list(tmp_path.glob("annotations/*/meta.json"))
+
+
+def test_two_files_of_one_genre_are_refused(tmp_path: Path) -> None:
+    folder = write_splits(tmp_path / "two", "a.conllu", conllu(SENTENCE).encode())
+    (folder / "100M" / "a_parsed.json").write_text("[]")
+    (config,) = configs(tmp_path, ("no_hop",))
+    error = fail("prepare.py", config, f"--annotations={folder}")
+    assert "a.conllu are both of the genre 'a'" in error or "both of the genre 'a'" in error
+
+
+def test_ctrl_c_ends_an_annotation_at_once_and_leaves_no_process(tmp_path: Path) -> None:
+    lines = speeches("1962-Kennedy-1", "1970-Nixon-1", "1981-Carter-1").splitlines() * 3
+    for name in SPLITS.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    (config,) = configs(tmp_path, ("no_hop",))
+    process = start("prepare.py", config, f"--corpus={tmp_path}", "--workers=2")
+    deadline = time.monotonic() + 60
+    while len(children(process.pid)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(3)
+    workers = [int(pid) for pid in children(process.pid)]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 1
+    assert "interrupted. " in process.communicate()[1]
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.1)
