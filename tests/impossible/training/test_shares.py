@@ -38,6 +38,7 @@ def test_one_process_two_equal_and_two_unequal_ones_have_the_same_losses(
         assert norms == pytest.approx(found[0][1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
     config: Config, tmp_path: Path
 ) -> None:

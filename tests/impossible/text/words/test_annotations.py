@@ -472,6 +472,7 @@ def test_two_files_of_one_genre_are_refused(tmp_path: Path) -> None:
     assert "a.conllu are both of the genre 'a'" in error or "both of the genre 'a'" in error
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_an_annotation_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     lines = speeches("1962-Kennedy-1", "1970-Nixon-1", "1981-Carter-1").splitlines() * 3
     for name in SPLITS.values():
