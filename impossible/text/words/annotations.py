@@ -4,6 +4,7 @@ A folder holds SPLIT/GENRE.parquet, a row for each sentence, and a meta.json tha
 Until then, finished parts lie in `parts`: an interrupted annotation continues after them.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -196,25 +197,33 @@ def _annotate_all(
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), _begin, (settings.annotator,)
     )
+    bar = tqdm(total=size, unit="B", unit_scale=True, mininterval=2)
+    with _ended(pool), bar as progress:
+        for split, found in documents.items():
+            counts[split] = {}
+            lines = finding.lines(found, settings.segmenter, replaced)
+            genres = itertools.groupby(lines, lambda line: line[0].genre)
+            for genre, of_genre in genres:
+                if genre in counts[split]:
+                    raise recurring(genre)
+                texts = (
+                    t
+                    for _, part in of_genre
+                    for t in finding.sentences(part.lines, settings.segmenter)
+                )
+                place = parts / split / genre
+                tables = _annotated_tables(_parts(texts), place, pool, processes, progress.update)
+                counts[split][genre] = _write(folder / split / f"{genre}.parquet", tables)
+    if replaced:
+        print(f"bytes that are not UTF-8 were replaced by U+FFFD {replaced.total():,} times")
+    return counts
+
+
+@contextlib.contextmanager
+def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """End the processes of a pool after the block, and at once after an error."""
     try:
-        with tqdm(total=size, unit="B", unit_scale=True, mininterval=2) as progress:
-            for split, found in documents.items():
-                counts[split] = {}
-                lines = finding.lines(found, settings.segmenter, replaced)
-                genres = itertools.groupby(lines, lambda line: line[0].genre)
-                for genre, of_genre in genres:
-                    if genre in counts[split]:
-                        raise recurring(genre)
-                    texts = (
-                        t
-                        for _, part in of_genre
-                        for t in finding.sentences(part.lines, settings.segmenter)
-                    )
-                    place = parts / split / genre
-                    tables = _annotated_tables(
-                        _parts(texts), place, pool, processes, progress.update
-                    )
-                    counts[split][genre] = _write(folder / split / f"{genre}.parquet", tables)
+        yield
     except BrokenProcessPool:
         raise UserError(
             "a process that finds the verbs has ended: its error is above, or else the memory ran "
@@ -226,9 +235,6 @@ def _annotate_all(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    if replaced:
-        print(f"bytes that are not UTF-8 were replaced by U+FFFD {replaced.total():,} times")
-    return counts
 
 
 def _begun_parts(folder: Path, about: dict[str, Any]) -> Path:
