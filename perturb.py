@@ -15,7 +15,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -441,12 +441,13 @@ def get(name: str) -> Language:
 
 def show(name: str, text: str) -> str:
     """One sentence in one language, as tokens set apart by spaces."""
-    from impossible.text.tokenizer import Tokenizer  # only this command needs it
+    from impossible.text.tokenizer import Tokenizer  # only this command needs them
+    from impossible.text.words import example, hops
 
     language = get(name)
     tokenizer = Tokenizer(language.markers)
     if language.hops:
-        sentence = _annotated(language, tokenizer, text)
+        sentence = hops.encoded([example.annotated_sentence(text)], tokenizer, language.hops)
     else:
         sentence = from_lengths(*tokenizer.encode([text]))
     rng = np.random.default_rng(language.seed)
@@ -457,21 +458,6 @@ def show(name: str, text: str) -> str:
         count = len(sentence.tokens)
         return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
     return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
-
-
-def _annotated(language: Language, tokenizer: Any, text: str) -> Sentences:
-    """A sentence with its verbs: those of the paper's sentence are known, others spaCy finds."""
-    from impossible.text.words import by_spacy, hops, verbs
-
-    words = [
-        verbs.Word(word) for word in ("He", "cleans", "his", "very", "messy", "bookshelf", ".")
-    ]
-    words[1] = verbs.Word("cleans", "clean", verbs.SINGULAR)
-    if text != EXAMPLE:
-        annotator = by_spacy.Annotator()
-        annotator.load()
-        words = next(annotator.annotate([text]))
-    return hops.encoded([verbs.annotated(words, text, "spaCy")], tokenizer, language.hops)
 
 
 def main(arguments: list[str]) -> None:

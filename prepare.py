@@ -32,7 +32,7 @@ from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from perturb import Language, Sentences
 
 _CHUNK = 1 << 16  # sentences perturbed or written in one go
-_TOGETHER = 2  # languages written at a time; each takes 0.5 GB of memory for 100M words
+_TOGETHER = 2  # languages written at a time
 _FEW = 1000  # sentences of a genre; evaluate.py samples as many
 
 
@@ -116,9 +116,8 @@ def prepare(jobs: list[Job]) -> None:
                 for counted in sorted({job.language.hops for job in jobs}):
                     of_text = [i for i, job in enumerate(jobs) if job.language.hops == counted]
                     text = read_text(split, jobs[of_text[0]], documents)
-                    for i, counts in zip(
-                        of_text, write_all(split, text, jobs, of_text), strict=True
-                    ):
+                    written = write_all(split, text, [jobs[i] for i in of_text])
+                    for i, counts in zip(of_text, written, strict=True):
                         found[i][split] = counts
                         tell(split, counts, jobs[i])
         finally:  # the cause of an error may be that the text changed
@@ -129,12 +128,10 @@ def prepare(jobs: list[Job]) -> None:
             print(f"{job.language.title} is ready in {job.data_dir} ({seconds:.0f} s)")
 
 
-def write_all(
-    split: str, text: Text, jobs: list[Job], numbers: list[int]
-) -> Iterator[dict[str, Any]]:
+def write_all(split: str, text: Text, jobs: list[Job]) -> Iterator[dict[str, Any]]:
     """Write the token files of a split, and yield their entries in meta.json, in order."""
     with ThreadPoolExecutor(_TOGETHER) as pool:
-        yield from pool.map(lambda number: write_split(split, text, jobs[number]), numbers)
+        yield from pool.map(lambda job: write_split(split, text, job), jobs)
 
 
 def read_text(split: str, job: Job, documents: Splits) -> Text:
@@ -156,7 +153,7 @@ def tell(split: str, counts: dict[str, Any], job: Job) -> None:
         print(f"bytes that are not UTF-8 were replaced by U+FFFD {replaced:,} times")
     few = [name for name, genre in counts.get("genres", {}).items() if genre["sentences"] < _FEW]
     if few and job.language.hops:
-        print(f"fewer than {_FEW:,} sentences with a marked verb in: {', '.join(few)}")
+        print(f"test: fewer than the usual {_FEW:,} sentences to evaluate in {', '.join(few)}")
 
 
 def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
@@ -168,19 +165,19 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
     sentences = perturbed(text.sentences, job)
     counts: dict[str, Any] = {
         "dropped": int((~is_kept).sum()),
-        "words": int(text.words[is_kept].sum()),
         "dropped_words": int(text.words[~is_kept].sum()),
     }
     if text.replaced:
         counts["replaced"] = text.replaced
-    order = np.arange(len(sentences.lengths))
+    words = text.words[is_kept]
+    order = np.arange(len(words))
     if job.language.hops:  # as published: within a genre, those without a marker come first
         is_marked = text.sentences.is_affected[is_kept]
         order = np.lexsort((is_marked, text.genre[is_kept]))
         if split == "test":
             unmarked, order = order[~is_marked[order]], order[is_marked[order]]
             path = token_files.unaffected_path(job.data_dir)
-            counts["unaffected"] = _write(path, sentences, unmarked)
+            counts["unaffected"] = _write(path, sentences, words, unmarked)
     if not len(order):
         raise _none_left(split, job, counts["dropped"])
     if split == "test":
@@ -190,7 +187,7 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
-    return counts | _write(token_files.path_of(job.data_dir, split), sentences, order)
+    return counts | _write(token_files.path_of(job.data_dir, split), sentences, words, order)
 
 
 def perturbed(sentences: Sentences, job: Job) -> Sentences:
@@ -223,9 +220,10 @@ def _by_genre(text: Text, genre: np.ndarray, lengths: np.ndarray) -> dict[str, d
     return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
 
 
-def _write(path: Path, sentences: Sentences, order: np.ndarray) -> dict[str, Any]:
+def _write(path: Path, s: Sentences, words: np.ndarray, order: np.ndarray) -> dict[str, Any]:
     """Write sentences in that order. Returns their counts, and the SHA-256 of the file."""
-    return {"sentences": len(order)} | token_files.write_split(path, closed(sentences, order))
+    counts = {"sentences": len(order), "words": int(words[order].sum())}
+    return counts | token_files.write_split(path, closed(s, order))
 
 
 def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:

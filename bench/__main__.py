@@ -4,7 +4,7 @@
     python -m bench train
     python -m bench prepare [FOLDER]      # on the text files of a folder, or else on speeches
     python -m bench evaluate [FOLDER]     # four minutes on two cores; train takes the longest
-    python -m bench gpu                   # `make gpu`: the first checks on a GPU, in ten minutes
+    python -m bench gpu                   # `make gpu`: the first checks on a GPU
 
 GPT-2 Small at 1,024 tokens. Each program runs in a separate process, so that its peak memory can be
 measured. The programs take turns, with one repetition per turn; the first repetition, which

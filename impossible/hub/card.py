@@ -18,7 +18,6 @@ from impossible.training.kept import kept_steps
 from impossible.training.log import duration
 
 NAME = "README.md"
-_SENTENCE = "He cleans his very messy bookshelf."
 _PAPER = "https://aclanthology.org/2024.acl-long.787"
 _CITATION = """@inproceedings{kallini-etal-2024-mission,
   title = "Mission: Impossible Language Models",
@@ -148,7 +147,7 @@ def _language(c: Checkpoint) -> str:
     language = perturb.get(c.data["language"])
     markers = ", ".join(f"{marker} = {token}" for marker, token in c.data["markers"].items())
     rows = [
-        f"- English: {_SENTENCE}",
+        f"- English: {perturb.EXAMPLE}",
         f"- {language.title}: {_example(c.data['language'])}",
         f"- Vocabulary: {c.data['vocab_size']:,} tokens, GPT-2's and {markers or 'no marker'}",
     ]
@@ -161,7 +160,7 @@ def _language(c: Checkpoint) -> str:
 
 @functools.cache
 def _example(language: str) -> str:
-    return perturb.show(language, _SENTENCE)
+    return perturb.show(language, perturb.EXAMPLE)
 
 
 def _data(c: Checkpoint, source: corpus.Source) -> str:
@@ -173,14 +172,25 @@ def _data(c: Checkpoint, source: corpus.Source) -> str:
     return f"""## The data
 
 {source.description} Sentences: {_SEGMENTERS[d["segmenter"]]}. Those of train and validation are
-permuted (seed {d["data_seed"]}); a sentence ends in token {d["eot_token"]}.
+permuted (seed {d["data_seed"]}); a sentence ends in token {d["eot_token"]}.{_verbs(d)}
 
-| split | sentences | dropped (too short or too long) | tokens |
+| split | sentences | dropped ({perturb.get(d["language"]).drops}) | tokens |
 |---|---|---|---|
 """ + "\n".join(rows)
 
 
+def _verbs(data: dict[str, Any]) -> str:
+    """Who marked the verbs of a *Hop language."""
+    annotator = data.get("annotator")
+    if not annotator:
+        return ""
+    versions = annotator.get("versions", {}).items()
+    parts = [annotator["annotator"], annotator.get("model", ""), *(" ".join(v) for v in versions)]
+    return f" The verbs were marked by {', '.join(filter(None, parts))}."
+
+
 _SEGMENTERS = {
+    "annotations": "as the annotated files have them",
     "sentencex": "found by `sentencex` in each line",
     "line": "each line is one",
 }

@@ -69,7 +69,8 @@ def read_annotated(
             words = np.array([sentence.text_words for sentence in sentences], np.int32)
             yield genre, hops.encoded(sentences, tokenizer, counted), words
 
-    return _joined(parts(), [])
+    found = annotations.replaced(folder, split)
+    return dataclasses.replace(_joined(parts(), []), replaced=found)
 
 
 def _joined(parts: Iterable[tuple[str, Sentences, np.ndarray]], names: list[str]) -> Text:

@@ -62,7 +62,13 @@ def identity_of(settings: Prepare, folder: Path) -> dict[str, Any]:
     Raises UserError if the annotator is needed and is not installed.
     """
     if (folder / _META).exists():
-        return _read_meta(folder)["annotator"]
+        stored = _read_meta(folder)["annotator"]
+        if stored.get("rule", by_spacy.RULE) != by_spacy.RULE:
+            print(
+                f"{folder} was annotated by an older rule ({stored['rule']}; now {by_spacy.RULE}). "
+                "To annotate again, delete that folder and the data made from it."
+            )
+        return stored
     if settings.annotations:
         return {"annotator": "files"}
     return _ANNOTATORS[settings.annotator]().identity
@@ -89,12 +95,13 @@ def make(
         if settings.annotations:
             found = from_files.files_of(Path(settings.annotations))
             splits = {s: _write_files(folder / s, genres) for s, genres in found.items()}
+            replaced = {}
         else:
-            splits = _annotate_all(settings, folder, about, documents)
+            splits, replaced = _annotate_all(settings, folder, about, documents)
         for split, genres in splits.items():
             _require_verbs(split, genres, folder)
         require_unchanged()
-        files.write_json(folder / _META, about | {"splits": splits})
+        files.write_json(folder / _META, about | {"splits": splits, "replaced": replaced})
         shutil.rmtree(folder / _PARTS, ignore_errors=True)
 
 
@@ -108,9 +115,14 @@ def _require_verbs(split: str, genres: dict[str, dict[str, Any]], folder: Path) 
         )
     if not plural:
         print(
-            f"warning: no plural verb is marked in the {split} split. (Before release 2.10, "
-            "Universal Dependencies gave no number to plural verbs: use newer models.)"
+            f"warning: no plural verb is marked in the {split} split. (Models trained on Universal "
+            "Dependencies before release 2.10 give no number to plural verbs.)"
         )
+
+
+def replaced(folder: Path, split: str) -> int:
+    """How many bytes of a split were not UTF-8, and became U+FFFD."""
+    return _read_meta(folder)["replaced"].get(split, 0)
 
 
 def read(folder: Path, split: str) -> Iterator[tuple[str, list[Annotated]]]:
@@ -185,14 +197,17 @@ def _parts(sentences: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _annotate_all(
     settings: Prepare, folder: Path, about: dict[str, Any], documents: Splits
-) -> dict[str, dict[str, Any]]:
-    """Annotate all splits by several processes. Returns the counts of each genre."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Annotate all splits by several processes.
+
+    Returns the counts of each genre by split, and of the bytes that were replaced in each split.
+    """
     parts = _begun_parts(folder, about)
     kind = _ANNOTATORS[settings.annotator]
     processes = kind.processes or settings.workers or cores()
     size = sum(document.size for split in documents.values() for document in split)
-    replaced = Counter() if settings.invalid_utf8 == "replace" else None
     counts: dict[str, dict[str, Any]] = {}
+    replaced: dict[str, Counter[str]] = {}
     # spawn: a fork would share locks that another thread holds.
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), _begin, (settings.annotator,)
@@ -200,8 +215,8 @@ def _annotate_all(
     bar = tqdm(total=size, unit="B", unit_scale=True, mininterval=2)
     with _ended(pool), bar as progress:
         for split, found in documents.items():
-            counts[split] = {}
-            lines = finding.lines(found, settings.segmenter, replaced)
+            counts[split], replaced[split] = {}, Counter()
+            lines = finding.lines(found, settings.segmenter, replaced[split])
             genres = itertools.groupby(lines, lambda line: line[0].genre)
             for genre, of_genre in genres:
                 if genre in counts[split]:
@@ -214,9 +229,7 @@ def _annotate_all(
                 place = parts / split / genre
                 tables = _annotated_tables(_parts(texts), place, pool, processes, progress.update)
                 counts[split][genre] = _write(folder / split / f"{genre}.parquet", tables)
-    if replaced:
-        print(f"bytes that are not UTF-8 were replaced by U+FFFD {replaced.total():,} times")
-    return counts
+    return counts, {split: found.total() for split, found in replaced.items()}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import plain
 import plain_hop
 import pyarrow.parquet as pq
 import pytest
-from conftest import fail, speeches, start, succeed
+from conftest import fail, speeches, start, succeed, write_config
 
 import perturb
 from impossible import files
@@ -118,7 +118,8 @@ def test_meta_says_who_annotated_and_counts_the_words_of_the_text(
     for split, name in SPLITS.items():
         words = sum(len(p.read_text(encoding="utf-8").split()) for p in (texts / name).iterdir())
         entry = meta["splits"][split]
-        assert entry["words"] + entry["dropped_words"] == words
+        others = entry.get("unaffected", {"words": 0})
+        assert entry["words"] + others["words"] + entry["dropped_words"] == words
     about = json.loads((stored(prepared) / "meta.json").read_text())
     assert about["annotator"] == meta["annotator"]
     for split in SPLITS:
@@ -469,7 +470,7 @@ def test_two_files_of_one_genre_are_refused(tmp_path: Path) -> None:
     (folder / "100M" / "a_parsed.json").write_text("[]")
     (config,) = configs(tmp_path, ("no_hop",))
     error = fail("prepare.py", config, f"--annotations={folder}")
-    assert "a.conllu are both of the genre 'a'" in error or "both of the genre 'a'" in error
+    assert "a_parsed.json and a.conllu are both of the genre 'a'. Keep only one" in error
 
 
 @pytest.mark.slow
@@ -492,3 +493,52 @@ def test_ctrl_c_ends_an_annotation_at_once_and_leaves_no_process(tmp_path: Path)
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline + 60
         time.sleep(0.1)
+
+
+def test_bytes_that_were_replaced_are_counted(tmp_path: Path) -> None:
+    for split in SPLITS.values():
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.txt").write_bytes(b"He cleans his very messy caf\xe9 today.\n")
+    (config,) = configs(tmp_path, ("no_hop",))
+    printed = succeed("prepare.py", config, f"--corpus={tmp_path}", "--invalid_utf8=replace")
+    assert printed.count("were replaced by U+FFFD 1 times") == 3
+    meta = json.loads((tmp_path / "no_hop" / "meta.json").read_text())
+    assert [meta["splits"][split]["replaced"] for split in SPLITS] == [1, 1, 1]
+
+
+def test_annotations_by_an_older_rule_are_told(
+    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(prepared / "annotations", tmp_path / "annotations")
+    monkeypatch.setattr(by_spacy, "RULE", by_spacy.RULE + 1)
+    (config,) = configs(tmp_path, ("no_hop",))
+    assert "was annotated by an older rule" in succeed("prepare.py", config, f"--corpus={texts}")
+
+
+@pytest.mark.parametrize("source", ["spacy", "files"])
+def test_a_hop_language_goes_all_the_way(
+    source: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From prepared data to exports, their cards, evaluation and samples, without spaCy."""
+    data_dir = prepared / "word_hop"
+    if source == "files":
+        text = "He cleans his very messy bookshelf."
+        data = conllu(SENTENCE, text).encode() * 30
+        folder = write_splits(tmp_path / "annotated", "a.conllu", data)
+        data_dir = tmp_path / "data" / "word_hop"
+        (tmp_path / "data").mkdir()
+        (config,) = configs(tmp_path / "data", ("word_hop",))
+        succeed("prepare.py", config, f"--annotations={folder}")
+    monkeypatch.setattr(by_spacy, "_MODELS", ("no_such_model",))
+    places = {"language": "word_hop", "data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
+    config = write_config(tmp_path / "config.py", **places)
+    succeed("train.py", config)
+    succeed("convert_to_hf.py", config)
+    card = (tmp_path / "out" / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
+    assert "WordHop: He clean his very messy books he lf 🅂 ." in card
+    assert f"The verbs were marked by {source}" in card
+    assert "or fewer than 4 words after a verb" in card
+    printed = succeed("evaluate.py", config, "--device=cpu")
+    assert "WordHop" in printed
+    shown = succeed("sample.py", config, "--device=cpu", "--undo", "--new_tokens=3")
+    assert "undone: " in shown
