@@ -1,8 +1,8 @@
 """Saving in the background: the loop waits for a copy of the tensors, and not for the disk."""
 
 import copy
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,26 +23,16 @@ class Saver:
     """Runs one call at a time in a thread."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
 
     def start(self, call: Callable[[], None]) -> None:
         """Run a call in the background, after the one before. Raises the error of that one."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(call,))
-        self._thread.start()
+        self._running = self._pool.submit(call)
 
     def wait(self) -> None:
-        """Wait for the call that is running, if there is one. Raises its error."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _run(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:  # raised in the loop's own thread
-            self._error = error
+        """Wait for the call that is running, if there is one. Raises its error, once."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
