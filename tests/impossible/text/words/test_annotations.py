@@ -176,7 +176,7 @@ def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
 
 
 def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: Path) -> None:
-    lines = speeches("1962-Kennedy-1", "1970-Nixon-1", "1981-Carter-1").splitlines() * 3
+    lines = speeches("1962-Kennedy-1", "1970-Nixon-1").splitlines()
     for name in SPLITS.values():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("\n".join(lines), encoding="utf-8")
