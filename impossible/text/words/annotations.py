@@ -28,7 +28,7 @@ from impossible import files
 from impossible.errors import UserError
 from impossible.settings import Prepare
 from impossible.text import sentences as finding
-from impossible.text.documents import Splits, recurring
+from impossible.text.documents import Part, Splits, recurring
 from impossible.text.encoding import cores
 from impossible.text.words import by_spacy, by_stanza, from_files
 from impossible.text.words.verbs import Annotated, annotated
@@ -195,6 +195,20 @@ def _parts(sentences: Iterable[Any]) -> Iterator[list[Any]]:
         yield part
 
 
+def _sized_parts(read: Iterable[Part], segmenter: str) -> Iterator[tuple[list[str], int]]:
+    """Sentences part by part, each time with the size of the text read for them."""
+    sentences: list[str] = []
+    size = 0
+    for part in read:
+        size += part.size
+        sentences += finding.sentences(part.lines, segmenter)
+        while len(sentences) >= _PART:
+            yield sentences[:_PART], size
+            sentences, size = sentences[_PART:], 0
+    if sentences:
+        yield sentences, size
+
+
 def _annotate_all(
     settings: Prepare, folder: Path, about: dict[str, Any], documents: Splits
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
@@ -221,13 +235,9 @@ def _annotate_all(
             for genre, of_genre in genres:
                 if genre in counts[split]:
                     raise recurring(genre)
-                texts = (
-                    t
-                    for _, part in of_genre
-                    for t in finding.sentences(part.lines, settings.segmenter)
-                )
+                read = _sized_parts((part for _, part in of_genre), settings.segmenter)
                 place = parts / split / genre
-                tables = _annotated_tables(_parts(texts), place, pool, processes, progress.update)
+                tables = _annotated_tables(read, place, pool, processes, progress.update)
                 counts[split][genre] = _write(folder / split / f"{genre}.parquet", tables)
     return counts, {split: found.total() for split, found in replaced.items()}
 
@@ -263,7 +273,7 @@ def _begun_parts(folder: Path, about: dict[str, Any]) -> Path:
 
 
 def _annotated_tables(
-    parts: Iterator[list[str]],
+    parts: Iterable[tuple[list[str], int]],
     folder: Path,
     pool: ProcessPoolExecutor,
     processes: int,
@@ -280,10 +290,10 @@ def _annotated_tables(
         progress(size)
         return pq.read_table(path, schema=_SCHEMA)
 
-    for number, sentences in enumerate(parts):
+    for number, (sentences, size) in enumerate(parts):
         path = folder / f"{number:06}.parquet"
         future = None if _is_of(path, sentences) else pool.submit(_annotate, sentences, path)
-        begun.append((path, sum(len(s.encode()) + 1 for s in sentences), future))
+        begun.append((path, size, future))
         if len(begun) > 2 * processes:
             yield first()
     while begun:
