@@ -228,10 +228,10 @@ class Train(_Order):
     """precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)"""
     compile: bool = True
     """compile the model with torch.compile"""
-    wandb_log: bool = False
-    """also send the log to Weights & Biases (pip install wandb)"""
-    wandb_project: str = "impossible-gpt2"
-    """name of the project on Weights & Biases"""
+    tracker: Literal["none", "wandb", "trackio"] = "none"
+    """where else the log goes: Weights & Biases, or Trackio, which is local (pip install NAME)"""
+    tracker_project: str = "impossible-gpt2"
+    """name of the tracker's project"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

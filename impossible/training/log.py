@@ -1,22 +1,19 @@
 """The log of a run: `log.jsonl`, with one record per step, and readable lines on the terminal."""
 
-import dataclasses
 import json
 import math
 import shutil
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
 from impossible import files
-from impossible.errors import UserError
 from impossible.settings import Train
+from impossible.training.tracker import Tracker
 from model import GPT
 
 NAME = "log.jsonl"
-_WANDB_ID = "wandb_id"  # a file: the name of this run there
 _CLEAR = "\r\033[K"  # to the beginning of the terminal's line, and empty it
 
 
@@ -44,11 +41,9 @@ class Log:
         self._is_live = sys.stdout.isatty()
         self._is_open = False  # whether the terminal's last line may be written over
         self._began = self._last_time = time.perf_counter()
-        self._wandb = None
         if is_first:
             self._drop_from(first_record)
-            if settings.wandb_log:
-                self._wandb = _open_wandb(settings, out_dir, is_new=first_step == 0)
+            self._tracker = Tracker(settings, out_dir, is_new=first_step == 0)
 
     def say(self, text: str) -> None:
         """Print a line that is no record."""
@@ -59,11 +54,11 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Finish the line on the terminal and the run of Weights & Biases."""
+        """Finish the line on the terminal, and the run of the tracker."""
         if self._is_open:
             print(flush=True)
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._is_first:
+            self._tracker.finish()
 
     def speed(self, step: int, model: GPT, peak: float) -> dict[str, float]:
         """Tokens per second since the last record or pause, and their share of the peak FLOP/s."""
@@ -89,8 +84,7 @@ class Log:
             record = record | {"minutes_left": left}
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
         files.append_line(self._path, json.dumps(finite, allow_nan=False))
-        if self._wandb is not None:
-            self._wandb.log(finite, step=record["step"])
+        self._tracker.log(finite)
         self._print(self._line(record), passes="val_loss" not in record)
 
     def _print(self, text: str, passes: bool = False) -> None:
@@ -126,25 +120,6 @@ class Log:
             kept = [line for line in lines if _step_of(line) < step]
             with files.atomic_write(self._path) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
-
-
-def _open_wandb(settings: Train, out_dir: Path, is_new: bool) -> Any:
-    """A run of Weights & Biases, which is continued when training is resumed."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb_log = True needs Weights & Biases. Type: pip install wandb")
-    path = out_dir / _WANDB_ID
-    if is_new or not path.exists():
-        with files.atomic_write(path) as file:
-            file.write(uuid.uuid4().hex.encode())
-    return wandb.init(
-        project=settings.wandb_project,
-        name=out_dir.name,
-        id=path.read_text(),
-        resume="allow",
-        config=dataclasses.asdict(settings),
-    )
 
 
 def read(out_dir: Path) -> list[dict[str, Any]]:

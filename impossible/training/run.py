@@ -30,7 +30,7 @@ from model import GPT
 # Of fp16's loss scale: it begins at 2^16 and is halved by each step whose gradient is not finite.
 _SMALLEST_SCALE = 2.0**-20
 # Settings that may differ between the processes of a run.
-_PER_PROCESS = ("device", "data_dir", "out_dir", "wandb_log", "wandb_project")
+_PER_PROCESS = ("device", "data_dir", "out_dir", "tracker", "tracker_project")
 
 
 @dataclass

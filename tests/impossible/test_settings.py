@@ -84,7 +84,7 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
     s = load(Evaluate, ["--out_dir=mine", "--data_dir=other"], of_run)
     assert (s.language, s.data_dir) == ("no_hop", "other")
     assert load(Evaluate, ["--out_dir=", "--sample_seed=3"], of_run).language == "partial_reverse"
-    assert load(Train, ["--wandb_project", "my.py", "--verify-data=true"]).verify_data
+    assert load(Train, ["--tracker_project", "my.py", "--verify-data=true"]).verify_data
     s = load(Evaluate, ["config/full_reverse.py", "--out_dir=mine"], of_run)
     assert s.language == "full_reverse"
 

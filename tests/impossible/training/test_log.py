@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from impossible.errors import UserError
 from impossible.settings import Train
 from impossible.training import log
 from impossible.training.log import Log
@@ -61,46 +60,6 @@ def test_a_record_is_strict_json_and_the_line_is_for_people(tmp_path: Path, caps
         "step 5/10 | loss 6.0000 | lr 1.00e-04 | grad norm inf | 12,346 tokens/s"
     )
     assert line.endswith("left\n")
-
-
-def test_weights_and_biases_gets_the_same_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent = []
-
-    class Wandb:
-        def init(self, **options: object) -> "Wandb":
-            sent.append(options)
-            return self
-
-        def log(self, record: dict, step: int) -> None:
-            sent.append((step, record))
-
-        def finish(self) -> None:
-            sent.append("finished")
-
-    monkeypatch.setitem(sys.modules, "wandb", Wandb())
-    settings = Train(wandb_log=True, wandb_project="mine")
-    made = Log(tmp_path, True, 0, 0, settings)
-    made.write({"step": 1, "val_loss": 5.0})
-    made.__exit__()
-    options, record, end = sent
-    assert (options["project"], options["resume"], end) == ("mine", "allow", "finished")
-    assert options["config"]["n_layer"] == 12
-    assert record == (1, log.read(tmp_path)[0])
-    Log(tmp_path, True, 1, 2, settings)
-    assert sent[3]["id"] == options["id"], "it goes on there"
-    Log(tmp_path, True, 0, 0, settings)
-    assert sent[4]["id"] != options["id"], "a run from scratch is another"
-
-
-def test_weights_and_biases_is_asked_for_only_if_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
-    make(tmp_path)
-    with pytest.raises(UserError, match="pip install wandb"):
-        Log(tmp_path, True, 0, 0, Train(wandb_log=True))
 
 
 def test_on_a_terminal_a_step_is_written_over_by_the_next(

@@ -1,0 +1,129 @@
+"""The log reaches the real packages, offline."""
+
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+from impossible.errors import UserError
+from impossible.settings import Train
+from impossible.training import log
+from impossible.training.log import Log
+
+Sent = list[tuple[str, int, dict]]  # name of the run, step, values
+
+
+@pytest.fixture(autouse=True)
+def new_session() -> Iterator[None]:
+    """wandb reads its variables once in a session."""
+    yield
+    wandb.teardown()
+
+
+def sent_to_trackio(folder: Path) -> Sent:
+    """What Trackio has stored."""
+    with sqlite3.connect(folder / "mine.db") as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id")
+        return [(name, step, json.loads(values)) for name, step, values in rows]
+
+
+def sent_to_wandb(folder: Path) -> Sent:
+    """What Weights & Biases would send: `wandb sync` reads the same files."""
+    sent = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime):
+        records = list(map(Record.FromString, leveldb_records(path.read_bytes())))
+        (name,) = {r.run.display_name for r in records if r.HasField("run")}
+        for record in records:
+            if record.HasField("history"):
+                items = {item.key or item.nested_key[0]: item for item in record.history.item}
+                values = {key: json.loads(item.value_json) for key, item in items.items()}
+                sent.append((name, record.history.step.num, values))
+    return sent
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format, after a header of 7 bytes."""
+    at, whole = 7, b""
+    while at < len(data):
+        if (left := 32768 - at % 32768) < 7:  # no record begins so near the end of a block
+            at += left
+            continue
+        end = at + 7 + int.from_bytes(data[at + 4 : at + 6], "little")
+        whole += data[at + 7 : end]
+        if data[at + 6] in (1, 4):  # a whole record, or the last part of one
+            yield whole
+            whole = b""
+        at = end
+
+
+@pytest.mark.parametrize(
+    ("package", "variables", "sent_to"),
+    [
+        ("trackio", {"TRACKIO_DIR": ""}, sent_to_trackio),
+        ("wandb", {"WANDB_DIR": "", "WANDB_MODE": "offline"}, sent_to_wandb),
+    ],
+)
+def test_a_tracker_gets_the_same_records_and_goes_on_with_a_run_that_is_resumed(
+    package: str,
+    variables: dict[str, str],
+    sent_to: Callable[[Path], Sent],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, out_dir = tmp_path / "tracker", tmp_path / "partial_reverse"
+    folder.mkdir()
+    out_dir.mkdir()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value or str(folder))
+    settings = Train(tracker=package, tracker_project="mine", extra_checkpoints="log2")
+
+    with Log(out_dir, True, 0, 0, settings) as first:
+        first.write({"step": 0, "val_loss": 5.5})
+        first.write(
+            {"step": 1, "loss": 5.0, "learning_rate": 0.0, "grad_norm": float("inf")} | SPEED
+        )
+    with Log(out_dir, True, 1, 2, settings) as resumed:
+        resumed.write({"step": 2, "val_loss": 4.0})
+    written = log.read(out_dir)
+
+    sent = sent_to(folder)
+    assert [step for _, step, _ in sent] == [0, 1, 2]
+    assert len({name for name, _, _ in sent}) == 1, "it goes on there"
+    assert sent[0][0].startswith("partial_reverse-")
+    for record, (_, _, values) in zip(written, sent, strict=True):
+        assert record.items() - {"step": record["step"]}.items() <= values.items()
+    assert sent[1][2]["grad_norm"] is None
+
+    with Log(out_dir, True, 0, 0, settings) as anew:
+        anew.write({"step": 0, "val_loss": 5.5})
+    assert len({name for name, _, _ in sent_to(folder)}) == 2, "a run from scratch is another"
+
+
+SPEED = {"tokens_per_second": 1.0, "mfu": 0.1}
+
+
+def test_a_tracker_is_imported_only_if_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, package, None)  # not installed
+        Log(tmp_path, True, 0, 0, Train())
+        Log(tmp_path, False, 0, 0, Train(tracker=package))  # another process than the first
+        with pytest.raises(UserError, match=f"pip install {package}"):
+            Log(tmp_path, True, 0, 0, Train(tracker=package))
+
+
+def test_a_tracker_that_cannot_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "too short")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"wandb could not start .*--tracker=none"):
+        Log(tmp_path, True, 0, 0, Train(tracker="wandb"))
+    assert wandb.run is None
