@@ -36,6 +36,7 @@ XET_HERE = pytest.mark.parametrize(  # the other one with the slow tests
     "transfer", [XET, pytest.param(NO_XET, marks=pytest.mark.slow)], ids=["xet", "no xet"]
 )
 REPO = "ada/impossible"
+PUSH = f"--push_to_hub={REPO}"
 WRONG_TOKEN = "hf_thisTokenIsOfNobody"
 
 
@@ -77,7 +78,7 @@ def test_a_series_is_published_loads_and_is_not_sent_again(
 ) -> None:
     with serve(Hub()) as hub:
         env = environment(hub, **transfer)
-        command = ("convert_to_hf.py", f"--out_dir={five}", f"--push_to_hub={REPO}")
+        command = ("convert_to_hf.py", f"--out_dir={five}", PUSH)
         printed = succeed(*command, env=env)
         assert "0 of 6 revisions are there already" in printed
         assert "downloaded, gives the logits of" in printed
@@ -117,10 +118,33 @@ def test_a_series_is_published_loads_and_is_not_sent_again(
         assert len(hub.requests[made:]) <= len(listings) + 2
 
 
+def test_a_checkpoint_by_words_has_the_branch_of_babylms_tools_too(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    meta = json.loads((data / "meta.json").read_text())
+    meta["splits"]["train"]["words"] = meta["splits"]["train"]["tokens"] * 10**6 // 256
+    (data / "meta.json").write_text(json.dumps(meta))  # now a step has a million words
+    places = {"data_dir": str(data), "out_dir": str(tmp_path / "out")}
+    numbers = {"max_steps": "2", "checkpoint_interval": "2", "eval_interval": "2"}
+    config = write_config(tmp_path / "config.py", **places, **numbers)
+    succeed("train.py", config, "--extra_checkpoints=babylm")
+    with serve(Hub()) as hub:
+        env = environment(hub, **NO_XET)
+        printed = succeed("convert_to_hf.py", f"--out_dir={tmp_path}/out", PUSH, env=env)
+        assert "0 of 5 revisions are there already" in printed
+        repo = hub.repos["models", REPO]
+        assert list(repo.branches)[1:] == ["checkpoint-1", "checkpoint-2", "chck_1M", "chck_2M"]
+        last = {branch: repo.history(branch)[0].tree for branch in repo.branches}
+        assert last["chck_1M"] == last["checkpoint-1"]
+        assert last["chck_2M"] == last["checkpoint-2"] == last["main"]
+        assert last["chck_1M"] != last["chck_2M"]
+
+
 def test_the_snippet_of_the_card_runs_verbatim_and_quietly(five: Path) -> None:
     with serve(Hub()) as hub:
         env = environment(hub)
-        succeed("convert_to_hf.py", f"--out_dir={five}", f"--push_to_hub={REPO}", env=env | XET)
+        succeed("convert_to_hf.py", f"--out_dir={five}", PUSH, env=env | XET)
         card = (five / "hf" / "checkpoint-3" / "README.md").read_text(encoding="utf-8")
         (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
         assert f'"{REPO}", "checkpoint-3"' in snippet
@@ -506,7 +530,7 @@ def test_a_run_that_is_not_finished_is_not_published(two: Path, tmp_path: Path) 
         content = torch.load(path, weights_only=True)
         content["settings"] |= {"max_steps": 9}
         torch.save(content, path)
-    error = fail("convert_to_hf.py", f"--out_dir={copy}", f"--push_to_hub={REPO}")
+    error = fail("convert_to_hf.py", f"--out_dir={copy}", PUSH)
     assert "checkpoint-2.pt is the last checkpoint, and the run has 9 steps" in error
 
 

@@ -1,0 +1,158 @@
+"""examples/ on a real SLURM of one node, and on two machines that are one.
+
+Needs slurm-wlm and munge of Debian or Ubuntu, and root, who may start their daemons.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, succeed
+from test_train import same, weights
+
+from impossible.training import log
+
+Config = Callable[..., Path]
+# So many steps that a run is still going when its first minute ends.
+LONG = {
+    "max_steps": "1800",
+    "checkpoint_interval": "900",
+    "eval_interval": "900",
+    "log_interval": "10",
+}
+CONF = """
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SlurmctldPort={port}
+SlurmdPort={node_port}
+JobAcctGatherType=jobacct_gather/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a user of a cluster of one node, which ends with the test."""
+    if not shutil.which("slurmctld") or not shutil.which("munged") or os.getuid() != 0:
+        pytest.skip("no SLURM here, or not root: apt-get install slurm-wlm munge")
+    folder = tmp_path / "slurm"
+    (folder / "state").mkdir(parents=True)
+    conf = folder / "slurm.conf"
+    values = {"port": free_port(), "node_port": free_port(), "cores": os.cpu_count()}
+    conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, **values))
+    (folder / "gres.conf").write_text("Name=gpu Count=2\n")
+    env = os.environ | {"SLURM_CONF": str(conf)}
+    Path("/run/munge").mkdir(exist_ok=True)
+    shutil.chown("/run/munge", "munge", "munge")
+    had_munge = (
+        subprocess.run(["pgrep", "munged"], capture_output=True, check=False).returncode == 0
+    )
+    if not had_munge:
+        subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force"], check=True)
+    try:
+        for daemon in ("slurmctld", "slurmd"):
+            subprocess.run([daemon, "-f", conf], check=True, env=env)
+        yield env
+    finally:
+        for daemon in ("slurmd", "slurmctld"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
+        if not had_munge:
+            subprocess.run(["pkill", "munged"], check=False)
+
+
+def shown(job: str, env: dict[str, str]) -> dict[str, str]:
+    """What SLURM says of a job."""
+    done = subprocess.run(
+        ["scontrol", "show", "job", job], env=env, capture_output=True, text=True, check=True
+    )
+    return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_weights(
+    cluster: dict[str, str], config: Config, tmp_path: Path
+) -> None:
+    whole, out_dir = tmp_path / "whole", tmp_path / "out"
+    env = {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PROCESSES": "2"}
+    began = time.monotonic()
+    succeed("train.py", config(**LONG, out_dir=str(whole)), processes=2, timeout=600)
+    seconds = time.monotonic() - began
+    assert seconds > 45, f"{seconds:.0f} s: it must be longer than the minute of the job"
+
+    options = [
+        "--cpus-per-task=2",
+        "--mem=6G",
+        "--time=1",
+        "--signal=B:USR1@20",
+        f"--output={tmp_path}/job.log",
+    ]
+    job = subprocess.run(
+        ["sbatch", "--parsable", *options, "examples/train.slurm", config(**LONG)],
+        cwd=ROOT,
+        env=cluster | env,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    states = []
+    while not states or states[-1] not in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"):
+        state = shown(job, cluster)["JobState"]
+        if not states or state != states[-1]:
+            states.append(state)
+        time.sleep(1)
+    output = (tmp_path / "job.log").read_text()
+    print(states, output)
+
+    assert states[-1] == "COMPLETED", output
+    assert int(shown(job, cluster)["Restarts"]) >= 1
+    assert "as requested. Run the same command again to resume." in output
+    assert "back into the queue" in output
+    assert [r["step"] for r in log.read(out_dir)] == [r["step"] for r in log.read(whole)]
+    assert same(weights(out_dir, 1800), weights(whole, 1800))
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_machine_does(config: Config, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    succeed("train.py", config(out_dir=str(whole)), processes=2)
+    command = ["examples/two_machines.sh", "localhost", str(config())]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PROCESSES": "1"}
+    machines = [
+        subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    last = max(r["step"] for r in log.read(whole))
+    assert same(weights(tmp_path / "out", last), weights(whole, last))
