@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bench import evaluating, gpu, preparing, training, turns
+from bench import evaluating, gpu, pairs, preparing, training, turns
 from impossible.text import corpus
 from impossible.training import device as devices
 from impossible.training.processes import World
@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> None:
         if wanted in ("all", "train"):
             training.write_data(Path(folder))
             training.table(folder)
+            if not torch.cuda.is_available():
+                pairs.table(folder)
         if wanted == "train":
             return
         genres = _texts(Path(texts[0]) if texts else None)
@@ -70,6 +72,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["serve"]:
         turns.serve(*sys.argv[2:])
     elif sys.argv[1:2] == ["second"]:
-        training.second(*sys.argv[2:])
+        pairs.second(*sys.argv[2:])
     else:
         main(sys.argv[1:])

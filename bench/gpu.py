@@ -52,15 +52,18 @@ def tests(folder: str) -> None:
 
 def sizes(folder: str) -> None:
     """Steps of GPT-2 Small at several sizes of a micro-batch."""
-    print("| blocks | tokens/s | peak memory, GB | expected, GB |\n|---|---|---|---|")
+    print("| blocks | tokens/s | 3,000 steps, hours | peak memory, GB | expected, GB |")
+    print("|---|---|---|---|---|")
+    published = Train()
     for blocks, expected in _SIZES.items():
         try:
             ((seconds, peak),) = compare(folder, ("training.ours", "0.1", str(blocks)))
         except ValueError:  # it ended without an answer
-            print(f"| {blocks} | does not fit | | {expected} |", flush=True)
+            print(f"| {blocks} | does not fit | | | {expected} |", flush=True)
             continue
-        tokens = training.MICRO_BATCHES * blocks * 1024
-        print(f"| {blocks} | {tokens / seconds:,.0f} | {peak:.1f} | {expected} |", flush=True)
+        speed = training.MICRO_BATCHES * blocks * training.BLOCK / seconds
+        hours = published.max_steps * published.tokens_per_step / speed / 3600
+        print(f"| {blocks} | {speed:,.0f} | {hours:.1f} | {peak:.1f} | {expected} |", flush=True)
 
 
 def large_logits(folder: str) -> None:

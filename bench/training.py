@@ -1,49 +1,54 @@
-"""A training step: train.py's own update, transformers', and the matrix products alone."""
+"""A training step: train.py's own update, two others, and the matrix products alone."""
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.nn as nn
 
 import perturb
 import train
+from bench.plain_gpt import PlainGPT
 from bench.turns import REPEATS, compare
 from impossible.settings import Train
 from impossible.text import token_files, tokenizer
 from impossible.training import device as devices
 from impossible.training import processes
 from impossible.training.processes import World
+from impossible.training.shares import settle
 from model import GPTConfig
 
-_BATCH, _BLOCK = 4, 1024  # the micro-batch
+BATCH, BLOCK = 4, 1024  # the micro-batch
 # Of an update: on a GPU several, as in training, or clipping and AdamW would count too much.
 MICRO_BATCHES = 8 if torch.cuda.is_available() else 1
 _DTYPE = "bfloat16"
 _DROPOUTS = ("0.1", "0.0")  # as published, and without, where the CPU's fused attention works
 
 
-def ours(folder: str, dropout: str, batch_size: str = str(_BATCH)) -> Callable[[], float]:
-    """train.py's own update, of MICRO_BATCHES for each process."""
+def ours(
+    folder: str,
+    dropout: str,
+    batch_size: str = str(BATCH),
+    micro_batches: int = MICRO_BATCHES,
+    shares: str = "equal",
+) -> Callable[[], float]:
+    """train.py's own update. micro_batches: of each process, on average."""
     world, blocks = processes.join_world(), int(batch_size)
     settings = Train(
         data_dir=folder,
         out_dir=folder,
-        tokens_per_step=MICRO_BATCHES * blocks * world.size * _BLOCK,
+        tokens_per_step=micro_batches * blocks * world.size * BLOCK,
         batch_size=blocks,
         dropout=float(dropout),
         dtype=_DTYPE,
+        shares=shares,
     )
     run = train.open_run(settings, world)
     processes.connect(world, run.device)
     train.wrap(run)
+    settle(run)
 
     def step() -> float:
         start = time.perf_counter()
@@ -64,7 +69,7 @@ def write_data(folder: Path) -> None:
         split: {"sentences": 1, "dropped": 0, "genres": {}}
         | token_files.write_split(
             token_files.path_of(folder, split),
-            [rng.integers(end, size=8 * _BLOCK, dtype=np.uint16)],
+            [rng.integers(end, size=8 * BLOCK, dtype=np.uint16)],
         )
         for split in token_files.SPLITS
     }
@@ -85,23 +90,36 @@ def write_data(folder: Path) -> None:
 
 
 def theirs(folder: str, dropout: str) -> Callable[[], float]:
-    """An update of the same optimizer with transformers' model, in the plainest loop."""
+    """An update with transformers' model, not compiled, as most people run it."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    place = devices.pick_device("auto", World())
-    torch.manual_seed(0)
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), float(dropout))
-    config = transformers.GPT2Config(vocab_size=50258, **rates)
-    model = transformers.GPT2LMHeadModel(config).to(place).train()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50258, **rates))
+    return _plain_loop(model, lambda batch: model(batch, labels=batch).loss)
+
+
+def plain(folder: str, dropout: str) -> Callable[[], float]:
+    """An update with a plain GPT, compiled as a whole, as nanoGPT does."""
+    model = PlainGPT(float(dropout))
+    compiled = torch.compile(model)
+    return _plain_loop(model, lambda batch: compiled(batch[:, :-1], batch[:, 1:]), BLOCK + 1)
+
+
+def _plain_loop(
+    model: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], length: int = BLOCK
+) -> Callable[[], float]:
+    """An update of the same optimizer in the plainest loop. length: tokens in a row."""
+    place = devices.pick_device("auto", World())
+    model.to(place).train()
     optimizer = train.make_optimizer(model, Train())
-    batch = torch.randint(50257, (_BATCH, _BLOCK), device=place)
+    batch = torch.randint(tokenizer.END_OF_TEXT_ID, (BATCH, length), device=place)
 
     def step() -> float:
         start = time.perf_counter()
         for _ in range(MICRO_BATCHES):
             with devices.autocast(place, getattr(torch, _DTYPE)):
-                loss = model(batch, labels=batch).loss / MICRO_BATCHES
+                loss = loss_of(batch) / MICRO_BATCHES
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -115,7 +133,7 @@ def theirs(folder: str, dropout: str) -> Callable[[], float]:
 def products(folder: str) -> Callable[[], float]:
     """The matrix products of a step alone, forward and backward: the limit."""
     c, place = GPTConfig(), devices.pick_device("auto", World())
-    width, rows = c.n_embd, _BATCH * _BLOCK
+    width, rows = c.n_embd, BATCH * BLOCK
     layer = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     shapes = [(*shape, c.n_layer) for shape in layer] + [(width, c.padded_vocab_size, 1)]
     kind = {"dtype": getattr(torch, _DTYPE), "device": place}
@@ -136,55 +154,11 @@ def products(folder: str) -> Callable[[], float]:
     return step
 
 
-def one_process(folder: str) -> Callable[[], float]:
-    """One process with two threads, the whole micro-batch."""
-    torch.set_num_threads(2)
-    return ours(folder, "0.0")
-
-
-def two_processes(folder: str) -> Callable[[], float]:
-    """Two processes with a thread each, half the micro-batch each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    subprocess.Popen(
-        [sys.executable, "-m", "bench", "second", folder, port], cwd=Path(__file__).parent.parent
-    )
-    step = _one_of_two("0", folder, port)
-
-    def both() -> float:
-        dist.broadcast(torch.zeros(()), 0)  # the second waits for it
-        return step()
-
-    return both
-
-
-def _one_of_two(rank: str, folder: str, port: str) -> Callable[[], float]:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    return ours(folder, "0.0", str(_BATCH // 2))
-
-
-def second(folder: str, port: str) -> None:
-    """Run as the second of two processes until the first one ends."""
-    step = _one_of_two("1", folder, port)
-    with contextlib.suppress(RuntimeError):  # the first has gone
-        while True:
-            dist.broadcast(torch.zeros(()), 0)
-            step()
-
-
 def table(folder: str) -> None:
     """Print the time and memory of a training step, and of one by two processes."""
-    tokens = MICRO_BATCHES * _BATCH * _BLOCK
+    tokens = MICRO_BATCHES * BATCH * BLOCK
     print(
-        f"A step of {MICRO_BATCHES} x {_BATCH} x {_BLOCK} tokens, GPT-2 Small, {_DTYPE}, medians "
+        f"A step of {MICRO_BATCHES} x {BATCH} x {BLOCK} tokens, GPT-2 Small, {_DTYPE}, medians "
         f"of {REPEATS}:\n"
     )
     print(
@@ -193,21 +167,18 @@ def table(folder: str) -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for dropout in _DROPOUTS:
-        names = ("this project", "transformers", "matrix products alone")
-        found = compare(
-            folder, ("training.ours", dropout), ("training.theirs", dropout), ("training.products",)
-        )
-        (_, (slow, large), (limit, _)) = found
-        for name, (seconds, peak) in zip(names, found, strict=True):
+        names = {
+            "this project": ("training.ours", dropout),
+            "transformers": ("training.theirs", dropout),
+            "a plain GPT, compiled, as in nanoGPT": ("training.plain", dropout),
+            "matrix products alone": ("training.products",),
+        }
+        found = dict(zip(names, compare(folder, *names.values()), strict=True))
+        slow, large = found["transformers"]
+        limit, _ = found["matrix products alone"]
+        for name, (seconds, peak) in found.items():
             print(
                 f"| {dropout} | {name} | {seconds:.2f} | {tokens / seconds:,.0f} | "
                 f"{slow / seconds:.2f} | {limit / seconds:.0%} | {peak:.1f} | {peak / large:.0%} |",
                 flush=True,
             )
-    if torch.cuda.is_available():
-        return
-    (one, _), (two, _) = compare(folder, ("training.one_process",), ("training.two_processes",))
-    print(
-        f"\n1 process x 2 threads: {one:.2f} s a step; 2 processes x 1 thread: {two:.2f} s "
-        f"({one / two:.2f} x as fast)\n"
-    )
