@@ -20,12 +20,13 @@ if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of 
     shadow.hand_over("evaluate")
 else:
     from pathlib import Path
+    from typing import Any
 
     import pandas as pd
 
     from impossible import command
     from impossible.errors import UserError
-    from impossible.evaluation import curves, pictures, results, tables
+    from impossible.evaluation import curves, differences, pictures, results, tables
     from impossible.evaluation import series as all_series
     from impossible.evaluation.results import Evaluation
     from impossible.evaluation.series import Series
@@ -90,13 +91,18 @@ def summarize(evaluations: list[Evaluation]) -> None:
     groups = curves.groups_of(evaluations)
     label = "test perplexity (geometric mean)"
     draw(curves.perplexity_curves(groups), label, folder / "perplexity.png", logarithmic=True)
+    if pairs := differences.pairs_of(evaluations):
+        found = differences.table(pairs)
+        tables.write(found, folder / "differences.csv")
+        label = "difference in log-perplexity (nats)"
+        draw(differences.curves(found), label, folder / "differences.png", level=0.0)
     if settings.losses:
         draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
 
 
-def draw(found: list[pictures.Curve], label: str, path: Path, logarithmic: bool = False) -> None:
-    """Write a picture of some curves, and print their labels."""
-    pictures.draw(found, label, path, logarithmic)
+def draw(found: list[pictures.Curve], label: str, path: Path, **options: Any) -> None:
+    """Write a picture of some curves, and print their labels. options: of pictures.draw."""
+    pictures.draw(found, label, path, **options)
     print(f"{path}: {'; '.join(curve.label for curve in found)}")
 
 

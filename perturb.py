@@ -105,6 +105,7 @@ class Language:
     title: str  # the paper's name
     perturb: Perturb
     summary: str  # what happens to a sentence, for people
+    control: str = ""  # the language of its family that is nearest to English; of a control, itself
     markers: tuple[str, ...] = ()
     seed: int = 0  # of the generator; train, val and test each start one afresh
     min_tokens: int = 2  # sentences with fewer are dropped, after their random draw
@@ -358,12 +359,13 @@ _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out l
 
 def _reverse(title: str, perturb: Perturb, invert: Invert, summary: str) -> Language:
     """A row of the *Reverse family: all three draw the same places for the marker."""
-    return Language(title, perturb, summary, (REVERSE,), seed=21, invert=invert)
+    return Language(title, perturb, summary, "no_reverse", (REVERSE,), seed=21, invert=invert)
 
 
 def _shuffle(title: str, perturb: Perturb, invert: Invert | None, summary: str) -> Language:
     """A row of the *Shuffle family: without markers, and without very long sentences."""
-    return Language(title, perturb, summary, max_tokens=_LONGEST_SHUFFLED, invert=invert)
+    longest = _LONGEST_SHUFFLED
+    return Language(title, perturb, summary, "no_shuffle", max_tokens=longest, invert=invert)
 
 
 def _rearranged(title: str, order: Order, summary: str) -> Language:
@@ -377,7 +379,8 @@ def _hop(
 ) -> Language:
     """A row of the *Hop family: a marker of number for each verb of the third person present."""
     invert = functools.partial(undo_hop, hop=hop)
-    return Language(title, perturb, summary, (SINGULAR, PLURAL), hops=hops, invert=invert)
+    markers = (SINGULAR, PLURAL)
+    return Language(title, perturb, summary, "no_hop", markers, hops=hops, invert=invert)
 
 
 LANGUAGES: dict[str, Language] = {

@@ -318,6 +318,8 @@ class Evaluate(_Models):
     """sentences to sample from each genre (all of them if a genre has fewer)"""
     sample_seed: int = 0
     """seed for sampling the test sentences"""
+    drop_duplicates: bool = False
+    """leave out test sentences whose text was sampled before"""
     sentences: bool = False
     """also write a table of all sentences and their perplexities"""
     surprisals: bool = False

@@ -131,6 +131,15 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
             chosen = test.genre == place
             row, counted = rows.loc[genre], chosen & ~too_long
             assert row.perplexity == pytest.approx(np.exp(means[counted].mean()), rel=1e-5)
+            unmarked = np.array(
+                [
+                    np.mean([x for x, token in zip(part, tokens[1:], strict=True) if token < 50257])
+                    for part, tokens in zip(parts, test.tokens_of(range(len(parts))), strict=True)
+                ]
+            )[counted]
+            assert row.perplexity_without_markers == pytest.approx(
+                np.exp(np.nanmean(unmarked)), rel=1e-5
+            )
             assert (row.sentences, row.too_long) == (counted.sum(), (chosen & too_long).sum())
             assert row.scored_tokens == (test.sentences.lengths[counted] - 1).sum()
         bits = surprisals[surprisals.checkpoint == name].surprisal.to_numpy()
@@ -147,6 +156,26 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
         assert f"{name}: {labels}\n" in printed
         drawn_picture = matplotlib.image.imread(folder / name)
         assert np.abs(drawn_picture - empty).mean() > 0.01
+
+
+def test_sentences_that_were_drawn_before_are_counted_or_left_out(tmp_path: Path) -> None:
+    text = "One two three four.\nOne two three four.\nFive six seven eight.\n"
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(text * 5, encoding="utf-8")
+    found = []
+    for language in ("partial_reverse", "nondeterministic_shuffle", "no_shuffle"):
+        data = tmp_path / language
+        options = (f"--language={language}", "--segmenter=line", f"--data_dir={data}")
+        succeed("prepare.py", f"--corpus={tmp_path}", *options)
+        meta = token_files.read_meta(data)
+        test = scoring.draw(data, meta, 10, 0)
+        assert test.duplicates.tolist() == [8]
+        assert len(test.ids) == 10
+        test = scoring.draw(data, meta, 10, 0, drop_duplicates=True)
+        assert test.duplicates.tolist() == [8]
+        assert len(test.ids) == len(test.sentences.lengths) == len(test.genre) == 2
+        found.append(test.ids.tolist())
+    assert found[0] == found[1] == found[2], "the same in all languages"
 
 
 def test_as_many_sentences_are_drawn_as_are_wanted_or_there(run: Path) -> None:
@@ -460,7 +489,10 @@ def test_the_interval_over_seeds_is_students() -> None:
     curve = pictures.mean_curve("NoReverse", [100], np.array([[1.0], [2.0], [3.0]]))
     assert curve.label == "NoReverse (n = 3)"
     assert curve.values == pytest.approx([2.0])
-    assert curve.half_widths == pytest.approx([4.302653 / 3**0.5])  # t(0.975, 2) by tables
+    half = 4.302653 / 3**0.5  # t(0.975, 2) by tables
+    low, high = curve.band
+    assert low == pytest.approx(curve.values - half)
+    assert high == pytest.approx(curve.values + half)
 
 
 @pytest.mark.parametrize(
@@ -479,6 +511,7 @@ def test_the_interval_over_seeds_is_students() -> None:
 )
 def test_a_logarithmic_axis_has_a_few_labels_whatever_its_range(low: float, high: float) -> None:
     axes = matplotlib.figure.Figure().add_subplot()
+    axes.set_yscale("log")
     axes.plot([1, 2], [low, high])
     pictures._set_logarithmic(axes)
     bottom, top = axes.get_ylim()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
 _WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
@@ -31,7 +31,7 @@ class Curve:
     steps: Sequence[int]  # none for a level without a step, which has one value
     values: np.ndarray  # (n,)
     style: int = 0  # which colour, kind of line and mark
-    half_widths: np.ndarray | None = None  # (n,): the band is value - half to value + half
+    band: tuple[np.ndarray, np.ndarray] | None = None  # its lower and its upper edge, each (n,)
     is_faint: bool = False  # thin and pale, without marks: what wavers from step to step
 
 
@@ -42,20 +42,34 @@ def mean_curve(
 
     runs: (runs, n). For a single run, there are no interval and no faint lines.
     """
-    from scipy.stats import t
-
     if len(runs) == 1:
         return Curve(label, steps, runs[0], style, is_faint=is_faint)
     label = f"{label} (n = {len(runs)})"
     if is_faint:
         return Curve(label, steps, runs.mean(axis=0), style, is_faint=True)
+    return Curve(label, steps, runs.mean(axis=0), style, t_interval(runs))
+
+
+def t_interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Student's 95% interval of the mean of several runs, (runs, n): both ends, each (n,)."""
+    from scipy.stats import t
+
     error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
-    quantile = t.ppf((1 + _CONFIDENCE) / 2, len(runs) - 1)
-    return Curve(label, steps, runs.mean(axis=0), style, quantile * error)
+    half = t.ppf((1 + CONFIDENCE) / 2, len(runs) - 1) * error
+    return runs.mean(axis=0) - half, runs.mean(axis=0) + half
 
 
-def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> None:
-    """Write a picture (PNG) of the curves over the training step."""
+def draw(
+    curves: list[Curve],
+    y_label: str,
+    path: Path,
+    logarithmic: bool = False,
+    level: float | None = None,
+) -> None:
+    """Write a picture (PNG) of the curves over the training step.
+
+    level: where a thin line is drawn for comparison (no difference, chance).
+    """
     from matplotlib.figure import Figure
 
     labels = [textwrap.fill(curve.label, 70) for curve in curves]
@@ -64,11 +78,15 @@ def draw(curves: list[Curve], y_label: str, path: Path, logarithmic: bool) -> No
     height = 3.8 + (0.2 * lines if is_long else 0)
     figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
     axes = figure.add_subplot()
+    if logarithmic:
+        axes.set_yscale("log")
     for curve, label in zip(curves, labels, strict=True):
         _draw_curve(axes, curve, label)
     _set_steps(axes, sorted({step for curve in curves for step in curve.steps}))
     if logarithmic:
         _set_logarithmic(axes)
+    if level is not None:
+        axes.axhline(level, color="black", linewidth=0.8, zorder=0)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -101,10 +119,9 @@ def _set_steps(axes: "Axes", steps: list[int]) -> None:
 
 
 def _set_logarithmic(axes: "Axes") -> None:
-    """A logarithmic axis with three to eight labels, whatever its range."""
+    """Three to eight labels of a logarithmic axis, whatever its range."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    axes.set_yscale("log")
     low, high = axes.get_ylim()
     ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
@@ -133,8 +150,8 @@ def _draw_curve(axes: "Axes", curve: Curve, label: str) -> None:
         marks = {"marker": _MARKS[curve.style % len(_MARKS)], "markersize": 4}
         marks["markevery"] = (curve.style % every, every)
         axes.plot(curve.steps, curve.values, **style, **marks)
-    if curve.half_widths is not None:
-        # A logarithm has no place for zero.
-        low = np.maximum(curve.values - curve.half_widths, curve.values / 100)
-        high = curve.values + curve.half_widths
+    if curve.band is not None:
+        low, high = curve.band
+        if axes.get_yscale() == "log":  # which has no place for zero
+            low = np.maximum(low, curve.values / 100)
         axes.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -52,9 +52,13 @@ class Evaluation:
         """The folder for the tables."""
         return folder_of(self.settings, self.series, self.test.language, self.test.split_sha256)
 
-    def sentence_losses(self, member: Member) -> np.ndarray:
-        """The mean loss of each sentence, (S,); NaN where one is too long for the model."""
-        return scoring.sentence_losses(self.losses[member.name], self.test.sentences)
+    def sentence_losses(self, member: Member, with_markers: bool = True) -> np.ndarray:
+        """The mean loss of each sentence, (S,); NaN where one is too long for the model.
+
+        with_markers: whether the losses of the markers themselves count.
+        """
+        unscored = [] if with_markers else self.test.markers
+        return scoring.sentence_losses(self.losses[member.name], self.test.sentences, unscored)
 
     def perplexity(self, member: Member) -> float:
         """The geometric mean over all sentences."""
@@ -65,7 +69,11 @@ def evaluate(settings: Evaluate, series: Series, world: World, device: torch.dev
     """Score all models of a series that have no scores yet; all processes must call it."""
     meta = read_meta(settings)
     test = scoring.draw(
-        test_data_dir(settings), meta, settings.sentences_per_genre, settings.sample_seed
+        test_data_dir(settings),
+        meta,
+        settings.sentences_per_genre,
+        settings.sample_seed,
+        settings.drop_duplicates,
     )
     losses: dict[str, np.ndarray] = {}
     evaluation = Evaluation(settings, series, test, losses)

@@ -7,13 +7,14 @@ to n, given the tokens before them). No special token is added before or after t
 
 import bisect
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import perturb
 from impossible.errors import UserError
 from impossible.text import token_files
 from impossible.text.token_files import Meta
@@ -43,6 +44,20 @@ class TestSet:
     corpus: str  # as meta.json says it (corpus_version)
     segmenter: str
     split_sha256: str  # of the whole test split
+    markers: list[int]  # the ids of the language's markers
+    duplicates: np.ndarray  # (genres,) int64: drawn sentences whose original was drawn before
+    drop_duplicates: bool  # whether those are left out
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """The genre and the number of each sentence: the same in all languages of a corpus."""
+        names = [self.genres[genre] for genre in self.genre]
+        return list(zip(names, self.ids.tolist(), strict=True))
+
+    def tokens_of(self, places: np.ndarray) -> list[np.ndarray]:
+        """The tokens of the sentences at these places."""
+        offsets = self.sentences.offsets
+        return [self.sentences.tokens[offsets[i] : offsets[i + 1]] for i in places]
 
     @property
     def sha256(self) -> str:
@@ -68,10 +83,13 @@ class Scorer:
         return self.head.device
 
 
-def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
+def draw(
+    data_dir: Path, meta: Meta, per_genre: int, seed: int, drop_duplicates: bool = False
+) -> TestSet:
     """Sample sentences from the test split of prepared data (all if a genre has too few).
 
-    Raises UserError for a file that is not what meta.json says.
+    drop_duplicates: leave out sentences whose original was drawn before. Raises UserError for a
+    file that is not what meta.json says.
     """
     test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
     ends = np.flatnonzero(test == meta.eot_token)
@@ -89,18 +107,47 @@ def draw(data_dir: Path, meta: Meta, per_genre: int, seed: int) -> TestSet:
     first = np.cumsum([0, *counts.values()])
     chosen = np.concatenate([n + f for n, f in zip(numbers, first, strict=False)])
     parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
+    markers = list(meta.markers.values())
+    seen: set[bytes] = set()
+    is_repeated = np.zeros(len(parts), bool)
+    for i, original in enumerate(originals(meta.language, parts, markers)):
+        is_repeated[i] = original in seen
+        seen.add(original)
+    genre = np.repeat(np.arange(len(counts)), [len(n) for n in numbers])
+    duplicates = np.bincount(genre[is_repeated], minlength=len(counts))
+    kept = np.flatnonzero(~(is_repeated & drop_duplicates))
+    parts = [parts[i] for i in kept]
     return TestSet(
         language=meta.language,
         sentences=from_lengths(np.concatenate(parts), np.array([len(part) for part in parts])),
         genres=list(counts),
-        genre=np.repeat(np.arange(len(counts)), [len(n) for n in numbers]),
-        ids=ids[chosen],
+        genre=genre[kept],
+        ids=ids[chosen][kept],
         seed=seed,
+        markers=markers,
+        duplicates=duplicates,
+        drop_duplicates=drop_duplicates,
         data_dir=str(data_dir),
         corpus=meta.corpus_version,
         segmenter=meta.segmenter,
         split_sha256=meta.splits["test"]["sha256"],
     )
+
+
+def originals(
+    language: str, sentences: Iterable[np.ndarray], markers: list[int], in_order: bool = True
+) -> Iterator[bytes]:
+    """What identifies the original of each perturbed sentence, whatever its language.
+
+    in_order: by its tokens in their order. If false, or for a language that cannot be undone: by
+    its tokens in the order of their ids.
+    """
+    known = perturb.get(language)
+    for tokens in sentences:
+        if in_order and known.invert:
+            yield known.undo(tokens, markers).tobytes()
+        else:
+            yield np.sort(tokens[~np.isin(tokens, markers)]).tobytes()
 
 
 def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
@@ -177,13 +224,21 @@ def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.n
     return token_losses(hidden[is_token], scorer.head, targets).cpu().numpy()
 
 
-def sentence_losses(found: np.ndarray, sentences: Sentences) -> np.ndarray:
+def sentence_losses(
+    found: np.ndarray, sentences: Sentences, unscored: Sequence[int] = ()
+) -> np.ndarray:
     """The mean loss of each sentence, in nats, (S,) float64: the logarithm of its perplexity.
 
-    found: as `losses` returns it.
+    found: as `losses` returns it. unscored: ids of tokens (markers) that are read but whose own
+    losses do not count; a sentence of which nothing else is left gets NaN.
     """
-    sums = np.add.reduceat(found.astype(np.float64), _firsts(sentences))
-    return sums / (sentences.lengths - 1)
+    is_first = np.zeros(len(sentences.tokens), bool)
+    is_first[sentences.offsets[:-1]] = True
+    is_counted = ~np.isin(sentences.tokens[~is_first], unscored)
+    counted = np.where(is_counted, found.astype(np.float64), 0.0 * found)
+    sums, counts = (np.add.reduceat(a, _firsts(sentences)) for a in (counted, is_counted * 1))
+    with np.errstate(invalid="ignore"):
+        return sums / counts
 
 
 def _firsts(sentences: Sentences) -> np.ndarray:

@@ -56,7 +56,7 @@ class Series:
     language: str = ""  # that the models were trained on, if that is known
     seed: str = ""
     test_sha256: str = ""  # of the test split of the data that it was trained on
-    recipe: str = ""  # all else that results depend on: runs that differ in the seed alone share it
+    recipe: str = ""  # all else that results depend on: shared by the seeds of all languages
 
     @property
     def title(self) -> str:
@@ -147,9 +147,9 @@ def _seeds(last: Checkpoint) -> str:
 
 
 def _recipe(last: Checkpoint) -> str:
-    """Everything that the results of a run depend on, except its seeds."""
+    """Everything that the results of a run depend on, except its language and its seeds."""
     fixed = checkpoint.fixed_settings(last.settings)
-    fixed = {name: value for name, value in fixed.items() if not name.endswith("seed")}
+    fixed = {name: fixed[name] for name in fixed if name != "language" and "seed" not in name}
     data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
     return json.dumps(fixed | data, sort_keys=True)
 

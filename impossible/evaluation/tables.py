@@ -17,8 +17,12 @@ _ALL = "all"  # in place of a genre: all sentences together
 def perplexities(evaluation: Evaluation) -> pd.DataFrame:
     """A row for each checkpoint and genre, and for each checkpoint on all sentences."""
     test, rows = evaluation.test, []
+    duplicates = dict(zip(test.genres, test.duplicates, strict=True)) | {
+        _ALL: test.duplicates.sum()
+    }
     for member in evaluation.series.members:
         losses = evaluation.sentence_losses(member)
+        unmarked = evaluation.sentence_losses(member, with_markers=False)
         for genre in (*test.genres, _ALL):
             chosen = np.full(len(losses), True)
             if genre != _ALL:
@@ -33,16 +37,24 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
                     "checkpoint": member.name,
                     "step": member.step,
                     "genre": genre,
-                    "perplexity": np.exp(losses[counted].mean()) if counted.any() else np.nan,
+                    "perplexity": _perplexity(losses[counted]),
+                    "perplexity_without_markers": _perplexity(unmarked[counted]),
                     "sentences": int(counted.sum()),
                     "scored_tokens": int((test.sentences.lengths[counted] - 1).sum()),
                     "too_long": int((chosen & np.isnan(losses)).sum()),
+                    "duplicates": int(duplicates[genre]),
                 }
             )
     return pd.DataFrame(rows).astype({"step": "Int64"})
 
 
-def _test_columns(test: TestSet) -> dict[str, str | int]:
+def _perplexity(losses: np.ndarray) -> float:
+    """The geometric mean over sentences; those without a scored token do not count."""
+    scored = losses[~np.isnan(losses)]
+    return float(np.exp(scored.mean())) if len(scored) else np.nan
+
+
+def _test_columns(test: TestSet) -> dict[str, str | int | bool]:
     """The columns that identify the test data in every table."""
     return {
         "test_language": test.language,
@@ -50,6 +62,7 @@ def _test_columns(test: TestSet) -> dict[str, str | int]:
         "test_segmenter": test.segmenter,
         "test_data_dir": test.data_dir,
         "sample_seed": test.seed,
+        "drop_duplicates": test.drop_duplicates,
     }
 
 
