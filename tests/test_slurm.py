@@ -23,9 +23,9 @@ from impossible.training import log
 Config = Callable[..., Path]
 # So many steps that a run is still going when its first minute ends.
 LONG = {
-    "max_steps": "1800",
-    "checkpoint_interval": "900",
-    "eval_interval": "900",
+    "max_steps": "1000",
+    "checkpoint_interval": "500",
+    "eval_interval": "500",
     "log_interval": "10",
 }
 CONF = """
@@ -69,7 +69,9 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     conf = folder / "slurm.conf"
     values = {"port": free_port(), "node_port": free_port(), "cores": os.cpu_count()}
     conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, **values))
-    (folder / "gres.conf").write_text("Name=gpu Count=2\n")
+    for number in range(2):  # two GPUs that SLURM may lend, and nobody opens
+        (folder / f"gpu{number}").touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
     env = os.environ | {"SLURM_CONF": str(conf)}
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge", "munge")
@@ -105,10 +107,7 @@ def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_
 ) -> None:
     whole, out_dir = tmp_path / "whole", tmp_path / "out"
     env = {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PROCESSES": "2"}
-    began = time.monotonic()
     succeed("train.py", config(**LONG, out_dir=str(whole)), processes=2, timeout=600)
-    seconds = time.monotonic() - began
-    assert seconds > 45, f"{seconds:.0f} s: it must be longer than the minute of the job"
 
     options = [
         "--cpus-per-task=2",
@@ -125,21 +124,23 @@ def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_
         text=True,
         check=True,
     ).stdout.strip()
-    states = []
-    while not states or states[-1] not in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"):
+    states = [""]
+    while states[-1] not in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"):
         state = shown(job, cluster)["JobState"]
-        if not states or state != states[-1]:
+        if state != states[-1]:
             states.append(state)
+        if state == "PENDING" and "RUNNING" in states:  # once stopped, it may run to its end
+            update = ["scontrol", "update", f"JobId={job}", "TimeLimit=15"]
+            subprocess.run(update, env=cluster, check=True)
         time.sleep(1)
     output = (tmp_path / "job.log").read_text()
-    print(states, output)
 
     assert states[-1] == "COMPLETED", output
-    assert int(shown(job, cluster)["Restarts"]) >= 1
+    assert int(shown(job, cluster)["Restarts"]) >= 1, "it ended before SLURM stopped it"
     assert "as requested. Run the same command again to resume." in output
     assert "back into the queue" in output
     assert [r["step"] for r in log.read(out_dir)] == [r["step"] for r in log.read(whole)]
-    assert same(weights(out_dir, 1800), weights(whole, 1800))
+    assert same(weights(out_dir, 1000), weights(whole, 1000))
 
 
 @pytest.mark.slow
