@@ -63,6 +63,7 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-hop.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-hop.txt requirements-lm-eval.txt $(VENV)/.installed
 	$(INSTALL) -r requirements-dev.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-lm-eval.txt
 	touch $@

@@ -1,8 +1,9 @@
-"""Test perplexity against training step, for one or several runs or for models on the Hub.
+"""Test perplexity and other measures against training step, for runs or for models on the Hub.
 
     python evaluate.py                                          # out/partial_reverse
     python evaluate.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py
     python evaluate.py --test_language=no_reverse               # on another language's sentences
+    python evaluate.py --pairs=blimp                            # minimal pairs, made impossible
     python evaluate.py --model=USER/NAME --revisions=checkpoint-100,checkpoint-200
     torchrun --nproc_per_node=2 evaluate.py config/partial_reverse.py
 
@@ -19,15 +20,17 @@ if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of 
 
     shadow.hand_over("evaluate")
 else:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
     import pandas as pd
 
-    from impossible import command
+    from impossible import command, files
     from impossible.errors import UserError
-    from impossible.evaluation import curves, differences, pictures, results, tables
+    from impossible.evaluation import curves, differences, minimal_pairs, pictures, results, tables
     from impossible.evaluation import series as all_series
+    from impossible.evaluation.minimal_pairs import PairEvaluation
     from impossible.evaluation.results import Evaluation
     from impossible.evaluation.series import Series
     from impossible.settings import Evaluate
@@ -41,32 +44,41 @@ def main(runs: list[Evaluate]) -> None:
     device = devices.pick_device(runs[0].device, world)
     if device.type == "cpu":
         devices.keep_freed_memory()
-    for settings in runs:  # before a Hub is asked
+    pairs = minimal_pairs.read(runs[0].pairs) if runs[0].pairs else []
+    for settings in runs if not pairs else ():  # before a Hub is asked
         results.read_meta(settings)
-    found = find(runs)
+    found = find(runs, results.base_folder if pairs else folder_on_test_split)
     processes.connect(world, device)
     members = [[(m.name, m.commit) for m in series.members] for _, series in found]
     if any(others != members for others in world.gather(members)):
         raise UserError(
             "the checkpoints changed during the evaluation. Run the same command again."
         )
-    evaluations = [results.evaluate(settings, series, world, device) for settings, series in found]
-    if world.is_first:
-        for evaluation in evaluations:
-            tables.write_all(evaluation)
-        summarize(evaluations)
+    if pairs:
+        on_pairs = [minimal_pairs.evaluate(s, series, pairs, world, device) for s, series in found]
+        if world.is_first:
+            write_pairs(on_pairs)
+    else:
+        evaluations = [results.evaluate(s, series, world, device) for s, series in found]
+        if world.is_first:
+            for evaluation in evaluations:
+                tables.write_all(evaluation)
+            summarize(evaluations)
     world.gather(None)  # all wait for the first
     processes.disconnect(world)
 
 
-def find(runs: list[Evaluate]) -> list[tuple[Evaluate, Series]]:
-    """All series, each with its settings. Raises UserError for a run that is named twice."""
+def find(
+    runs: list[Evaluate], folder_of: Callable[[Evaluate, Series], Path]
+) -> list[tuple[Evaluate, Series]]:
+    """All series, each with its settings. Raises UserError for a run that is named twice.
+
+    folder_of: the folder for the results of a series.
+    """
     found: dict[Path, tuple[Evaluate, Series]] = {}
     for settings in runs:
-        test = results.read_meta(settings)
         for series in all_series.find(settings, all_series.checkpoints(settings.revisions)):
-            sha256 = test.splits["test"]["sha256"]
-            folder = results.folder_of(settings, series, test.language, sha256)
+            folder = folder_of(settings, series)
             if folder in found and series.language:
                 raise UserError(
                     f"the run in {series.place} is named twice. Give each run an out_dir of its "
@@ -80,8 +92,15 @@ def find(runs: list[Evaluate]) -> list[tuple[Evaluate, Series]]:
     return list(found.values())
 
 
+def folder_on_test_split(settings: Evaluate, series: Series) -> Path:
+    """The folder for the perplexities of a series."""
+    test = results.read_meta(settings)
+    sha256 = test.splits["test"]["sha256"]
+    return results.folder_of(settings, series, test.language, sha256)
+
+
 def summarize(evaluations: list[Evaluation]) -> None:
-    """Draw all series in one picture; if there are several, also write a joint table."""
+    """Draw all series in one picture; if there are several, also write joint tables."""
     settings, folder = evaluations[0].settings, evaluations[0].folder
     if len(evaluations) > 1:
         folder = Path(settings.eval_dir)
@@ -89,8 +108,11 @@ def summarize(evaluations: list[Evaluation]) -> None:
         together = pd.concat([tables.perplexities(e) for e in evaluations])
         tables.write(together, folder / "perplexity.csv")
     groups = curves.groups_of(evaluations)
-    label = "test perplexity (geometric mean)"
-    draw(curves.perplexity_curves(groups), label, folder / "perplexity.png", logarithmic=True)
+    label, drawn = (
+        "test perplexity (geometric mean)",
+        curves.curves_of(groups, Evaluation.perplexity),
+    )
+    draw(drawn, label, folder / "perplexity.png", logarithmic=True)
     if pairs := differences.pairs_of(evaluations):
         found = differences.table(pairs)
         tables.write(found, folder / "differences.csv")
@@ -98,6 +120,25 @@ def summarize(evaluations: list[Evaluation]) -> None:
         draw(differences.curves(found), label, folder / "differences.png", level=0.0)
     if settings.losses:
         draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
+
+
+def write_pairs(evaluations: list[PairEvaluation]) -> None:
+    """The tables of each series on minimal pairs, and one picture of all."""
+    settings, folder = evaluations[0].settings, evaluations[0].folder
+    for e in evaluations:
+        with files.locked(e.folder):
+            tables.write(minimal_pairs.table(e), e.folder / "pairs.csv")
+            if settings.pair_items:
+                path = e.folder / f"pair_items.{settings.table_format}"
+                tables.write(minimal_pairs.items(e), path)
+    if len(evaluations) > 1:
+        folder = Path(settings.eval_dir) / minimal_pairs.folder_name(settings.pairs)
+        folder.mkdir(parents=True, exist_ok=True)
+        together = pd.concat([minimal_pairs.table(e) for e in evaluations])
+        tables.write(together, folder / "pairs.csv")
+    drawn = curves.curves_of(curves.groups_of(evaluations), PairEvaluation.accuracy)
+    label = "share of minimal pairs right (line: chance)"
+    draw(drawn, label, folder / "pairs.png", level=0.5)
 
 
 def draw(found: list[pictures.Curve], label: str, path: Path, **options: Any) -> None:

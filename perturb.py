@@ -110,6 +110,7 @@ class Language:
     seed: int = 0  # of the generator; train, val and test each start one afresh
     min_tokens: int = 2  # sentences with fewer are dropped, after their random draw
     max_tokens: int | None = None  # and those with more
+    any_length: bool = False  # whether a token's place does not depend on the sentence's length
     # Whether it reads annotated verbs, and what its hops count: the two join clitics differently.
     hops: Literal["", "tokens", "words"] = ""
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
@@ -362,10 +363,12 @@ def _reverse(title: str, perturb: Perturb, invert: Invert, summary: str) -> Lang
     return Language(title, perturb, summary, "no_reverse", (REVERSE,), seed=21, invert=invert)
 
 
-def _shuffle(title: str, perturb: Perturb, invert: Invert | None, summary: str) -> Language:
+def _shuffle(
+    title: str, perturb: Perturb, invert: Invert | None, summary: str, any_length: bool = False
+) -> Language:
     """A row of the *Shuffle family: without markers, and without very long sentences."""
-    longest = _LONGEST_SHUFFLED
-    return Language(title, perturb, summary, "no_shuffle", max_tokens=longest, invert=invert)
+    options = {"max_tokens": _LONGEST_SHUFFLED, "any_length": any_length, "invert": invert}
+    return Language(title, perturb, summary, "no_shuffle", **options)
 
 
 def _rearranged(title: str, order: Order, summary: str) -> Language:
@@ -379,8 +382,8 @@ def _hop(
 ) -> Language:
     """A row of the *Hop family: a marker of number for each verb of the third person present."""
     invert = functools.partial(undo_hop, hop=hop)
-    markers = (SINGULAR, PLURAL)
-    return Language(title, perturb, summary, "no_hop", markers, hops=hops, invert=invert)
+    options = {"markers": (SINGULAR, PLURAL), "any_length": True, "hops": hops, "invert": invert}
+    return Language(title, perturb, summary, "no_hop", **options)
 
 
 LANGUAGES: dict[str, Language] = {
@@ -397,7 +400,7 @@ LANGUAGES: dict[str, Language] = {
         undo_full_reverse,
         "a marker at a random place, the whole reversed, marker included",
     ),
-    "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "nothing"),
+    "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "nothing", any_length=True),
     "nondeterministic_shuffle": _shuffle(
         "NondeterministicShuffle",
         nondeterministic_shuffle,

@@ -326,6 +326,13 @@ class Evaluate(_Models):
     """also write a table of the surprisal of every token, in bits"""
     table_format: Literal["csv", "parquet"] = "csv"
     """format of the tables of sentences and surprisals"""
+    pairs: str = ""
+    """instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
+    sentence_good and sentence_bad (one file, or a folder or zip of them)"""
+    leading_space: bool = False
+    """encode the sentences of minimal pairs after a space, as lm-evaluation-harness does"""
+    pair_items: bool = False
+    """also write a table of every pair and the log-probabilities of its sentences"""
     losses: bool = False
     """also plot the training and validation losses in log.jsonl"""
     results_dir: str = ""

@@ -1,22 +1,28 @@
 """The curves of evaluations: grouping runs into curves and computing their values."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from impossible.evaluation import pictures
 from impossible.evaluation.pictures import Curve
-from impossible.evaluation.results import Evaluation
+from impossible.evaluation.results import OfSeries
+from impossible.evaluation.series import Member
 from impossible.training import log
 
+E = TypeVar("E", bound=OfSeries)
+Groups = list[tuple[str, list[E]]]
 
-def groups_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+
+def groups_of(evaluations: list[E]) -> Groups[E]:
     """A label and the evaluations of each curve: those of runs that differ only in their seeds."""
-    alike: dict[tuple[str, str, str], list[Evaluation]] = {}
+    alike: dict[tuple[str, str, str], list[E]] = {}
     for e in evaluations:
-        alike.setdefault((e.label, e.series.recipe, e.test.split_sha256), []).append(e)
+        alike.setdefault((e.label, e.series.recipe, e.test_id), []).append(e)
     named = {e.series.place for e in evaluations}
-    are_shared = len({e.test.data_dir for e in evaluations}) > len(named)
+    are_shared = len({e.test_place for e in evaluations}) > len(named)
     groups = []
     for (label, _, _), same in alike.items():
         are_seeds = len({e.series.seed for e in same}) == len(same)
@@ -24,30 +30,29 @@ def groups_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Evaluation]
         for group in [same] if are_seeds else [[e] for e in same]:
             places = ", ".join(e.series.place for e in group)
             if are_shared:
-                places += f", on {group[0].test.data_dir}"
+                places += f", on {group[0].test_place}"
             groups.append((label if are_seeds and is_only else f"{label} ({places})", group))
     return groups
 
 
-def perplexity_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
+def curves_of(groups: Groups[E], value: Callable[[E, Member], float]) -> list[Curve]:
     """A curve for each group; for several seeds, their mean and its interval.
 
-    A model without a step is shown as a horizontal line.
+    value: what is drawn of a model, such as its perplexity. A model without a step is shown as a
+    horizontal line.
     """
     curves = []
     for style, (label, same) in enumerate(groups):
-        runs = [
-            {m.step: e.perplexity(m) for m in e.series.members if m.step is not None} for e in same
-        ]
+        runs = [{m.step: value(e, m) for m in e.series.members if m.step is not None} for e in same]
         curves += _mean(label, runs, style)
         for e in same:
             for m in (m for m in e.series.members if m.step is None):
                 name = label if Path(e.series.place).name == m.name else f"{label}, {m.name}"
-                curves.append(Curve(name, [], np.array([e.perplexity(m)]), style))
+                curves.append(Curve(name, [], np.array([value(e, m)]), style))
     return curves
 
 
-def loss_curves(groups: list[tuple[str, list[Evaluation]]]) -> list[Curve]:
+def loss_curves(groups: Groups[E]) -> list[Curve]:
     """The training and the validation loss of the runs, from their logs."""
     curves = []
     for style, (label, same) in enumerate(groups):

@@ -1,10 +1,13 @@
 """One series of models on one test set: its scores, its name, and the folder of its results."""
 
 import contextlib
+import dataclasses
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,34 +21,65 @@ from impossible.evaluation.series import Member, Series, name_of
 from impossible.settings import Evaluate, Prepare
 from impossible.text import token_files
 from impossible.training.processes import World
+from perturb import Sentences
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One series on one test set."""
+class OfSeries:
+    """What a series of models gave on some test material."""
 
     settings: Evaluate
     series: Series
-    test: TestSet
-    losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
+
+    @property
+    def on(self) -> str:
+        """The test material in words, if it is not the series' own; begins with a space."""
+        language = test_language(self.settings)
+        is_own = self.series.language in ("", language)
+        return "" if is_own else f" on {perturb.get(language).title}"
 
     @property
     def label(self) -> str:
         """The label of the series, and the test language if it is not the series' own."""
-        return self.series.label + self._on
+        return self.series.label + self.on
 
     @property
     def title(self) -> str:
         """The label, and the place of the models."""
-        return self.series.title + self._on
+        return self.series.title + self.on
 
     @property
-    def _on(self) -> str:
+    def columns(self) -> dict[str, str]:
+        """The columns that identify the models in every table."""
+        series = self.series
+        return {"model": series.label, "place": series.place, "seed": series.seed}
+
+
+@dataclass(frozen=True)
+class Evaluation(OfSeries):
+    """One series on one test set."""
+
+    test: TestSet
+    losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
+
+    @property
+    def on(self) -> str:
+        """The test data in words, if they are not the series' own; begins with a space."""
         if self.test.split_sha256 == self.series.test_sha256:
             return ""
         if self.test.language == self.series.language:
             return f" on {self.test.data_dir}"
         return f" on {perturb.get(self.test.language).title}"
+
+    @property
+    def test_id(self) -> str:
+        """What is the same for the same test split."""
+        return self.test.split_sha256
+
+    @property
+    def test_place(self) -> str:
+        """Where the test data are."""
+        return self.test.data_dir
 
     @property
     def folder(self) -> Path:
@@ -62,7 +96,7 @@ class Evaluation:
 
     def perplexity(self, member: Member) -> float:
         """The geometric mean over all sentences."""
-        return float(np.exp(np.nanmean(self.sentence_losses(member))))
+        return _perplexity(self.losses[member.name], self.test.sentences)
 
 
 def evaluate(settings: Evaluate, series: Series, world: World, device: torch.device) -> Evaluation:
@@ -75,51 +109,88 @@ def evaluate(settings: Evaluate, series: Series, world: World, device: torch.dev
         settings.sample_seed,
         settings.drop_duplicates,
     )
-    losses: dict[str, np.ndarray] = {}
-    evaluation = Evaluation(settings, series, test, losses)
-    folder = evaluation.folder
-    scores_dir = folder / "scores" / test.sha256[:16]
+    evaluation = Evaluation(settings, series, test, {})
+    found = score(
+        series,
+        Material(evaluation.title, test.language, test.sentences),
+        evaluation.folder,
+        lambda losses: f"perplexity {_perplexity(losses, test.sentences):,.2f}",
+        world,
+        device,
+    )
+    return dataclasses.replace(evaluation, losses=found)
+
+
+class Material(NamedTuple):
+    """Sentences to be scored."""
+
+    title: str  # of the models on these sentences
+    language: str
+    sentences: Sentences
+
+
+def score(
+    series: Series,
+    material: Material,
+    folder: Path,
+    result: Callable[[np.ndarray], str],
+    world: World,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """The losses of each model of a series, by its name, as `scoring.losses` returns them.
+
+    They are kept in `folder`, and not computed again for the same model and sentences. result: what
+    is printed of the losses of a model. All processes must call it.
+    """
+    scores_dir = folder / "scores" / scoring.sha256_of(material.sentences)[:16]
     if world.is_first:
         _make_folder(scores_dir, is_run=bool(series.language))
+    found = {}
     with files.locked(folder) if world.is_first else contextlib.nullcontext():
         for number, member in enumerate(series.members, 1):
             began = time.perf_counter()
             path = scores_dir / f"{member.name.replace('/', '--')}.npz"
-            name = f"{evaluation.title}, {member.name}"
-            losses[member.name], is_new = losses_of(name, member, test, path, world, device)
+            losses, is_new = losses_of(member, material, path, world, device)
+            found[member.name] = losses
             if world.is_first:
                 how = f"{time.perf_counter() - began:.1f} s" if is_new else "as computed before"
                 print(
-                    f"{name} ({number} of {len(series.members)}): perplexity "
-                    f"{evaluation.perplexity(member):,.2f} ({how})",
+                    f"{material.title}, {member.name} ({number} of {len(series.members)}): "
+                    f"{result(losses)} ({how})",
                     flush=True,
                 )
-    return evaluation
+    return found
+
+
+def _perplexity(losses: np.ndarray, sentences: Sentences) -> float:
+    return float(np.exp(np.nanmean(scoring.sentence_losses(losses, sentences))))
 
 
 def losses_of(
-    name: str, member: Member, test: TestSet, path: Path, world: World, device: torch.device
+    member: Member, material: Material, path: Path, world: World, device: torch.device
 ) -> tuple[np.ndarray, bool]:
     """The losses of one model, and whether they were computed now."""
     identity, found = world.gather(_known(member, path) if world.is_first else None)[0]
     if found is not None:
         return found, False
     scorer = member.load(device)
-    largest, lengths = test.sentences.tokens.max(), test.sentences.lengths
+    name, sentences = f"{material.title}, {member.name}", material.sentences
+    largest, lengths = sentences.tokens.max(), sentences.lengths
     if largest >= len(scorer.head):
         raise UserError(
             f"{name} has a vocabulary of {len(scorer.head):,} tokens, and the sentences of "
-            f"{test.language} contain a marker (id {largest}) that this model never learned. "
+            f"{material.language} contain a marker (id {largest}) that this model never learned. "
             "Choose a language without that marker: --test_language="
         )
     if lengths.min() > scorer.context:
         raise UserError(
-            f"{name} reads {scorer.context} tokens, and the shortest sentence of {test.language} "
-            f"has {lengths.min()}. Prepare shorter sentences (--segmenter=sentencex)."
+            f"{name} reads {scorer.context} tokens, and the shortest sentence of "
+            f"{material.language} has {lengths.min()}. Shorten the sentences, for a corpus with "
+            "--segmenter=sentencex."
         )
-    found = scoring.losses(scorer, test.sentences, world)
+    found = scoring.losses(scorer, sentences, world)
     with np.errstate(over="ignore"):
-        perplexities = np.exp(scoring.sentence_losses(found, test.sentences))
+        perplexities = np.exp(scoring.sentence_losses(found, sentences))
     wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)
     if wrong.any():
         raise UserError(
@@ -162,18 +233,19 @@ def test_data_dir(settings: Evaluate) -> Path:
     """The prepared data whose test split is evaluated on."""
     if settings.test_data_dir:
         return Path(settings.test_data_dir)
-    if _test_language(settings) == settings.language:
+    if test_language(settings) == settings.language:
         return Path(settings.data_dir)
     return Path(Evaluate(language=settings.test_language).data_dir)
 
 
-def _test_language(settings: Evaluate) -> str:
+def test_language(settings: Evaluate) -> str:
+    """The language of the sentences that models are evaluated on."""
     return settings.test_language or settings.language
 
 
 def read_meta(settings: Evaluate) -> token_files.Meta:
     """Read meta.json of the test data. Raises UserError if it describes another language."""
-    wanted, data_dir = _test_language(settings), test_data_dir(settings)
+    wanted, data_dir = test_language(settings), test_data_dir(settings)
     perturb.get(wanted)
     is_elsewhere = settings.test_data_dir or wanted != settings.language
     if is_elsewhere and not (data_dir / token_files.META).exists():
@@ -199,20 +271,24 @@ def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: s
 
     Results on the run's own test split go to the folder of the series, others to subfolders.
     """
-    if not series.language:  # a model from elsewhere
-        folder = Path(settings.eval_dir) / series.folder
-    elif settings.results_dir:
-        folder = Path(settings.results_dir) / name_of(Path(series.place))
-    else:
-        folder = Path(series.place) / series.folder
+    folder = base_folder(settings, series)
     if split_sha256 == series.test_sha256:
         return folder
     return folder / f"on_{language}-{split_sha256[:8]}"
 
 
+def base_folder(settings: Evaluate, series: Series) -> Path:
+    """The folder for all results of a series."""
+    if not series.language:  # a model from elsewhere
+        return Path(settings.eval_dir) / series.folder
+    if settings.results_dir:
+        return Path(settings.results_dir) / name_of(Path(series.place))
+    return Path(series.place) / series.folder
+
+
 def _prepare_command(settings: Evaluate, data_dir: Path) -> str:
     """The command that prepares the test language from the corpus of the model, if available."""
-    options = [f"--language={_test_language(settings)}"]
+    options = [f"--language={test_language(settings)}"]
     if (Path(settings.data_dir) / token_files.META).exists():
         own = token_files.read_meta(Path(settings.data_dir))
         options.append(f"--corpus={own.corpus}")

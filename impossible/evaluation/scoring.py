@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import perturb
 from impossible.errors import UserError
@@ -59,13 +60,6 @@ class TestSet:
         offsets = self.sentences.offsets
         return [self.sentences.tokens[offsets[i] : offsets[i + 1]] for i in places]
 
-    @property
-    def sha256(self) -> str:
-        """A hash of all tokens and where sentences begin."""
-        digest = hashlib.sha256(self.sentences.offsets.astype("<i8").tobytes())
-        digest.update(self.sentences.tokens.astype("<u2").tobytes())
-        return digest.hexdigest()
-
 
 @dataclass(frozen=True)
 class Scorer:
@@ -81,6 +75,13 @@ class Scorer:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.head.device
+
+
+def sha256_of(sentences: Sentences) -> str:
+    """A hash of all tokens and of where sentences begin."""
+    digest = hashlib.sha256(sentences.offsets.astype("<i8").tobytes())
+    digest.update(sentences.tokens.astype("<u2").tobytes())
+    return digest.hexdigest()
 
 
 def draw(
@@ -160,7 +161,9 @@ def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
     found = np.full(len(sentences.tokens) - len(sentences.lengths), np.nan, np.float32)
     batches = _batches(sentences.lengths, scorer)
     # The longest first, in turns: equal shares for all.
-    mine = [_score(scorer, sentences, batch) for batch in batches[world.rank :: world.size]]
+    own = batches[world.rank :: world.size]
+    progress = tqdm(own, "scoring", disable=None if world.is_first else True, leave=False)
+    mine = [_score(scorer, sentences, batch) for batch in progress]
     firsts = _firsts(sentences)
     for rank, theirs in enumerate(world.gather(mine)):
         for batch, values in zip(batches[rank :: world.size], theirs, strict=True):

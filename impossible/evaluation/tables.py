@@ -30,9 +30,7 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
             counted = chosen & ~np.isnan(losses)
             rows.append(
                 {
-                    "model": evaluation.series.label,
-                    "place": evaluation.series.place,
-                    "seed": evaluation.series.seed,
+                    **evaluation.columns,
                     **_test_columns(test),
                     "checkpoint": member.name,
                     "step": member.step,

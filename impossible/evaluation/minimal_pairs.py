@@ -1,0 +1,330 @@
+"""Minimal pairs in an impossible language: does a model prefer the grammatical sentence?
+
+Both sentences of a pair are perturbed with the same random draw, so that they differ in nothing but
+what makes one ungrammatical. The first token is predicted from <|endoftext|>, and a pair counts as
+right if the log-probabilities of the grammatical sentence have the higher sum.
+"""
+
+import functools
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+import perturb
+from impossible import asking
+from impossible.errors import UserError
+from impossible.evaluation import results, scoring
+from impossible.evaluation.results import Material, OfSeries
+from impossible.evaluation.series import Member, Series
+from impossible.settings import Evaluate
+from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.words import by_spacy, hops
+from impossible.text.words.verbs import annotated
+from impossible.training.processes import World
+from perturb import Sentences, from_lengths
+
+BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
+_COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
+_GOOD, _BAD = "sentence_good", "sentence_bad"
+_ALL = "all"  # in place of a paradigm: all pairs together
+
+
+class Pair(NamedTuple):
+    """One minimal pair."""
+
+    paradigm: str
+    field: str
+    item: str  # its name within the paradigm
+    good: str
+    bad: str
+
+
+# Reading
+
+
+def read(source: str) -> list[Pair]:
+    """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, a folder or a zip.
+
+    Raises UserError if there are none, or for a line that is not a pair.
+    """
+    if source == BLIMP:
+        pairs = list(_of_blimp())
+    else:
+        lines = _lines_of(Path(source))
+        pairs = [_pair(Path(name).stem, i, line, f"{name}, line {i}") for name, i, line in lines]
+    if not pairs:
+        raise UserError(f"pairs = {source!r} holds no minimal pair. Expected jsonl files.")
+    return pairs
+
+
+def _lines_of(place: Path) -> Iterator[tuple[str, int, str]]:
+    """Each line of the jsonl files at a place that is not blank: name of the file, number, text."""
+    if place.is_dir():
+        for path in sorted(place.glob("*.jsonl")):
+            yield from _lines_of(path)
+    elif not place.is_file():
+        raise UserError(
+            f"pairs = {str(place)!r} does not exist. Expected blimp, a folder or a zip of jsonl "
+            "files, or one such file."
+        )
+    elif zipfile.is_zipfile(place):
+        with zipfile.ZipFile(place) as packed:
+            for name in sorted(n for n in packed.namelist() if n.endswith(".jsonl")):
+                with packed.open(name) as file:
+                    yield from _numbered(f"{place}/{name}", file)
+    else:
+        with open(place, "rb") as file:
+            yield from _numbered(str(place), file)
+
+
+def _numbered(name: str, file: IO[bytes]) -> Iterator[tuple[str, int, str]]:
+    try:
+        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), 1):
+            if line.strip():
+                yield name, number, line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error}).")
+
+
+def _pair(paradigm: str, number: int, line: str, place: str) -> Pair:
+    try:
+        found = json.loads(line)
+        texts = [found[name] for name in (_GOOD, _BAD)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{place} is no minimal pair ({error!r}). Expected a JSON object with {_GOOD} and "
+            f"{_BAD}."
+        )
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"{place}: {_GOOD} and {_BAD} must be sentences. Found: {texts}")
+    return _made(found, found.get("UID", paradigm), number - 1)
+
+
+def _made(row: dict[str, str], paradigm: str, number: int) -> Pair:
+    """A pair from a row of BLiMP or of a file that has at least its two sentences."""
+    item = row.get("pairID", row.get("pair_id", number))
+    return Pair(paradigm, row.get("field", ""), str(item), row[_GOOD].strip(), row[_BAD].strip())
+
+
+def _of_blimp() -> Iterator[Pair]:
+    import huggingface_hub
+    import pyarrow.parquet as pq
+
+    try:
+        folder = asking.patiently(
+            _REPO,
+            lambda: huggingface_hub.snapshot_download(
+                _REPO, repo_type="dataset", revision=_COMMIT, allow_patterns="*/*.parquet"
+            ),
+        )
+    except asking.ERRORS as error:
+        raise UserError(
+            f"{asking.reason_of(error)} Without the Hub, name a folder or a zip of BLiMP's jsonl "
+            "files: --pairs=BLiMP.zip"
+        )
+    for path in sorted(Path(folder).glob("*/*.parquet")):
+        for number, row in enumerate(pq.read_table(path).to_pylist()):
+            yield _made(row, path.parent.name, number)
+
+
+# Perturbing
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs in one language."""
+
+    language: str
+    source: str
+    pairs: list[Pair]  # K of them
+    sentences: Sentences  # 2 K of them, each after <|endoftext|>: the good and the bad one in turn
+    left_out: Counter[tuple[str, str]]  # by paradigm and field: pairs that cannot be compared
+
+
+def perturbed(
+    pairs: list[Pair], language: str, source: str, leading_space: bool = False
+) -> PairSet:
+    """Both sentences of each pair in a language, perturbed with the same draw.
+
+    leading_space: encode each sentence after a space. (In training data, none begins with one.)
+
+    Left out are pairs of which one sentence is dropped in that language; pairs of unequal length
+    in tokens, if the language's rule depends on it; and pairs whose sentences become the same (as
+    the *Hop languages replace verbs by lemmas).
+    """
+    rule = perturb.get(language)
+    tokenizer = Tokenizer(rule.markers)
+    if leading_space and rule.hops:
+        raise UserError("the *Hop languages join words anew: leave --leading_space out.")
+    space = " " if leading_space else ""
+    texts = [[space + pair.good for pair in pairs], [space + pair.bad for pair in pairs]]
+    both = [_encoded(t, rule, tokenizer) for t in texts]
+    kept = rule.keeps(both[0]) & rule.keeps(both[1])
+    if not rule.any_length:
+        kept &= both[0].lengths == both[1].lengths
+        both = [sentences.take(kept) for sentences in both]  # the draws of the others are none
+    ids = list(tokenizer.markers.values())
+    both = [rule.perturb(s, ids, np.random.default_rng(rule.seed)) for s in both]
+    chosen = np.flatnonzero(kept)
+    if rule.any_length:
+        both = [sentences.take(kept) for sentences in both]
+    good, bad = (np.split(s.tokens, s.offsets[1:-1]) for s in both)
+    differ = [not np.array_equal(a, b) for a, b in zip(good, bad, strict=True)]
+    rows = [
+        np.append(END_OF_TEXT_ID, tokens)
+        for a, b, is_pair in zip(good, bad, differ, strict=True)
+        if is_pair
+        for tokens in (a, b)
+    ]
+    if not rows:
+        raise UserError(f"no pair of {source} can be compared in {rule.title}.")
+    kept_pairs = [pairs[i] for i in chosen[differ]]
+    lost = Counter((p.paradigm, p.field) for p in pairs)
+    lost.subtract((p.paradigm, p.field) for p in kept_pairs)
+    sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
+    return PairSet(language, source, kept_pairs, sentences, lost)
+
+
+def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
+    if not rule.hops:
+        return from_lengths(*tokenizer.encode(texts))
+    annotator = by_spacy.Annotator()
+    annotator.load()
+    words = zip(annotator.annotate(texts), texts, strict=True)
+    found = [annotated(words_of, text, annotator.name) for words_of, text in words]
+    return hops.encoded(found, tokenizer, rule.hops)
+
+
+# Scoring
+
+
+@dataclass(frozen=True)
+class PairEvaluation(OfSeries):
+    """A series of models on minimal pairs."""
+
+    pairs: PairSet
+    losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
+
+    @functools.cached_property
+    def test_id(self) -> str:
+        """What is the same for the same pairs in the same language."""
+        return scoring.sha256_of(self.pairs.sentences)
+
+    @property
+    def test_place(self) -> str:
+        """Where the pairs come from."""
+        return self.pairs.source
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the tables."""
+        return results.base_folder(self.settings, self.series) / folder_name(self.pairs.source)
+
+    def accuracy(self, member: Member) -> float:
+        """The share of pairs that a model gets right."""
+        return _accuracy(self.log_probabilities(member))
+
+    def log_probabilities(self, member: Member) -> np.ndarray:
+        """Those of the good and the bad sentence of each pair, in nats, (K, 2) float64."""
+        return _sums(self.losses[member.name], self.pairs.sentences)
+
+
+def folder_name(source: str) -> str:
+    """The name of the folder for results on these pairs."""
+    return f"pairs_{Path(source).stem}"
+
+
+def evaluate(
+    settings: Evaluate, series: Series, pairs: list[Pair], world: World, device: torch.device
+) -> PairEvaluation:
+    """Score the pairs with all models of a series; all processes must call it."""
+    language = results.test_language(settings)
+    made = perturbed(pairs, language, settings.pairs, settings.leading_space)
+    evaluation = PairEvaluation(settings, series, made, {})
+    found = results.score(
+        series,
+        Material(evaluation.title, made.language, made.sentences),
+        evaluation.folder,
+        lambda losses: f"{_accuracy(_sums(losses, made.sentences)):.1%} of pairs right",
+        world,
+        device,
+    )
+    return PairEvaluation(settings, series, made, found)
+
+
+def _sums(losses: np.ndarray, sentences: Sentences) -> np.ndarray:
+    means = scoring.sentence_losses(losses, sentences)
+    return -(means * (sentences.lengths - 1)).reshape(-1, 2)
+
+
+def _accuracy(log_probabilities: np.ndarray) -> float:
+    good, bad = log_probabilities[~np.isnan(log_probabilities).any(axis=1)].T
+    return float((good > bad).mean()) if len(good) else np.nan
+
+
+# Tables and curves
+
+
+def table(e: PairEvaluation) -> pd.DataFrame:
+    """A row for each checkpoint and paradigm, and one for all pairs."""
+    from scipy.stats import binomtest
+
+    paradigms = {(p.paradigm, p.field): [] for p in e.pairs.pairs} | {
+        key: [] for key in e.pairs.left_out
+    }
+    for i, pair in enumerate(e.pairs.pairs):
+        paradigms[pair.paradigm, pair.field].append(i)
+    rows = []
+    for member in e.series.members:
+        found = e.log_probabilities(member)
+        is_scored = ~np.isnan(found).any(axis=1)
+        is_right = found[:, 0] > found[:, 1]
+        everything = {(_ALL, ""): list(range(len(found)))}
+        for (paradigm, field), places in (*sorted(paradigms.items()), *everything.items()):
+            scored = np.array(places, np.int64)[is_scored[places]]
+            right, count = int(is_right[scored].sum()), len(scored)
+            lost = e.pairs.left_out
+            left_out = lost.total() if paradigm == _ALL else lost[paradigm, field]
+            interval = binomtest(right, count).proportion_ci(method="wilson") if count else None
+            rows.append(
+                {
+                    **e.columns,
+                    "test_language": e.pairs.language,
+                    "pairs_from": e.pairs.source,
+                    "checkpoint": member.name,
+                    "step": member.step,
+                    "paradigm": paradigm,
+                    "field": field,
+                    "accuracy": right / count if count else np.nan,
+                    "low": interval.low if interval else np.nan,
+                    "high": interval.high if interval else np.nan,
+                    "pairs": count,
+                    "left_out": left_out + len(places) - count,
+                }
+            )
+    return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def items(e: PairEvaluation) -> pd.DataFrame:
+    """A row for each pair and checkpoint, with the log-probabilities of its two sentences."""
+    tokenizer = Tokenizer(perturb.get(e.pairs.language).markers)
+    parts = np.split(e.pairs.sentences.tokens, e.pairs.sentences.offsets[1:-1])
+    texts = [tokenizer.decode(part[1:]) for part in parts]
+    common = pd.DataFrame(e.pairs.pairs).assign(
+        perturbed_good=texts[::2], perturbed_bad=texts[1::2]
+    )
+    tables = []
+    for member in e.series.members:
+        good, bad = e.log_probabilities(member).T
+        values = {"log_probability_good": good, "log_probability_bad": bad, "is_right": good > bad}
+        tables.append(common.assign(checkpoint=member.name, step=member.step, **values))
+    return pd.concat(tables, ignore_index=True).astype({"step": "Int64"})

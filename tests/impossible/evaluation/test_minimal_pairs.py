@@ -1,0 +1,223 @@
+"""Minimal pairs: English ones as the harness scores them, others as a plain implementation does."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from conftest import ROOT, fail, succeed, write_config
+from hub import Hub, serve
+
+import perturb
+from impossible.errors import UserError
+from impossible.evaluation import minimal_pairs
+from impossible.evaluation.minimal_pairs import Pair
+from impossible.text.tokenizer import Tokenizer
+
+NOUNS = ("dog", "child", "teacher", "senator", "river", "Congress", "bookshelf", "neighbour")
+AGREEMENT, ORDER = "regular_plural_subject_verb_agreement_1", "causative"
+PAIRS = {
+    AGREEMENT: [
+        pair
+        for noun in NOUNS
+        for pair in (
+            (f"The {noun} helps the dogs.", f"The {noun} help the dogs."),
+            (f"The {noun}s help the dogs.", f"The {noun}s helps the dogs."),
+        )
+    ],
+    ORDER: [
+        (f"Some {noun}s saw Mary.", f"Saw Mary some quite old {noun}s.") for noun in NOUNS
+    ],  # of unequal length
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pairs as BLiMP's files."""
+    place = tmp_path_factory.mktemp("pairs") / "mine"
+    place.mkdir()
+    for name, pairs in PAIRS.items():
+        rows = [
+            {"sentence_good": good, "sentence_bad": bad, "field": "syntax", "UID": name}
+            for good, bad in pairs
+        ]
+        text = "".join(json.dumps(row | {"pairID": str(i)}) + "\n" for i, row in enumerate(rows))
+        (place / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return place
+
+
+@pytest.fixture(scope="module")
+def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """language -> the config of a tiny run with exports. Not to be changed."""
+    found = {}
+    for language in ("no_shuffle", "partial_reverse"):
+        place = tmp_path_factory.mktemp(language)
+        places = {"data_dir": str(place / "data"), "out_dir": str(place / "out")}
+        options = {"language": language, "corpus": str(corpus_dir), "segmenter": "line"}
+        path = write_config(place / "config.py", **places, **options, learning_rate="0.05")
+        for command in ("prepare.py", "train.py", "convert_to_hf.py"):
+            succeed(command, path)
+        found[language] = path
+    return found
+
+
+def evaluated(config: Path, *options: str, tmp_path: Path) -> pd.DataFrame:
+    results = tmp_path / "results"
+    succeed("evaluate.py", config, f"--results_dir={results}", "--pair_items", *options)
+    (place,) = results.glob("*/pairs_*")
+    table = pd.read_csv(place / "pairs.csv").set_index(["checkpoint", "paradigm"])
+    assert (place / "pairs.png").stat().st_size > 10_000
+    table.attrs["items"] = pd.read_csv(place / "pair_items.csv")
+    return table
+
+
+@pytest.mark.timeout(240)
+def test_english_pairs_get_what_lm_evaluation_harness_gives_them(
+    runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    config = runs["no_shuffle"]
+    table = evaluated(config, f"--pairs={folder}", "--leading_space", tmp_path=tmp_path)
+    export = config.parent / "out" / "hf" / "checkpoint-6"
+    files = [folder / f"{name}.jsonl" for name in PAIRS]
+    printed = succeed(ROOT / "tests" / "lm_eval_scores.py", export, *files, env={})
+    theirs = json.loads(printed.splitlines()[-1])
+    items = table.attrs["items"]
+    items = items[items.checkpoint == "checkpoint-6"]
+    for name, scores in theirs.items():
+        good, bad, right = np.array(scores).T
+        ours = items[items.paradigm == name]
+        assert len(ours) == len(PAIRS[name])
+        np.testing.assert_allclose(ours.log_probability_good, good, atol=1e-3)
+        np.testing.assert_allclose(ours.log_probability_bad, bad, atol=1e-3)
+        assert ours.is_right.tolist() == right.astype(bool).tolist()
+        row = table.loc["checkpoint-6", name]
+        assert row.accuracy == right.mean()
+        assert (row.pairs, row.left_out) == (len(right), 0)
+
+
+def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
+    runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    config = runs["partial_reverse"]
+    table = evaluated(config, f"--pairs={folder}", tmp_path=tmp_path)
+    model = transformers.GPT2LMHeadModel.from_pretrained(
+        config.parent / "out" / "hf" / "checkpoint-3"
+    ).eval()
+    encode = Tokenizer(("🅁",)).encode_ordinary
+    rng, right = np.random.default_rng(21), []
+    for good, bad in PAIRS[ORDER] + PAIRS[AGREEMENT]:  # in the order of the files' names
+        if len(encode(good)) != len(encode(bad)):
+            continue
+        place = rng.choice(len(encode(good)) + 1)
+        sums = []
+        for text in (good, bad):
+            tokens = encode(text)
+            tokens = [50256, *tokens[:place], 50257, *tokens[place:][::-1]]
+            with torch.no_grad():
+                logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+            sums.append(sum(logits[i, token].item() for i, token in enumerate(tokens[1:])))
+        right.append(sums[0] > sums[1])
+    items = table.attrs["items"]
+    assert items[items.checkpoint == "checkpoint-3"].is_right.tolist() == right
+    rows = table.loc["checkpoint-3"]
+    assert rows.loc[AGREEMENT].accuracy == pytest.approx(np.mean(right))
+    assert rows.loc[AGREEMENT].left_out + rows.loc[AGREEMENT].pairs == len(PAIRS[AGREEMENT])
+    assert (rows.loc[ORDER].left_out, rows.loc[ORDER].pairs) == (len(PAIRS[ORDER]), 0)
+    assert np.isnan(rows.loc[ORDER].accuracy)
+    assert rows.loc["all"].pairs == rows.pairs[:-1].sum() == len(right)
+    low, high = rows.loc["all"].low, rows.loc["all"].high
+    assert 0 <= low < rows.loc["all"].accuracy < high <= 1
+
+
+@pytest.mark.parametrize("language", perturb.LANGUAGES)
+def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
+    rule = perturb.get(language)
+    pairs = [
+        Pair("p", "f", str(i), f"The {noun} clearly likes the small {noun} over there.", bad)
+        for i, noun in enumerate(NOUNS)
+        for bad in (
+            f"The {noun} clearly liked the small {noun} over there.",
+            f"The {noun} clearly liked that very small {noun} over there.",
+        )
+    ]
+    found = minimal_pairs.perturbed(pairs, language, "mine")
+    assert len(found.pairs) == (len(pairs) if rule.any_length else len(pairs) // 2)
+    assert found.left_out["p", "f"] == len(pairs) - len(found.pairs)
+    parts = np.split(found.sentences.tokens, found.sentences.offsets[1:-1])
+    for good, bad in zip(parts[::2], parts[1::2], strict=True):
+        assert good[0] == bad[0] == 50256
+        if not rule.any_length:
+            assert (good != bad).sum() == 1, "they differ in nothing but the verb"
+
+
+def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
+    same = Pair("p", "f", "0", "It is so.", "It is so.")
+    other = Pair("p", "f", "1", "It is so.", "It are so.")
+    found = minimal_pairs.perturbed([same, other], "no_shuffle", "mine")
+    assert (found.pairs, found.left_out.total()) == ([other], 1)
+    with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
+        minimal_pairs.perturbed([same], "no_shuffle", "mine")
+    with pytest.raises(UserError, match="leave --leading_space out"):
+        minimal_pairs.perturbed([other], "no_hop", "mine", leading_space=True)
+
+
+def test_pairs_come_from_a_file_a_folder_or_a_zip(folder: Path, tmp_path: Path) -> None:
+    expected = minimal_pairs.read(str(folder))
+    assert [(p.good, p.bad) for p in expected] == PAIRS[ORDER] + PAIRS[AGREEMENT]
+    with zipfile.ZipFile(tmp_path / "pairs.zip", "w") as packed:
+        for path in folder.iterdir():
+            packed.write(path, f"data/{path.name}")
+    assert minimal_pairs.read(str(tmp_path / "pairs.zip")) == expected
+    assert minimal_pairs.read(str(folder / f"{ORDER}.jsonl")) == expected[: len(PAIRS[ORDER])]
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('\n{"sentence_good": "A b.", "sentence_bad": "B a."}\n', encoding="utf-8")
+    assert minimal_pairs.read(str(bare)) == [Pair("bare", "", "1", "A b.", "B a.")]
+
+
+def test_blimp_comes_from_the_hub_at_a_pinned_commit(
+    runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    tree = {}
+    for path in folder.iterdir():
+        rows = pa.Table.from_pylist(list(map(json.loads, path.read_text().splitlines())))
+        pq.write_table(rows, tmp_path / "x.parquet")
+        packed = (tmp_path / "x.parquet").read_bytes()
+        tree[f"{path.stem}/train-00000-of-00001.parquet"] = packed
+    made = Hub()
+    made.add_dataset("nyu-mll/blimp", minimal_pairs._COMMIT, tree)
+    copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
+    command = ("evaluate.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
+    with serve(made) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
+        succeed(*command, "--pairs=blimp", env=env)
+    found = pd.read_csv(copy / "evaluation" / "pairs_blimp" / "pairs.csv")
+    assert found.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
+    assert found.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
+    error = fail(*command, "--pairs=blimp", env={"HF_HOME": str(tmp_path / "empty")})
+    assert "name a folder or a zip of BLiMP's jsonl files: --pairs=BLiMP.zip" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[]", "x.jsonl, line 2 is no minimal pair"),
+        ("{", "x.jsonl, line 2 is no minimal pair"),
+        ('{"sentence_good": "A."}', "KeyError.'sentence_bad'"),
+        ('{"sentence_good": "A.", "sentence_bad": " "}', "x.jsonl, line 2: .* must be sentences"),
+        ('{"sentence_good": "A.", "sentence_bad": 5}', "must be sentences"),
+        ("", "holds no minimal pair"),
+    ],
+)
+def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
+    with pytest.raises(UserError, match=told):
+        minimal_pairs.read(str(tmp_path))
+    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder or a zip"):
+        minimal_pairs.read(str(tmp_path / "none"))
