@@ -1,7 +1,7 @@
 """Show the text that a step of training reads, or find the steps that read a text.
 
     python batch_viewer.py config/partial_reverse.py --step=1200
-    python batch_viewer.py config/partial_reverse.py --contains="the red ball"
+    python batch_viewer.py config/partial_reverse.py --contains="the red ball"    # as it is read
     python batch_viewer.py --out_dir=out/mine --step=7          # of a run, with its settings
 
 A step is a function of the token files, the seeds and the settings of the order alone. It does not
@@ -19,6 +19,7 @@ import numpy as np
 
 import perturb
 from impossible import command
+from impossible.errors import UserError
 from impossible.settings import BatchViewer
 from impossible.text import token_files
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
@@ -33,11 +34,24 @@ def main(settings: BatchViewer) -> None:
     tokenizer = Tokenizer(perturb.get(settings.language).markers)
     data_dir = Path(settings.data_dir)
     meta = token_files.read_meta(data_dir, settings.language)
+    require_data_of_run(settings, meta)
     blocks = token_files.open_blocks(data_dir, meta, "train", settings.block_size)
     if settings.contains:
         find(settings.contains, blocks, settings, tokenizer)
     else:
         show(settings.step, blocks, settings, tokenizer)
+
+
+def require_data_of_run(settings: BatchViewer, meta: token_files.Meta) -> None:
+    """Raise UserError if a run of out_dir was trained on other tokens than those of data_dir."""
+    if kept := checkpoint.list_checkpoints(Path(settings.out_dir)):
+        read = checkpoint.load(kept[-1]).data["splits"]["train"]["sha256"]
+        if read != meta.splits["train"]["sha256"]:
+            raise UserError(
+                f"the run in {settings.out_dir} read other tokens than those in "
+                f"{settings.data_dir} (train.bin has the SHA-256 {read[:12]}… there). Name the "
+                "data of the run with --data_dir=, or another --out_dir="
+            )
 
 
 def blocks_of(step: int, count: int, settings: BatchViewer) -> np.ndarray:
@@ -75,8 +89,8 @@ def find(text: str, blocks: np.ndarray, settings: BatchViewer, tokenizer: Tokeni
             steps[int(index)].append(step)
     print(f"{text!r} is in {len(found):,} of {len(blocks):,} blocks of train.bin")
     for index in found[:_MOST]:
-        read = ", ".join(map(str, steps[index])) or "none of this run"
-        print(f"block {index:,}: read by the steps {read}")
+        read = ", ".join(map(str, steps[index]))
+        print(f"block {index:,}: {f'read in steps {read}' if read else 'not read in this run'}")
     if len(found) > _MOST:
         print(f"and {len(found) - _MOST:,} more blocks: search for a longer text to see them")
 

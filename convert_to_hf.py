@@ -15,6 +15,7 @@ import dataclasses
 import json
 import random
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from tqdm import tqdm
 
 from impossible import command, files
 from impossible.errors import UserError
-from impossible.hub import card, export, publish
+from impossible.hub import card, export, measured, publish
 from impossible.hub import manifest as manifests
 from impossible.hub.publish import Publication, Revision
 from impossible.settings import Convert
 from impossible.training import checkpoint, log
+from impossible.training.checkpoint import Checkpoint
 from impossible.training.kept import kept_steps
 
 PUBLISHED = "published.json"
@@ -162,8 +164,10 @@ def _publish(publication: Publication, manifest: dict[str, Any], settings: Conve
         for revision in revisions
         for branch in of_words.get(revision.step, [])
     ]
-    revisions += [*aliases, dataclasses.replace(revisions[-1], branch="main")]
-    uploaded = publication.publish(revisions)
+    with tempfile.TemporaryDirectory() as folder:
+        main_revision = _of_main(revisions[-1], last, Path(folder), settings)
+        revisions += [*aliases, main_revision]
+        uploaded = publication.publish(revisions)
     if settings.dry_run:
         return
     repo, before = settings.push_to_hub, _published(hf_dir)
@@ -174,6 +178,26 @@ def _publish(publication: Publication, manifest: dict[str, Any], settings: Conve
         _try_one(publication, random.choice(chosen), settings)
         files.write_json(hf_dir / PUBLISHED, record)
     print(f"{repo} holds all {len(revisions)} revisions")
+
+
+def _of_main(newest: Revision, last: Checkpoint, folder: Path, settings: Convert) -> Revision:
+    """The revision main: the last export with the log, the tables and the pictures of the run.
+
+    folder: an empty one for its files.
+    """
+    out_dir = Path(settings.out_dir)
+    more = measured.files_of(out_dir)
+    text = card.text(
+        last,
+        log.read(out_dir),
+        settings.export_dtype,
+        settings.model_license,
+        settings.push_to_hub,
+        list(more),
+    )
+    measured.gather(newest.folder, text, card.NAME, more, folder)
+    hashes = {name: files.sha256(folder / name) for name in (*more, card.NAME)}
+    return dataclasses.replace(newest, branch="main", folder=folder, files=newest.files | hashes)
 
 
 def _try_one(publication: Publication, revision: Revision, settings: Convert) -> None:

@@ -22,20 +22,44 @@ if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of 
 else:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
+    from typing import Any, NamedTuple
 
     import pandas as pd
+    import torch
 
     from impossible import command, files
     from impossible.errors import UserError
-    from impossible.evaluation import curves, differences, minimal_pairs, pictures, results, tables
+    from impossible.evaluation import (
+        curves,
+        differences,
+        entropies,
+        markers,
+        minimal_pairs,
+        pictures,
+        results,
+        stimuli,
+        tables,
+    )
     from impossible.evaluation import series as all_series
+    from impossible.evaluation.markers import MarkerEvaluation
     from impossible.evaluation.minimal_pairs import PairEvaluation
-    from impossible.evaluation.results import Evaluation
-    from impossible.evaluation.series import Series
+    from impossible.evaluation.results import Evaluation, OfSeries
+    from impossible.evaluation.series import Member, Series
     from impossible.settings import Evaluate
     from impossible.training import checkpoint, log, processes
     from impossible.training import device as devices
+    from impossible.training.processes import World
+
+
+class Measure(NamedTuple):
+    """What is evaluated in place of perplexities: one table and one picture."""
+
+    folder_of: Callable[[Evaluate, Series], Path]
+    evaluate: Callable[[Evaluate, Series, World, torch.device], OfSeries]
+    table: Callable[[OfSeries], pd.DataFrame]
+    value: Callable[[OfSeries, Member], float] | None = None  # what is drawn
+    label: str = ""
+    level: float = 0.0  # of the thin line
 
 
 def main(runs: list[Evaluate]) -> None:
@@ -44,28 +68,41 @@ def main(runs: list[Evaluate]) -> None:
     device = devices.pick_device(runs[0].device, world)
     if device.type == "cpu":
         devices.keep_freed_memory()
-    pairs = minimal_pairs.read(runs[0].pairs) if runs[0].pairs else []
-    for settings in runs if not pairs else ():  # before a Hub is asked
+    name, measure = measure_of(runs[0])
+    for settings in runs if name in ("perplexity", "markers") else ():  # before a Hub is asked
         results.read_meta(settings)
-    found = find(runs, results.base_folder if pairs else folder_on_test_split)
+    found = find(runs, measure.folder_of if measure else folder_on_test_split)
     processes.connect(world, device)
     members = [[(m.name, m.commit) for m in series.members] for _, series in found]
     if any(others != members for others in world.gather(members)):
         raise UserError(
             "the checkpoints changed during the evaluation. Run the same command again."
         )
-    if pairs:
-        on_pairs = [minimal_pairs.evaluate(s, series, pairs, world, device) for s, series in found]
-        if world.is_first:
-            write_pairs(on_pairs)
-    else:
-        evaluations = [results.evaluate(s, series, world, device) for s, series in found]
-        if world.is_first:
-            for evaluation in evaluations:
-                tables.write_all(evaluation)
-            summarize(evaluations)
+    evaluate = measure.evaluate if measure else results.evaluate
+    evaluations = [evaluate(settings, series, world, device) for settings, series in found]
+    if world.is_first and measure:
+        write(evaluations, name, measure)
+    elif world.is_first:
+        for evaluation in evaluations:
+            tables.write_all(evaluation)
+        summarize(evaluations)
     world.gather(None)  # all wait for the first
     processes.disconnect(world)
+
+
+def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
+    """What the settings ask for in place of perplexities, and the name of its table."""
+    if settings.pairs:
+        label = "share of minimal pairs right (line: chance)"
+        functions = (minimal_pairs.folder_of, minimal_pairs.evaluate, minimal_pairs.table)
+        return "pairs", Measure(*functions, PairEvaluation.accuracy, label, 0.5)
+    if settings.markers:
+        label = "surprisal of the next token - that of the marker (bits)"
+        functions = (folder_on_test_split, markers.evaluate, markers.table)
+        return "markers", Measure(*functions, MarkerEvaluation.difference, label, 0.0)
+    if settings.stimuli:
+        return "stimuli", Measure(stimuli.folder_of, stimuli.evaluate, stimuli.table)
+    return "perplexity", None
 
 
 def find(
@@ -118,27 +155,29 @@ def summarize(evaluations: list[Evaluation]) -> None:
         tables.write(found, folder / "differences.csv")
         label = "difference in log-perplexity (nats)"
         draw(differences.curves(found), label, folder / "differences.png", level=0.0)
+    if settings.entropies:
+        tables.write(entropies.table(evaluations), folder / "entropies.csv")
     if settings.losses:
         draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
 
 
-def write_pairs(evaluations: list[PairEvaluation]) -> None:
-    """The tables of each series on minimal pairs, and one picture of all."""
+def write(evaluations: list[OfSeries], name: str, measure: Measure) -> None:
+    """The table of each series, one picture of all, and of several series a joint table."""
     settings, folder = evaluations[0].settings, evaluations[0].folder
     for e in evaluations:
         with files.locked(e.folder):
-            tables.write(minimal_pairs.table(e), e.folder / "pairs.csv")
-            if settings.pair_items:
+            tables.write(measure.table(e), e.folder / f"{name}.csv")
+            if settings.pair_items and name == "pairs":
                 path = e.folder / f"pair_items.{settings.table_format}"
                 tables.write(minimal_pairs.items(e), path)
     if len(evaluations) > 1:
-        folder = Path(settings.eval_dir) / minimal_pairs.folder_name(settings.pairs)
+        folder = evaluations[0].joint_folder
         folder.mkdir(parents=True, exist_ok=True)
-        together = pd.concat([minimal_pairs.table(e) for e in evaluations])
-        tables.write(together, folder / "pairs.csv")
-    drawn = curves.curves_of(curves.groups_of(evaluations), PairEvaluation.accuracy)
-    label = "share of minimal pairs right (line: chance)"
-    draw(drawn, label, folder / "pairs.png", level=0.5)
+        tables.write(pd.concat(map(measure.table, evaluations)), folder / f"{name}.csv")
+    if measure.value is None:
+        return
+    drawn = curves.curves_of(curves.groups_of(evaluations), measure.value)
+    draw(drawn, measure.label, folder / f"{name}.png", level=measure.level)
 
 
 def draw(found: list[pictures.Curve], label: str, path: Path, **options: Any) -> None:

@@ -130,6 +130,7 @@ def train(run: Run) -> None:
                 done = update(run, learning_rate)
                 if done is None:
                     break
+                run.saver.check()
                 run.step += 1
                 unread.append(done)
                 if run.step % s.log_interval and not is_validated(run):
@@ -181,7 +182,9 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.scaler.unscale_(run.optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf)
+    grad_norm = nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
+    world.share(grad_norm)  # GPUs of different kinds may round it differently
+    nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     # Of several processes, gradients stay in the buckets in which they meet.

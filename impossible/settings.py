@@ -198,7 +198,8 @@ class Train(_Order):
     batch_size: int = 8
     """number of blocks in a micro-batch (per process)"""
     shares: str = "equal"
-    """how processes share a step: equal; auto (by speed, measured at the start); or such as 2,3"""
+    """how the processes divide a step: equal, auto (by their speed, measured at the start), or
+    fixed shares such as 2,3"""
     warmup_steps: int = _fixed(300)
     """steps until the learning rate reaches its peak; after that, it decreases linearly to 0"""
     learning_rate: float = _fixed(6e-4)
@@ -326,11 +327,18 @@ class Evaluate(_Models):
     """also write a table of the surprisal of every token, in bits"""
     table_format: Literal["csv", "parquet"] = "csv"
     """format of the tables of sentences and surprisals"""
+    entropies: bool = False
+    """also measure how predictable each test language is by itself, by n-gram models"""
+    markers: bool = False
+    """instead of perplexities, the surprisal of the first marker of sentences in a Hop language"""
     pairs: str = ""
     """instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
     sentence_good and sentence_bad (one file, or a folder or zip of them)"""
     leading_space: bool = False
     """encode the sentences of minimal pairs after a space, as lm-evaluation-harness does"""
+    stimuli: str = ""
+    """instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
+    condition and text, and if wanted place (words before the marker), perturbed and region"""
     pair_items: bool = False
     """also write a table of every pair and the log-probabilities of its sentences"""
     losses: bool = False

@@ -2,15 +2,18 @@
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 from conftest import fail, succeed
 
 import train
 from impossible.settings import Train, load
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
+from impossible.training import checkpoint
 from impossible.training.device import World
 
 MARKERS = ("🅁",)
@@ -31,6 +34,16 @@ def test_a_step_is_shown_as_training_reads_it(config, data_dir: Path) -> None:  
     assert sum(line.endswith(" …") for line in shown.splitlines()) <= 8
 
 
+def test_other_data_than_a_run_read_are_refused(trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained, tmp_path / "out")
+    kept = checkpoint.list_checkpoints(copy)[-1]
+    content = torch.load(kept, weights_only=True)
+    content["data"]["splits"]["train"]["sha256"] = "0" * 64
+    torch.save(content, kept)
+    error = fail("batch_viewer.py", f"--out_dir={copy}", "--step=3")
+    assert f"the run in {copy} read other tokens" in error
+
+
 def test_neither_batch_size_nor_model_changes_what_is_shown(config, trained: Path) -> None:  # noqa: ANN001
     of_config = succeed("batch_viewer.py", config(batch_size="2", n_layer="1"), "--step=3")
     assert succeed("batch_viewer.py", f"--out_dir={trained}", "--step=3") == of_config
@@ -46,7 +59,7 @@ def test_the_steps_that_read_a_text_are_found(config, data_dir: Path) -> None:  
     text = tokenizer.decode(run.train_blocks[block]).split("<|endoftext|>")[0][3:]
     steps = [n + 1 for n in range(40) if block in run.blocks(n)]
     shown = succeed("batch_viewer.py", path, f"--contains={text}")
-    assert f"block {block:,}: read by the steps {', '.join(map(str, steps))}\n" in shown
+    assert f"block {block:,}: read in steps {', '.join(map(str, steps))}\n" in shown
     assert "is in 0 of" in succeed("batch_viewer.py", path, "--contains=no such text there")
     # A text that runs over the end of a block is in two blocks.
     pieces = tokenizer.pieces(np.concatenate([run.train_blocks[0][-3:], run.train_blocks[1][:3]]))

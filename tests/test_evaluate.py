@@ -22,7 +22,7 @@ from hub import Hub, serve
 import perturb
 from impossible import settings
 from impossible.errors import UserError
-from impossible.evaluation import pictures, results, scoring, tables
+from impossible.evaluation import ngrams, pictures, results, scoring, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
 from impossible.settings import Evaluate
@@ -522,6 +522,26 @@ def test_a_logarithmic_axis_has_a_few_labels_whatever_its_range(low: float, high
     labels = [float(label.get_text().replace(",", "")) for label in axes.get_yticklabels()]
     assert labels == pytest.approx(ticks)
     assert len(set(labels)) == len(labels)
+
+
+def test_entropies_of_the_language_stand_beside_its_perplexities(run: Path, copied: Path) -> None:
+    evaluated(copied, *SAMPLE, "--entropies")
+    folder = copied.parent / "out" / "evaluation"
+    meta = token_files.read_meta(run / "data")
+    train, test = (
+        token_files.open_blocks(run / "data", meta, split, 1)[:, 0] for split in ("train", "test")
+    )
+    expected = ngrams.entropies(train, test, 50258, 50256)
+    found = table(folder, "entropies.csv")
+    assert found.n.tolist() == [1, 2, 3, 4, 5]
+    assert found.all_bits.tolist() == pytest.approx([e.all for e in expected.values()])
+    assert found.local_bits.tolist() == pytest.approx([e.local for e in expected.values()])
+    assert 5 < found.all_bits[1] < found.all_bits[0] < 16
+    row = table(folder).iloc[-1]
+    assert row.bigram_bits == pytest.approx(expected[2].all)
+    assert row.local_5_bits == pytest.approx(expected[5].local)
+    printed = evaluated(copied, *SAMPLE, "--entropies")
+    assert "n-gram models" not in printed, "they are kept"
 
 
 def test_parquet_holds_the_same_table(copied: Path) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, succeed
+from test_survival import wait_for
 from test_train import same, weights
 
-from impossible.training import log
+from impossible.training import checkpoint, log
 
 Config = Callable[..., Path]
 # So many steps that a run is still going when its first minute ends.
@@ -89,7 +90,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
         if not had_munge:
-            subprocess.run(["pkill", "munged"], check=False)
+            os.kill(int(Path("/run/munge/munged.pid").read_text()), signal.SIGTERM)
 
 
 def shown(job: str, env: dict[str, str]) -> dict[str, str]:
@@ -100,30 +101,29 @@ def shown(job: str, env: dict[str, str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
 
 
+def submit(env: dict[str, str], config: Path, output: Path, *options: str) -> str:
+    """Submit the example with a config; the number of the job."""
+    options = ("--cpus-per-task=2", "--mem=6G", f"--output={output}", *options)
+    return subprocess.run(
+        ["sbatch", "--parsable", *options, "examples/train.slurm", config],
+        cwd=ROOT,
+        env=env | {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PROCESSES": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_weights(
     cluster: dict[str, str], config: Config, tmp_path: Path
 ) -> None:
     whole, out_dir = tmp_path / "whole", tmp_path / "out"
-    env = {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PROCESSES": "2"}
     succeed("train.py", config(**LONG, out_dir=str(whole)), processes=2, timeout=600)
 
-    options = [
-        "--cpus-per-task=2",
-        "--mem=6G",
-        "--time=1",
-        "--signal=B:USR1@20",
-        f"--output={tmp_path}/job.log",
-    ]
-    job = subprocess.run(
-        ["sbatch", "--parsable", *options, "examples/train.slurm", config(**LONG)],
-        cwd=ROOT,
-        env=cluster | env,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    options = ("--time=1", "--signal=B:USR1@20")
+    job = submit(cluster, config(**LONG), tmp_path / "job.log", *options)
     states = [""]
     while states[-1] not in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"):
         state = shown(job, cluster)["JobState"]
@@ -141,6 +141,20 @@ def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_
     assert "back into the queue" in output
     assert [r["step"] for r in log.read(out_dir)] == [r["step"] for r in log.read(whole)]
     assert same(weights(out_dir, 1000), weights(whole, 1000))
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_saves_its_last_step_and_ends(
+    cluster: dict[str, str], config: Config, tmp_path: Path
+) -> None:
+    job = submit(cluster, config(**LONG), tmp_path / "job.log")
+    wait_for(lambda: len(log.read(tmp_path / "out")) > 5)
+    subprocess.run(["scancel", job], env=cluster, check=True)
+    wait_for(lambda: shown(job, cluster)["JobState"] not in ("RUNNING", "COMPLETING"))
+    wait_for(lambda: "stopped after step" in (tmp_path / "job.log").read_text())
+    assert "back into the queue" not in (tmp_path / "job.log").read_text()
+    assert shown(job, cluster)["JobState"] == "CANCELLED"
+    assert checkpoint.load_state(tmp_path / "out").step > 0
 
 
 @pytest.mark.slow

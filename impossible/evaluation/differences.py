@@ -88,7 +88,7 @@ def table(pairs: dict[str, list[Pair]]) -> pd.DataFrame:
                         "control": perturb.get(language).control,
                         "measure": measure,
                         "step": step,
-                        **_summary([found[step] for found in by_run]),
+                        **summary([found[step] for found in by_run]),
                         "seeds": "; ".join(run.language.series.seed for run in runs),
                         "unequal_sentences": unequal,
                     }
@@ -109,7 +109,7 @@ def _by_step(pair: Pair, with_markers: bool) -> dict[int, np.ndarray]:
     return found
 
 
-def _summary(differences: list[np.ndarray]) -> dict[str, float | int | str]:
+def summary(differences: list[np.ndarray]) -> dict[str, float | int | str]:
     """The mean difference of one seed over sentences, or of several seeds; its 95% interval."""
     from scipy.stats import bootstrap, ttest_1samp
 

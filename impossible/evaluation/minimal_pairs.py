@@ -51,6 +51,7 @@ class Pair(NamedTuple):
 # Reading
 
 
+@functools.lru_cache(1)
 def read(source: str) -> list[Pair]:
     """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, a folder or a zip.
 
@@ -150,10 +151,9 @@ class PairSet:
     left_out: Counter[tuple[str, str]]  # by paradigm and field: pairs that cannot be compared
 
 
-def perturbed(
-    pairs: list[Pair], language: str, source: str, leading_space: bool = False
-) -> PairSet:
-    """Both sentences of each pair in a language, perturbed with the same draw.
+@functools.lru_cache
+def perturbed(source: str, language: str, leading_space: bool = False) -> PairSet:
+    """Both sentences of each pair of a source in a language, perturbed with the same draw.
 
     leading_space: encode each sentence after a space. (In training data, none begins with one.)
 
@@ -161,7 +161,7 @@ def perturbed(
     in tokens, if the language's rule depends on it; and pairs whose sentences become the same (as
     the *Hop languages replace verbs by lemmas).
     """
-    rule = perturb.get(language)
+    pairs, rule = read(source), perturb.get(language)
     tokenizer = Tokenizer(rule.markers)
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
@@ -227,7 +227,12 @@ class PairEvaluation(OfSeries):
     @property
     def folder(self) -> Path:
         """The folder for the tables."""
-        return results.base_folder(self.settings, self.series) / folder_name(self.pairs.source)
+        return folder_of(self.settings, self.series)
+
+    @property
+    def joint_folder(self) -> Path:
+        """The folder for the results of several series together."""
+        return Path(self.settings.eval_dir) / self.folder.name
 
     def accuracy(self, member: Member) -> float:
         """The share of pairs that a model gets right."""
@@ -238,17 +243,17 @@ class PairEvaluation(OfSeries):
         return _sums(self.losses[member.name], self.pairs.sentences)
 
 
-def folder_name(source: str) -> str:
-    """The name of the folder for results on these pairs."""
-    return f"pairs_{Path(source).stem}"
+def folder_of(settings: Evaluate, series: Series) -> Path:
+    """The folder for the results of a series on the pairs."""
+    return results.base_folder(settings, series) / f"pairs_{Path(settings.pairs).stem}"
 
 
 def evaluate(
-    settings: Evaluate, series: Series, pairs: list[Pair], world: World, device: torch.device
+    settings: Evaluate, series: Series, world: World, device: torch.device
 ) -> PairEvaluation:
     """Score the pairs with all models of a series; all processes must call it."""
     language = results.test_language(settings)
-    made = perturbed(pairs, language, settings.pairs, settings.leading_space)
+    made = perturbed(settings.pairs, language, settings.leading_space)
     evaluation = PairEvaluation(settings, series, made, {})
     found = results.score(
         series,

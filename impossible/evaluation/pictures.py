@@ -14,12 +14,14 @@ from impossible import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by the colour-blind too; each with a line and a mark.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CONFIDENCE = 0.95
+_MOST_TICKS = 9  # of a logarithmic axis
 _WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
@@ -70,6 +72,15 @@ def draw(
 
     level: where a thin line is drawn for comparison (no difference, chance).
     """
+    figure = figure_of(curves, y_label, logarithmic, level)
+    with files.atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def figure_of(
+    curves: list[Curve], y_label: str, logarithmic: bool = False, level: float | None = None
+) -> "Figure":
+    """The figure of `draw`, not yet written."""
     from matplotlib.figure import Figure
 
     labels = [textwrap.fill(curve.label, 70) for curve in curves]
@@ -82,7 +93,9 @@ def draw(
         axes.set_yscale("log")
     for curve, label in zip(curves, labels, strict=True):
         _draw_curve(axes, curve, label)
-    _set_steps(axes, sorted({step for curve in curves for step in curve.steps}))
+    # What wavers from step to step has a value for every one.
+    marked = [curve for curve in curves if not curve.is_faint] or curves
+    _set_steps(axes, sorted({step for curve in marked for step in curve.steps}))
     if logarithmic:
         _set_logarithmic(axes)
     if level is not None:
@@ -94,8 +107,7 @@ def draw(
         figure.legend(loc="outside lower center", frameon=False)  # it would hide curves
     elif curves:
         axes.legend(framealpha=0.8, edgecolor="none")
-    with files.atomic_write(path) as file:
-        figure.savefig(file, format="png")
+    return figure
 
 
 def _set_steps(axes: "Axes", steps: list[int]) -> None:
@@ -112,8 +124,12 @@ def _set_steps(axes: "Axes", steps: list[int]) -> None:
         axes.set_xscale("symlog", base=2, linthresh=positive[0])  # which has a place for step 0
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
-        shown = positive[:: -(-len(positive) // 10)]
-        axes.set_xticks([step for step in (0, *shown) if step in steps])
+        apart = (positive[-1] / positive[0]) ** (1 / _MOST_TICKS)
+        shown = [positive[-1]]
+        for step in reversed(positive):
+            if shown[-1] / step >= apart:
+                shown.append(step)
+        axes.set_xticks([step for step in (0, *reversed(shown)) if step in steps])
     if steps:
         axes.set_xlabel("training step")
 

@@ -49,6 +49,11 @@ class OfSeries:
         return self.series.title + self.on
 
     @property
+    def joint_folder(self) -> Path:
+        """The folder for the results of several series together."""
+        return Path(self.settings.eval_dir)
+
+    @property
     def columns(self) -> dict[str, str]:
         """The columns that identify the models in every table."""
         series = self.series
@@ -127,6 +132,13 @@ class Material(NamedTuple):
     title: str  # of the models on these sentences
     language: str
     sentences: Sentences
+    last_instead: np.ndarray | None = None  # as in scoring.losses
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all that is scored."""
+        other = b"" if self.last_instead is None else self.last_instead.astype("<u2").tobytes()
+        return scoring.sha256_of(self.sentences, other)
 
 
 def score(
@@ -142,7 +154,7 @@ def score(
     They are kept in `folder`, and not computed again for the same model and sentences. result: what
     is printed of the losses of a model. All processes must call it.
     """
-    scores_dir = folder / "scores" / scoring.sha256_of(material.sentences)[:16]
+    scores_dir = folder / "scores" / material.sha256[:16]
     if world.is_first:
         _make_folder(scores_dir, is_run=bool(series.language))
     found = {}
@@ -188,7 +200,7 @@ def losses_of(
             f"{material.language} has {lengths.min()}. Shorten the sentences, for a corpus with "
             "--segmenter=sentencex."
         )
-    found = scoring.losses(scorer, sentences, world)
+    found = scoring.losses(scorer, sentences, world, material.last_instead)
     with np.errstate(over="ignore"):
         perplexities = np.exp(scoring.sentence_losses(found, sentences))
     wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)

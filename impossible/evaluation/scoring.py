@@ -55,6 +55,18 @@ class TestSet:
         names = [self.genres[genre] for genre in self.genre]
         return list(zip(names, self.ids.tolist(), strict=True))
 
+    @property
+    def columns(self) -> dict[str, str | int | bool]:
+        """The columns that identify the test data in every table."""
+        return {
+            "test_language": self.language,
+            "test_corpus": self.corpus,
+            "test_segmenter": self.segmenter,
+            "test_data_dir": self.data_dir,
+            "sample_seed": self.seed,
+            "drop_duplicates": self.drop_duplicates,
+        }
+
     def tokens_of(self, places: np.ndarray) -> list[np.ndarray]:
         """The tokens of the sentences at these places."""
         offsets = self.sentences.offsets
@@ -77,62 +89,81 @@ class Scorer:
         return self.head.device
 
 
-def sha256_of(sentences: Sentences) -> str:
-    """A hash of all tokens and of where sentences begin."""
+def sha256_of(sentences: Sentences, more: bytes = b"") -> str:
+    """A hash of all tokens and of where sentences begin, and of something more."""
     digest = hashlib.sha256(sentences.offsets.astype("<i8").tobytes())
-    digest.update(sentences.tokens.astype("<u2").tobytes())
+    digest.update(sentences.tokens.astype("<u2").tobytes() + more)
     return digest.hexdigest()
 
 
 def draw(
-    data_dir: Path, meta: Meta, per_genre: int, seed: int, drop_duplicates: bool = False
+    data_dir: Path,
+    meta: Meta,
+    per_genre: int,
+    seed: int,
+    drop_duplicates: bool = False,
+    marked_only: bool = False,
 ) -> TestSet:
     """Sample sentences from the test split of prepared data (all if a genre has too few).
 
-    drop_duplicates: leave out sentences whose original was drawn before. Raises UserError for a
-    file that is not what meta.json says.
+    drop_duplicates: leave out those whose original was drawn before. marked_only: sample from those
+    with a marker. Raises UserError for a file that is not what meta.json says.
     """
-    test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
-    ends = np.flatnonzero(test == meta.eot_token)
-    starts = np.append(0, ends[:-1] + 1)
-    counts = {name: genre["sentences"] for name, genre in meta.splits["test"]["genres"].items()}
-    if sum(counts.values()) != len(ends):
-        raise UserError(
-            f"{token_files.path_of(data_dir, 'test')} has {len(ends):,} sentences; "
-            f"{token_files.META} says {sum(counts.values()):,}. Delete {data_dir} and prepare the "
-            "data again."
-        )
-    ids = token_files.read_test_ids(data_dir, meta)
-    rng = np.random.default_rng(seed)
-    numbers = [np.sort(rng.permutation(count)[:per_genre]) for count in counts.values()]
-    first = np.cumsum([0, *counts.values()])
-    chosen = np.concatenate([n + f for n, f in zip(numbers, first, strict=False)])
-    parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
+    test, starts, ends = _sentences_of(data_dir, meta)
     markers = list(meta.markers.values())
-    seen: set[bytes] = set()
-    is_repeated = np.zeros(len(parts), bool)
-    for i, original in enumerate(originals(meta.language, parts, markers)):
-        is_repeated[i] = original in seen
-        seen.add(original)
-    genre = np.repeat(np.arange(len(counts)), [len(n) for n in numbers])
-    duplicates = np.bincount(genre[is_repeated], minlength=len(counts))
+    before = np.concatenate([[0], np.cumsum(np.isin(test, markers))])
+    may_be = (before[ends] > before[starts]) | (not marked_only)
+    counts = [genre["sentences"] for genre in meta.splits["test"]["genres"].values()]
+    chosen = _sampled(may_be, counts, per_genre, seed)
+    genre = np.repeat(np.arange(len(counts)), list(map(len, chosen)))
+    chosen = np.concatenate(chosen)
+    parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
+    is_repeated = _repeated(originals(meta.language, parts, markers))
     kept = np.flatnonzero(~(is_repeated & drop_duplicates))
     parts = [parts[i] for i in kept]
     return TestSet(
         language=meta.language,
         sentences=from_lengths(np.concatenate(parts), np.array([len(part) for part in parts])),
-        genres=list(counts),
+        genres=list(meta.splits["test"]["genres"]),
         genre=genre[kept],
-        ids=ids[chosen][kept],
+        ids=token_files.read_test_ids(data_dir, meta)[chosen[kept]],
         seed=seed,
         markers=markers,
-        duplicates=duplicates,
+        duplicates=np.bincount(genre[is_repeated], minlength=len(counts)),
         drop_duplicates=drop_duplicates,
         data_dir=str(data_dir),
         corpus=meta.corpus_version,
         segmenter=meta.segmenter,
         split_sha256=meta.splits["test"]["sha256"],
     )
+
+
+def _sentences_of(data_dir: Path, meta: Meta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens of the test split, and where each sentence begins and ends. Raises UserError."""
+    test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
+    ends = np.flatnonzero(test == meta.eot_token)
+    count = sum(genre["sentences"] for genre in meta.splits["test"]["genres"].values())
+    if count != len(ends):
+        raise UserError(
+            f"{token_files.path_of(data_dir, 'test')} has {len(ends):,} sentences; "
+            f"{token_files.META} says {count:,}. Delete {data_dir} and prepare the data again."
+        )
+    return test, np.append(0, ends[:-1] + 1), ends
+
+
+def _sampled(may_be: np.ndarray, counts: list[int], per_genre: int, seed: int) -> list[np.ndarray]:
+    """The sampled sentences of each genre, in order. may_be: (S,) bool, those to sample from."""
+    rng, found = np.random.default_rng(seed), []
+    for of_genre in np.split(np.arange(len(may_be)), np.cumsum(counts)[:-1]):
+        candidates = of_genre[may_be[of_genre]]
+        found.append(candidates[np.sort(rng.permutation(len(candidates))[:per_genre])])
+    return found
+
+
+def _repeated(keys: Iterable[bytes]) -> np.ndarray:
+    """Whether each key has come before, (n,) bool."""
+    seen: set[bytes] = set()
+    return np.array([key in seen or seen.add(key) is not None for key in keys], bool)
 
 
 def originals(
@@ -151,26 +182,34 @@ def originals(
             yield np.sort(tokens[~np.isin(tokens, markers)]).tobytes()
 
 
-def losses(scorer: Scorer, sentences: Sentences, world: World) -> np.ndarray:
+def losses(
+    scorer: Scorer, sentences: Sentences, world: World, last_instead: np.ndarray | None = None
+) -> np.ndarray:
     """The loss of each token but the first of each sentence, in nats, (N - S,) float32.
 
     The losses are in the order of the sentences. If a sentence is longer than the model's context,
-    its losses are NaN; sentences are never truncated. The processes share the work: all must call
-    this function, and all get the complete result.
+    its losses are NaN; sentences are never truncated. last_instead: (S,) tokens, whose losses in
+    place of the last token of each sentence come after the others, (N,) in all. The processes
+    share the work: all must call this function, and all get the complete result.
     """
-    found = np.full(len(sentences.tokens) - len(sentences.lengths), np.nan, np.float32)
+    count = len(sentences.tokens) - len(sentences.lengths)
+    extra = 0 if last_instead is None else len(last_instead)
+    found = np.full(count + extra, np.nan, np.float32)
     batches = _batches(sentences.lengths, scorer)
     # The longest first, in turns: equal shares for all.
     own = batches[world.rank :: world.size]
     progress = tqdm(own, "scoring", disable=None if world.is_first else True, leave=False)
-    mine = [_score(scorer, sentences, batch) for batch in progress]
+    mine = [_score(scorer, sentences, batch, last_instead) for batch in progress]
     firsts = _firsts(sentences)
     for rank, theirs in enumerate(world.gather(mine)):
         for batch, values in zip(batches[rank :: world.size], theirs, strict=True):
             members = np.concatenate(batch)
             ends = np.cumsum(sentences.lengths[members] - 1)
-            for sentence, part in zip(members, np.split(values, ends[:-1]), strict=True):
+            parts = np.split(values[: ends[-1]], ends[:-1])
+            for sentence, part in zip(members, parts, strict=True):
                 found[firsts[sentence] :][: len(part)] = part
+            if extra:
+                found[count + members] = values[ends[-1] :]
     return found
 
 
@@ -198,12 +237,17 @@ def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
 
 
 @torch.inference_mode()
-def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.ndarray:
+def _score(
+    scorer: Scorer,
+    sentences: Sentences,
+    rows: list[np.ndarray],
+    last_instead: np.ndarray | None,
+) -> np.ndarray:
     """The losses of the tokens of sentences but their first, one sentence after another, (N - S,).
 
-    rows: the sentences in each row of the batch. A token attends only to earlier tokens of its own
-    sentence, and positions count from the start of the sentence: other sentences in the row have no
-    effect.
+    They are followed by those of `last_instead`, (S,), if it is given. rows: the sentences in each
+    row of the batch. A token attends only to earlier tokens of its own sentence, and positions
+    count from the start of the sentence: other sentences in the row have no effect.
     """
     batch = sentences.take(np.concatenate(rows))
     inputs = batch.lengths - 1
@@ -224,7 +268,12 @@ def _score(scorer: Scorer, sentences: Sentences, rows: list[np.ndarray]) -> np.n
     hidden = scorer.body(in_rows(batch.tokens[index]), in_rows(position), mask[:, None])
     targets = torch.from_numpy(batch.tokens[index + 1].astype(np.int64)).to(scorer.device)
     is_token = torch.from_numpy(is_token).to(scorer.device)
-    return token_losses(hidden[is_token], scorer.head, targets).cpu().numpy()
+    hidden = hidden[is_token]  # (N - S, C)
+    if last_instead is not None:
+        others = last_instead[np.concatenate(rows)].astype(np.int64)
+        hidden = torch.cat([hidden, hidden[np.cumsum(inputs) - 1]])
+        targets = torch.cat([targets, torch.from_numpy(others).to(scorer.device)])
+    return token_losses(hidden, scorer.head, targets).cpu().numpy()
 
 
 def sentence_losses(
@@ -232,13 +281,15 @@ def sentence_losses(
 ) -> np.ndarray:
     """The mean loss of each sentence, in nats, (S,) float64: the logarithm of its perplexity.
 
-    found: as `losses` returns it. unscored: ids of tokens (markers) that are read but whose own
-    losses do not count; a sentence of which nothing else is left gets NaN.
+    found: as `losses` returns it (the losses of `last_instead` are ignored). unscored: ids of
+    tokens (markers) that are read but whose own losses do not count; a sentence of which nothing
+    else is left gets NaN.
     """
     is_first = np.zeros(len(sentences.tokens), bool)
     is_first[sentences.offsets[:-1]] = True
     is_counted = ~np.isin(sentences.tokens[~is_first], unscored)
-    counted = np.where(is_counted, found.astype(np.float64), 0.0 * found)
+    found = found[: len(is_counted)].astype(np.float64)
+    counted = np.where(is_counted, found, 0.0 * found)  # NaN stays NaN
     sums, counts = (np.add.reduceat(a, _firsts(sentences)) for a in (counted, is_counted * 1))
     with np.errstate(invalid="ignore"):
         return sums / counts

@@ -7,6 +7,7 @@ import pandas as pd
 
 import perturb
 from impossible import files
+from impossible.evaluation import entropies
 from impossible.evaluation.results import Evaluation
 from impossible.evaluation.scoring import TestSet
 from impossible.text.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ _ALL = "all"  # in place of a genre: all sentences together
 def perplexities(evaluation: Evaluation) -> pd.DataFrame:
     """A row for each checkpoint and genre, and for each checkpoint on all sentences."""
     test, rows = evaluation.test, []
+    beside = entropies.columns(evaluation) if evaluation.settings.entropies else {}
     duplicates = dict(zip(test.genres, test.duplicates, strict=True)) | {
         _ALL: test.duplicates.sum()
     }
@@ -31,7 +33,7 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
             rows.append(
                 {
                     **evaluation.columns,
-                    **_test_columns(test),
+                    **test.columns,
                     "checkpoint": member.name,
                     "step": member.step,
                     "genre": genre,
@@ -41,6 +43,7 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
                     "scored_tokens": int((test.sentences.lengths[counted] - 1).sum()),
                     "too_long": int((chosen & np.isnan(losses)).sum()),
                     "duplicates": int(duplicates[genre]),
+                    **beside,
                 }
             )
     return pd.DataFrame(rows).astype({"step": "Int64"})
@@ -50,18 +53,6 @@ def _perplexity(losses: np.ndarray) -> float:
     """The geometric mean over sentences; those without a scored token do not count."""
     scored = losses[~np.isnan(losses)]
     return float(np.exp(scored.mean())) if len(scored) else np.nan
-
-
-def _test_columns(test: TestSet) -> dict[str, str | int | bool]:
-    """The columns that identify the test data in every table."""
-    return {
-        "test_language": test.language,
-        "test_corpus": test.corpus,
-        "test_segmenter": test.segmenter,
-        "test_data_dir": test.data_dir,
-        "sample_seed": test.seed,
-        "drop_duplicates": test.drop_duplicates,
-    }
 
 
 def _sentence_ids(test: TestSet) -> np.ndarray:
@@ -81,7 +72,7 @@ def sentences(evaluation: Evaluation) -> pd.DataFrame:
     }
     return pd.DataFrame(
         {
-            **_test_columns(test),
+            **test.columns,
             "sentence_id": _sentence_ids(test),
             "genre": pd.Categorical.from_codes(test.genre, test.genres),
             "tokens": test.sentences.lengths,
@@ -103,7 +94,7 @@ def surprisals(evaluation: Evaluation) -> pd.DataFrame:
     pieces = Tokenizer(perturb.get(test.language).markers).pieces(ids)
     common = pd.DataFrame(
         {
-            **_test_columns(test),
+            **test.columns,
             "sentence_id": _sentence_ids(test)[sentence[scored]],
             "genre": pd.Categorical.from_codes(test.genre, test.genres)[sentence[scored]],
             "position": position[scored] + 1,

@@ -6,6 +6,8 @@ sessions) and from the log of the run, so the card describes what the run actual
 
 import functools
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -39,11 +41,13 @@ def text(
     export_dtype: str,
     license_name: str,
     repo: str = "",
+    measured: Sequence[str] = (),
 ) -> str:
     """The README.md of one revision.
 
     records: the log of the run. license_name: an identifier of the Hub. repo: USER/NAME; if empty,
-    the example in the card loads the folder of the card.
+    the example in the card loads the folder of the card. measured: names of the log, tables and
+    pictures that are published beside the model.
     """
     source = corpus.about(checkpoint.data["corpus"], checkpoint.data["corpus_version"])
     parts = [
@@ -54,6 +58,7 @@ def text(
         _data(checkpoint, source),
         _training(checkpoint),
         _curve(checkpoint, records),
+        _measured(measured),
         _differences(checkpoint, source, export_dtype),
         _sources(source, license_name),
     ]
@@ -114,6 +119,17 @@ def _validated(c: Checkpoint) -> str:
     return f"the first {read:,} of {blocks:,} blocks of the validation split"
 
 
+def _of_words(steps: dict[int, list[str]]) -> str:
+    """The branches that are named after the words that the model had seen."""
+    branches = [branch for found in steps.values() for branch in found]
+    if not branches:
+        return ""
+    return (
+        f" The branches `{branches[0]}` to `{branches[-1]}` hold the checkpoints after so many "
+        "millions of words."
+    )
+
+
 def _loading(c: Checkpoint, repo: str) -> str:
     s = c.settings
     if repo:
@@ -123,7 +139,8 @@ def _loading(c: Checkpoint, repo: str) -> str:
         note = (
             f"There are {len(steps)} revisions, from `checkpoint-{min(steps)}` to "
             f"`checkpoint-{max(steps)}` (every {s['checkpoint_interval']:,} steps"
-            f"{', and some in between' * bool(s.get('extra_checkpoints'))}); `main` is the last."
+            f"{', and others' * bool(s.get('extra_checkpoints'))}); `main` is the last."
+            f"{_of_words(steps)}"
         )
     else:
         where, arguments = f'folder = "checkpoint-{c.step}"', "folder"
@@ -222,10 +239,21 @@ def _training(c: Checkpoint) -> str:
 | attention scores | divided by sqrt(head width){scale} |
 | position embeddings | {"yes" if s["position_embeddings"] else "none"} |
 | precision | {_precision(c)} |
-| seed | {s["seed"]} |
+{_seeds(s)}
 | hardware | {"; ".join(devices)} |
 | time | {duration(minutes * 60)}, begun or taken up {len(c.sessions)} x |
 | software | PyTorch {", ".join(versions)} |"""
+
+
+def _seeds(settings: dict[str, Any]) -> str:
+    """The seed of everything, and those of the initial weights and of the order if they differ."""
+    names = {
+        "seed": "seed",
+        "init_seed": "seed of the initial weights",
+        "order_seed": "seed of the order of blocks",
+    }
+    found = {text: settings.get(name, -1) for name, text in names.items()}
+    return "\n".join(f"| {text} | {seed} |" for text, seed in found.items() if seed >= 0)
 
 
 def _precision(c: Checkpoint) -> str:
@@ -255,6 +283,15 @@ In nats per token; the training loss is that of one step, with dropout.
 """ + "\n".join(rows)
 
 
+def _measured(names: Sequence[str]) -> str:
+    """The published pictures, and links to the tables and the log."""
+    if not names:
+        return ""
+    pictures = [f"![{Path(name).stem}]({name})" for name in names if name.endswith(".png")]
+    links = [f"- [{name}]({name})" for name in names if not name.endswith(".png")]
+    return "\n\n".join(["## What was measured", *pictures, "\n".join(links)])
+
+
 def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
@@ -266,7 +303,7 @@ def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str
     if not source.is_published:
         lines.append(f"**Trained on {source.name}, not on the 100M words of BabyLM.**")
     changed = [
-        f"{name} = {value} (published: {getattr(published, name)})"
+        f"{name} = {value} (published: {getattr(published, name) or 'none'})"
         for name, value in c.settings.items()
         if name in Train.fixed() and name not in _FREE and value != getattr(published, name)
     ]

@@ -144,7 +144,7 @@ class Publication:
                 asking.patiently(revision.branch, functools.partial(self._upload, revision))
                 uploaded.append(revision)
                 seconds = time.perf_counter() - start
-                size = sum(file.stat().st_size for file in revision.folder.iterdir()) / 1e6
+                size = sum((revision.folder / name).stat().st_size for name in revision.files) / 1e6
                 print(
                     f"{revision.branch} ({number} of {len(left)}) is uploaded and verified: "
                     f"{size:,.1f} MB, {seconds:.1f} s",

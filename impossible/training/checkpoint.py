@@ -50,7 +50,9 @@ class TrainingState(Checkpoint):
     scaler: dict[str, Any]
     # The log record of this step, if the run was stopped before its validation loss was measured.
     unfinished_record: dict[str, float] | None = None
-    micro_steps: list[int] = dataclasses.field(default_factory=list)  # of each process in a step
+    # The measured micro-steps of each process in a step, and the devices they were measured on.
+    micro_steps: list[int] = dataclasses.field(default_factory=list)
+    measured_on: list[str] = dataclasses.field(default_factory=list)
 
     def without_optimizer(self) -> Checkpoint:
         """The part of this state that is kept permanently."""

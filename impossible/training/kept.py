@@ -47,7 +47,7 @@ def _steps_of_words(settings: Mapping[str, Any], data: Mapping[str, Any]) -> dic
     if not train.get("words"):
         raise UserError(
             "extra_checkpoints = 'babylm' needs the number of words in the training data, and the "
-            "meta.json of these data does not say it. Delete the data, and prepare them again."
+            "meta.json of these data does not contain it. Delete the data, and prepare them again."
         )
     seen = settings["tokens_per_step"] * train["words"]  # in a step, times the tokens of train
     return {words: -(-words * train["tokens"] // seen) for words in WORDS}

@@ -43,7 +43,7 @@ class Log:
         self._began = self._last_time = time.perf_counter()
         if is_first:
             self._drop_from(first_record)
-            self._tracker = Tracker(settings, out_dir, is_new=first_step == 0)
+            self._tracker = Tracker(settings, out_dir, is_new=first_record == 0)
 
     def say(self, text: str) -> None:
         """Print a line that is no record."""

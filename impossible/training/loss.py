@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORED = -100  # a target that counts for nothing
-# Rows whose logits exist at one time: at most this many, or three times the width of a wider model,
+# Rows whose logits exist at one time: at most this many, or twice the width of a wider model,
 # so that going over the chunk's logits outweighs adding to the gradient of the weights.
 MIN_CHUNK_ROWS = 256
 _SCORED_ROWS = 512  # the same where nothing but the losses is wanted
@@ -72,7 +72,7 @@ def head_loss(
 
 def chunk_rows(rows: int, width: int) -> int:
     """The rows of a chunk: the largest number within the limit that makes all chunks equal."""
-    limit = max(MIN_CHUNK_ROWS, 3 * width)
+    limit = max(MIN_CHUNK_ROWS, 2 * width)
     return max(n for n in range(1, min(rows, limit) + 1) if rows % n == 0)
 
 
@@ -120,7 +120,7 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:  # in fp32: in fp16, the product might overflow
-        total.copy_(torch.addmm(total, left, right, out_dtype=total.dtype))
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total += left @ right
 

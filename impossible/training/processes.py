@@ -45,6 +45,11 @@ class World:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
+    def share(self, value: torch.Tensor) -> None:
+        """Give all processes the first one's value of a tensor, in place; all must call it."""
+        if self.size > 1:
+            dist.broadcast(value, 0)
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in place; all must call it."""
         if self.size > 1:

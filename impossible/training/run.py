@@ -58,6 +58,7 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
     stop_signals: list[int] = field(default_factory=list)  # that this process got
     saver: Saver = field(default_factory=Saver)
+    device_names: list[str] = field(default_factory=list)  # by rank
 
     @property
     def out_dir(self) -> Path:
@@ -141,6 +142,7 @@ def resume(run: Run) -> None:
     Raises UserError if it is damaged, of another run, or not the same for all processes.
     """
     _require_agreement(run)
+    run.device_names = run.world.gather(devices.describe(run.device))
     if checkpoint.has_state(run.out_dir):
         _load_state(run)
     elif kept := checkpoint.list_checkpoints(run.out_dir):
@@ -154,13 +156,12 @@ def resume(run: Run) -> None:
             f"the processes are at different steps ({steps}, by rank). {run.out_dir} must be one "
             "folder that all machines share."
         )
-    names = run.world.gather(devices.describe(run.device))
     run.sessions.append(
         {
             "from_step": run.step,
             "to_step": run.step,
             "minutes": 0.0,
-            "devices": dict(Counter(names)),
+            "devices": dict(Counter(run.device_names)),
             "torch": str(torch.__version__),
         }
     )
@@ -201,7 +202,9 @@ def _load_state(run: Run) -> None:
     run.is_saved_unfinished = state.unfinished_record is not None
     run.val_loss, run.record = state.val_loss, state.unfinished_record
     run.sessions = state.sessions
-    if run.settings.shares == "auto" and len(state.micro_steps) == run.world.size:
+    is_same_world = state.measured_on == run.device_names
+    total = run.settings.blocks_per_step // run.settings.batch_size
+    if run.settings.shares == "auto" and is_same_world and sum(state.micro_steps) == total:
         run.micro_steps = state.micro_steps
 
 
@@ -209,8 +212,7 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     """Write the state to resume from, and then the checkpoint of this step, in one process.
 
     The files are written in the background, from a copy. minutes: training time in this session.
-    Raises UserError, and writes nothing, if a weight is not a finite number; and the error of the
-    save before, if that failed.
+    Raises UserError, and writes nothing, if a weight is not a finite number.
     """
     _compare_replicas(run)
     if not run.world.is_first:
@@ -218,6 +220,9 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
     require_finite(run, run.step, largest_weight=float(largest))
     run.sessions[-1] |= {"to_step": run.step, "minutes": minutes}
+    measured = {}
+    if run.settings.shares == "auto":
+        measured = {"micro_steps": run.micro_steps, "measured_on": run.device_names}
     state = checkpoint.TrainingState(
         step=run.step,
         model=copied(run.model.state_dict()),
@@ -228,7 +233,7 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
         optimizer=copied(run.optimizer.state_dict()),
         scaler=run.scaler.state_dict(),
         unfinished_record=copied(run.record),
-        micro_steps=run.micro_steps,
+        **measured,
     )
 
     def write() -> None:
@@ -242,12 +247,18 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
 
 
 def _compare_replicas(run: Run) -> None:
-    """Warn if the weights of the processes have drifted apart, as on GPUs of different kinds."""
-    sums = torch.stack([p.detach().double().sum() for p in run.model.parameters()]).cpu()
-    others = run.world.gather(sums)
-    drift = max(float((other - sums).abs().max()) for other in others)
-    if drift > 0 and run.world.is_first:
-        print(f"warning: the weights of the processes differ at step {run.step} (sums by {drift})")
+    """Warn if the weights of the processes are no longer the same."""
+    if run.world.size == 1:
+        return
+    # Sums of the bits as whole numbers: exact, in whatever order a device adds them up.
+    sums = torch.stack([p.detach().view(torch.int32).sum() for p in run.model.parameters()])
+    others = run.world.gather(sums.cpu())
+    if run.world.is_first and any(not torch.equal(other, others[0]) for other in others):
+        print(
+            f"warning: step {run.step}: the weights are no longer the same in all processes. "
+            "Checkpoints hold those of the first. GPUs of different kinds may round differently; "
+            "if yours are alike, please report it."
+        )
 
 
 def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:

@@ -1,6 +1,5 @@
 """How the processes share the micro-steps of a step: equally, as the settings say, or by speed."""
 
-import contextlib
 import statistics
 import time
 
@@ -8,6 +7,7 @@ import torch
 
 from impossible.errors import UserError
 from impossible.settings import Train, divisors
+from impossible.training import device as devices
 from impossible.training import order
 from impossible.training.processes import World
 from impossible.training.run import Run
@@ -66,15 +66,13 @@ def _seconds(run: Run) -> float:
     """The median time of a micro-step in this process, while the others work too."""
     blocks = run.train_blocks[: run.settings.batch_size].astype("int64")
     batch = torch.from_numpy(blocks).to(run.device)  # (B, T)
-    alone = run.wrapped.no_sync() if run.world.size > 1 else contextlib.nullcontext()
     seconds = []
-    with alone:
+    with run.wrapped.no_sync():
         for _ in range(1 + _MEASURED):
             run.world.gather(None)  # all begin together
             start = time.perf_counter()
             run.scaler.scale(run.loss(batch, next_tokens(batch))).backward()
-            if run.device.type == "cuda":
-                torch.cuda.synchronize(run.device)
+            devices.synchronize(run.device)
             seconds.append(time.perf_counter() - start)
-    run.optimizer.zero_grad(set_to_none=run.world.size == 1)
+    run.optimizer.zero_grad(set_to_none=False)
     return statistics.median(seconds[1:])

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,27 @@ class Tracker:
             )
         except Exception as error:  # each package has its own
             raise UserError(
-                f"{settings.tracker} could not start ({type(error).__name__}: {error}). The run is "
-                "the same without it: --tracker=none"
+                f"{settings.tracker} could not start ({type(error).__name__}: {error}). Training "
+                "does not need it: set --tracker=none"
             )
 
     def log(self, record: dict[str, Any]) -> None:
         """Send the record of a step."""
-        if self._package:
-            values = {name: value for name, value in record.items() if name != "step"}
-            self._package.log(values, step=record["step"])
+        values = {name: value for name, value in record.items() if name != "step"}
+        self._try(lambda package: package.log(values, step=record["step"]))
 
     def finish(self) -> None:
         """End the run there, after all records have arrived."""
-        if self._package:
-            self._package.finish()
+        self._try(lambda package: package.finish())
+
+    def _try(self, call: Callable[[Any], None]) -> None:
+        """Training does not end for an error of the tracker: log.jsonl holds all records."""
+        try:
+            if self._package:
+                call(self._package)
+        except Exception as error:
+            print(f"warning: nothing more is sent to the tracker ({type(error).__name__}: {error})")
+            self._package = None
 
 
 def _id_of(out_dir: Path, is_new: bool) -> str:

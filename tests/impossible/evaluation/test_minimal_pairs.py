@@ -136,6 +136,14 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
     assert 0 <= low < rows.loc["all"].accuracy < high <= 1
 
 
+def perturbed(
+    pairs: list[Pair], language: str, leading_space: bool = False
+) -> minimal_pairs.PairSet:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minimal_pairs, "read", lambda source: pairs)
+        return minimal_pairs.perturbed.__wrapped__("mine", language, leading_space)
+
+
 @pytest.mark.parametrize("language", perturb.LANGUAGES)
 def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
     rule = perturb.get(language)
@@ -147,7 +155,7 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
             f"The {noun} clearly liked that very small {noun} over there.",
         )
     ]
-    found = minimal_pairs.perturbed(pairs, language, "mine")
+    found = perturbed(pairs, language)
     assert len(found.pairs) == (len(pairs) if rule.any_length else len(pairs) // 2)
     assert found.left_out["p", "f"] == len(pairs) - len(found.pairs)
     parts = np.split(found.sentences.tokens, found.sentences.offsets[1:-1])
@@ -160,12 +168,12 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     same = Pair("p", "f", "0", "It is so.", "It is so.")
     other = Pair("p", "f", "1", "It is so.", "It are so.")
-    found = minimal_pairs.perturbed([same, other], "no_shuffle", "mine")
+    found = perturbed([same, other], "no_shuffle")
     assert (found.pairs, found.left_out.total()) == ([other], 1)
     with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
-        minimal_pairs.perturbed([same], "no_shuffle", "mine")
+        perturbed([same], "no_shuffle")
     with pytest.raises(UserError, match="leave --leading_space out"):
-        minimal_pairs.perturbed([other], "no_hop", "mine", leading_space=True)
+        perturbed([other], "no_hop", leading_space=True)
 
 
 def test_pairs_come_from_a_file_a_folder_or_a_zip(folder: Path, tmp_path: Path) -> None:

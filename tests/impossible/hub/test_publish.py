@@ -93,6 +93,11 @@ def test_a_series_is_published_loads_and_is_not_sent_again(
             folder = five / "hf" / ("checkpoint-5" if branch == "main" else branch)
             sent = {path.name: path.read_bytes() for path in folder.iterdir()}
             found = {path: data for path, (data, _) in last.tree.items()}
+            if branch == "main":  # which holds what was measured, too
+                assert found.pop("training/log.jsonl") == (five / "log.jsonl").read_bytes()
+                own_card = found.pop("README.md").decode()
+                assert "- [training/log.jsonl](training/log.jsonl)" in own_card
+                del sent["README.md"]
             assert found == sent | {".gitattributes": b"*.safetensors\n"}
             assert re.fullmatch(
                 r"Step \d, validation loss \d+\.\d{4}, checkpoint sha256 [0-9a-f]{64}", last.title
@@ -118,6 +123,39 @@ def test_a_series_is_published_loads_and_is_not_sent_again(
         assert len(hub.requests[made:]) <= len(listings) + 2
 
 
+def test_tables_and_pictures_of_the_evaluation_are_published_with_main(
+    two: Path, tmp_path: Path
+) -> None:
+    out_dir = shutil.copytree(two, tmp_path / "out")
+    sample = "--sentences_per_genre=5"
+    succeed("evaluate.py", f"--out_dir={out_dir}", sample)
+    command = ("convert_to_hf.py", f"--out_dir={out_dir}", PUSH)
+    with serve(Hub()) as hub:
+        env = environment(hub, **NO_XET)
+        succeed(*command, env=env)
+        repo = hub.repos["models", REPO]
+        kept = repo.history("checkpoint-2")[0].tree
+        assert not any("/" in name for name in kept), "revisions are exports and nothing else"
+        tree = repo.history("main")[0].tree
+        for name in ("perplexity.csv", "perplexity.png"):
+            assert tree[f"evaluation/{name}"][0] == (out_dir / "evaluation" / name).read_bytes()
+        assert sorted(name for name in tree if "/" in name) == [
+            "evaluation/perplexity.csv",
+            "evaluation/perplexity.png",
+            "training/log.jsonl",
+        ]
+        own_card = tree["README.md"][0].decode()
+        assert "![perplexity](evaluation/perplexity.png)" in own_card
+        assert "- [evaluation/perplexity.csv](evaluation/perplexity.csv)" in own_card
+
+        printed = succeed(*command, env=env)
+        assert "3 of 3 revisions are there already" in printed
+        succeed("evaluate.py", f"--out_dir={out_dir}", sample, "--sentences")
+        printed = succeed(*command, env=env)
+        assert "2 of 3 revisions are there already" in printed
+        assert "evaluation/sentences.csv" in repo.history("main")[0].tree
+
+
 def test_a_checkpoint_by_words_has_the_branch_of_babylms_tools_too(
     data_dir: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +175,8 @@ def test_a_checkpoint_by_words_has_the_branch_of_babylms_tools_too(
         assert list(repo.branches)[1:] == ["checkpoint-1", "checkpoint-2", "chck_1M", "chck_2M"]
         last = {branch: repo.history(branch)[0].tree for branch in repo.branches}
         assert last["chck_1M"] == last["checkpoint-1"]
-        assert last["chck_2M"] == last["checkpoint-2"] == last["main"]
+        assert last["chck_2M"] == last["checkpoint-2"]
+        assert last["main"]["model.safetensors"] == last["chck_2M"]["model.safetensors"]
         assert last["chck_1M"] != last["chck_2M"]
 
 

@@ -1,13 +1,16 @@
 """Checkpoints between the regular ones: by steps, by powers of two, and by words."""
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import fail, succeed, write_config
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_train import losses, same, weights
 
 import train
@@ -47,7 +50,7 @@ def test_words_are_counted_from_the_tokens_of_a_step() -> None:
     assert steps[250] == ["chck_500M"]
     assert kept.words_beyond(asked, DATA) == [m * 10**6 for m in (600, 700, 800, 900, 1000)]
     assert kept.words_beyond(settings(extra_checkpoints="log2"), DATA) == []
-    with pytest.raises(UserError, match="does not say it"):
+    with pytest.raises(UserError, match="does not contain it"):
         kept.kept_steps(asked, {"splits": {"train": {"tokens": 150}}})
 
 
@@ -128,16 +131,32 @@ def test_weights_and_order_have_seeds_of_their_own(config: Config, tmp_path: Pat
         assert (order == other_order) == is_order, values
 
 
-def test_early_steps_have_room_in_a_picture(tmp_path: Path) -> None:
-    from matplotlib.axes import Axes
+BABYLM = [*range(3, 28, 3), *range(27, 271, 27), *range(540, 2701, 270)]
 
-    scales = []
-    original = Axes.set_xscale
-    Axes.set_xscale = lambda self, *a, **k: (scales.append(a[0]), original(self, *a, **k))[1]
-    try:
-        for steps in ([0, 1, 2, 4, 3000], [100, 200, 3000]):
-            curve = pictures.mean_curve("x", steps, torch.rand(1, len(steps)).numpy() + 1)
-            pictures.draw([curve], "y", tmp_path / "a.png", logarithmic=True)
-    finally:
-        Axes.set_xscale = original
-    assert scales == ["symlog"]
+
+@pytest.mark.parametrize(
+    ("steps", "scale"),
+    [
+        ([0, 1, 2, 4, 8, *range(100, 3001, 100)], "symlog"),
+        ([0, 1, 2, 4, 8, 16, 32, 64, *range(100, 3001, 100)], "symlog"),
+        (sorted({*BABYLM, *range(100, 3001, 100)}), "symlog"),
+        (list(range(100, 3001, 100)), "linear"),
+        ([50, 100, 150, 200, 250], "linear"),
+    ],
+)
+def test_labels_of_steps_are_apart_and_early_steps_have_room(steps: list[int], scale: str) -> None:
+    curve = pictures.mean_curve("x", steps, torch.rand(1, len(steps)).numpy() + 1)
+    every = np.arange(1, steps[-1] + 1)
+    faint = pictures.mean_curve("training", every, np.ones((1, len(every))), is_faint=True)
+    figure = pictures.figure_of([curve, faint], "y", logarithmic=True)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert axes.get_xscale() == scale
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    shown = [(step, label.get_window_extent()) for step, label in ticks if low <= step <= high]
+    assert 3 <= len(shown) <= 12
+    assert all(a.x1 < b.x0 for (_, a), (_, b) in itertools.pairwise(shown))
+    if scale == "symlog":
+        assert {step for step, _ in shown} <= set(steps)
+        assert shown[0][0] == steps[0] and shown[-1][0] == steps[-1]

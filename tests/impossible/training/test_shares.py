@@ -1,5 +1,6 @@
 """Processes that take unequal parts of a step."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,11 @@ from conftest import fail, kill, start, succeed
 from test_survival import wait_for
 from test_train import losses, same, weights
 
+import train
+from impossible.settings import Train, load
 from impossible.training import checkpoint, log
+from impossible.training import run as runs
+from impossible.training.processes import World
 
 Config = Callable[..., Path]
 NO_DROPOUT = {"dropout": "0.0", "batch_size": "1", "max_steps": "12", "checkpoint_interval": "6"}
@@ -61,6 +66,36 @@ def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
     assert "2 process(es) x 2/6 micro-step(s)" in printed
     assert losses(parts) == losses(whole)
     assert same(weights(parts, 40), weights(whole, 40))
+
+
+@pytest.mark.parametrize(
+    ("saved", "measured_on", "options", "expected"),
+    [
+        ([2, 6], ["slow", "fast"], ["--shares=auto"], [2, 6]),
+        ([2, 6], ["slow", "fast"], ["--shares=auto", "--batch_size=2"], []),  # 4 micro-batches now
+        ([2, 6], ["fast", "slow"], ["--shares=auto"], []),  # exchanged
+        ([2, 6], ["slow", "fast"], ["--shares=1,1"], [4, 4]),
+        ([], [], ["--shares=auto"], []),  # the run began with equal shares
+    ],
+)
+def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
+    saved: list[int],
+    measured_on: list[str],
+    options: list[str],
+    expected: list[int],
+    config: Config,
+    trained: Path,
+    tmp_path: Path,
+) -> None:
+    state = checkpoint.load_state(trained)
+    state = dataclasses.replace(state, micro_steps=saved, measured_on=measured_on)
+    (tmp_path / "out").mkdir()
+    checkpoint.save_state(tmp_path / "out", state)
+    settings = load(Train, [str(config(batch_size="1")), *options])
+    run = train.open_run(settings, World(size=2, local_size=2))
+    run.device_names = ["slow", "fast"]
+    runs._load_state(run)
+    assert run.micro_steps == expected  # [] is measured before the first step
 
 
 @pytest.mark.parametrize(

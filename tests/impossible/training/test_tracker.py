@@ -107,6 +107,22 @@ def test_a_tracker_gets_the_same_records_and_goes_on_with_a_run_that_is_resumed(
 SPEED = {"tokens_per_second": 1.0, "mfu": 0.1}
 
 
+def test_training_does_not_end_for_an_error_of_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with Log(tmp_path, True, 0, 0, Train(tracker="wandb")) as made:
+        monkeypatch.setattr(wandb, "log", lambda *_, **__: 1 / 0)
+        for step in range(2):
+            made.write({"step": step, "val_loss": 5.0})
+    assert capsys.readouterr().out.count("warning: nothing more is sent to the tracker") == 1
+    assert len(log.read(tmp_path)) == 2
+    identity = (tmp_path / "tracker_id").read_text()
+    with Log(tmp_path, True, 0, 1, Train(tracker="wandb")):  # stopped after step 0
+        assert (tmp_path / "tracker_id").read_text() == identity
+
+
 def test_a_tracker_is_imported_only_if_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

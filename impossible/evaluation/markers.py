@@ -1,0 +1,131 @@
+"""Does a model expect the marker of a *Hop language? (experiment 2 of Kallini et al. 2024)
+
+For each test sentence with a marker: the surprisal of its first marker, and that of the token that
+would come next without it, both after the same words. The larger the difference, the better the
+model knows where the marker belongs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import perturb
+from impossible.errors import UserError
+from impossible.evaluation import results, scoring
+from impossible.evaluation.differences import summary
+from impossible.evaluation.results import Material, OfSeries
+from impossible.evaluation.scoring import TestSet
+from impossible.evaluation.series import Member, Series
+from impossible.settings import Evaluate
+from impossible.text.tokenizer import END_OF_TEXT_ID
+from impossible.training.processes import World
+from perturb import Sentences, from_lengths
+
+
+@dataclass(frozen=True)
+class MarkerEvaluation(OfSeries):
+    """One series on the first markers of a test set."""
+
+    test: TestSet  # sentences with a marker
+    losses: dict[str, np.ndarray]  # member -> those of the words, the marker, and the next token
+
+    @property
+    def test_id(self) -> str:
+        """What is the same for the same test split."""
+        return self.test.split_sha256
+
+    @property
+    def test_place(self) -> str:
+        """Where the test data are."""
+        return self.test.data_dir
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the tables."""
+        return results.folder_of(
+            self.settings, self.series, self.test.language, self.test.split_sha256
+        )
+
+    def surprisals(self, member: Member) -> np.ndarray:
+        """Those of the marker and of the next token in bits, (S, 2); NaN where too long."""
+        return _surprisals(self.losses[member.name], until_marker(self.test)[0])
+
+    def difference(self, member: Member) -> float:
+        """The mean difference between the two, in bits."""
+        marker, following = self.surprisals(member).T
+        return float(np.nanmean(following - marker))
+
+
+def evaluate(
+    settings: Evaluate, series: Series, world: World, device: torch.device
+) -> MarkerEvaluation:
+    """Score the first markers with all models of a series; all processes must call it.
+
+    Raises UserError for a language without hops.
+    """
+    meta = results.read_meta(settings)
+    if not perturb.get(meta.language).hops:
+        raise UserError(
+            f"markers = True is for no_hop, token_hop and word_hop, not for {meta.language}: its "
+            "marker has no place that a model could know."
+        )
+    test = scoring.draw(
+        results.test_data_dir(settings),
+        meta,
+        settings.sentences_per_genre,
+        settings.sample_seed,
+        settings.drop_duplicates,
+        marked_only=True,
+    )
+    evaluation = MarkerEvaluation(settings, series, test, {})
+    sentences, following = until_marker(test)
+
+    def result(losses: np.ndarray) -> str:
+        marker, other = np.nanmean(_surprisals(losses, sentences), axis=0)
+        return f"marker {marker:.2f} bits, next token {other:.2f} bits"
+
+    material = Material(evaluation.title, test.language, sentences, following)
+    found = results.score(series, material, evaluation.folder, result, world, device)
+    return MarkerEvaluation(settings, series, test, found)
+
+
+def until_marker(test: TestSet) -> tuple[Sentences, np.ndarray]:
+    """Each sentence up to its first marker, and the token after it, (S,); perhaps <|endoftext|>."""
+    parts, following = [], []
+    for tokens in test.tokens_of(np.arange(len(test.ids))):
+        place = int(np.flatnonzero(np.isin(tokens, test.markers))[0])
+        parts.append(tokens[: place + 1])
+        following.append(tokens[place + 1] if place + 1 < len(tokens) else END_OF_TEXT_ID)
+    lengths = np.array([len(part) for part in parts])
+    return from_lengths(np.concatenate(parts), lengths), np.array(following, np.uint16)
+
+
+def _surprisals(losses: np.ndarray, sentences: Sentences) -> np.ndarray:
+    count = len(sentences.lengths)
+    last = np.cumsum(sentences.lengths - 1) - 1
+    return np.stack([losses[last], losses[-count:]], axis=1).astype(np.float64) / np.log(2)
+
+
+def table(e: MarkerEvaluation) -> pd.DataFrame:
+    """A row for each checkpoint: mean surprisals in bits, and their difference with interval."""
+    rows = []
+    for member in e.series.members:
+        found = e.surprisals(member)
+        scored = found[~np.isnan(found).any(axis=1)]
+        marker, following = scored.T
+        rows.append(
+            {
+                **e.columns,
+                **e.test.columns,
+                "checkpoint": member.name,
+                "step": member.step,
+                "surprisal_marker": marker.mean(),
+                "surprisal_next": following.mean(),
+                **summary([following - marker]),
+                "too_long": len(found) - len(scored),
+            }
+        )
+    return pd.DataFrame(rows).drop(columns=["n", "p"]).astype({"step": "Int64"})

@@ -1,0 +1,166 @@
+"""How predictable a language is by itself: the entropies of n-gram models of its tokens.
+
+The m-local entropy (Someya et al. 2025) is the uncertainty, in bits, about a token of which only
+the m - 1 tokens before it are known. Here an m-gram model is estimated on the train split and read
+on the test split, so it is an upper bound; the authors' own figures are those of a model on the
+text that it was estimated on, and lower.
+
+The models are interpolated modified Kneser-Ney (Chen and Goodman 1998), as KenLM estimates them
+without pruning. No model is stored: the n-grams of train and test are ranked together, so that the
+rank of an n-gram of test is also the place of its count in train.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+ORDERS = range(1, 6)
+_CHUNK = 1 << 20  # tokens handled in one go
+_NONE = np.uint64(2**64 - 1)  # the key of a place with too few tokens before it
+# What smooths the counts 1, 2 and 3 or more if too few n-grams are that rare (KenLM's fallback).
+_FALLBACK = np.array([0, 0.5, 1, 1.5])
+
+
+class Entropy(NamedTuple):
+    """The mean of -log2 p(token), in bits, over some tokens of the test split."""
+
+    all: float  # over all tokens, with those at the beginning of sentences and their ends
+    local: float  # over those that have n - 1 tokens of their sentence before them
+
+
+class _Grams(NamedTuple):
+    """The n-grams of one order in train and test together, numbered by context, then by token."""
+
+    ids: np.ndarray  # (N,) uint32: of the n-gram that ends at each place
+    counts: np.ndarray  # (G,) uint32: in train, by id
+    contexts: np.ndarray  # (G,) uint32: the id of the (n-1)-gram that each begins with, plus 1
+
+
+def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) -> dict[int, Entropy]:
+    """The entropies of the n-gram models of train on test, by n.
+
+    train: (N,) and test: (M,) uint16, sentences that each end with the token `end`. vocab_size: the
+    tokens between which an unknown one is divided equally.
+    """
+    tokens, first = np.concatenate([train, test]), len(train)
+    depth = _depth(tokens, end, max(ORDERS), [0, first])
+    lower = np.full(len(test), 1 / vocab_size)  # p(token) by the order below
+    grams, _ = _grams(1, tokens, depth, first, None)
+    found = {}
+    for n in ORDERS:
+        sums = np.zeros((2, 2))
+        for _, deep, p in _probabilities(grams, grams.counts, n, depth[first:], lower, first):
+            bits, is_local = -np.log2(p), deep >= n - 1
+            sums += [[bits.sum(), len(p)], [bits[is_local].sum(), is_local.sum()]]
+        with np.errstate(invalid="ignore"):
+            found[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
+        if n < max(ORDERS):
+            longer, before = _grams(n + 1, tokens, depth, first, grams.ids)
+            # Below the highest order, an n-gram counts once for every token that stands before it;
+            # those that begin a sentence keep their counts.
+            counts = np.where(before > 0, before, grams.counts)
+            for chunk, _, p in _probabilities(grams, counts, n, depth[first:], lower, first):
+                lower[chunk] = p
+            grams = longer
+    return found
+
+
+def _depth(tokens: np.ndarray, end: int, most: int, starts: list[int]) -> np.ndarray:
+    """How many tokens of its sentence stand before each token, at most `most`: (N,) uint8."""
+    inside = np.empty(len(tokens), bool)
+    np.not_equal(tokens[:-1], end, out=inside[1:])
+    inside[starts] = False
+    depth, reaches = inside.astype(np.uint8), inside.copy()
+    for _ in range(most - 1):
+        reaches[1:] = reaches[:-1] & inside[1:]
+        depth += reaches
+    return depth
+
+
+def _grams(
+    n: int, tokens: np.ndarray, depth: np.ndarray, first: int, shorter: np.ndarray | None
+) -> tuple[_Grams, np.ndarray]:
+    """The n-grams, and after how many different tokens each (n-1)-gram stands in train, by its id.
+
+    shorter: the ids of the (n-1)-grams. The beginning of a sentence is a token of its own, so that
+    n-grams of n - 1 tokens are found there too.
+    """
+    keys = np.zeros(len(tokens), np.uint64)  # id of the context, plus 1; then the token
+    if shorter is not None:
+        keys[1:] = shorter[:-1]
+        keys += np.uint64(1)
+        keys[depth == 0] = 0
+    keys <<= np.uint64(16)
+    keys |= tokens
+    keys[depth + 2 < n] = _NONE
+    order = keys.argsort().astype(np.uint32)
+    keys.sort()
+    is_new = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_new[1:])
+    ids = np.empty(len(keys), np.uint32)
+    ids[order] = np.cumsum(is_new, dtype=np.uint32) - np.uint32(1)
+    starts, keys = np.flatnonzero(is_new), keys[is_new]
+    counts = np.add.reduceat(order < first, starts, dtype=np.uint32)
+    if keys[-1] == _NONE:
+        counts[-1], keys[-1] = 0, keys[-2] if len(keys) > 1 else 0
+    contexts = (keys >> np.uint64(16)).astype(np.uint32)
+    before = np.zeros(0, np.uint32)
+    if shorter is not None:
+        # Of the places of each n-gram in train, the first one: its (n-1)-gram of last tokens.
+        one_of_each, before = order[starts[counts > 0]], np.zeros(shorter.max() + 1, np.uint32)
+        for chunk in _chunks(len(one_of_each)):
+            np.add.at(before, shorter[one_of_each[chunk]], np.uint32(1))
+    return _Grams(ids, counts, contexts), before
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, length, _CHUNK))
+
+
+def _probabilities(
+    grams: _Grams, counts: np.ndarray, n: int, depth: np.ndarray, lower: np.ndarray, first: int
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """The probability of each token of test, some at a time: where they are, their depth, p.
+
+    counts: of the n-grams. depth: of the tokens of test. lower: their probabilities by the order
+    below, which are those of tokens with too few before them.
+    """
+    probability = _smoothed(counts, grams.contexts)
+    for chunk in _chunks(len(lower)):
+        deep, p = depth[chunk], lower[chunk].copy()
+        is_full = deep + 2 >= n
+        p[is_full] = probability(grams.ids[first:][chunk][is_full], p[is_full])
+        yield chunk, deep, p
+
+
+def _smoothed(
+    counts: np.ndarray, contexts: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A function from n-grams and the probabilities of their last tokens by the order below."""
+    discounts = _discounts(counts)
+    totals, freed = np.zeros((2, int(contexts[-1]) + 1))  # by context
+    for chunk in _chunks(len(counts)):
+        found, start = counts[chunk], contexts[chunk][0]
+        for sums, values in ((totals, found), (freed, discounts[np.minimum(found, 3)])):
+            part = np.bincount(contexts[chunk] - start, values)
+            sums[start : start + len(part)] += part
+
+    def probability(ids: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        found, context = counts[ids], contexts[ids]
+        p = found - discounts[np.minimum(found, 3)] + freed[context] * lower
+        return np.divide(p, totals[context], out=lower.copy(), where=totals[context] > 0)
+
+    return probability
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """What is taken off a count of 0, 1, 2, and 3 or more (Chen and Goodman 1998, eq. 26)."""
+    rare = np.array([np.count_nonzero(counts == count) for count in range(1, 5)])
+    if rare.all():
+        number = np.arange(1, 4)
+        kept = (number + 1) * rare[0] / (rare[0] + 2 * rare[1]) * rare[1:] / rare[:-1]
+        found = number - kept
+        if np.all((found >= 0) & (found <= number)):
+            return np.array([0, *found])
+    return _FALLBACK

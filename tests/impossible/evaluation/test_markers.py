@@ -1,0 +1,79 @@
+"""Surprisals of markers are those of a plain implementation with transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import fail, succeed, write_config
+
+from impossible.evaluation import scoring
+from impossible.text import token_files
+
+LANGUAGES = ("no_hop", "token_hop")
+SAMPLE = ("--sentences_per_genre=30", "--sample_seed=3")
+
+
+@pytest.fixture(scope="module")
+def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """language -> the config of a tiny run with exports."""
+    folder, found = tmp_path_factory.mktemp("hops"), {}
+    for language in LANGUAGES:
+        places = {"data_dir": str(folder / language), "out_dir": str(folder / "out" / language)}
+        options = {"language": language, "corpus": str(corpus_dir), "block_size": "64"}
+        path = folder / f"{language}.py"
+        found[language] = write_config(path, **places, **options, tokens_per_step="512")
+    succeed("prepare.py", *found.values())
+    for path in found.values():
+        succeed("train.py", path)
+        succeed("convert_to_hf.py", path)
+    return found
+
+
+def plain(export: Path, test: scoring.TestSet) -> np.ndarray:
+    """The surprisals of each sentence's first marker and of the next token, in bits, (S, 2)."""
+    model, found = transformers.GPT2LMHeadModel.from_pretrained(export).eval(), []
+    for tokens in np.split(test.sentences.tokens, test.sentences.offsets[1:-1]):
+        ids = [*tokens.tolist(), 50256]
+        place = next(i for i, token in enumerate(ids) if token in (50257, 50258))
+        if place + 1 > 64:
+            found.append([np.nan, np.nan])
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:place]])).logits[0, -1].double()
+        bits = -logits.log_softmax(-1) / np.log(2)
+        found.append([bits[ids[place]].item(), bits[ids[place + 1]].item()])
+    return np.array(found)
+
+
+def test_surprisals_of_markers_are_those_of_transformers(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    printed = succeed("evaluate.py", *runs.values(), *SAMPLE, "--markers", f"--eval_dir={tmp_path}")
+    joint = pd.read_csv(tmp_path / "markers.csv")
+    assert joint.model.unique().tolist() == ["NoHop", "TokenHop"]
+    assert f"{tmp_path}/markers.png: NoHop; TokenHop" in printed
+    for language, config in runs.items():
+        data, out_dir = config.parent / language, config.parent / "out" / language
+        meta = token_files.read_meta(data)
+        test = scoring.draw(data, meta, 30, 3, marked_only=True)
+        assert len(test.ids) > 20
+        table = pd.read_csv(out_dir / "evaluation" / "markers.csv").set_index("step")
+        for step in (3, 6):
+            expected = plain(out_dir / "hf" / f"checkpoint-{step}", test)
+            row, scored = table.loc[step], expected[~np.isnan(expected[:, 0])]
+            marker, following = scored.T
+            assert row.surprisal_marker == pytest.approx(marker.mean(), rel=1e-5)
+            assert row.surprisal_next == pytest.approx(following.mean(), rel=1e-5)
+            assert row.difference == pytest.approx((following - marker).mean(), abs=1e-4)
+            half = 1.96 * (following - marker).std(ddof=1) / len(scored) ** 0.5
+            assert row.low == pytest.approx(row.difference - half, abs=half / 4)
+            assert row.sentences == len(scored)
+            assert row.too_long == len(expected) - len(scored)
+
+
+def test_other_languages_have_no_marker_to_be_known(trained: Path, data_dir: Path) -> None:
+    error = fail("evaluate.py", f"--out_dir={trained}", "--markers")
+    assert "markers = True is for no_hop, token_hop and word_hop" in error
