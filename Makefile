@@ -65,5 +65,6 @@ $(VENV)/.installed: requirements.txt constraints.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements-hop.txt requirements-lm-eval.txt $(VENV)/.installed
 	$(INSTALL) -r requirements-dev.txt
-	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-lm-eval.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/lm-eval -r requirements-lm-eval.txt
 	touch $@

@@ -22,10 +22,9 @@ if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of 
 else:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any, NamedTuple
+    from typing import Any
 
     import pandas as pd
-    import torch
 
     from impossible import command, files
     from impossible.errors import UserError
@@ -43,23 +42,11 @@ else:
     from impossible.evaluation import series as all_series
     from impossible.evaluation.markers import MarkerEvaluation
     from impossible.evaluation.minimal_pairs import PairEvaluation
-    from impossible.evaluation.results import Evaluation, OfSeries
-    from impossible.evaluation.series import Member, Series
+    from impossible.evaluation.results import Evaluation, Measure, OfSeries
+    from impossible.evaluation.series import Series
     from impossible.settings import Evaluate
     from impossible.training import checkpoint, log, processes
     from impossible.training import device as devices
-    from impossible.training.processes import World
-
-
-class Measure(NamedTuple):
-    """What is evaluated in place of perplexities: one table and one picture."""
-
-    folder_of: Callable[[Evaluate, Series], Path]
-    evaluate: Callable[[Evaluate, Series, World, torch.device], OfSeries]
-    table: Callable[[OfSeries], pd.DataFrame]
-    value: Callable[[OfSeries, Member], float] | None = None  # what is drawn
-    label: str = ""
-    level: float = 0.0  # of the thin line
 
 
 def main(runs: list[Evaluate]) -> None:

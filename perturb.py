@@ -105,7 +105,6 @@ class Language:
     title: str  # the paper's name
     perturb: Perturb
     summary: str  # what happens to a sentence, for people
-    control: str = ""  # the language of its family that is nearest to English; of a control, itself
     markers: tuple[str, ...] = ()
     seed: int = 0  # of the generator; train, val and test each start one afresh
     min_tokens: int = 2  # sentences with fewer are dropped, after their random draw
@@ -114,6 +113,7 @@ class Language:
     # Whether it reads annotated verbs, and what its hops count: the two join clitics differently.
     hops: Literal["", "tokens", "words"] = ""
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
+    control: str = ""  # the language of its family that is nearest to English; of a control, itself
 
     def apply(
         self, sentences: Sentences, marker_ids: list[int], rng: np.random.Generator
@@ -360,7 +360,8 @@ _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out l
 
 def _reverse(title: str, perturb: Perturb, invert: Invert, summary: str) -> Language:
     """A row of the *Reverse family: all three draw the same places for the marker."""
-    return Language(title, perturb, summary, "no_reverse", (REVERSE,), seed=21, invert=invert)
+    options = {"seed": 21, "invert": invert, "control": "no_reverse"}
+    return Language(title, perturb, summary, (REVERSE,), **options)
 
 
 def _shuffle(
@@ -368,7 +369,7 @@ def _shuffle(
 ) -> Language:
     """A row of the *Shuffle family: without markers, and without very long sentences."""
     options = {"max_tokens": _LONGEST_SHUFFLED, "any_length": any_length, "invert": invert}
-    return Language(title, perturb, summary, "no_shuffle", **options)
+    return Language(title, perturb, summary, control="no_shuffle", **options)
 
 
 def _rearranged(title: str, order: Order, summary: str) -> Language:
@@ -382,8 +383,8 @@ def _hop(
 ) -> Language:
     """A row of the *Hop family: a marker of number for each verb of the third person present."""
     invert = functools.partial(undo_hop, hop=hop)
-    options = {"markers": (SINGULAR, PLURAL), "any_length": True, "hops": hops, "invert": invert}
-    return Language(title, perturb, summary, "no_hop", **options)
+    options = {"any_length": True, "hops": hops, "invert": invert, "control": "no_hop"}
+    return Language(title, perturb, summary, (SINGULAR, PLURAL), **options)
 
 
 LANGUAGES: dict[str, Language] = {

@@ -8,11 +8,16 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub
 import tenacity
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import httpx
 
 from impossible.errors import UserError
@@ -21,6 +26,7 @@ _T = TypeVar("_T")
 ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
 _WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
 _TIMEOUT = 60  # seconds without a byte until a request counts as lost
+_OUT_OF_REACH = 20  # seconds until the Hub counts as out of reach, where nobody waits for it
 _TRANSIENT = {408, 412, 429}  # beside 5xx; 412: the branch has moved, look again
 
 
@@ -48,6 +54,30 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
         reraise=True,
     )
     return attempts(call)
+
+
+def dataset_folder(
+    repo: str, commit: str, patterns: list[str], is_complete: Callable[[Path], bool]
+) -> Path:
+    """A dataset of the Hub in its cache; only missing files are downloaded.
+
+    is_complete: whether nothing is missing in a folder of the cache, as after a download that was
+    interrupted. Raises what the library raises.
+    """
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download,
+        repo,
+        repo_type="dataset",
+        revision=commit,
+        allow_patterns=patterns,
+    )
+    with contextlib.suppress(LocalEntryNotFoundError):
+        if is_complete(place := Path(fetch(local_files_only=True))):
+            return place
+    limit_time()
+    # Asked first for its time limit: the listing that follows has none.
+    huggingface_hub.dataset_info(repo, revision=commit, timeout=_OUT_OF_REACH)
+    return Path(fetch())
 
 
 @functools.cache

@@ -592,12 +592,18 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        (torch.zeros(50257, 1), "Mine has a vocabulary of 50,257 tokens, and the sentences of"),
+        (
+            torch.zeros(50257, 1),
+            "Mine, checkpoint-1 has a vocabulary of 50,257 tokens, and the sentences of",
+        ),
         (
             torch.full((50258, 1), torch.nan),
-            "Mine: the perplexity of [0-9]+ sentences is not a num",
+            "checkpoint-1: the perplexity of [0-9]+ sentences is not",
         ),
-        (torch.arange(50258.0)[:, None], "Mine: the perplexity of [0-9]+ sentences is not a num"),
+        (
+            torch.arange(50258.0)[:, None],
+            "checkpoint-1: the perplexity of [0-9]+ sentences is not",
+        ),
     ],
 )
 def test_a_model_that_gives_no_numbers_is_refused(

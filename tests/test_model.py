@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import SHAPE, pair, relative
@@ -140,6 +141,16 @@ def test_the_loss_makes_no_gradient_where_none_is_wanted(monkeypatch: pytest.Mon
         assert head_loss(hidden, weight, torch.arange(4), 9) > 0
     with pytest.raises(AssertionError, match="a gradient was made"):
         head_loss(hidden, weight, torch.arange(4), 9)
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_compiled_loss_does_not_grow_with_the_micro_batch() -> None:
+    script = ROOT / "tests" / "peak_of_loss.py"
+    small, large = (
+        float(succeed(script, rows, 128, processes=1, env={"PYTHONPATH": str(ROOT)}))
+        for rows in (4096, 16384)
+    )
+    assert large < 1.1 * small, "with all logits, it would be five times as large"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -34,6 +34,7 @@ from perturb import Sentences, from_lengths
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
 _COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
+_FILES, _PARADIGMS = "*/*.parquet", 67
 _GOOD, _BAD = "sentence_good", "sentence_bad"
 _ALL = "all"  # in place of a paradigm: all pairs together
 
@@ -117,22 +118,20 @@ def _made(row: dict[str, str], paradigm: str, number: int) -> Pair:
 
 
 def _of_blimp() -> Iterator[Pair]:
-    import huggingface_hub
     import pyarrow.parquet as pq
+    from huggingface_hub.utils import httpx
+
+    def is_complete(place: Path) -> bool:
+        return len(list(place.glob(_FILES))) == _PARADIGMS
 
     try:
-        folder = asking.patiently(
-            _REPO,
-            lambda: huggingface_hub.snapshot_download(
-                _REPO, repo_type="dataset", revision=_COMMIT, allow_patterns="*/*.parquet"
-            ),
-        )
-    except asking.ERRORS as error:
+        folder = asking.dataset_folder(_REPO, _COMMIT, [_FILES], is_complete)
+    except (httpx.HTTPError, OSError) as error:
         raise UserError(
-            f"{asking.reason_of(error)} Without the Hub, name a folder or a zip of BLiMP's jsonl "
-            "files: --pairs=BLiMP.zip"
+            f"BLiMP could not be fetched from the Hub ({asking.text_of(error)}). Without a "
+            "network, name a folder or a zip of its jsonl files: --pairs=BLiMP.zip"
         )
-    for path in sorted(Path(folder).glob("*/*.parquet")):
+    for path in sorted(folder.glob(_FILES)):
         for number, row in enumerate(pq.read_table(path).to_pylist()):
             yield _made(row, path.parent.name, number)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 import perturb
@@ -102,6 +103,17 @@ class Evaluation(OfSeries):
     def perplexity(self, member: Member) -> float:
         """The geometric mean over all sentences."""
         return _perplexity(self.losses[member.name], self.test.sentences)
+
+
+class Measure(NamedTuple):
+    """What is evaluated in place of perplexities: one table and one picture."""
+
+    folder_of: Callable[[Evaluate, Series], Path]
+    evaluate: Callable[[Evaluate, Series, World, torch.device], OfSeries]
+    table: Callable[[OfSeries], pd.DataFrame]
+    value: Callable[[OfSeries, Member], float] | None = None  # what is drawn
+    label: str = ""
+    level: float = 0.0  # of the thin line
 
 
 def evaluate(settings: Evaluate, series: Series, world: World, device: torch.device) -> Evaluation:

@@ -1,7 +1,5 @@
 """The BabyLM corpus of 2023, from the Hub at a pinned commit."""
 
-import contextlib
-import functools
 from pathlib import Path
 
 from impossible import asking
@@ -24,7 +22,6 @@ GENRES = (
     "wikipedia",
 )
 TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # name of the corpus -> folder to train on
-_HUB_TIMEOUT = 20  # seconds until the Hub counts as out of reach
 
 
 def splits(name: str, may_replace: bool) -> Splits:
@@ -43,31 +40,17 @@ def _download(train: str) -> Path:
 
     train: the name of the folder to train on. Raises UserError.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
-    fetch = functools.partial(
-        huggingface_hub.snapshot_download,
-        REPO,
-        repo_type="dataset",
-        revision=COMMIT,
-        allow_patterns=[f"original/{name}/*.txt" for name in (train, "dev", "test")],
-    )
-    with contextlib.suppress(LocalEntryNotFoundError):
-        place = Path(fetch(local_files_only=True))
-        wanted = (
-            place / "original" / name / f"{genre}.txt"
-            for name in (train, "dev", "test")
-            for genre in GENRES
-        )
-        if all(path.exists() for path in wanted):  # or else a download was interrupted
-            return place
-    asking.limit_time()
+    folders = (train, "dev", "test")
+
+    def is_complete(place: Path) -> bool:
+        names = (f"original/{name}/{genre}.txt" for name in folders for genre in GENRES)
+        return all((place / name).exists() for name in names)
+
+    patterns = [f"original/{name}/*.txt" for name in folders]
     try:
-        # Asked first for its time limit: the listing that follows has none.
-        huggingface_hub.dataset_info(REPO, revision=COMMIT, timeout=_HUB_TIMEOUT)
-        return Path(fetch())
+        return asking.dataset_folder(REPO, COMMIT, patterns, is_complete)
     except (httpx.HTTPError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

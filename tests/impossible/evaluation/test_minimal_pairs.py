@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def test_english_pairs_get_what_lm_evaluation_harness_gives_them(
     table = evaluated(config, f"--pairs={folder}", "--leading_space", tmp_path=tmp_path)
     export = config.parent / "out" / "hf" / "checkpoint-6"
     files = [folder / f"{name}.jsonl" for name in PAIRS]
-    printed = succeed(ROOT / "tests" / "lm_eval_scores.py", export, *files, env={})
+    env = {"PYTHONPATH": str(Path(sys.prefix) / "lm-eval")}
+    printed = succeed(ROOT / "tests" / "lm_eval_scores.py", export, *files, env=env)
     theirs = json.loads(printed.splitlines()[-1])
     items = table.attrs["items"]
     items = items[items.checkpoint == "checkpoint-6"]
@@ -209,7 +211,7 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     assert found.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
     assert found.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
     error = fail(*command, "--pairs=blimp", env={"HF_HOME": str(tmp_path / "empty")})
-    assert "name a folder or a zip of BLiMP's jsonl files: --pairs=BLiMP.zip" in error
+    assert "name a folder or a zip of its jsonl files: --pairs=BLiMP.zip" in error
 
 
 @pytest.mark.parametrize(

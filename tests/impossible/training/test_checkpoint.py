@@ -8,7 +8,7 @@ from conftest import succeed
 
 from impossible.training import checkpoint
 from impossible.training.checkpoint import TrainingState
-from impossible.training.saving import Saver, copied
+from impossible.training.saving import copied
 
 
 class Elsewhere(torch.Tensor):
@@ -73,18 +73,3 @@ def test_what_is_saved_in_the_background_does_not_change_with_training() -> None
     moment[0]["minutes"] = 2.0
     assert kept["weight"].tolist() == [0.0, 0.0, 0.0]
     assert kept["sessions"] == [{"minutes": 1.0}]
-
-
-def test_an_error_in_the_background_is_raised_by_the_next_save_or_the_end() -> None:
-    def fail() -> None:
-        raise OSError("the disk is full")
-
-    done: list[int] = []
-    for following in (lambda saver: saver.wait(), lambda saver: saver.start(lambda: None)):
-        saver = Saver()
-        saver.start(lambda: done.append(1))
-        saver.start(fail)
-        with pytest.raises(OSError, match="the disk is full"):
-            following(saver)
-        saver.wait()  # told once
-    assert done == [1, 1]

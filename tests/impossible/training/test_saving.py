@@ -59,6 +59,19 @@ def test_a_write_that_failed_is_told_by_the_next_step() -> None:
     saver.wait()
 
 
+def test_an_error_in_the_background_is_raised_at_the_end_and_once() -> None:
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    saver, done = Saver(), []
+    saver.start(lambda: done.append(1))
+    saver.start(fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        saver.wait()
+    saver.wait()
+    assert done == [1]
+
+
 def test_not_too_many_copies_wait_for_the_disk() -> None:
     saver, go_on = Saver(), threading.Event()
     for _ in range(3):
