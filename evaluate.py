@@ -49,6 +49,9 @@ else:
     from impossible.training import device as devices
 
 
+PERPLEXITY = "test perplexity (geometric mean)"
+
+
 def main(runs: list[Evaluate]) -> None:
     """Evaluate the series of each config file, and write tables and pictures."""
     world = processes.join_world()
@@ -67,6 +70,8 @@ def main(runs: list[Evaluate]) -> None:
         )
     evaluate = measure.evaluate if measure else results.evaluate
     evaluations = [evaluate(settings, series, world, device) for settings, series in found]
+    if name == "pairs":
+        evaluations = minimal_pairs.on_common(evaluations)
     if world.is_first and measure:
         write(evaluations, name, measure)
     elif world.is_first:
@@ -80,11 +85,11 @@ def main(runs: list[Evaluate]) -> None:
 def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
     """What the settings ask for in place of perplexities, and the name of its table."""
     if settings.pairs:
-        label = "share of minimal pairs right (line: chance)"
+        label = "share of minimal pairs right (thin line: chance)"
         functions = (minimal_pairs.folder_of, minimal_pairs.evaluate, minimal_pairs.table)
         return "pairs", Measure(*functions, PairEvaluation.accuracy, label, 0.5)
     if settings.markers:
-        label = "surprisal of the next token - that of the marker (bits)"
+        label = "surprisal without the marker minus that of the marker (bits)"
         functions = (folder_on_test_split, markers.evaluate, markers.table)
         return "markers", Measure(*functions, MarkerEvaluation.difference, label, 0.0)
     if settings.stimuli:
@@ -131,21 +136,27 @@ def summarize(evaluations: list[Evaluation]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         together = pd.concat([tables.perplexities(e) for e in evaluations])
         tables.write(together, folder / "perplexity.csv")
-    groups = curves.groups_of(evaluations)
-    label, drawn = (
-        "test perplexity (geometric mean)",
-        curves.curves_of(groups, Evaluation.perplexity),
-    )
-    draw(drawn, label, folder / "perplexity.png", logarithmic=True)
-    if pairs := differences.pairs_of(evaluations):
-        found = differences.table(pairs)
+        for e in evaluations:  # each also has its own picture, to be published with it
+            pictures.draw(perplexity_curves([e]), PERPLEXITY, e.folder / "perplexity.png", True)
+    found = perplexity_curves(evaluations)
+    draw(found, PERPLEXITY, folder / "perplexity.png", logarithmic=True)
+    found = differences.table(differences.pairs_of(evaluations))
+    if len(found):
         tables.write(found, folder / "differences.csv")
         label = "difference in log-perplexity (nats)"
         draw(differences.curves(found), label, folder / "differences.png", level=0.0)
+    elif (folder / "differences.csv").exists():
+        print(f"{folder / 'differences.csv'}: written by an earlier command, left unchanged")
     if settings.entropies:
         tables.write(entropies.table(evaluations), folder / "entropies.csv")
     if settings.losses:
+        groups = curves.groups_of(evaluations)
         draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
+
+
+def perplexity_curves(evaluations: list[Evaluation]) -> list[pictures.Curve]:
+    """A curve of perplexities for each series, or for several seeds."""
+    return curves.curves_of(curves.groups_of(evaluations), Evaluation.perplexity)
 
 
 def write(evaluations: list[OfSeries], name: str, measure: Measure) -> None:

@@ -338,7 +338,7 @@ class Evaluate(_Models):
     """encode the sentences of minimal pairs after a space, as lm-evaluation-harness does"""
     stimuli: str = ""
     """instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
-    condition and text, and if wanted place (words before the marker), perturbed and region"""
+    condition and text, and optionally place (words before the marker), perturbed and region"""
     pair_items: bool = False
     """also write a table of every pair and the log-probabilities of its sentences"""
     losses: bool = False
@@ -348,6 +348,17 @@ class Evaluate(_Models):
     eval_dir: str = "out/evaluation"
     """folder for joint results of several runs, and for results of exported models and of models
     from the Hub"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        others = [name for name in ("pairs", "markers", "stimuli") if getattr(self, name)]
+        for name in others[1:]:
+            self.require(False, name, f"left out, as {others[0]} is set: one measure at a time")
+        for name in ("sentences", "surprisals", "entropies", "losses") if others else ():
+            self.require(not getattr(self, name), name, f"left out, as {others[0]} is set")
+        for name in ("pair_items", "leading_space"):
+            fits = self.pairs or not getattr(self, name)
+            self.require(bool(fits), name, "left out, or combined with --pairs=")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ def groups_of(evaluations: list[E]) -> Groups[E]:
     for e in evaluations:
         alike.setdefault((e.label, e.series.recipe, e.test_id), []).append(e)
     named = {e.series.place for e in evaluations}
-    are_shared = len({e.test_place for e in evaluations}) > len(named)
+    corpora = {e.corpus for e in evaluations}
+    are_shared = len({e.test_place for e in evaluations}) > len(named) or len(corpora) > 1
     groups = []
     for (label, _, _), same in alike.items():
         are_seeds = len({e.series.seed for e in same}) == len(same)
-        is_only = [other for other, _, _ in alike].count(label) == 1
+        is_only = [other for other, _, _ in alike].count(label) == 1 and len(corpora) == 1
         for group in [same] if are_seeds else [[e] for e in same]:
             places = ", ".join(e.series.place for e in group)
             if are_shared:

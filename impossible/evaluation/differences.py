@@ -11,6 +11,7 @@ import pandas as pd
 
 import perturb
 from impossible.evaluation import pictures, scoring
+from impossible.evaluation.curves import groups_of
 from impossible.evaluation.pictures import Curve
 from impossible.evaluation.results import Evaluation
 
@@ -28,25 +29,35 @@ class Pair(NamedTuple):
     control_places: np.ndarray  # (n,) int64, of the same sentences in that of the control
 
 
-def pairs_of(evaluations: list[Evaluation]) -> dict[str, list[Pair]]:
-    """The pairs of each language whose control is evaluated too, one for each seed.
+def pairs_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Pair]]]:
+    """A label and the pairs of each curve; several pairs are those of runs that differ in seeds.
 
-    Runs without a partner are named: the two must share seeds, settings and test sentences.
+    Runs whose control is evaluated too, but not with the same seeds, settings and test sentences,
+    are named and left out.
     """
-    own = [e for e in evaluations if e.series.language and e.test.language == e.series.language]
-    controls = {_partner(e): e for e in own if _control(e) == e.test.language}
-    found: dict[str, list[Pair]] = {}
+    own = [e for e in evaluations if e.series.language == e.test.language]
+    controls: dict[tuple[str, ...], list[Evaluation]] = {}
     for e in own:
-        if _control(e) == e.test.language or _control(e) not in {key[0] for key in controls}:
-            continue
-        if control := controls.get(_partner(e)):
-            places = _common(e, control)
-            found.setdefault(e.test.language, []).append(Pair(e, control, *places))
-        else:
-            print(
-                f"{e.title} ({e.series.seed}) is in no difference: no run of its control, "
-                f"{_control(e)}, has the same seeds, settings and test sentences"
-            )
+        if _control(e) == e.test.language:
+            controls.setdefault(_partner(e), []).append(e)
+    others = [e for e in own if _control(e) != e.test.language]
+    found = []
+    for label, group in groups_of(others):
+        pairs = []
+        for e in group:
+            partners = controls.get(_partner(e), [])
+            if len(partners) == 1:
+                pairs.append(Pair(e, partners[0], *_common(e, partners[0])))
+            elif _control(e) in {key[0] for key in controls}:
+                title = perturb.get(_control(e)).title
+                count = f"{len(partners)} runs of {title} have" if partners else f"no {title} has"
+                print(
+                    f"{e.title} ({e.series.seed}) is left out of differences.csv: {count} the same "
+                    "seeds, settings and test data"
+                )
+        if pairs:
+            control = perturb.get(_control(group[0])).title
+            found.append((f"{label} - {control}", pairs))
     return found
 
 
@@ -56,7 +67,7 @@ def _control(e: Evaluation) -> str:
 
 def _partner(e: Evaluation) -> tuple[str, ...]:
     """What a run shares with that of its control."""
-    drawn = (e.test.corpus, e.test.segmenter, str(e.test.seed), str(e.test.drop_duplicates))
+    drawn = (e.corpus, str(e.test.seed), str(e.test.drop_duplicates))
     return (_control(e), e.series.seed, e.series.recipe, *drawn)
 
 
@@ -74,30 +85,39 @@ def _common(e: Evaluation, control: Evaluation) -> tuple[np.ndarray, np.ndarray]
     return ours[are_equal], theirs[are_equal]
 
 
-def table(pairs: dict[str, list[Pair]]) -> pd.DataFrame:
-    """A row for each language, measure and step that all its seeds and controls have."""
+def table(found: list[tuple[str, list[Pair]]]) -> pd.DataFrame:
+    """A row for each curve, measure and step that all its runs and their controls have."""
     rows = []
-    for language, runs in pairs.items():
-        unequal = sum(len(run.language.test.keys) - len(run.places) for run in runs)
+    for label, pairs in found:
         for measure, with_markers in _MEASURES.items():
-            by_run = [_by_step(run, with_markers) for run in runs]
-            for step in sorted(set.intersection(*map(set, by_run))):
+            by_pair = [_differences(pair, with_markers) for pair in pairs]
+            steps = sorted(set.intersection(*(set(found) for found in by_pair)))
+            if missing := sorted(set().union(*by_pair) - set(steps)):
+                print(f"{label}: left out the steps {', '.join(map(str, missing))}")
+            values = [np.array([found[step] for step in steps]) for found in by_pair]
+            for step, summary in zip(steps, summaries(values) if steps else (), strict=True):
                 rows.append(
                     {
-                        "language": language,
-                        "control": perturb.get(language).control,
+                        "label": label,
+                        "language": pairs[0].language.test.language,
+                        "control": _control(pairs[0].language),
                         "measure": measure,
                         "step": step,
-                        **summary([found[step] for found in by_run]),
-                        "seeds": "; ".join(run.language.series.seed for run in runs),
-                        "unequal_sentences": unequal,
+                        **summary,
+                        "seeds": "; ".join(pair.language.series.seed for pair in pairs),
+                        "unequal_sentences": max(
+                            len(pair.language.test.ids) - len(pair.places) for pair in pairs
+                        ),
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def _by_step(pair: Pair, with_markers: bool) -> dict[int, np.ndarray]:
-    """For each step that both have, the differences of the log-perplexity of each sentence."""
+def _differences(pair: Pair, with_markers: bool) -> dict[int, np.ndarray]:
+    """For each step that both have, the differences of the log-perplexity of each sentence.
+
+    A sentence that is too long, or of which nothing is scored, is left out.
+    """
     others = {m.step: m for m in pair.control.series.members if m.step is not None}
     found = {}
     for member in pair.language.series.members:
@@ -109,53 +129,52 @@ def _by_step(pair: Pair, with_markers: bool) -> dict[int, np.ndarray]:
     return found
 
 
-def summary(differences: list[np.ndarray]) -> dict[str, float | int | str]:
-    """The mean difference of one seed over sentences, or of several seeds; its 95% interval."""
-    from scipy.stats import bootstrap, ttest_1samp
+def summaries(runs: list[np.ndarray]) -> list[dict[str, float | int | str]]:
+    """For each step, the mean of values of sentences and its 95% interval.
 
-    sentences = min(map(len, differences))
-    if len(differences) > 1:
-        means = np.array([found.mean() for found in differences])
-        (low,), (high,) = pictures.t_interval(means[:, None])
-        p = float(ttest_1samp(means, 0).pvalue)
-        return _columns(means.mean(), low, high, "t, over seeds", len(means), p, sentences)
-    (found,) = differences
-    interval = bootstrap(
-        (found,),
-        np.mean,
-        confidence_level=pictures.CONFIDENCE,
-        n_resamples=_RESAMPLES,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    how = "bootstrap, over sentences"
-    return _columns(found.mean(), interval.low, interval.high, how, 1, np.nan, sentences)
+    runs: for each seed (steps, sentences). With one seed, the interval is a percentile bootstrap
+    over sentences, the same resamples for all steps; with several, Student's t over their means.
+    """
+    from scipy.stats import ttest_1samp
+
+    means = np.array([found.mean(axis=1) for found in runs])  # (seeds, steps)
+    count = min(found.shape[1] for found in runs)
+    if len(runs) > 1:
+        low, high = pictures.t_interval(means)
+        how, p = "t, over seeds", ttest_1samp(means, 0).pvalue
+    else:
+        low, high = _bootstrap(runs[0])
+        how, p = "bootstrap, over sentences", np.full(len(low), np.nan)
+    columns = {"difference": means.mean(axis=0), "low": low, "high": high, "p": p}
+    return [
+        {name: float(values[i]) for name, values in columns.items()}
+        | {"interval": how, "n": len(runs), "sentences": count}
+        for i in range(means.shape[1])
+    ]
 
 
-def _columns(
-    mean: float, low: float, high: float, interval: str, n: int, p: float, sentences: int
-) -> dict[str, float | int | str]:
-    return {
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "interval": interval,
-        "n": n,
-        "p": p,
-        "sentences": sentences,
-    }
+def _bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95% percentile interval of the means of rows (steps, n); NaN for less than two values."""
+    steps, count = values.shape
+    if count < 2:
+        return np.full(steps, np.nan), np.full(steps, np.nan)
+    rng = np.random.default_rng(0)
+    means = [
+        values @ np.bincount(rng.integers(count, size=count), minlength=count) / count
+        for _ in range(_RESAMPLES)
+    ]
+    outside = (1 - pictures.CONFIDENCE) / 2 * 100
+    low, high = np.percentile(means, [outside, 100 - outside], axis=0)
+    return low, high
 
 
 def curves(found: pd.DataFrame) -> list[Curve]:
-    """The differences of log-perplexity with markers, a curve for each language."""
-    shown = found[found["measure"] == "perplexity"]
+    """The differences of log-perplexity with markers, a curve for each label."""
     drawn = []
-    for style, (language, rows) in enumerate(shown.groupby("language", sort=False)):
+    shown = found[found["measure"] == "perplexity"]
+    for style, (label, rows) in enumerate(shown.groupby("label", sort=False)):
         n = rows["n"].iloc[0]
-        label = f"{perturb.get(language).title} - {perturb.get(rows['control'].iloc[0]).title}"
-        label += f" (n = {n})" if n > 1 else ""
         band = (rows["low"].to_numpy(), rows["high"].to_numpy())
-        values = rows["difference"].to_numpy()
-        drawn.append(Curve(label, rows["step"].tolist(), values, style, band))
+        values, name = rows["difference"].to_numpy(), f"{label} (n = {n})" if n > 1 else label
+        drawn.append(Curve(name, rows["step"].tolist(), values, style, band))
     return drawn

@@ -1,5 +1,6 @@
 """Tables of how predictable languages are by themselves (ngrams.py), beside their perplexities."""
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -13,6 +14,8 @@ from impossible.evaluation.ngrams import Entropy
 from impossible.evaluation.results import Evaluation
 from impossible.text import token_files
 from impossible.text.tokenizer import END_OF_TEXT_ID
+
+_VERSION = 1  # raised when the same tokens give other numbers
 
 
 def table(evaluations: list[Evaluation]) -> pd.DataFrame:
@@ -35,16 +38,16 @@ def columns(e: Evaluation) -> dict[str, float]:
 
 
 def _of(e: Evaluation) -> dict[int, Entropy]:
-    """The entropies of a test language, kept in the folder of the scores."""
-    return _computed(e.test.data_dir, e.folder / "scores")
+    """The entropies of a test language, kept in the folder of joint results."""
+    return _computed(e.test.data_dir, Path(e.settings.eval_dir) / "scores")
 
 
 @functools.lru_cache
 def _computed(data_dir: str, folder: Path) -> dict[int, Entropy]:
     meta = token_files.read_meta(Path(data_dir))
     key = "-".join(meta.splits[split]["sha256"][:8] for split in ("train", "test"))
-    path = folder / f"entropies-{key}.json"
-    if path.exists():
+    path = folder / f"entropies-{key}-{_VERSION}.json"
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is computed again
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {int(n): Entropy(*values) for n, values in stored.items()}
     train, test = (
@@ -53,6 +56,7 @@ def _computed(data_dir: str, folder: Path) -> dict[int, Entropy]:
     if not len(test):
         raise UserError(f"the test split in {data_dir} is empty, so it has no entropies.")
     print(f"{meta.language}: n-gram models of {len(train):,} tokens (minutes for 100M)", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
     found = ngrams.entropies(train, test, meta.vocab_size, END_OF_TEXT_ID)
     files.write_json(path, {str(n): list(entropy) for n, entropy in found.items()})
     return found

@@ -5,6 +5,7 @@ would come next without it, both after the same words. The larger the difference
 model knows where the marker belongs.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import perturb
 from impossible.errors import UserError
 from impossible.evaluation import results, scoring
-from impossible.evaluation.differences import summary
+from impossible.evaluation.differences import summaries
 from impossible.evaluation.results import Material, OfSeries
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Series
@@ -31,6 +32,11 @@ class MarkerEvaluation(OfSeries):
 
     test: TestSet  # sentences with a marker
     losses: dict[str, np.ndarray]  # member -> those of the words, the marker, and the next token
+
+    @property
+    def corpus(self) -> str:
+        """The corpus of the test split and how it was split into sentences."""
+        return f"{self.test.corpus}, {self.test.segmenter}"
 
     @property
     def test_id(self) -> str:
@@ -49,9 +55,13 @@ class MarkerEvaluation(OfSeries):
             self.settings, self.series, self.test.language, self.test.split_sha256
         )
 
+    @functools.cached_property
+    def _until_marker(self) -> Sentences:
+        return until_marker(self.test)[0]
+
     def surprisals(self, member: Member) -> np.ndarray:
         """Those of the marker and of the next token in bits, (S, 2); NaN where too long."""
-        return _surprisals(self.losses[member.name], until_marker(self.test)[0])
+        return _surprisals(self.losses[member.name], self._until_marker)
 
     def difference(self, member: Member) -> float:
         """The mean difference between the two, in bits."""
@@ -69,8 +79,7 @@ def evaluate(
     meta = results.read_meta(settings)
     if not perturb.get(meta.language).hops:
         raise UserError(
-            f"markers = True is for no_hop, token_hop and word_hop, not for {meta.language}: its "
-            "marker has no place that a model could know."
+            f"--markers works only for no_hop, token_hop and word_hop, not for {meta.language}."
         )
     test = scoring.draw(
         results.test_data_dir(settings),
@@ -124,7 +133,7 @@ def table(e: MarkerEvaluation) -> pd.DataFrame:
                 "step": member.step,
                 "surprisal_marker": marker.mean(),
                 "surprisal_next": following.mean(),
-                **summary([following - marker]),
+                **summaries([(following - marker)[None]])[0],
                 "too_long": len(found) - len(scored),
             }
         )

@@ -5,15 +5,17 @@ what makes one ungrammatical. The first token is predicted from <|endoftext|>, a
 right if the log-probabilities of the grammatical sentence have the higher sum.
 """
 
+import dataclasses
 import functools
 import io
 import json
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,26 +73,35 @@ def read(source: str) -> list[Pair]:
 def _lines_of(place: Path) -> Iterator[tuple[str, int, str]]:
     """Each line of the jsonl files at a place that is not blank: name of the file, number, text."""
     if place.is_dir():
-        for path in sorted(place.glob("*.jsonl")):
+        for path in sorted(p for p in place.rglob("*.jsonl") if _is_wanted(p.relative_to(place))):
             yield from _lines_of(path)
     elif not place.is_file():
         raise UserError(
             f"pairs = {str(place)!r} does not exist. Expected blimp, a folder or a zip of jsonl "
             "files, or one such file."
         )
-    elif zipfile.is_zipfile(place):
-        with zipfile.ZipFile(place) as packed:
-            for name in sorted(n for n in packed.namelist() if n.endswith(".jsonl")):
-                with packed.open(name) as file:
-                    yield from _numbered(f"{place}/{name}", file)
+    elif place.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(place) as packed:
+                names = [n for n in packed.namelist() if n.endswith(".jsonl")]
+                for name in sorted(n for n in names if _is_wanted(Path(n))):
+                    with packed.open(name) as file:
+                        yield from _numbered(f"{place}/{name}", file)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{place} is damaged ({error}). Download it again.")
     else:
         with open(place, "rb") as file:
             yield from _numbered(str(place), file)
 
 
+def _is_wanted(path: Path) -> bool:
+    """Whether a file is one of its author's: macOS adds others, with names that begin so."""
+    return not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
 def _numbered(name: str, file: IO[bytes]) -> Iterator[tuple[str, int, str]]:
     try:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), 1):
+        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
             if line.strip():
                 yield name, number, line
     except UnicodeDecodeError as error:
@@ -108,13 +119,13 @@ def _pair(paradigm: str, number: int, line: str, place: str) -> Pair:
         )
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{place}: {_GOOD} and {_BAD} must be sentences. Found: {texts}")
-    return _made(found, found.get("UID", paradigm), number - 1)
+    return _made(found, str(found.get("UID", paradigm)), number - 1)
 
 
-def _made(row: dict[str, str], paradigm: str, number: int) -> Pair:
+def _made(row: dict[str, Any], paradigm: str, number: int) -> Pair:
     """A pair from a row of BLiMP or of a file that has at least its two sentences."""
-    item = row.get("pairID", row.get("pair_id", number))
-    return Pair(paradigm, row.get("field", ""), str(item), row[_GOOD].strip(), row[_BAD].strip())
+    item = str(row.get("pairID", row.get("pair_id", number)))
+    return Pair(paradigm, str(row.get("field", "")), item, row[_GOOD].strip(), row[_BAD].strip())
 
 
 def _of_blimp() -> Iterator[Pair]:
@@ -170,13 +181,25 @@ def perturbed(source: str, language: str, leading_space: bool = False) -> PairSe
     kept = rule.keeps(both[0]) & rule.keeps(both[1])
     if not rule.any_length:
         kept &= both[0].lengths == both[1].lengths
-        both = [sentences.take(kept) for sentences in both]  # the draws of the others are none
-    ids = list(tokenizer.markers.values())
-    both = [rule.perturb(s, ids, np.random.default_rng(rule.seed)) for s in both]
-    chosen = np.flatnonzero(kept)
-    if rule.any_length:
-        both = [sentences.take(kept) for sentences in both]
-    good, bad = (np.split(s.tokens, s.offsets[1:-1]) for s in both)
+    chosen, markers = np.flatnonzero(kept), list(tokenizer.markers.values())
+    if rule.any_length:  # nothing is drawn
+        rng = np.random.default_rng(rule.seed)
+        both = [rule.perturb(sentences, markers, rng).take(kept) for sentences in both]
+    else:
+        seeds = [_seed(pairs[i], rule) for i in chosen]
+        both = [_drawn(sentences, chosen, seeds, rule, markers) for sentences in both]
+    parts = [np.split(s.tokens, s.offsets[1:-1]) for s in both] if len(chosen) else [[], []]
+    return _different(source, language, [pairs[i] for i in chosen], *parts)
+
+
+def _different(
+    source: str,
+    language: str,
+    pairs: list[Pair],
+    good: list[np.ndarray],
+    bad: list[np.ndarray],
+) -> PairSet:
+    """The pairs whose sentences differ in their tokens. Raises UserError if there are none."""
     differ = [not np.array_equal(a, b) for a, b in zip(good, bad, strict=True)]
     rows = [
         np.append(END_OF_TEXT_ID, tokens)
@@ -185,12 +208,34 @@ def perturbed(source: str, language: str, leading_space: bool = False) -> PairSe
         for tokens in (a, b)
     ]
     if not rows:
-        raise UserError(f"no pair of {source} can be compared in {rule.title}.")
-    kept_pairs = [pairs[i] for i in chosen[differ]]
-    lost = Counter((p.paradigm, p.field) for p in pairs)
-    lost.subtract((p.paradigm, p.field) for p in kept_pairs)
+        title = perturb.get(language).title
+        raise UserError(f"no pair of {source} can be compared in {title}.")
+    kept = [pair for pair, is_pair in zip(pairs, differ, strict=True) if is_pair]
+    lost = Counter((p.paradigm, p.field) for p in read(source))
+    lost.subtract((p.paradigm, p.field) for p in kept)
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
-    return PairSet(language, source, kept_pairs, sentences, lost)
+    return PairSet(language, source, kept, sentences, lost)
+
+
+def _seed(pair: Pair, rule: perturb.Language) -> list[int]:
+    """The seed of a pair's draw, which is the same whatever other pairs there are."""
+    return [rule.seed, zlib.crc32(f"{pair.paradigm} {pair.item}".encode())]
+
+
+def _drawn(
+    sentences: Sentences,
+    chosen: np.ndarray,
+    seeds: list[list[int]],
+    rule: perturb.Language,
+    markers: list[int],
+) -> Sentences:
+    """The chosen sentences, each perturbed with a generator of its own."""
+    parts = [
+        rule.perturb(sentences.part(i, i + 1), markers, np.random.default_rng(seed)).tokens
+        for i, seed in zip(chosen.tolist(), seeds, strict=True)
+    ]
+    lengths = np.array(list(map(len, parts)), np.int64)
+    return from_lengths(np.concatenate([np.empty(0, np.uint16), *parts]), lengths)
 
 
 def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
@@ -212,6 +257,7 @@ class PairEvaluation(OfSeries):
 
     pairs: PairSet
     losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
+    common: frozenset[tuple[str, str]] | None = None  # of several series: the pairs that all have
 
     @functools.cached_property
     def test_id(self) -> str:
@@ -233,9 +279,15 @@ class PairEvaluation(OfSeries):
         """The folder for the results of several series together."""
         return Path(self.settings.eval_dir) / self.folder.name
 
+    @property
+    def is_common(self) -> np.ndarray:
+        """Whether each pair is one of those that all series have, (K,) bool."""
+        found = [self.common is None or key_of(pair) in self.common for pair in self.pairs.pairs]
+        return np.array(found, bool)
+
     def accuracy(self, member: Member) -> float:
-        """The share of pairs that a model gets right."""
-        return _accuracy(self.log_probabilities(member))
+        """The share of pairs that a model gets right, of those that all series have."""
+        return _accuracy(self.log_probabilities(member)[self.is_common])
 
     def log_probabilities(self, member: Member) -> np.ndarray:
         """Those of the good and the bad sentence of each pair, in nats, (K, 2) float64."""
@@ -244,7 +296,23 @@ class PairEvaluation(OfSeries):
 
 def folder_of(settings: Evaluate, series: Series) -> Path:
     """The folder for the results of a series on the pairs."""
-    return results.base_folder(settings, series) / f"pairs_{Path(settings.pairs).stem}"
+    name = f"pairs_{Path(settings.pairs).stem}{'_leading_space' * settings.leading_space}"
+    return results.base_folder(settings, series) / (name + results.on_language(settings, series))
+
+
+def key_of(pair: Pair) -> tuple[str, str]:
+    """What is the same for a pair in all languages."""
+    return pair.paradigm, pair.item
+
+
+def on_common(evaluations: list["PairEvaluation"]) -> list["PairEvaluation"]:
+    """The same evaluations, which know the pairs that all of them have, if they are several."""
+    if len(evaluations) == 1:
+        return evaluations
+    kept = [set(map(key_of, e.pairs.pairs)) for e in evaluations]
+    common = frozenset(set.intersection(*kept))
+    print(f"{len(common):,} pairs are evaluated in all languages (at most {max(map(len, kept)):,})")
+    return [dataclasses.replace(e, common=common) for e in evaluations]
 
 
 def evaluate(
@@ -292,6 +360,7 @@ def table(e: PairEvaluation) -> pd.DataFrame:
         found = e.log_probabilities(member)
         is_scored = ~np.isnan(found).any(axis=1)
         is_right = found[:, 0] > found[:, 1]
+        of_all = is_scored & e.is_common
         everything = {(_ALL, ""): list(range(len(found)))}
         for (paradigm, field), places in (*sorted(paradigms.items()), *everything.items()):
             scored = np.array(places, np.int64)[is_scored[places]]
@@ -313,9 +382,16 @@ def table(e: PairEvaluation) -> pd.DataFrame:
                     "high": interval.high if interval else np.nan,
                     "pairs": count,
                     "left_out": left_out + len(places) - count,
+                    **(_on_common(is_right, of_all, places) if e.common is not None else {}),
                 }
             )
     return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def _on_common(is_right: np.ndarray, of_all: np.ndarray, places: list[int]) -> dict[str, float]:
+    chosen = np.array(places, np.int64)[of_all[places]]
+    accuracy = float(is_right[chosen].mean()) if len(chosen) else np.nan
+    return {"accuracy_common": accuracy, "pairs_common": len(chosen)}
 
 
 def items(e: PairEvaluation) -> pd.DataFrame:
@@ -330,5 +406,6 @@ def items(e: PairEvaluation) -> pd.DataFrame:
     for member in e.series.members:
         good, bad = e.log_probabilities(member).T
         values = {"log_probability_good": good, "log_probability_bad": bad, "is_right": good > bad}
-        tables.append(common.assign(checkpoint=member.name, step=member.step, **values))
+        about = e.columns | {"test_language": e.pairs.language, "checkpoint": member.name}
+        tables.append(common.assign(**about, step=member.step, **values))
     return pd.concat(tables, ignore_index=True).astype({"step": "Int64"})

@@ -35,9 +35,9 @@ class OfSeries:
     @property
     def on(self) -> str:
         """The test material in words, if it is not the series' own; begins with a space."""
-        language = test_language(self.settings)
-        is_own = self.series.language in ("", language)
-        return "" if is_own else f" on {perturb.get(language).title}"
+        if not on_language(self.settings, self.series):
+            return ""
+        return f" on {perturb.get(test_language(self.settings)).title}"
 
     @property
     def label(self) -> str:
@@ -48,6 +48,11 @@ class OfSeries:
     def title(self) -> str:
         """The label, and the place of the models."""
         return self.series.title + self.on
+
+    @property
+    def corpus(self) -> str:
+        """The corpus of the test material and how it was split, if it has one."""
+        return ""
 
     @property
     def joint_folder(self) -> Path:
@@ -76,6 +81,11 @@ class Evaluation(OfSeries):
         if self.test.language == self.series.language:
             return f" on {self.test.data_dir}"
         return f" on {perturb.get(self.test.language).title}"
+
+    @property
+    def corpus(self) -> str:
+        """The corpus of the test split and how it was split into sentences."""
+        return f"{self.test.corpus}, {self.test.segmenter}"
 
     @property
     def test_id(self) -> str:
@@ -299,6 +309,12 @@ def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: s
     if split_sha256 == series.test_sha256:
         return folder
     return folder / f"on_{language}-{split_sha256[:8]}"
+
+
+def on_language(settings: Evaluate, series: Series) -> str:
+    """An ending for the names of folders: _on_LANGUAGE if that is not the models' own."""
+    language = test_language(settings)
+    return "" if series.language == language else f"_on_{language}"
 
 
 def base_folder(settings: Evaluate, series: Series) -> Path:

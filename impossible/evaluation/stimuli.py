@@ -1,16 +1,17 @@
 """Sentences of one's own in an impossible language: surprisal by token, word and critical region.
 
-A stimulus is a row of a csv or jsonl file: item, condition and text, and if wanted the place of the
+A stimulus is a row of a csv or jsonl file: item, condition and text, and optionally the place of the
 marker (in words), the exact perturbed string, and a critical region. The first token is predicted
 from <|endoftext|>. In all conditions of an item, the marker has the same place and the tokens of
 sentences of one length are shuffled alike.
 """
 
-import re
-from collections.abc import Iterator
+import csv
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,9 @@ from impossible.evaluation.series import Series
 from impossible.settings import Evaluate
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
-from impossible.text.words.verbs import annotated
+from impossible.text.words.verbs import Word, annotated
 from impossible.training.processes import World
-from perturb import Language, Sentences, from_lengths
+from perturb import PLURAL, REVERSE, SINGULAR, Language, Sentences, from_lengths
 
 _NEEDED, _OPTIONAL = ("item", "condition", "text"), ("place", "perturbed", "region")
 _MARKER = 1 << 15  # where tokens are replaced by their places: more than any sentence has
@@ -50,7 +51,7 @@ class Prepared(NamedTuple):
     stimulus: Stimulus
     tokens: np.ndarray  # (n,) as the model reads them
     words: np.ndarray  # (n,) int64: the word of each token, from 0; -1 for a marker
-    spelled: list[str]  # the words
+    spelled: list[str]  # the words of the text (or of the perturbed string)
     in_region: np.ndarray  # (n,) bool
 
 
@@ -59,34 +60,39 @@ def read(path: Path) -> list[Stimulus]:
     if not path.is_file():
         raise UserError(f"stimuli = {str(path)!r} does not exist. Expected a csv or jsonl file.")
     try:
-        if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        else:
-            table = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' errors are ValueErrors
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                rows = list(csv.DictReader(file, strict=True))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}). Expected csv, or one object a line.")
-    if missing := [name for name in _NEEDED if name not in table]:
-        raise UserError(
-            f"{path} has no column {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and if "
-            f"wanted {', '.join(_OPTIONAL)}; found {', '.join(map(str, table.columns))}."
-        )
-    if table.empty:
+    if not rows:
         raise UserError(f"{path} holds no stimulus.")
-    names = [name for name in (*_NEEDED, *_OPTIONAL) if name in table]
-    columns = table[names].astype(object).where(table[names].notna(), "")
-    found = []
-    for number, row in enumerate(columns.to_dict("records"), 1):
-        values = {name: str(value).strip() for name, value in row.items()}
-        stimulus = Stimulus(**values, where=f"{path}, stimulus {number}")
-        if not stimulus.text:
-            raise UserError(f"{stimulus.where}: the text is empty.")
-        if stimulus.place and not stimulus.place.isdecimal():
-            raise UserError(
-                f"{stimulus.where}: place = {stimulus.place!r}. Expected how many words stand "
-                "before the marker."
-            )
-        found.append(stimulus)
-    return found
+    return [_stimulus(row, f"{path}, stimulus {number}") for number, row in enumerate(rows, 1)]
+
+
+def _stimulus(row: dict[str, Any], where: str) -> Stimulus:
+    """A stimulus from its row. Raises UserError."""
+    if None in row or None in row.values():
+        raise UserError(
+            f"{where} has more or fewer values than there are columns. A text with a comma needs "
+            "quotation marks."
+        )
+    if missing := [name for name in _NEEDED if name not in row]:
+        raise UserError(
+            f"{where} has no {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and optionally "
+            f"{', '.join(_OPTIONAL)}. Found: {', '.join(row)}."
+        )
+    values = {name: str(row[name]).strip() for name in (*_NEEDED, *_OPTIONAL) if name in row}
+    if empty := [name for name in _NEEDED if not values[name]]:
+        raise UserError(f"{where}: {', '.join(empty)} is empty.")
+    stimulus = Stimulus(**values, where=where)
+    if stimulus.place and not stimulus.place.isdecimal():
+        raise UserError(
+            f"{where}: place = {stimulus.place!r}. Expected how many words stand before the marker."
+        )
+    return stimulus
 
 
 # Perturbing
@@ -96,7 +102,7 @@ def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
     """The stimuli in a language, in their order. Raises UserError for one that cannot be made."""
     rule = perturb.get(language)
     tokenizer = Tokenizer(rule.markers)
-    bases = [_Base.of(stimulus, rule, tokenizer) for stimulus in stimuli]
+    bases = list(_bases(stimuli, rule, tokenizer))
     shortest: dict[str, int] = {}
     for base in bases:
         item, length = base.stimulus.item, len(base.tokens)
@@ -112,9 +118,84 @@ def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
         markers = list(tokenizer.markers.values())
         none = np.full(len(markers), -1)
         tokens = np.append(base.tokens, markers).astype(np.uint16)[at]
-        words, region = np.append(base.words, none)[at], np.append(base.region, none > 0)[at]
+        words, region = np.append(base.words, none)[at], np.append(base.in_region, none > 0)[at]
         found.append(Prepared(base.stimulus, tokens, words, base.spelled, region))
     return found
+
+
+def _bases(stimuli: list[Stimulus], rule: Language, tokenizer: Tokenizer) -> Iterator["_Base"]:
+    """The tokens of the stimuli, before they are perturbed."""
+    of_hops = [s.text for s in stimuli if rule.hops and not s.perturbed]
+    found = iter(())
+    if of_hops:
+        annotator = by_spacy.Annotator()
+        annotator.load()
+        found = annotator.annotate(of_hops)
+    for stimulus in stimuli:
+        if stimulus.perturbed:
+            yield _read_as_it_is(stimulus, tokenizer)
+        elif rule.hops:
+            yield _with_verbs(stimulus, next(found), rule, tokenizer)
+        else:
+            tokens, _ = tokenizer.encode([stimulus.text])
+            spans = _spans(tokenizer, tokens)
+            yield _Base(stimulus, _one(tokens), stimulus.text, spans)
+
+
+def _one(tokens: np.ndarray) -> Sentences:
+    return from_lengths(tokens, np.array([len(tokens)]))
+
+
+def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
+    """Where each token begins and ends in its text, in bytes, (n, 2).
+
+    White space before a token is left out, and a marker counts as a space.
+    """
+    is_marker = np.isin(tokens, list(tokenizer.markers.values()))
+    pieces = [
+        b" " if marker else tokenizer.bytes_of(token)
+        for token, marker in zip(tokens.tolist(), is_marker.tolist(), strict=True)
+    ]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    return np.stack([ends - [len(piece.lstrip()) for piece in pieces], ends], axis=1)
+
+
+def _read_as_it_is(stimulus: Stimulus, tokenizer: Tokenizer) -> "_Base":
+    """A stimulus that was given perturbed."""
+    unknown = {REVERSE, SINGULAR, PLURAL} - tokenizer.markers.keys()
+    if strange := [marker for marker in unknown if marker in stimulus.perturbed]:
+        raise UserError(f"{stimulus.where}: {', '.join(strange)} is no marker of this language.")
+    tokens = np.array(tokenizer.encode_with_markers(stimulus.perturbed), np.uint16)
+    is_marker = np.isin(tokens, list(tokenizer.markers.values()))
+    text = b"".join(
+        b" " if marker else tokenizer.bytes_of(token)
+        for token, marker in zip(tokens.tolist(), is_marker.tolist(), strict=True)
+    ).decode(errors="replace")
+    return _Base(stimulus, _one(tokens), text, _spans(tokenizer, tokens), is_marker)
+
+
+def _with_verbs(
+    stimulus: Stimulus, words: list[Word], rule: Language, tokenizer: Tokenizer
+) -> "_Base":
+    """A stimulus of a *Hop language, joined anew: each token is where its word is in the text."""
+    found = annotated(words, stimulus.text, by_spacy.Annotator.name)
+    sentences = hops.encoded([found], tokenizer, rule.hops)
+    joined, items = tokenizer.decode(sentences.tokens), list(found.words)
+    for at, lemma in zip(found.verb_at, found.verb_lemma, strict=True):
+        items[at] = lemma
+    there, here = _places(items, joined), _places(found.words, stimulus.text)
+    of_item = np.searchsorted(there[:, 1], _spans(tokenizer, sentences.tokens)[:, 1], side="left")
+    return _Base(stimulus, sentences, stimulus.text, here[of_item])
+
+
+def _places(parts: Sequence[str], text: str) -> np.ndarray:
+    """Where some parts of a text begin and end in it, in bytes, (n, 2); they come in order."""
+    found, at = [], 0
+    for part in parts:
+        start = text.index(part, at)
+        at = start + len(part)
+        found.append([len(text[:start].encode()), len(text[:at].encode())])
+    return np.array(found)
 
 
 @dataclass(frozen=True)
@@ -123,42 +204,47 @@ class _Base:
 
     stimulus: Stimulus
     sentences: Sentences  # one; of a *Hop language with its verbs
-    words: np.ndarray  # (n,) the word of each token, from 0
-    spelled: list[str]
-    region: np.ndarray  # (n,) bool
+    text: str
+    spans: np.ndarray  # (n, 2): where each token begins and ends in the text, in bytes
+    is_marker: np.ndarray | None = None  # (n,) bool, of one that was given perturbed
 
     @property
     def tokens(self) -> np.ndarray:
         """The tokens, (n,)."""
         return self.sentences.tokens
 
-    @classmethod
-    def of(cls, stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> "_Base":
-        """The tokens of a stimulus, and the words and the region that they belong to."""
-        verbs = None
-        if stimulus.perturbed:
-            text = stimulus.perturbed
-            tokens = np.array(tokenizer.encode_with_markers(text), np.uint16)
-        elif rule.hops:
-            annotator = by_spacy.Annotator()
-            annotator.load()
-            words = next(annotator.annotate([stimulus.text]))
-            found = annotated(words, stimulus.text, annotator.name)
-            tokens, _, verbs = hops.encoded([found], tokenizer, rule.hops)
-            text = tokenizer.decode(tokens)
-        else:
-            text = stimulus.text
-            tokens, _ = tokenizer.encode([text])
-        ends = np.cumsum([len(tokenizer.bytes_of(token)) for token in tokens])
-        spans = [match.span() for match in re.finditer(r"\S+", text)]
-        starts = np.array([len(text[:start].encode()) for start, _ in spans])
-        return cls(
-            stimulus,
-            from_lengths(tokens, np.array([len(tokens)]))._replace(verbs=verbs),
-            np.searchsorted(starts, ends, side="left") - 1,
-            [text[start:end] for start, end in spans],
-            _in_region(stimulus, text, ends),
-        )
+    @property
+    def spelled(self) -> list[str]:
+        """The words of the text."""
+        return self.text.split()
+
+    @property
+    def words(self) -> np.ndarray:
+        """The word of each token, from 0, (n,) int64; -1 for a marker."""
+        starts = _places(self.spelled, self.text)[:, 0]
+        found = np.searchsorted(starts, self.spans[:, 0], side="right") - 1
+        return found if self.is_marker is None else np.where(self.is_marker, -1, found)
+
+    @property
+    def in_region(self) -> np.ndarray:
+        """Whether each token lies in the region, (n,) bool. Raises UserError if it is not clear."""
+        region = self.stimulus.region
+        if not region:
+            return np.zeros(len(self.tokens), bool)
+        if self.text.count(region) != 1:
+            raise UserError(
+                f"{self.stimulus.where}: the region {region!r} occurs {self.text.count(region)} "
+                f"times in {self.text!r}. Expected once."
+            )
+        ((start, end),) = _places([region], self.text)
+        inside = (self.spans[:, 0] >= start) & (self.spans[:, 1] <= end)
+        crossing = (self.spans[:, 0] < end) & (self.spans[:, 1] > start) & ~inside
+        if crossing.any() or not inside.any():
+            raise UserError(
+                f"{self.stimulus.where}: the region {region!r} begins or ends within a token of "
+                f"{self.text!r}. Extend it to whole words."
+            )
+        return inside
 
     def order(self, rule: Language, rng: np.random.Generator, shortest: int) -> np.ndarray:
         """The place of each perturbed token in `tokens`; of markers _MARKER, _MARKER + 1.
@@ -166,15 +252,17 @@ class _Base:
         shortest: the fewest tokens of a condition of the item, within which the marker is placed.
         """
         count = len(self.tokens)
-        places = Sentences(np.arange(count, dtype=np.uint16), *self.sentences[1:])
         if self.stimulus.perturbed:
             return np.arange(count)
         if not rule.keeps(self.sentences)[0]:
             raise UserError(
                 f"{self.stimulus.where}: {rule.title} drops such sentences ({rule.drops}): "
-                f"{self.stimulus.text!r}"
+                f"{self.text!r}"
             )
-        draws = _Draw(self._marker_place(rng, shortest)) if rule.markers else rng
+        places = self.sentences._replace(tokens=np.arange(count, dtype=np.uint16))
+        draws = rng
+        if rule.markers and not rule.hops:
+            draws = _Draw(self._marker_place(rng, shortest))
         markers = [_MARKER + i for i in range(len(rule.markers))]
         return rule.perturb(places, markers, draws).tokens.astype(np.int64)
 
@@ -201,19 +289,6 @@ class _Draw(NamedTuple):
         return np.full(len(high), self.place)
 
 
-def _in_region(stimulus: Stimulus, text: str, ends: np.ndarray) -> np.ndarray:
-    """Whether each token lies in the region, (n,) bool. ends: of the tokens, in bytes."""
-    if not stimulus.region:
-        return np.zeros(len(ends), bool)
-    if text.count(stimulus.region) != 1:
-        raise UserError(
-            f"{stimulus.where}: the region {stimulus.region!r} occurs "
-            f"{text.count(stimulus.region)} times in {text!r}. Expected once."
-        )
-    start = len(text[: text.index(stimulus.region)].encode())
-    return (ends > start) & (ends <= start + len(stimulus.region.encode()))
-
-
 # Scoring
 
 
@@ -230,10 +305,16 @@ class StimulusEvaluation(OfSeries):
         """The folder for the table."""
         return folder_of(self.settings, self.series)
 
+    @property
+    def joint_folder(self) -> Path:
+        """The folder for the results of several series together."""
+        return Path(self.settings.eval_dir) / self.folder.name
+
 
 def folder_of(settings: Evaluate, series: Series) -> Path:
     """The folder for the results of a series on the stimuli."""
-    return results.base_folder(settings, series) / f"stimuli_{Path(settings.stimuli).stem}"
+    name = f"stimuli_{Path(settings.stimuli).stem}{results.on_language(settings, series)}"
+    return results.base_folder(settings, series) / name
 
 
 def evaluate(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from impossible.training.log import NAME as LOG
 
-_KINDS = (".csv", ".png", ".parquet")
+# Tables without text of the corpus. (Others may be large, or hold texts that are not free.)
+_TABLES = ("perplexity.csv", "pairs.csv", "markers.csv", "entropies.csv", "differences.csv")
 _EVALUATION, _TRAINING = "evaluation", "training"
 
 
@@ -13,7 +14,8 @@ def files_of(out_dir: Path) -> dict[str, Path]:
     """The files that main holds besides the export: name there -> where they are."""
     found = {f"{_TRAINING}/{LOG}": out_dir / LOG} if (out_dir / LOG).exists() else {}
     folder = out_dir / _EVALUATION
-    tables = sorted(path for path in folder.rglob("*") if path.suffix in _KINDS)
+    kept = (p for p in folder.rglob("*") if p.name in _TABLES or p.suffix == ".png")
+    tables = sorted(kept)
     return found | {f"{_EVALUATION}/{path.relative_to(folder).as_posix()}": path for path in tables}
 
 

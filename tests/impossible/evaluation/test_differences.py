@@ -32,18 +32,25 @@ def prepared(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def evaluation(prepared: Path) -> Make:
     """Makes evaluations with random losses at two steps, whose mean is given."""
 
-    def make(language: str, mean: float, seed: str = "seed 1", **changes: object) -> Evaluation:
+    def make(
+        language: str,
+        mean: float,
+        seed: str = "seed 1",
+        recipe: str = "recipe",
+        place: str = "out",
+        steps: tuple[int, ...] = (10, 20),
+        **changes: object,
+    ) -> Evaluation:
         data = prepared / language
         test = scoring.draw(data, token_files.read_meta(data), 60, 7)
         test = dataclasses.replace(test, **changes)
-        steps = ("checkpoint-10", "checkpoint-20")
-        members = [Member(name, str, lambda _: None) for name in steps]
-        series = Series(
-            language, f"out/{language}", "", members, language, seed, test.split_sha256, "recipe"
-        )
+        names = [f"checkpoint-{step}" for step in steps]
+        members = [Member(name, str, lambda _: None) for name in names]
+        where = f"{place}/{language}/{seed}"
+        series = Series(language, where, "", members, language, seed, test.split_sha256, recipe)
         rng = np.random.default_rng(len(language) + len(seed))
         count = len(test.sentences.tokens) - len(test.sentences.lengths)
-        losses = {name: rng.normal(mean, 1, count).astype(np.float32) for name in steps}
+        losses = {name: rng.normal(mean, 1, count).astype(np.float32) for name in names}
         return Evaluation(Evaluate(language=language), series, test, losses)
 
     return make
@@ -75,7 +82,7 @@ def test_one_seed_gives_the_mean_over_sentences_and_its_bootstrap_interval(
         assert (row.n, row.sentences, row.unequal_sentences) == (1, len(expected), 0)
         assert np.isnan(row.p)
     (curve,) = differences.curves(found)
-    assert curve.label == "PartialReverse - NoReverse"
+    assert curve.label == "partial_reverse - NoReverse"
     assert curve.steps == [10, 20]
 
 
@@ -88,7 +95,7 @@ def test_several_seeds_are_paired(evaluation: Make, capsys: pytest.CaptureFixtur
     ]
     alone = evaluation("partial_reverse", 9, "another seed")
     found = differences.table(differences.pairs_of([*runs, alone]))
-    assert "(another seed) is in no difference" in capsys.readouterr().out
+    assert "(another seed) is left out of differences.csv: no NoReverse" in capsys.readouterr().out
     row = found.iloc[0]
     means = np.array([np.nanmean(e.sentence_losses(e.series.members[0])) for e in runs]).reshape(
         2, 3
@@ -127,7 +134,33 @@ def test_a_run_without_a_partner_is_named(
     changes: dict[str, object], evaluation: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [evaluation("no_reverse", 5, **changes), evaluation("partial_reverse", 5)]
-    assert differences.pairs_of(runs) == {}
+    assert differences.pairs_of(runs) == []
     assert "partial_reverse" in capsys.readouterr().out
-    assert differences.pairs_of([evaluation("partial_reverse", 5)]) == {}
+    assert differences.pairs_of([evaluation("partial_reverse", 5)]) == []
     assert capsys.readouterr().out == "", "no control was asked for"
+
+
+def test_only_runs_that_differ_in_their_seeds_are_averaged(
+    evaluation: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        evaluation(language, 5, recipe=recipe, place=recipe)
+        for language in ("no_reverse", "partial_reverse")
+        for recipe in ("2 layers", "3 layers")
+    ]
+    found = differences.table(differences.pairs_of(runs))
+    assert (found["n"] == 1).all()
+    assert found["label"].nunique() == 2
+    again = evaluation("no_reverse", 4, recipe="2 layers", place="again")
+    assert len(differences.pairs_of([*runs, again])) == 1
+    assert "2 runs of NoReverse have the same seeds" in capsys.readouterr().out
+
+
+def test_runs_without_a_common_step_or_with_one_sentence_have_no_interval(
+    evaluation: Make,
+) -> None:
+    runs = [evaluation("no_reverse", 5), evaluation("partial_reverse", 5, steps=(30,))]
+    assert differences.table(differences.pairs_of(runs)).empty
+    (found,) = differences.summaries([np.array([[0.5]])])
+    assert found["difference"] == 0.5
+    assert np.isnan(found["low"]) and np.isnan(found["high"])

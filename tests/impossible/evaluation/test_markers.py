@@ -76,4 +76,4 @@ def test_surprisals_of_markers_are_those_of_transformers(
 
 def test_other_languages_have_no_marker_to_be_known(trained: Path, data_dir: Path) -> None:
     error = fail("evaluate.py", f"--out_dir={trained}", "--markers")
-    assert "markers = True is for no_hop, token_hop and word_hop" in error
+    assert "--markers works only for no_hop, token_hop and word_hop" in error

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def evaluated(config: Path, *options: str, tmp_path: Path) -> pd.DataFrame:
     results = tmp_path / "results"
     succeed("evaluate.py", config, f"--results_dir={results}", "--pair_items", *options)
-    (place,) = results.glob("*/pairs_*")
+    (place,) = results.glob("*/pairs_mine*")
     table = pd.read_csv(place / "pairs.csv").set_index(["checkpoint", "paradigm"])
     assert (place / "pairs.png").stat().st_size > 10_000
     table.attrs["items"] = pd.read_csv(place / "pair_items.csv")
@@ -113,10 +114,11 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
         config.parent / "out" / "hf" / "checkpoint-3"
     ).eval()
     encode = Tokenizer(("🅁",)).encode_ordinary
-    rng, right = np.random.default_rng(21), []
-    for good, bad in PAIRS[ORDER] + PAIRS[AGREEMENT]:  # in the order of the files' names
+    right = []
+    for number, (good, bad) in enumerate(PAIRS[AGREEMENT]):
         if len(encode(good)) != len(encode(bad)):
             continue
+        rng = np.random.default_rng([21, zlib.crc32(f"{AGREEMENT} {number}".encode())])
         place = rng.choice(len(encode(good)) + 1)
         sums = []
         for text in (good, bad):
@@ -184,6 +186,7 @@ def test_pairs_come_from_a_file_a_folder_or_a_zip(folder: Path, tmp_path: Path) 
     with zipfile.ZipFile(tmp_path / "pairs.zip", "w") as packed:
         for path in folder.iterdir():
             packed.write(path, f"data/{path.name}")
+            packed.writestr(f"__MACOSX/data/._{path.name}", b"\xff\xfe of macOS")
     assert minimal_pairs.read(str(tmp_path / "pairs.zip")) == expected
     assert minimal_pairs.read(str(folder / f"{ORDER}.jsonl")) == expected[: len(PAIRS[ORDER])]
     bare = tmp_path / "bare.jsonl"
@@ -231,3 +234,38 @@ def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
         minimal_pairs.read(str(tmp_path))
     with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder or a zip"):
         minimal_pairs.read(str(tmp_path / "none"))
+
+
+def test_a_damaged_zip_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"PK of nothing")
+    with pytest.raises(UserError, match="is damaged"):
+        minimal_pairs.read(str(tmp_path / "x.zip"))
+
+
+def test_languages_are_compared_on_the_pairs_that_all_have(
+    runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    options = (f"--pairs={folder}", f"--eval_dir={tmp_path}", f"--results_dir={tmp_path / 'own'}")
+    printed = succeed("evaluate.py", *runs.values(), *options)
+    table = pd.read_csv(tmp_path / "pairs_mine" / "pairs.csv")
+    table = table[(table.paradigm == "all") & (table.step == 6)].set_index("test_language")
+    both = table.loc["partial_reverse"].pairs
+    assert table.pairs_common.tolist() == [both, both]
+    assert table.loc["no_shuffle"].pairs > both
+    assert table.loc["partial_reverse"].accuracy_common == table.loc["partial_reverse"].accuracy
+    assert f"{both} pairs are evaluated in all languages" in printed
+
+
+def test_results_in_another_language_do_not_replace_those_in_the_own(
+    runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    options = (f"--pairs={folder}", f"--results_dir={tmp_path}", "--revisions=6")
+    succeed("evaluate.py", runs["partial_reverse"], *options)
+    succeed("evaluate.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
+    names = sorted(path.name for path in tmp_path.glob("*/pairs_*"))
+    assert names == ["pairs_mine", "pairs_mine_on_no_shuffle"]
+    export = runs["partial_reverse"].parent / "out" / "hf" / "checkpoint-6"
+    printed = succeed(
+        "evaluate.py", *runs.values(), *options, f"--model={export}", f"--eval_dir={tmp_path}"
+    )
+    assert "on NoShuffle" in printed and "on PartialReverse" in printed

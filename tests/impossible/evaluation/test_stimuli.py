@@ -54,12 +54,19 @@ def test_a_perturbed_string_is_read_as_it_is() -> None:
     (made,) = stimuli.prepared([stimulus], "partial_reverse")
     assert pieces(made, "🅁") == ["He", "cleans", "🅁", "his", "messy"]
     assert region(made, "🅁") == ["messy"]
+    assert made.words.tolist() == [0, 1, -1, 2, 3]
+    assert made.spelled == ["He", "cleans", "his", "messy"]
+    twice = Stimulus("1", "a", "x", perturbed="I 🅁 a 🅁 . é dog", region="é dog")
+    (made,) = stimuli.prepared([twice], "partial_reverse")
+    assert made.words.tolist()[:6] == [0, -1, 1, -1, 2, 3]
+    assert region(made, "🅁") == ["é", "dog"]
 
 
 def test_a_hop_language_marks_the_verbs_of_stimuli() -> None:
-    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, region="clean")], "token_hop")
+    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, region="cleans")], "token_hop")
     assert " ".join(pieces(made, "🅂🄿")) == "He clean his very messy books 🅂 he lf ."
-    assert made.words.tolist() == [0, 1, 2, 3, 4, 5, -1, 5, 5, 6]
+    assert made.words.tolist() == [0, 1, 2, 3, 4, 5, -1, 5, 5, 5], "of the original text"
+    assert made.spelled == TEXT.split()
     assert region(made, "🅂🄿") == ["clean"]
 
 
@@ -111,9 +118,14 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("item,text\n1,A b.\n", "has no column condition"),
+        ("item,text\n1,A b.\n", "stimulus 1 has no condition"),
+        ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
+        ("item,condition,text\n1,a\n", "stimulus 1 has more or fewer values"),
+        ("item,condition,text\n,a,A b.\n", "stimulus 1: item is empty"),
+        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "begins or ends within a token"),
+        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of this language"),
         ("item,condition,text\n", "holds no stimulus"),
-        ("item,condition,text\n1,a,\n", "stimulus 1: the text is empty"),
+        ("item,condition,text\n1,a,\n", "stimulus 1: text is empty"),
         ("item,condition,text,place\n1,a,A b.,x\n", "stimulus 1: place = 'x'"),
         ("item,condition,text,place\n1,a,A b.,3\n", "place = 3, and the text has 2 words"),
         ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),

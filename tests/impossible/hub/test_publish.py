@@ -150,10 +150,13 @@ def test_tables_and_pictures_of_the_evaluation_are_published_with_main(
 
         printed = succeed(*command, env=env)
         assert "3 of 3 revisions are there already" in printed
-        succeed("evaluate.py", f"--out_dir={out_dir}", sample, "--sentences")
+        succeed("evaluate.py", f"--out_dir={out_dir}", "--sentences_per_genre=6", "--sentences")
         printed = succeed(*command, env=env)
         assert "2 of 3 revisions are there already" in printed
-        assert "evaluation/sentences.csv" in repo.history("main")[0].tree
+        tree = repo.history("main")[0].tree
+        table = (out_dir / "evaluation" / "perplexity.csv").read_bytes()
+        assert tree["evaluation/perplexity.csv"][0] == table
+        assert "evaluation/sentences.csv" not in tree, "text of the corpus"
 
 
 def test_a_checkpoint_by_words_has_the_branch_of_babylms_tools_too(
