@@ -1,8 +1,8 @@
 """Sentences of one's own in an impossible language: surprisal by token, word and critical region.
 
-A stimulus is a row of a csv or jsonl file: item, condition and text, and optionally the place of the
-marker (in words), the exact perturbed string, and a critical region. The first token is predicted
-from <|endoftext|>. In all conditions of an item, the marker has the same place and the tokens of
+A stimulus is a row of a csv or jsonl file: item, condition and text, and optionally the place of
+the marker (in words), the exact perturbed string, and a critical region. The first token is
+predicted from <|endoftext|>. In all conditions of an item, the marker has the same place and the tokens of
 sentences of one length are shuffled alike.
 """
 
