@@ -2,8 +2,8 @@
 
 A stimulus is a row of a csv or jsonl file: item, condition and text, and optionally the place of
 the marker (in words), the exact perturbed string, and a critical region. The first token is
-predicted from <|endoftext|>. In all conditions of an item, the marker has the same place and the tokens of
-sentences of one length are shuffled alike.
+predicted from <|endoftext|>. In all conditions of an item, the marker has the same place and the
+tokens of sentences of one length are shuffled alike.
 """
 
 import csv
