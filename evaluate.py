@@ -89,7 +89,7 @@ def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
         functions = (minimal_pairs.folder_of, minimal_pairs.evaluate, minimal_pairs.table)
         return "pairs", Measure(*functions, PairEvaluation.accuracy, label, 0.5)
     if settings.markers:
-        label = "surprisal without the marker minus that of the marker (bits)"
+        label = "difference in surprisal at the marker (bits)"
         functions = (folder_on_test_split, markers.evaluate, markers.table)
         return "markers", Measure(*functions, MarkerEvaluation.difference, label, 0.0)
     if settings.stimuli:
