@@ -7,6 +7,7 @@ ended. The environment that libraries read when they are imported is that of thi
 
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ for line in sys.stdin:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         os.environ.update(job["environment"])
+        random.seed(0)  # the same revision is downloaded each time: as many requests
         sys.argv = ["convert_to_hf.py", *job["arguments"]]
         code = 0
         try:
