@@ -90,7 +90,7 @@ def find(text: str, blocks: np.ndarray, settings: BatchViewer, tokenizer: Tokeni
     print(f"{text!r} is in {len(found):,} of {len(blocks):,} blocks of train.bin")
     for index in found[:_MOST]:
         read = ", ".join(map(str, steps[index]))
-        print(f"block {index:,}: {f'read in steps {read}' if read else 'not read in this run'}")
+        print(f"block {index:,}: {f'read in step {read}' if read else 'not read in this run'}")
     if len(found) > _MOST:
         print(f"and {len(found) - _MOST:,} more blocks: search for a longer text to see them")
 

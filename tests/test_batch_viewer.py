@@ -59,7 +59,7 @@ def test_the_steps_that_read_a_text_are_found(config, data_dir: Path) -> None:  
     text = tokenizer.decode(run.train_blocks[block]).split("<|endoftext|>")[0][3:]
     steps = [n + 1 for n in range(40) if block in run.blocks(n)]
     shown = succeed("batch_viewer.py", path, f"--contains={text}")
-    assert f"block {block:,}: read in steps {', '.join(map(str, steps))}\n" in shown
+    assert f"block {block:,}: read in step {', '.join(map(str, steps))}\n" in shown
     assert "is in 0 of" in succeed("batch_viewer.py", path, "--contains=no such text there")
     # A text that runs over the end of a block is in two blocks.
     pieces = tokenizer.pieces(np.concatenate([run.train_blocks[0][-3:], run.train_blocks[1][:3]]))

@@ -111,12 +111,13 @@ def _numbered(name: str, file: IO[bytes]) -> Iterator[tuple[str, int, str]]:
 def _pair(paradigm: str, number: int, line: str, place: str) -> Pair:
     try:
         found = json.loads(line)
-        texts = [found[name] for name in (_GOOD, _BAD)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{place} is no minimal pair ({error!r}). Expected a JSON object with {_GOOD} and "
-            f"{_BAD}."
-        )
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{place} is no JSON object. Expected one a line, with {_GOOD} and {_BAD}.")
+    if missing := [name for name in (_GOOD, _BAD) if name not in found]:
+        raise UserError(f"{place} has no {' and no '.join(missing)}. Found: {', '.join(found)}.")
+    texts = [found[name] for name in (_GOOD, _BAD)]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{place}: {_GOOD} and {_BAD} must be sentences. Found: {texts}")
     return _made(found, str(found.get("UID", paradigm)), number - 1)
@@ -311,7 +312,8 @@ def on_common(evaluations: list["PairEvaluation"]) -> list["PairEvaluation"]:
         return evaluations
     kept = [set(map(key_of, e.pairs.pairs)) for e in evaluations]
     common = frozenset(set.intersection(*kept))
-    print(f"{len(common):,} pairs are evaluated in all languages (at most {max(map(len, kept)):,})")
+    of_all = len(read(evaluations[0].settings.pairs))
+    print(f"{len(common):,} of {of_all:,} pairs are evaluated in all languages (see left_out)")
     return [dataclasses.replace(e, common=common) for e in evaluations]
 
 

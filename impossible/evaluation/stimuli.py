@@ -7,11 +7,14 @@ tokens of sentences of one length are shuffled alike.
 """
 
 import csv
+import difflib
 import json
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import pandas as pd
@@ -23,7 +26,7 @@ from impossible.evaluation import results
 from impossible.evaluation.results import Material, OfSeries
 from impossible.evaluation.series import Series
 from impossible.settings import Evaluate
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import Word, annotated
 from impossible.training.processes import World
@@ -58,21 +61,67 @@ class Prepared(NamedTuple):
 def read(path: Path) -> list[Stimulus]:
     """The stimuli of a csv or jsonl file. Raises UserError, with the row."""
     if not path.is_file():
-        raise UserError(f"stimuli = {str(path)!r} does not exist. Expected a csv or jsonl file.")
+        raise UserError(f"stimuli = {str(path)!r} is no file. Expected a csv or jsonl file.")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                rows = list(csv.DictReader(file, strict=True))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
+            rows = list(_csv_rows(file) if path.suffix == ".csv" else _json_rows(file))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}). In a spreadsheet, save it as CSV UTF-8.")
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}). Expected csv, or one object a line.")
     if not rows:
         raise UserError(f"{path} holds no stimulus.")
-    return [_stimulus(row, f"{path}, stimulus {number}") for number, row in enumerate(rows, 1)]
+    _require_known(path, {name for _, row in rows for name in row if name is not None})
+    stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in rows]
+    _require_alike(stimuli)
+    return stimuli
 
 
-def _stimulus(row: dict[str, Any], where: str) -> Stimulus:
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str | None, Any]]]:
+    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones."""
+    reader = csv.DictReader(file, strict=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    for row in reader:
+        if any(row.values()):
+            yield reader.line_num, row
+
+
+def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str | None, Any]]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            if not isinstance(row := json.loads(line), dict):
+                raise ValueError(f"row {number} is no object")
+            yield number, row
+
+
+def _require_known(path: Path, names: set[str]) -> None:
+    """Raise UserError for a column that looks misspelled; name others that are not read."""
+    known = (*_NEEDED, *_OPTIONAL)
+    for name in sorted(names - set(known)):
+        if near := difflib.get_close_matches(name, known, 1):
+            raise UserError(f"{path} has the unknown column {name!r}. Did you mean {near[0]}?")
+        print(f"{path}: the column {name!r} is not read")
+
+
+def _require_alike(stimuli: list[Stimulus]) -> None:
+    """Raise UserError for a condition that an item has twice, or if only some have a place."""
+    seen: dict[tuple[str, str], str] = {}
+    placed: dict[str, bool] = {}
+    for s in stimuli:
+        key = (s.item, s.condition)
+        if key in seen:
+            raise UserError(
+                f"{s.where} repeats item {s.item}, condition {s.condition} (first: {seen[key]})."
+            )
+        seen[key] = s.where
+        if not s.perturbed and placed.setdefault(s.item, bool(s.place)) != bool(s.place):
+            raise UserError(
+                f"{s.where}: item {s.item} has a place in some conditions only. Give it for all "
+                "conditions of an item, or for none."
+            )
+
+
+def _stimulus(row: dict[str | None, Any], where: str) -> Stimulus:
     """A stimulus from its row. Raises UserError."""
     if None in row or None in row.values():
         raise UserError(
@@ -82,17 +131,17 @@ def _stimulus(row: dict[str, Any], where: str) -> Stimulus:
     if missing := [name for name in _NEEDED if name not in row]:
         raise UserError(
             f"{where} has no {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and optionally "
-            f"{', '.join(_OPTIONAL)}. Found: {', '.join(row)}."
+            f"{', '.join(_OPTIONAL)}, separated by commas. Found: {', '.join(row)}."
         )
     values = {name: str(row[name]).strip() for name in (*_NEEDED, *_OPTIONAL) if name in row}
     if empty := [name for name in _NEEDED if not values[name]]:
         raise UserError(f"{where}: {', '.join(empty)} is empty.")
     stimulus = Stimulus(**values, where=where)
-    if stimulus.place and not stimulus.place.isdecimal():
+    if not re.fullmatch(r"(\d+(\.0)?)?", stimulus.place):  # spreadsheets write 2.0
         raise UserError(
             f"{where}: place = {stimulus.place!r}. Expected how many words stand before the marker."
         )
-    return stimulus
+    return stimulus._replace(place=stimulus.place.removesuffix(".0"))
 
 
 # Perturbing
@@ -107,11 +156,10 @@ def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
     for base in bases:
         item, length = base.stimulus.item, len(base.tokens)
         shortest[item] = min(shortest.get(item, length), length)
-    numbers = {item: number for number, item in enumerate(shortest)}
     found = []
     for base in bases:
         item = base.stimulus.item
-        rng = np.random.default_rng([rule.seed, numbers[item]])
+        rng = np.random.default_rng([rule.seed, zlib.crc32(item.encode())])
         order = base.order(rule, rng, shortest[item])
         # The markers come after the tokens in the arrays that are read by place.
         at = np.where(order < _MARKER, order, order - _MARKER + len(base.tokens))
@@ -133,7 +181,7 @@ def _bases(stimuli: list[Stimulus], rule: Language, tokenizer: Tokenizer) -> Ite
         found = annotator.annotate(of_hops)
     for stimulus in stimuli:
         if stimulus.perturbed:
-            yield _read_as_it_is(stimulus, tokenizer)
+            yield _read_as_it_is(stimulus, rule, tokenizer)
         elif rule.hops:
             yield _with_verbs(stimulus, next(found), rule, tokenizer)
         else:
@@ -147,31 +195,26 @@ def _one(tokens: np.ndarray) -> Sentences:
 
 
 def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    """Where each token begins and ends in its text, in bytes, (n, 2).
-
-    White space before a token is left out, and a marker counts as a space.
-    """
-    is_marker = np.isin(tokens, list(tokenizer.markers.values()))
-    pieces = [
-        b" " if marker else tokenizer.bytes_of(token)
-        for token, marker in zip(tokens.tolist(), is_marker.tolist(), strict=True)
-    ]
+    """Where each token, without the space before it, begins and ends in its text: bytes, (n, 2)."""
+    pieces = [tokenizer.bytes_of(token) for token in tokens.tolist()]
     ends = np.cumsum([len(piece) for piece in pieces])
     return np.stack([ends - [len(piece.lstrip()) for piece in pieces], ends], axis=1)
 
 
-def _read_as_it_is(stimulus: Stimulus, tokenizer: Tokenizer) -> "_Base":
+def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> "_Base":
     """A stimulus that was given perturbed."""
     unknown = {REVERSE, SINGULAR, PLURAL} - tokenizer.markers.keys()
     if strange := [marker for marker in unknown if marker in stimulus.perturbed]:
-        raise UserError(f"{stimulus.where}: {', '.join(strange)} is no marker of this language.")
+        raise UserError(f"{stimulus.where}: {', '.join(strange)} is no marker of {rule.title}.")
     tokens = np.array(tokenizer.encode_with_markers(stimulus.perturbed), np.uint16)
     is_marker = np.isin(tokens, list(tokenizer.markers.values()))
-    text = b"".join(
-        b" " if marker else tokenizer.bytes_of(token)
-        for token, marker in zip(tokens.tolist(), is_marker.tolist(), strict=True)
-    ).decode(errors="replace")
-    return _Base(stimulus, _one(tokens), text, _spans(tokenizer, tokens), is_marker)
+    if rule.markers and not rule.hops and is_marker.sum() != 1:
+        raise UserError(
+            f"{stimulus.where}: perturbed = {stimulus.perturbed!r} has {is_marker.sum()} markers "
+            f"({rule.markers[0]}). Expected one. (A text with a comma needs quotation marks.)"
+        )
+    text = tokenizer.decode(tokens)
+    return _Base(stimulus, _one(tokens), text, _spans(tokenizer, tokens), tuple(rule.markers))
 
 
 def _with_verbs(
@@ -206,7 +249,7 @@ class _Base:
     sentences: Sentences  # one; of a *Hop language with its verbs
     text: str
     spans: np.ndarray  # (n, 2): where each token begins and ends in the text, in bytes
-    is_marker: np.ndarray | None = None  # (n,) bool, of one that was given perturbed
+    markers: tuple[str, ...] = ()  # in the text of one that was given perturbed
 
     @property
     def tokens(self) -> np.ndarray:
@@ -215,15 +258,24 @@ class _Base:
 
     @property
     def spelled(self) -> list[str]:
-        """The words of the text."""
-        return self.text.split()
+        """The words of the text, without markers."""
+        return self._unmarked.split()
+
+    @property
+    def _unmarked(self) -> str:
+        """The text with as many spaces as a marker has bytes in place of each."""
+        text = self.text
+        for marker in self.markers:
+            text = text.replace(marker, " " * len(marker.encode()))
+        return text
 
     @property
     def words(self) -> np.ndarray:
         """The word of each token, from 0, (n,) int64; -1 for a marker."""
-        starts = _places(self.spelled, self.text)[:, 0]
+        starts = _places(self.spelled, self._unmarked)[:, 0]
         found = np.searchsorted(starts, self.spans[:, 0], side="right") - 1
-        return found if self.is_marker is None else np.where(self.is_marker, -1, found)
+        is_marker = self.tokens >= FIRST_MARKER_ID
+        return np.where(is_marker, -1, found)
 
     @property
     def in_region(self) -> np.ndarray:
@@ -231,6 +283,8 @@ class _Base:
         region = self.stimulus.region
         if not region:
             return np.zeros(len(self.tokens), bool)
+        for marker in self.markers:  # which takes the space before it
+            region = re.sub(rf"\s+{marker}", marker, region)
         if self.text.count(region) != 1:
             raise UserError(
                 f"{self.stimulus.where}: the region {region!r} occurs {self.text.count(region)} "
@@ -273,8 +327,8 @@ class _Base:
         place = int(self.stimulus.place)
         if place > len(self.spelled):
             raise UserError(
-                f"{self.stimulus.where}: place = {place}, and the text has {len(self.spelled)} "
-                "words."
+                f"{self.stimulus.where}: place = {place}. Expected 0 to {len(self.spelled)}, the "
+                "number of words."
             )
         return int((self.words < place).sum())
 
@@ -326,6 +380,8 @@ def evaluate(
     rows = [np.append(END_OF_TEXT_ID, stimulus.tokens).astype(np.uint16) for stimulus in made]
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
     evaluation = StimulusEvaluation(settings, series, language, made, {})
+    if world.is_first:
+        _tell(evaluation.title, made, perturb.get(language))
     found = results.score(
         series,
         Material(evaluation.title, language, sentences),
@@ -335,6 +391,18 @@ def evaluate(
         device,
     )
     return StimulusEvaluation(settings, series, language, made, found)
+
+
+def _tell(title: str, made: list[Prepared], rule: Language) -> None:
+    """Print what may surprise about stimuli in a language."""
+    unmarked = sum(bool((x.words >= 0).all()) for x in made)
+    if rule.hops and unmarked:
+        print(
+            f"{title}: no verb is marked in {unmarked} of {len(made)} stimuli; see the column "
+            "perturbed"
+        )
+    if any(x.stimulus.place for x in made) and (rule.hops or not rule.markers):
+        print(f"{title}: place is not used in {rule.title}")
 
 
 def table(e: StimulusEvaluation) -> pd.DataFrame:
@@ -366,16 +434,19 @@ def _ends(stimuli: list[Prepared]) -> np.ndarray:
 def _units(
     made: Prepared, surprisals: np.ndarray, tokenizer: Tokenizer
 ) -> Iterator[dict[str, str | int | float | None]]:
-    """The tokens as the model reads them, the words in their original order, and the region."""
+    """The tokens as the model reads them, markers, words in their original order, the region."""
     for i, piece in enumerate(tokenizer.pieces(made.tokens)):
-        yield {
-            "unit": "token",
+        is_marker = made.words[i] < 0
+        row = {
             "position": i + 1,
             "unit_text": piece,
-            "word_index": int(made.words[i]) + 1 or None,
+            "word_index": None if is_marker else int(made.words[i]) + 1,
             "in_region": bool(made.in_region[i]),
             "surprisal": surprisals[i],
         }
+        yield {"unit": "token"} | row
+        if is_marker:
+            yield {"unit": "marker"} | row
     for number, word in enumerate(made.spelled):
         is_of_word = made.words == number
         if is_of_word.any():

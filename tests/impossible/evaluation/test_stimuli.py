@@ -56,10 +56,12 @@ def test_a_perturbed_string_is_read_as_it_is() -> None:
     assert region(made, "🅁") == ["messy"]
     assert made.words.tolist() == [0, 1, -1, 2, 3]
     assert made.spelled == ["He", "cleans", "his", "messy"]
-    twice = Stimulus("1", "a", "x", perturbed="I 🅁 a 🅁 . é dog", region="é dog")
-    (made,) = stimuli.prepared([twice], "partial_reverse")
+    twice = Stimulus("1", "a", "x", perturbed="I 🅂 a 🄿 . é dog", region="é dog")
+    (made,) = stimuli.prepared([twice], "no_hop")
     assert made.words.tolist()[:6] == [0, -1, 1, -1, 2, 3]
-    assert region(made, "🅁") == ["é", "dog"]
+    assert region(made, "🅂🄿") == ["é", "dog"]
+    (made,) = stimuli.prepared([twice._replace(region="a 🄿")], "no_hop")
+    assert region(made, "🅂🄿") == ["a", "🄿"]
 
 
 def test_a_hop_language_marks_the_verbs_of_stimuli() -> None:
@@ -77,7 +79,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
             "item": [1, 1, 2],
             "condition": ["good", "bad", "good"],
             "text": [TEXT, "He clean his very messy bookshelf.", "It rains."],
-            "place": ["2", "2", ""],
+            "place": ["2", "2.0", ""],
             "region": ["his very", "his very", ""],
         }
     )
@@ -112,25 +114,31 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
         assert words.loc[6].surprisal == pytest.approx(sum(expected[3:7]), rel=1e-4)
         (of_region,) = of_step[of_step.unit == "region"].surprisal
         assert of_region == pytest.approx(sum(expected[-2:]), rel=1e-4)
+        (of_marker,) = of_step[of_step.unit == "marker"].surprisal
+        assert of_marker == pytest.approx(expected[2], rel=1e-4)
     assert (table[table.unit == "region"]["item"] == 1).all()
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("item,text\n1,A b.\n", "stimulus 1 has no condition"),
+        ("item,text\n1,A b.\n", "row 2 has no condition"),
         ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
-        ("item,condition,text\n1,a\n", "stimulus 1 has more or fewer values"),
-        ("item,condition,text\n,a,A b.\n", "stimulus 1: item is empty"),
+        ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
+        ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
         ("item,condition,text,region\n1,a,A bookshelf.,book\n", "begins or ends within a token"),
-        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of this language"),
+        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
         ("item,condition,text\n", "holds no stimulus"),
-        ("item,condition,text\n1,a,\n", "stimulus 1: text is empty"),
-        ("item,condition,text,place\n1,a,A b.,x\n", "stimulus 1: place = 'x'"),
-        ("item,condition,text,place\n1,a,A b.,3\n", "place = 3, and the text has 2 words"),
+        ("item,condition,text\n1,a,\n", "row 2: text is empty"),
+        ("item,condition,text,place\n1,a,A b.,x\n", "row 2: place = 'x'"),
+        ("item,condition,text,place\n1,a,A b.,3\n", "place = 3. Expected 0 to 2"),
         ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
         ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
         ('item,condition,text\n1,a,"A\n', "cannot be read"),
+        ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
+        ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
+        ("item,condition,text,place\n1,a,A b.,1\n1,b,A c.,\n", "a place in some conditions only"),
+        ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
     ],
 )
 def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_path: Path) -> None:
@@ -138,4 +146,4 @@ def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_pa
     with pytest.raises(UserError, match=told):
         stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_reverse")
     error = fail("evaluate.py", f"--out_dir={trained}", f"--stimuli={tmp_path / 'none.csv'}")
-    assert "does not exist. Expected a csv or jsonl file" in error
+    assert "is no file. Expected a csv or jsonl file" in error
