@@ -162,6 +162,7 @@ def perplexity_curves(evaluations: list[Evaluation]) -> list[pictures.Curve]:
 def write(evaluations: list[OfSeries], name: str, measure: Measure) -> None:
     """The table of each series, one picture of all, and of several series a joint table."""
     settings, folder = evaluations[0].settings, evaluations[0].folder
+    tables.tell_of_revisions(settings)
     for e in evaluations:
         with files.locked(e.folder):
             tables.write(measure.table(e), e.folder / f"{name}.csv")

@@ -6,15 +6,12 @@ predicted from <|endoftext|>. In all conditions of an item, the marker has the s
 tokens of sentences of one length are shuffled alike.
 """
 
-import csv
-import difflib
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +22,7 @@ from impossible.errors import UserError
 from impossible.evaluation import results
 from impossible.evaluation.results import Material, OfSeries
 from impossible.evaluation.series import Series
+from impossible.evaluation.stimulus_files import Stimulus, read
 from impossible.settings import Evaluate
 from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
@@ -32,20 +30,7 @@ from impossible.text.words.verbs import Word, annotated
 from impossible.training.processes import World
 from perturb import PLURAL, REVERSE, SINGULAR, Language, Sentences, from_lengths
 
-_NEEDED, _OPTIONAL = ("item", "condition", "text"), ("place", "perturbed", "region")
 _MARKER = 1 << 15  # where tokens are replaced by their places: more than any sentence has
-
-
-class Stimulus(NamedTuple):
-    """A row of the file; what is left out is empty."""
-
-    item: str
-    condition: str
-    text: str
-    place: str = ""  # words before the marker
-    perturbed: str = ""
-    region: str = ""
-    where: str = ""  # for errors
 
 
 class Prepared(NamedTuple):
@@ -56,95 +41,6 @@ class Prepared(NamedTuple):
     words: np.ndarray  # (n,) int64: the word of each token, from 0; -1 for a marker
     spelled: list[str]  # the words of the text (or of the perturbed string)
     in_region: np.ndarray  # (n,) bool
-
-
-def read(path: Path) -> list[Stimulus]:
-    """The stimuli of a csv or jsonl file. Raises UserError, with the row."""
-    if not path.is_file():
-        raise UserError(f"stimuli = {str(path)!r} is no file. Expected a csv or jsonl file.")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(_csv_rows(file) if path.suffix == ".csv" else _json_rows(file))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}). In a spreadsheet, save it as CSV UTF-8.")
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}). Expected csv, or one object a line.")
-    if not rows:
-        raise UserError(f"{path} holds no stimulus.")
-    _require_known(path, {name for _, row in rows for name in row if name is not None})
-    stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in rows]
-    _require_alike(stimuli)
-    return stimuli
-
-
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str | None, Any]]]:
-    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones."""
-    reader = csv.DictReader(file, strict=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    for row in reader:
-        if any(row.values()):
-            yield reader.line_num, row
-
-
-def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str | None, Any]]]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            if not isinstance(row := json.loads(line), dict):
-                raise ValueError(f"row {number} is no object")
-            yield number, row
-
-
-def _require_known(path: Path, names: set[str]) -> None:
-    """Raise UserError for a column that looks misspelled; name others that are not read."""
-    known = (*_NEEDED, *_OPTIONAL)
-    for name in sorted(names - set(known)):
-        if near := difflib.get_close_matches(name, known, 1):
-            raise UserError(f"{path} has the unknown column {name!r}. Did you mean {near[0]}?")
-        print(f"{path}: the column {name!r} is not read")
-
-
-def _require_alike(stimuli: list[Stimulus]) -> None:
-    """Raise UserError for a condition that an item has twice, or if only some have a place."""
-    seen: dict[tuple[str, str], str] = {}
-    placed: dict[str, bool] = {}
-    for s in stimuli:
-        key = (s.item, s.condition)
-        if key in seen:
-            raise UserError(
-                f"{s.where} repeats item {s.item}, condition {s.condition} (first: {seen[key]})."
-            )
-        seen[key] = s.where
-        if not s.perturbed and placed.setdefault(s.item, bool(s.place)) != bool(s.place):
-            raise UserError(
-                f"{s.where}: item {s.item} has a place in some conditions only. Give it for all "
-                "conditions of an item, or for none."
-            )
-
-
-def _stimulus(row: dict[str | None, Any], where: str) -> Stimulus:
-    """A stimulus from its row. Raises UserError."""
-    if None in row or None in row.values():
-        raise UserError(
-            f"{where} has more or fewer values than there are columns. A text with a comma needs "
-            "quotation marks."
-        )
-    if missing := [name for name in _NEEDED if name not in row]:
-        raise UserError(
-            f"{where} has no {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and optionally "
-            f"{', '.join(_OPTIONAL)}, separated by commas. Found: {', '.join(row)}."
-        )
-    values = {name: str(row[name]).strip() for name in (*_NEEDED, *_OPTIONAL) if name in row}
-    if empty := [name for name in _NEEDED if not values[name]]:
-        raise UserError(f"{where}: {', '.join(empty)} is empty.")
-    stimulus = Stimulus(**values, where=where)
-    if not re.fullmatch(r"(\d+(\.0)?)?", stimulus.place):  # spreadsheets write 2.0
-        raise UserError(
-            f"{where}: place = {stimulus.place!r}. Expected how many words stand before the marker."
-        )
-    return stimulus._replace(place=stimulus.place.removesuffix(".0"))
-
-
-# Perturbing
 
 
 def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:

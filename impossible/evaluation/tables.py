@@ -10,6 +10,7 @@ from impossible import files
 from impossible.evaluation import entropies
 from impossible.evaluation.results import Evaluation
 from impossible.evaluation.scoring import TestSet
+from impossible.settings import Evaluate
 from impossible.text.tokenizer import Tokenizer
 
 _ALL = "all"  # in place of a genre: all sentences together
@@ -114,8 +115,7 @@ def surprisals(evaluation: Evaluation) -> pd.DataFrame:
 def write_all(evaluation: Evaluation) -> None:
     """The tables of one series, to its own folder."""
     settings = evaluation.settings
-    if settings.revisions:
-        print("the tables contain only these revisions; without --revisions= they contain all")
+    tell_of_revisions(settings)
     with files.locked(evaluation.folder):
         write(perplexities(evaluation), evaluation.folder / "perplexity.csv")
         for wanted, table in ((settings.sentences, sentences), (settings.surprisals, surprisals)):
@@ -125,6 +125,12 @@ def write_all(evaluation: Evaluation) -> None:
                     write(table(evaluation), path)
                 elif path.exists():
                     print(f"{path}: written by an earlier command, left unchanged")
+
+
+def tell_of_revisions(settings: Evaluate) -> None:
+    """Print that tables are not complete, if only some revisions are evaluated."""
+    if settings.revisions:
+        print("the tables contain only these revisions; without --revisions= they contain all")
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

@@ -19,7 +19,7 @@ from hub import Hub, serve
 
 import perturb
 from impossible.errors import UserError
-from impossible.evaluation import minimal_pairs
+from impossible.evaluation import minimal_pairs, pair_files
 from impossible.evaluation.minimal_pairs import Pair
 from impossible.text.tokenizer import Tokenizer
 
@@ -204,7 +204,7 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
         packed = (tmp_path / "x.parquet").read_bytes()
         tree[f"{path.stem}/train-00000-of-00001.parquet"] = packed
     made = Hub()
-    made.add_dataset("nyu-mll/blimp", minimal_pairs._COMMIT, tree)
+    made.add_dataset("nyu-mll/blimp", pair_files.COMMIT, tree)
     copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
     command = ("evaluate.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
     with serve(made) as hub:
