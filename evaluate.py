@@ -85,13 +85,24 @@ def main(runs: list[Evaluate]) -> None:
 def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
     """What the settings ask for in place of perplexities, and the name of its table."""
     if settings.pairs:
-        label = "share of minimal pairs right (thin line: chance)"
-        functions = (minimal_pairs.folder_of, minimal_pairs.evaluate, minimal_pairs.table)
-        return "pairs", Measure(*functions, PairEvaluation.accuracy, label, 0.5)
+        return "pairs", Measure(
+            minimal_pairs.folder_of,
+            minimal_pairs.evaluate,
+            minimal_pairs.table,
+            PairEvaluation.accuracy,
+            PairEvaluation.interval,
+            "share of minimal pairs right (thin line: chance)",
+            level=0.5,
+        )
     if settings.markers:
-        label = "difference in surprisal at the marker (bits)"
-        functions = (folder_on_test_split, markers.evaluate, markers.table)
-        return "markers", Measure(*functions, MarkerEvaluation.difference, label, 0.0)
+        return "markers", Measure(
+            folder_on_test_split,
+            markers.evaluate,
+            markers.table,
+            MarkerEvaluation.difference,
+            MarkerEvaluation.interval,
+            "difference in surprisal at the marker (bits)",
+        )
     if settings.stimuli:
         return "stimuli", Measure(stimuli.folder_of, stimuli.evaluate, stimuli.table)
     return "perplexity", None
@@ -175,7 +186,8 @@ def write(evaluations: list[OfSeries], name: str, measure: Measure) -> None:
         tables.write(pd.concat(map(measure.table, evaluations)), folder / f"{name}.csv")
     if measure.value is None:
         return
-    drawn = curves.curves_of(curves.groups_of(evaluations), measure.value)
+    groups = curves.groups_of(evaluations)
+    drawn = curves.curves_of(groups, measure.value, measure.interval)
     draw(drawn, measure.label, folder / f"{name}.png", level=measure.level)
 
 

@@ -1,5 +1,6 @@
 """The curves of evaluations: grouping runs into curves and computing their values."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -36,16 +37,25 @@ def groups_of(evaluations: list[E]) -> Groups[E]:
     return groups
 
 
-def curves_of(groups: Groups[E], value: Callable[[E, Member], float]) -> list[Curve]:
+def curves_of(
+    groups: Groups[E],
+    value: Callable[[E, Member], float],
+    interval: Callable[[E, Member], tuple[float, float]] | None = None,
+) -> list[Curve]:
     """A curve for each group; for several seeds, their mean and its interval.
 
-    value: what is drawn of a model, such as its perplexity. A model without a step is shown as a
-    horizontal line.
+    value: what is drawn of a model, such as its perplexity. interval: its ends, drawn for a single
+    seed. A model without a step is shown as a horizontal line.
     """
     curves = []
     for style, (label, same) in enumerate(groups):
         runs = [{m.step: value(e, m) for m in e.series.members if m.step is not None} for e in same]
-        curves += _mean(label, runs, style)
+        drawn = _mean(label, runs, style)
+        if drawn and interval and len(same) == 1:
+            (e,) = same
+            ends = [interval(e, m) for m in e.series.members if m.step is not None]
+            drawn = [dataclasses.replace(drawn[0], band=tuple(np.array(ends).T))]
+        curves += drawn
         for e in same:
             for m in (m for m in e.series.members if m.step is None):
                 name = label if Path(e.series.place).name == m.name else f"{label}, {m.name}"

@@ -8,6 +8,7 @@ model knows where the marker belongs.
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,8 +66,18 @@ class MarkerEvaluation(OfSeries):
 
     def difference(self, member: Member) -> float:
         """The mean difference between the two, in bits."""
+        return self.summary(member)["difference"]
+
+    def interval(self, member: Member) -> tuple[float, float]:
+        """The ends of its 95% bootstrap interval over sentences."""
+        found = self.summary(member)
+        return found["low"], found["high"]
+
+    def summary(self, member: Member) -> dict[str, Any]:
+        """The mean difference and its interval."""
         marker, following = self.surprisals(member).T
-        return float(np.nanmean(following - marker))
+        difference = following - marker
+        return summaries([difference[~np.isnan(difference)][None]])[0]
 
 
 def evaluate(
@@ -133,7 +144,7 @@ def table(e: MarkerEvaluation) -> pd.DataFrame:
                 "step": member.step,
                 "surprisal_marker": marker.mean(),
                 "surprisal_next": following.mean(),
-                **summaries([(following - marker)[None]])[0],
+                **e.summary(member),
                 "too_long": len(found) - len(scored),
             }
         )

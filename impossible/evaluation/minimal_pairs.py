@@ -161,6 +161,12 @@ class PairEvaluation(OfSeries):
         """The folder for the results of several series together."""
         return Path(self.settings.eval_dir) / self.folder.name
 
+    def interval(self, member: Member) -> tuple[float, float]:
+        """The ends of the 95% Wilson interval of the accuracy."""
+        good, bad = self.log_probabilities(member)[self.is_common].T
+        is_scored = ~np.isnan(good + bad)
+        return _wilson(int((good > bad)[is_scored].sum()), int(is_scored.sum()))
+
     @property
     def is_common(self) -> np.ndarray:
         """Whether each pair is one of those that all series have, (K,) bool."""
@@ -231,8 +237,6 @@ def _accuracy(log_probabilities: np.ndarray) -> float:
 
 def table(e: PairEvaluation) -> pd.DataFrame:
     """A row for each checkpoint and paradigm, and one for all pairs."""
-    from scipy.stats import binomtest
-
     paradigms = {(p.paradigm, p.field): [] for p in e.pairs.pairs} | {
         key: [] for key in e.pairs.left_out
     }
@@ -250,7 +254,7 @@ def table(e: PairEvaluation) -> pd.DataFrame:
             right, count = int(is_right[scored].sum()), len(scored)
             lost = e.pairs.left_out
             left_out = lost.total() if paradigm == _ALL else lost[paradigm, field]
-            interval = binomtest(right, count).proportion_ci(method="wilson") if count else None
+            low, high = _wilson(right, count)
             rows.append(
                 {
                     **e.columns,
@@ -261,14 +265,23 @@ def table(e: PairEvaluation) -> pd.DataFrame:
                     "paradigm": paradigm,
                     "field": field,
                     "accuracy": right / count if count else np.nan,
-                    "low": interval.low if interval else np.nan,
-                    "high": interval.high if interval else np.nan,
+                    "low": low,
+                    "high": high,
                     "pairs": count,
                     "left_out": left_out + len(places) - count,
                     **(_on_common(is_right, of_all, places) if e.common is not None else {}),
                 }
             )
     return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def _wilson(right: int, count: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    if not count:
+        return np.nan, np.nan
+    found = binomtest(right, count).proportion_ci(method="wilson")
+    return found.low, found.high
 
 
 def _on_common(is_right: np.ndarray, of_all: np.ndarray, places: list[int]) -> dict[str, float]:

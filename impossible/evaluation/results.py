@@ -122,6 +122,7 @@ class Measure(NamedTuple):
     evaluate: Callable[[Evaluate, Series, World, torch.device], OfSeries]
     table: Callable[[OfSeries], pd.DataFrame]
     value: Callable[[OfSeries, Member], float] | None = None  # what is drawn
+    interval: Callable[[OfSeries, Member], tuple[float, float]] | None = None
     label: str = ""
     level: float = 0.0  # of the thin line
 
