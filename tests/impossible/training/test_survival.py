@@ -218,6 +218,7 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
         assert digest(out_dir, step) == digest(Path(whole.out_dir), step)
 
 
+@pytest.mark.slow
 def test_processes_that_are_stopped_while_validating_agree(config: Config, tmp_path: Path) -> None:
     """Nearly all the time of this run is validation, of unequal shares."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -277,6 +278,7 @@ def test_torchrun_restarts_a_run_where_it_was(config: Config, tmp_path: Path) ->
     assert losses(restarted) == losses(whole)
 
 
+@pytest.mark.slow
 def test_two_machines_give_the_losses_of_one(config: Config, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     succeed("train.py", config(batch_size="2", out_dir=str(one)), processes=2)
