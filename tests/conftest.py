@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -165,6 +166,14 @@ def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(
         [script, *arguments], status, stdout.getvalue(), stderr.getvalue()
     )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

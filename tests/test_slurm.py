@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, succeed
-from test_survival import wait_for
+from conftest import ROOT, succeed, wait_for
 from test_train import same, weights
 
 from impossible.training import checkpoint, log

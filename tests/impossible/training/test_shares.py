@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import fail, kill, start, succeed
-from test_survival import wait_for
+from conftest import fail, kill, start, succeed, wait_for
 from test_train import losses, same, weights
 
 import train

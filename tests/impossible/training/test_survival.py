@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, fail, launcher, run, start, succeed
+from conftest import ROOT, fail, launcher, run, start, succeed, wait_for
 from test_train import kill_after_first_state, losses, same, weights
 
 import train
@@ -40,13 +40,6 @@ def digest(out_dir: Path, step: int) -> str:
 def children(pid: int) -> list[int]:
     done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
     return [int(line) for line in done.stdout.split()]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def last_step(out_dir: Path) -> int:
