@@ -83,6 +83,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     try:
         for daemon in ("slurmctld", "slurmd"):
             subprocess.run([daemon, "-f", conf], check=True, env=env)
+        wait_for(lambda: "idle" in told("sinfo", env=env))
         yield env
     finally:
         for daemon in ("slurmd", "slurmctld"):
@@ -90,6 +91,11 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
                 os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
         if not had_munge:
             os.kill(int(Path("/run/munge/munged.pid").read_text()), signal.SIGTERM)
+
+
+def told(*command: str, env: dict[str, str]) -> str:
+    """What a command of SLURM prints; nothing while its daemons begin."""
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout
 
 
 def shown(job: str, env: dict[str, str]) -> dict[str, str]:
