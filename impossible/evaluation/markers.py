@@ -5,9 +5,9 @@ would come next without it, both after the same words. The larger the difference
 model knows where the marker belongs.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import perturb
 from impossible.errors import UserError
 from impossible.evaluation import results, scoring
 from impossible.evaluation.differences import summaries
-from impossible.evaluation.results import Material, OfSeries
+from impossible.evaluation.results import Material, OnTestSet
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Series
 from impossible.settings import Evaluate
@@ -28,33 +28,11 @@ from perturb import Sentences, from_lengths
 
 
 @dataclass(frozen=True)
-class MarkerEvaluation(OfSeries):
-    """One series on the first markers of a test set."""
+class MarkerEvaluation(OnTestSet):
+    """One series on the first markers of a test set: sentences with a marker.
 
-    test: TestSet  # sentences with a marker
-    losses: dict[str, np.ndarray]  # member -> those of the words, the marker, and the next token
-
-    @property
-    def corpus(self) -> str:
-        """The corpus of the test split and how it was split into sentences."""
-        return f"{self.test.corpus}, {self.test.segmenter}"
-
-    @property
-    def test_id(self) -> str:
-        """What is the same for the same test split."""
-        return self.test.split_sha256
-
-    @property
-    def test_place(self) -> str:
-        """Where the test data are."""
-        return self.test.data_dir
-
-    @property
-    def folder(self) -> Path:
-        """The folder for the tables."""
-        return results.folder_of(
-            self.settings, self.series, self.test.language, self.test.split_sha256
-        )
+    losses: of each model, those of the words up to the marker, and of the next token in its place.
+    """
 
     @functools.cached_property
     def _until_marker(self) -> Sentences:
@@ -109,7 +87,7 @@ def evaluate(
 
     material = Material(evaluation.title, test.language, sentences, following)
     found = results.score(series, material, evaluation.folder, result, world, device)
-    return MarkerEvaluation(settings, series, test, found)
+    return dataclasses.replace(evaluation, losses=found)
 
 
 def until_marker(test: TestSet) -> tuple[Sentences, np.ndarray]:

@@ -20,7 +20,7 @@ import perturb
 from impossible.errors import UserError
 from impossible.evaluation import results, scoring
 from impossible.evaluation.pair_files import Pair, read
-from impossible.evaluation.results import Material, OfSeries
+from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Member, Series
 from impossible.settings import Evaluate
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
@@ -134,7 +134,7 @@ def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> 
 
 
 @dataclass(frozen=True)
-class PairEvaluation(OfSeries):
+class PairEvaluation(OnMaterial):
     """A series of models on minimal pairs."""
 
     pairs: PairSet
@@ -150,16 +150,6 @@ class PairEvaluation(OfSeries):
     def test_place(self) -> str:
         """Where the pairs come from."""
         return self.pairs.source
-
-    @property
-    def folder(self) -> Path:
-        """The folder for the tables."""
-        return folder_of(self.settings, self.series)
-
-    @property
-    def joint_folder(self) -> Path:
-        """The folder for the results of several series together."""
-        return Path(self.settings.eval_dir) / self.folder.name
 
     def interval(self, member: Member) -> tuple[float, float]:
         """The ends of the 95% Wilson interval of the accuracy."""
@@ -184,8 +174,11 @@ class PairEvaluation(OfSeries):
 
 def folder_of(settings: Evaluate, series: Series) -> Path:
     """The folder for the results of a series on the pairs."""
-    name = f"pairs_{Path(settings.pairs).stem}{'_leading_space' * settings.leading_space}"
-    return results.base_folder(settings, series) / (name + results.on_language(settings, series))
+    return results.material_folder(settings, series, _name_of(settings))
+
+
+def _name_of(settings: Evaluate) -> str:
+    return f"pairs_{Path(settings.pairs).stem}{'_leading_space' * settings.leading_space}"
 
 
 def key_of(pair: Pair) -> tuple[str, str]:
@@ -210,7 +203,7 @@ def evaluate(
     """Score the pairs with all models of a series; all processes must call it."""
     language = results.test_language(settings)
     made = perturbed(settings.pairs, language, settings.leading_space)
-    evaluation = PairEvaluation(settings, series, made, {})
+    evaluation = PairEvaluation(settings, series, _name_of(settings), made, {})
     found = results.score(
         series,
         Material(evaluation.title, made.language, made.sentences),
@@ -219,7 +212,7 @@ def evaluate(
         world,
         device,
     )
-    return PairEvaluation(settings, series, made, found)
+    return dataclasses.replace(evaluation, losses=found)
 
 
 def _sums(losses: np.ndarray, sentences: Sentences) -> np.ndarray:

@@ -67,8 +67,25 @@ class OfSeries:
 
 
 @dataclass(frozen=True)
-class Evaluation(OfSeries):
-    """One series on one test set."""
+class OnMaterial(OfSeries):
+    """What a series gave on sentences from elsewhere, in folders that are named after them."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the tables."""
+        return material_folder(self.settings, self.series, self.name)
+
+    @property
+    def joint_folder(self) -> Path:
+        """The folder for the results of several series together."""
+        return super().joint_folder / self.name
+
+
+@dataclass(frozen=True)
+class OnTestSet(OfSeries):
+    """What a series gave on sentences of a test split."""
 
     test: TestSet
     losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
@@ -101,6 +118,11 @@ class Evaluation(OfSeries):
     def folder(self) -> Path:
         """The folder for the tables."""
         return folder_of(self.settings, self.series, self.test.language, self.test.split_sha256)
+
+
+@dataclass(frozen=True)
+class Evaluation(OnTestSet):
+    """The perplexities of a series on a test set."""
 
     def sentence_losses(self, member: Member, with_markers: bool = True) -> np.ndarray:
         """The mean loss of each sentence, (S,); NaN where one is too long for the model.
@@ -316,6 +338,11 @@ def on_language(settings: Evaluate, series: Series) -> str:
     """An ending for the names of folders: _on_LANGUAGE if that is not the models' own."""
     language = test_language(settings)
     return "" if series.language == language else f"_on_{language}"
+
+
+def material_folder(settings: Evaluate, series: Series, name: str) -> Path:
+    """The folder for the results of a series on sentences from elsewhere."""
+    return base_folder(settings, series) / (name + on_language(settings, series))
 
 
 def base_folder(settings: Evaluate, series: Series) -> Path:

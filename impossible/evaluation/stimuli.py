@@ -6,6 +6,7 @@ predicted from <|endoftext|>. In all conditions of an item, the marker has the s
 tokens of sentences of one length are shuffled alike.
 """
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import torch
 import perturb
 from impossible.errors import UserError
 from impossible.evaluation import results
-from impossible.evaluation.results import Material, OfSeries
+from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Series
 from impossible.evaluation.stimulus_files import Stimulus, read
 from impossible.settings import Evaluate
@@ -243,28 +244,21 @@ class _Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StimulusEvaluation(OfSeries):
+class StimulusEvaluation(OnMaterial):
     """A series of models on stimuli."""
 
     language: str
     stimuli: list[Prepared]
     losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
 
-    @property
-    def folder(self) -> Path:
-        """The folder for the table."""
-        return folder_of(self.settings, self.series)
-
-    @property
-    def joint_folder(self) -> Path:
-        """The folder for the results of several series together."""
-        return Path(self.settings.eval_dir) / self.folder.name
-
 
 def folder_of(settings: Evaluate, series: Series) -> Path:
     """The folder for the results of a series on the stimuli."""
-    name = f"stimuli_{Path(settings.stimuli).stem}{results.on_language(settings, series)}"
-    return results.base_folder(settings, series) / name
+    return results.material_folder(settings, series, _name_of(settings))
+
+
+def _name_of(settings: Evaluate) -> str:
+    return f"stimuli_{Path(settings.stimuli).stem}"
 
 
 def evaluate(
@@ -275,7 +269,7 @@ def evaluate(
     made = prepared(read(Path(settings.stimuli)), language)
     rows = [np.append(END_OF_TEXT_ID, stimulus.tokens).astype(np.uint16) for stimulus in made]
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
-    evaluation = StimulusEvaluation(settings, series, language, made, {})
+    evaluation = StimulusEvaluation(settings, series, _name_of(settings), language, made, {})
     if world.is_first:
         _tell(evaluation.title, made, perturb.get(language))
     found = results.score(
@@ -286,7 +280,7 @@ def evaluate(
         world,
         device,
     )
-    return StimulusEvaluation(settings, series, language, made, found)
+    return dataclasses.replace(evaluation, losses=found)
 
 
 def _tell(title: str, made: list[Prepared], rule: Language) -> None:

@@ -10,6 +10,7 @@ import scipy.stats
 from conftest import succeed
 
 from impossible.evaluation import differences, scoring
+from impossible.evaluation.curves import groups_of
 from impossible.evaluation.results import Evaluation
 from impossible.evaluation.series import Member, Series
 from impossible.settings import Evaluate
@@ -135,6 +136,10 @@ def test_a_run_without_a_partner_is_named(
 ) -> None:
     runs = [evaluation("no_reverse", 5, **changes), evaluation("partial_reverse", 5)]
     assert differences.pairs_of(runs) == []
+    if changes.keys() & {"corpus", "segmenter"}:  # nor do they share a picture without a word
+        labels = [label for label, _ in groups_of(runs)]
+        for label, e in zip(labels, runs, strict=True):
+            assert label == f"{e.label} ({e.series.place}, on {e.test.data_dir})"
     assert "partial_reverse" in capsys.readouterr().out
     assert differences.pairs_of([evaluation("partial_reverse", 5)]) == []
     assert capsys.readouterr().out == "", "no control was asked for"
