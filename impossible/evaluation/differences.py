@@ -50,10 +50,9 @@ def pairs_of(evaluations: list[Evaluation]) -> list[tuple[str, list[Pair]]]:
                 pairs.append(Pair(e, partners[0], *_common(e, partners[0])))
             elif _control(e) in {key[0] for key in controls}:
                 title = perturb.get(_control(e)).title
-                count = f"{len(partners)} runs of {title} have" if partners else f"no {title} has"
                 print(
-                    f"{e.title} ({e.series.seed}) is left out of differences.csv: {count} the same "
-                    "seeds, settings and test data"
+                    f"{e.title} ({e.series.seed}) is left out of differences.csv: {len(partners)} "
+                    f"runs of {title} have the same seeds, settings and test data (expected: 1)"
                 )
         if pairs:
             control = perturb.get(_control(group[0])).title
