@@ -37,8 +37,11 @@ _LEAST = {
     **dict.fromkeys(("eval_blocks", "weight_decay", "grad_clip", "temperature", "top_k"), 0),
     "init_seed": -1,
     "order_seed": -1,
+    **dict.fromkeys(("cpus", "memory_gb"), 1),
+    **dict.fromkeys(("gpus", "at_once"), 0),
     "block_size": 2,  # a token is predicted from another
 }
+_SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 _SHARES = ("dropout", "beta1", "beta2")
 
 
@@ -52,6 +55,46 @@ class Settings:
     """The settings of every command. Raises UserError for an invalid value."""
 
     command: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if (least := _LEAST.get(name, -math.inf)) > -math.inf:
+                self.require(value >= least, name, f"{least} or more")
+            if name in _SHARES:
+                self.require(0 <= value < 1, name, "0 or more, and less than 1")
+            if isinstance(value, float):
+                self.require(math.isfinite(value), name, "a finite number")
+            if isinstance(value, str):
+                self.require(files.is_utf8(value), name, "text in UTF-8 (rename the file)")
+            self._check_choice(name, value)
+
+    def _check_choice(self, name: str, value: Any) -> None:
+        kind = self.types()[name]
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        self.require(not choices or value in choices, name, f"one of {', '.join(choices)}")
+
+    def require(self, holds: bool, name: str, expected: str) -> None:
+        """Raise UserError unless a condition on the value of a setting holds."""
+        if not holds:
+            value = getattr(self, name)
+            raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
+
+    @classmethod
+    def types(cls) -> dict[str, Any]:
+        """The type of each setting: int, float, bool, str, a Literal of strings, or a tuple."""
+        hints = typing.get_type_hints(cls)
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def fixed(cls) -> list[str]:
+        """The settings that cannot be changed when a run is resumed."""
+        return [field.name for field in dataclasses.fields(cls) if "fixed" in field.metadata]
+
+
+@dataclass(frozen=True)
+class _OfLanguage(Settings):
+    """The settings of every command that works on one language."""
+
     language: str = _fixed("partial_reverse")
     """the language: a name from the table in perturb.py"""
     data_dir: str = ""
@@ -67,41 +110,11 @@ class Settings:
         for name, place in places.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, place)
-        for name, value in vars(self).items():
-            if (least := _LEAST.get(name, -math.inf)) > -math.inf:
-                self.require(value >= least, name, f"{least} or more")
-            if name in _SHARES:
-                self.require(0 <= value < 1, name, "0 or more, and less than 1")
-            if isinstance(value, float):
-                self.require(math.isfinite(value), name, "a finite number")
-            if isinstance(value, str):
-                self.require(files.is_utf8(value), name, "text in UTF-8 (rename the file)")
-            self._check_choice(name, value)
-
-    def _check_choice(self, name: str, value: Any) -> None:
-        choices = typing.get_args(self.types()[name])
-        self.require(not choices or value in choices, name, f"one of {', '.join(choices)}")
-
-    def require(self, holds: bool, name: str, expected: str) -> None:
-        """Raise UserError unless a condition on the value of a setting holds."""
-        if not holds:
-            value = getattr(self, name)
-            raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
-
-    @classmethod
-    def types(cls) -> dict[str, Any]:
-        """The type of each setting: int, float, bool, str or a Literal of strings."""
-        hints = typing.get_type_hints(cls)
-        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-    @classmethod
-    def fixed(cls) -> list[str]:
-        """The settings that cannot be changed when a run is resumed."""
-        return [field.name for field in dataclasses.fields(cls) if "fixed" in field.metadata]
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class Prepare(Settings):
+class Prepare(_OfLanguage):
     """The settings of prepare.py."""
 
     command: ClassVar[str] = "prepare.py"
@@ -128,7 +141,7 @@ class Prepare(Settings):
 
 
 @dataclass(frozen=True)
-class _Order(Settings):
+class _Order(_OfLanguage):
     """The settings that determine which blocks each step reads."""
 
     seed: int = _fixed(41)
@@ -265,7 +278,7 @@ class Train(_Order):
 
 
 @dataclass(frozen=True)
-class Convert(Settings):
+class Convert(_OfLanguage):
     """The settings of convert_to_hf.py."""
 
     command: ClassVar[str] = "convert_to_hf.py"
@@ -290,7 +303,7 @@ class Convert(Settings):
 
 
 @dataclass(frozen=True)
-class _Models(Settings):
+class _Models(_OfLanguage):
     """The settings that select the models for evaluate.py and sample.py."""
 
     model: str = ""
@@ -384,7 +397,77 @@ class Sample(_Models):
     """also print each continuation with the perturbation undone"""
 
 
-COMMANDS: tuple[type[Settings], ...] = (Prepare, Train, Convert, Evaluate, Sample, BatchViewer)
+@dataclass(frozen=True)
+class Study(Settings):
+    """The settings of study.py. Those of its runs are in the same config file."""
+
+    command: ClassVar[str] = "study.py"
+    languages: tuple[str, ...] = ("no_reverse", "partial_reverse", "full_reverse")
+    """the languages of the study"""
+    seeds: tuple[int, ...] = (0, 14, 41, 53, 96)
+    """for each language, one run for each of these values of `seed`"""
+    vary_data: bool = False
+    """each seed also sets `data_seed`, so that it has token files of its own"""
+    study_dir: str = "out/study"
+    """folder of the study: data, runs and results"""
+    evaluations: tuple[str, ...] = ("perplexity",)
+    """what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for evaluate.py)"""
+    cluster: Literal["local", "slurm"] = "local"
+    """where the runs are executed: on this machine, or as jobs of SLURM"""
+    gpus: int = 1
+    """number of GPUs for each run (without a GPU on this machine: one CPU core; on SLURM, 0: none)"""
+    at_once: int = 0
+    """on this machine, the number of runs at a time (0: as many as there are GPUs or cores for)"""
+    partition: str = ""
+    """for SLURM: the partition of the jobs"""
+    account: str = ""
+    """for SLURM: the account of the jobs"""
+    hours: float = 24.0
+    """for SLURM: time limit of each job; a job that reaches it is resumed in another one"""
+    cpus: int = 4
+    """for SLURM: CPU cores of each job"""
+    memory_gb: int = 32
+    """for SLURM: memory of each job, in GB"""
+    publish: str = ""
+    """when all is done, publish each run as a repo named USER/PREFIX-LANGUAGE-seed-N, and all of
+    them in one collection on the Hub: USER/PREFIX"""
+    private: bool = False
+    """make the repos and the collection private"""
+    retry: bool = False
+    """run again what failed"""
+    status: bool = False
+    """show the state of all runs, and do nothing"""
+    dry_run: bool = False
+    """show the plan: runs, commands, tokens, estimated time and disk; do nothing"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("languages", "seeds", "evaluations"):
+            values = getattr(self, name)
+            self.require(len(values) > 0, name, "a list of one or more")
+            self.require(len(set(values)) == len(values), name, "a list without duplicates")
+        self.require(min(self.seeds) >= 0, "seeds", "a list of whole numbers, 0 or more")
+        for value in self.evaluations:
+            kind, _, source = value.partition("=")
+            known = value in ("perplexity", "markers") or (kind in ("pairs", "stimuli") and source)
+            expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
+            self.require(bool(known), "evaluations", expected)
+        self.require(self.hours > 0, "hours", "more than 0")
+        valid = not self.publish or re.fullmatch(r"[\w.-]+/[\w.-]+", self.publish)
+        self.require(bool(valid), "publish", "of the form USER/PREFIX")
+        given = self.private and not self.publish
+        self.require(not given, "private", "left out, or combined with --publish=USER/PREFIX")
+
+
+COMMANDS: tuple[type[Settings], ...] = (
+    Prepare,
+    Train,
+    Convert,
+    Evaluate,
+    Sample,
+    BatchViewer,
+    Study,
+)
 
 
 def load(
@@ -431,6 +514,29 @@ def load_several(
     ]
 
 
+def load_study(arguments: list[str], usage: str | None = None) -> tuple[Study, dict[str, Any]]:
+    """The settings of study.py, and those of its runs: the other settings, by name.
+
+    The arguments are those of `load`, and options that are settings of the other commands.
+    """
+    configs, options, values = [], [], {}
+    for argument in arguments:
+        given, equals, text = argument.partition("=")
+        name = given.removeprefix("--").replace("-", "_")
+        if not argument.startswith("--") and argument.endswith(".py"):
+            configs.append(argument)
+        elif name in Study.types() or name not in known_types():
+            options.append(argument)
+        elif equals:
+            values[name] = parsed(name, text)
+        else:
+            raise UserError(f"{argument}: a value is missing. Write --{name}=VALUE")
+    config = Path(configs[0]) if configs else CONFIG_DIR / "study_reverse.py"
+    study = load(Study, [str(config), *configs[1:], *options], usage=usage)
+    shared = read_config(config) | values
+    return study, {name: shared[name] for name in shared if name not in Study.types()}
+
+
 def _parted(kind: type[Settings], arguments: list[str]) -> tuple[list[Path], list[str]]:
     """The config files among the arguments of a command, and its options as tyro expects them."""
     configs: list[Path] = []
@@ -448,7 +554,7 @@ def _parted(kind: type[Settings], arguments: list[str]) -> tuple[list[Path], lis
             name = "--" + name.removeprefix("--").replace("-", "_")
             argument = name + equals + value
         is_value = kind.types().get(name.removeprefix("--"), bool) is not bool and not equals
-        options.append(_spelled(kind, argument))
+        options += _spelled(kind, argument)
     return configs, options
 
 
@@ -462,8 +568,9 @@ def _value_of(name: str, options: list[str]) -> str:
     return found
 
 
-def _spelled(kind: type[Settings], argument: str) -> str:
-    """An argument as tyro expects it: --name and --no_name for --name=true and --name=false.
+def _spelled(kind: type[Settings], argument: str) -> list[str]:
+    """An argument as tyro expects it: --name and --no_name for --name=true and --name=false, and
+    --name a b for --name=a,b if it is a list.
 
     Raises UserError for a setting of another command, and for an invalid value of a bool.
     """
@@ -474,18 +581,27 @@ def _spelled(kind: type[Settings], argument: str) -> str:
         raise UserError(
             f"{kind.command} has no setting {name}; it is a setting of {', '.join(readers)}."
         )
+    if typing.get_origin(types.get(name)) is tuple and equals:
+        return [f"--{name}", *(part.strip() for part in value.split(","))]
     if types.get(name) is not bool or not equals:
-        return argument
-    switch = {"true": f"--{name}", "1": f"--{name}", "false": f"--no_{name}", "0": f"--no_{name}"}
-    if value.lower() not in switch:
+        return [argument]
+    if value.lower() not in _SWITCHES:
         raise UserError(f"{argument}: {name} must be true or false, not {value!r}.")
-    return switch[value.lower()]
+    return [f"--{name}" if _SWITCHES[value.lower()] else f"--no_{name}"]
 
 
 def _as_options(kind: type[Settings], values: dict[str, Any]) -> list[str]:
     """The settings that a command reads, as arguments for it."""
     known = {name: value for name, value in values.items() if name in kind.types()}
-    return [_spelled(kind, f"--{name}={value}") for name, value in known.items()]
+    return [
+        option
+        for name, value in known.items()
+        for option in _spelled(kind, f"--{name}={_joined(value)}")
+    ]
+
+
+def _joined(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -509,7 +625,7 @@ def read_config(path: Path) -> dict[str, Any]:
         except (AttributeError, TypeError, ValueError):
             raise UserError(
                 f"{where}: {ast.unparse(statement)!r} is not a plain assignment. A config file "
-                "contains only lines like: n_layer = 12 (a number, True, False or a string)"
+                "contains only lines like: n_layer = 12 (a number, True, False, a string or a list)"
             )
         if name in values:
             raise UserError(f"{where}: {name} is set twice in this file. Keep one of the two.")
@@ -528,9 +644,15 @@ def _found(path: Path) -> Path:
 
 def _typed(name: str, value: Any, where: str) -> Any:
     """A value from a config file as the type of its setting (an int will do for a float)."""
-    known = {key: kind for command in COMMANDS for key, kind in command.types().items()}
+    known = known_types()
     if name not in known:
         raise UserError(f"{where}: {unknown('setting', name, known)}")
+    if typing.get_origin(known[name]) is tuple:
+        item, _ = typing.get_args(known[name])
+        if not isinstance(value, list) or any(type(part) is not item for part in value):
+            items = "strings" if item is str else "whole numbers"
+            raise UserError(f"{where}: {name} must be a list of {items}, not {value!r}.")
+        return value
     expected = str if typing.get_origin(known[name]) is Literal else known[name]
     if expected is float and type(value) is int:
         with contextlib.suppress(OverflowError):
@@ -539,6 +661,23 @@ def _typed(name: str, value: Any, where: str) -> Any:
         names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
         raise UserError(f"{where}: {name} must be {names[expected]}, not {value!r}.")
     return value
+
+
+def known_types() -> dict[str, Any]:
+    """The type of every setting of every command."""
+    return {key: kind for command in COMMANDS for key, kind in command.types().items()}
+
+
+def parsed(name: str, text: str) -> Any:
+    """The value of a setting from the command line. Raises UserError if it has another type."""
+    kind = known_types()[name]
+    value: Any = text
+    if kind is bool:
+        value = _SWITCHES.get(text.lower(), text)
+    elif kind in (int, float):
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+    return _typed(name, value, f"--{name}={text}")
 
 
 def _require_device(settings: "Train | _Models") -> None:

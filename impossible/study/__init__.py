@@ -1,0 +1,1 @@
+"""Studies: a grid of languages and seeds, from one command."""

@@ -1,0 +1,228 @@
+"""The plan of a study: its runs, each with a folder and a config file of its own.
+
+The commands of a run read nothing but its config file, so that anybody can type them again.
+"""
+
+import functools
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import perturb
+from impossible import files, settings
+from impossible.errors import UserError
+from impossible.settings import Convert, Evaluate, Prepare, Settings, Study, Train
+
+S = TypeVar("S", bound=Settings)
+ROOT = Path(__file__).parent.parent.parent
+_COMMANDS = (Prepare, Train, Convert, Evaluate)
+# What the study itself decides for each run.
+_OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "results_dir", "model", "revisions")
+_OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
+_OWN += ("overwrite", "init_seed", "order_seed")
+# What the tokens depend on.
+_OF_TEXT = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8", "data_seed")
+_OF_TEXT += ("annotator", "annotations")
+
+
+class Command(NamedTuple):
+    """One of the project's commands, with its arguments."""
+
+    script: str
+    arguments: list[str]
+    processes: int = 1  # torchrun for several
+
+    def __str__(self) -> str:
+        """The line that a person would type."""
+        start = ["python"]
+        if self.processes > 1:
+            start = ["torchrun", "--standalone", f"--nproc_per_node={self.processes}"]
+        return shlex.join([*start, self.script, *self.arguments])
+
+    @property
+    def line(self) -> list[str]:
+        """The same for a process of this Python."""
+        start = [sys.executable, "-u"]
+        if self.processes > 1:
+            torchrun = ["-m", "torch.distributed.run", "--standalone"]
+            start += [*torchrun, f"--nproc_per_node={self.processes}"]
+        return [*start, str(ROOT / self.script), *self.arguments]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One language with one seed."""
+
+    language: str
+    seed: int
+    values: dict[str, Any]  # of its config file
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.language}-seed-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Its checkpoints, its log and all else."""
+        return Path(self.values["out_dir"])
+
+    @property
+    def config(self) -> Path:
+        """Its config file."""
+        return self.folder / "config.py"
+
+    @property
+    def output(self) -> Path:
+        """What its commands print."""
+        return self.folder / "output.txt"
+
+    @functools.cached_property
+    def training(self) -> Train:
+        """The settings of train.py."""
+        return of(Train, self.values)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that it is trained on."""
+        return self.training.max_steps * self.training.tokens_per_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study, in the order in which they are started."""
+
+    settings: Study
+    runs: list[Run]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the study."""
+        return Path(self.settings.study_dir)
+
+    @property
+    def preparing(self) -> Command:
+        """Prepares all token files; it reads the text once."""
+        by_data = {run.values["data_dir"]: str(run.config) for run in self.runs}
+        return Command("prepare.py", list(by_data.values()))
+
+    def commands(self, run: Run) -> list[Command]:
+        """The commands that train, export and evaluate one run, in order."""
+        config = str(run.config)
+        return [
+            Command("train.py", [config], max(1, self.processes)),
+            Command("convert_to_hf.py", [config]),
+            *(command for kind in self.settings.evaluations for command in _evaluate(kind, [run])),
+        ]
+
+    def joint(self, runs: list[Run]) -> list[Command]:
+        """The commands that evaluate several runs together."""
+        return [command for kind in self.settings.evaluations for command in _evaluate(kind, runs)]
+
+    @property
+    def processes(self) -> int:
+        """The processes that train a run; on CPUs, one."""
+        return 1 if self.runs[0].training.device == "cpu" else self.settings.gpus
+
+
+def _evaluate(kind: str, runs: list[Run]) -> list[Command]:
+    """The command of one evaluation, with the runs that it is for; none if there are none."""
+    if kind == "markers":
+        runs = [run for run in runs if perturb.get(run.language).hops]
+    options = [] if kind == "perplexity" else [f"--{kind}"]
+    if len(runs) > 1 and kind == "perplexity":
+        options = ["--losses"]
+    configs = [str(run.config) for run in runs]
+    return [Command("evaluate.py", [*configs, *options])] if runs else []
+
+
+def of(kind: type[S], values: dict[str, Any]) -> S:
+    """The settings of a command among the values of a config file. Raises UserError."""
+    return kind(**{name: values[name] for name in kind.types() if name in values})
+
+
+def read(arguments: list[str], usage: str | None) -> Plan:
+    """The plan of a config file and options: [config file] [--name=value ...].
+
+    Raises UserError for a setting that the study decides itself.
+    """
+    study, shared = settings.load_study(arguments, usage)
+    for name in _OWN:
+        if name in shared:
+            raise UserError(
+                f"{name} is set, but a study sets it itself for each run. Leave it out of the "
+                "config file and the command line."
+            )
+    return make(study, shared)
+
+
+def make(study: Study, shared: dict[str, Any]) -> Plan:
+    """The plan of a study. shared: settings of the other commands, the same for all runs."""
+    runs = []
+    for language in study.languages:
+        perturb.get(language)
+        for seed in study.seeds:
+            run = Run(language, seed, _values(study, shared, language, seed))
+            for kind in _COMMANDS:  # whose mistakes are told now
+                of(kind, run.values)
+            runs.append(run)
+    return Plan(study, runs)
+
+
+def _values(study: Study, shared: dict[str, Any], language: str, seed: int) -> dict[str, Any]:
+    folder = Path(study.study_dir)
+    data = f"{language}-seed-{seed}" if study.vary_data else language
+    varied = {"data_seed": seed} if study.vary_data else {}
+    return {
+        "language": language,
+        "seed": seed,
+        **varied,
+        "data_dir": str(folder / "data" / data),
+        "out_dir": str(folder / "runs" / f"{language}-seed-{seed}"),
+        "eval_dir": str(folder),
+        **{name: shared[name] for name in shared if name not in varied},
+    }
+
+
+def write_configs(plan: Plan) -> None:
+    """Write the config file of each run.
+
+    Raises UserError, and writes nothing, if one exists with other settings that results depend on.
+    """
+    for run in plan.runs:
+        if run.config.exists():
+            _require_same(run, settings.read_config(run.config))
+    for run in plan.runs:
+        text = (
+            f'"""{perturb.get(run.language).title} with seed {run.seed}: a run of a study."""\n\n'
+        )
+        text += "".join(f"{name} = {value!r}\n" for name, value in run.values.items())
+        if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with files.atomic_write(run.config) as file:
+                file.write(text.encode())
+
+
+def _require_same(run: Run, before: dict[str, Any]) -> None:
+    old, new = of(Train, before), run.training
+    changed = {
+        name: (getattr(old, name), getattr(new, name))
+        for name in Train.fixed()
+        if getattr(old, name) != getattr(new, name)
+    }
+    old, new = of(Prepare, before), of(Prepare, run.values)
+    changed |= {
+        name: (getattr(old, name), getattr(new, name))
+        for name in _OF_TEXT
+        if getattr(old, name) != getattr(new, name)
+    }
+    if changed:
+        told = "; ".join(
+            f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items()
+        )
+        raise UserError(
+            f"{run.folder} was begun with other settings: {told}. Put the old values back, or "
+            "begin another study with --study_dir="
+        )
