@@ -4,29 +4,77 @@
     python study.py config/study_reverse.py --dry_run     # runs, commands, time and disk
     python study.py config/study_reverse.py --status      # how far each run is
     python study.py config/study_reverse.py --cluster=slurm --partition=NAME --hours=12
+    python study.py config/study_reverse.py --publish=USER/PREFIX
 
-The same command again goes on: what is done is not done again. Ctrl-C stops all runs after whole
-steps. Results are written to study_dir; report.html shows them. See docs/study.md.
+The same command again goes on: what is done is not done again, and what was interrupted is
+resumed. What failed is tried again with --retry. Ctrl-C stops all runs after whole steps. Tables,
+pictures and report.html are written to study_dir. See docs/study.md.
 """
 
 import sys
 
 from impossible import command, files
 from impossible.errors import UserError
-from impossible.study import local, plan
+from impossible.study import local, overview, plan, publishing, results, slurm, states
+from impossible.study.plan import Plan
 
 
 def main() -> None:
     """Execute a study, or show its plan or its state."""
     study = plan.read(sys.argv[1:], __doc__)
+    if study.settings.dry_run:
+        overview.show_plan(study)
+        return
+    if study.settings.status:
+        overview.show_states(study)
+        return
     study.folder.mkdir(parents=True, exist_ok=True)
     with files.locked(study.folder):
         plan.write_configs(study)
-        stop = local.Stop()
-        slots = local.slots_of(study)
-        if error := local.prepare(study, stop):
-            raise UserError(error)
-        local.execute(study, slots, stop)
+        if study.settings.retry:
+            for run in study.runs:
+                states.forget_failure(run)
+        if study.settings.cluster == "slurm":
+            slurm.submit(study)
+        else:
+            execute(study)
+    finish(study)
+
+
+def execute(study: Plan) -> None:
+    """Execute on this machine what is left of a study, and write the results."""
+    stop = local.Stop()
+    if not study.is_prepared and (
+        error := local.watch(study.preparing, study.folder / "prepare.txt", stop)
+    ):
+        if stop.count:
+            sys.exit(states.EXIT_STOPPED)
+        raise UserError(f"{error} (in {study.folder / 'prepare.txt'})")
+    local.execute(study, stop)
+    results.write(study, stop)
+    if stop.count:
+        print("stopped, as requested. Run the same command again to go on.")
+        sys.exit(states.EXIT_STOPPED)
+
+
+def finish(study: Plan) -> None:
+    """Say what is missing; if nothing is, publish the study if asked to.
+
+    Raises UserError if runs have failed.
+    """
+    left = [run for run in study.runs if states.following(study, run)]
+    if failed := [run.name for run in left if states.read(run.folder).failed]:
+        raise UserError(
+            f"{len(failed)} of {len(study.runs)} runs failed: {', '.join(failed)}. The option "
+            "--status shows the reasons, and --retry tries them again."
+        )
+    if study.settings.publish and not left:
+        publishing.publish(study, local.Stop())
+    elif study.settings.publish:
+        print("Nothing is published yet. Run the same command again when all runs are done.")
+    if left and study.settings.cluster == "local":
+        print(f"{len(left)} runs were interrupted. Run the same command again to resume them.")
+        sys.exit(states.EXIT_STOPPED)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,19 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a disk without locks
+        return False
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file. `sync` waits until it is on disk."""
     try:

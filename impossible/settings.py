@@ -415,7 +415,7 @@ class Study(Settings):
     cluster: Literal["local", "slurm"] = "local"
     """where the runs are executed: on this machine, or as jobs of SLURM"""
     gpus: int = 1
-    """number of GPUs for each run (without a GPU on this machine: one CPU core; on SLURM, 0: none)"""
+    """number of GPUs for each run (a machine without GPUs: one core instead; SLURM, 0: none)"""
     at_once: int = 0
     """on this machine, the number of runs at a time (0: as many as there are GPUs or cores for)"""
     partition: str = ""
@@ -514,8 +514,10 @@ def load_several(
     ]
 
 
-def load_study(arguments: list[str], usage: str | None = None) -> tuple[Study, dict[str, Any]]:
-    """The settings of study.py, and those of its runs: the other settings, by name.
+def load_study(
+    arguments: list[str], usage: str | None = None
+) -> tuple[Study, dict[str, Any], Path]:
+    """The settings of study.py, those of its runs (all others, by name), and its config file.
 
     The arguments are those of `load`, and options that are settings of the other commands.
     """
@@ -534,7 +536,8 @@ def load_study(arguments: list[str], usage: str | None = None) -> tuple[Study, d
     config = Path(configs[0]) if configs else CONFIG_DIR / "study_reverse.py"
     study = load(Study, [str(config), *configs[1:], *options], usage=usage)
     shared = read_config(config) | values
-    return study, {name: shared[name] for name in shared if name not in Study.types()}
+    others = {name: shared[name] for name in shared if name not in Study.types()}
+    return study, others, _found(config)
 
 
 def _parted(kind: type[Settings], arguments: list[str]) -> tuple[list[Path], list[str]]:

@@ -1,5 +1,6 @@
 """Starting the commands of a study as processes that end with it."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -13,7 +14,7 @@ from impossible.study.plan import Command
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
-def start(command: Command, output: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start a command whose output is added to a file.
 
     It has a process group of its own, so that Ctrl-C on the terminal does not reach it. If this
@@ -38,11 +39,15 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def ask_to_end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a command to end; train.py does so after a whole step."""
-    process.terminate()
+def end(process: "subprocess.Popen[bytes]", at_once: bool = False) -> None:
+    """Ask a command to end, as train.py does after a whole step; or end it at once."""
+    if at_once:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.terminate()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a command and all that it started, at once."""
-    os.killpg(process.pid, signal.SIGKILL)
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Ask what a command has started, and has left behind when it was killed, to end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)

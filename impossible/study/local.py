@@ -5,31 +5,20 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from impossible import files
 from impossible.study import children, states
 from impossible.study.plan import Command, Plan, Run
 
 _PAUSE = 0.2  # seconds between two looks at the processes
-_ATTEMPTS = 3  # of a run that is killed, within one study
-
-
-class Slot(NamedTuple):
-    """A share of this machine, for one run at a time."""
-
-    env: dict[str, str]  # of its processes
-
-
-class Job(NamedTuple):
-    """A command of a run that is being executed."""
-
-    run: Run
-    command: Command
-    process: "subprocess.Popen[bytes]"
+_ATTEMPTS = 3  # of a run that is killed, before it waits for the next start of the study
 
 
 class Stop:
-    """Whether a signal has asked the study to end; a second one ends its processes at once."""
+    """How many signals have asked the study to end. The second one ends its processes at once."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -41,87 +30,120 @@ class Stop:
         self.count += 1
 
 
-def slots_of(plan: Plan) -> list[Slot]:
-    """The shares of this machine: `gpus` GPUs each or, without GPUs, one core each."""
+class Job(NamedTuple):
+    """A command of a run that is being executed."""
+
+    run: Run
+    command: Command
+    process: "subprocess.Popen[bytes]"
+    env: dict[str, str]  # its share of the machine
+
+
+def shares_of(plan: Plan) -> list[dict[str, str]]:
+    """The shares of this machine, one for each run at a time, as variables of the environment.
+
+    A share is `gpus` GPUs or, without GPUs, one core.
+    """
     import torch
 
     wanted, gpus = plan.settings.at_once, max(1, plan.settings.gpus)
     device = plan.runs[0].training.device
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        count = wanted or cores
-        return [Slot({"OMP_NUM_THREADS": str(max(1, cores // count))})] * count
+        count = wanted or cores()
+        return [{"OMP_NUM_THREADS": str(max(1, cores() // count))}] * count
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)]
+    groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)] or [names]
     count = wanted or len(groups)
-    return [Slot({"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])}) for i in range(count)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(count)]
 
 
-def prepare(plan: Plan, stop: Stop) -> str:
-    """Prepare the token files of all runs. Returns how the command ended, and its error."""
-    output = plan.folder / "prepare.txt"
-    return watch(plan.preparing, output, stop)
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def watch(command: Command, output: Any, stop: Stop) -> str:
-    """Execute one command to its end. Returns an empty string, `interrupted`, or its error."""
+def watch(command: Command, output: Path, stop: Stop) -> str:
+    """Execute one command to its end. Returns nothing, `interrupted`, or its error."""
+    print(command, flush=True)
     process = children.start(command, output, {})
     asked = 0
     while (code := process.poll()) is None:
         if stop.count > asked:
             asked = stop.count
-            children.ask_to_end(process) if asked == 1 else children.kill(process)
+            children.end(process, at_once=asked > 1)
         time.sleep(_PAUSE)
     if code == 0:
         return ""
     return "interrupted" if stop.count or code < 0 else states.error_in(output)
 
 
-def execute(plan: Plan, slots: list[Slot], stop: Stop) -> None:
+def execute(plan: Plan, stop: Stop) -> None:
     """Execute what is left of all runs, until all are done or have failed, or a signal comes."""
-    waiting = [run for run in plan.runs if states.following(plan, run) and not failed(run)]
-    free, jobs, attempts, asked = list(slots), {}, Counter(), 0
-    while (waiting and not stop.count) or jobs:
-        while waiting and free and not stop.count:
-            run = waiting.pop(0)
-            slot = free.pop(0)
-            jobs[run.name] = (slot, _begin(plan, run, slot))
-        if stop.count > asked:
-            asked = stop.count
-            print("stopping all runs after whole steps" if asked == 1 else "ending all processes")
-            for _, job in jobs.values():
-                children.ask_to_end(job.process) if asked == 1 else children.kill(job.process)
-        for name, (slot, job) in list(jobs.items()):
-            if (code := job.process.poll()) is None:
-                continue
-            del jobs[name]
-            how = states.end(job.run, job.command, code, bool(stop.count))
-            tell(plan, job, how)
-            if how == "done" and not stop.count and states.following(plan, job.run):
-                jobs[name] = (slot, _begin(plan, job.run, slot))
-                continue
-            free.append(slot)
-            attempts[name] += 1
-            if how == "interrupted" and attempts[name] < _ATTEMPTS:
-                waiting.append(job.run)
-        time.sleep(_PAUSE)
+    left = [run for run in plan.runs if states.following(plan, run)]
+    waiting = [run for run in left if not states.read(run.folder).failed]
+    if waiting:
+        _Execution(plan, stop, waiting, shares_of(plan)).go()
 
 
-def failed(run: Run) -> bool:
-    """Whether a command of a run failed, and has not been tried again."""
-    return bool(states.read(run.folder).failed)
+@dataclass
+class _Execution:
+    plan: Plan
+    stop: Stop
+    waiting: list[Run]
+    free: list[dict[str, str]]  # shares of the machine
+    jobs: list[Job] = field(default_factory=list)
+    attempts: Counter[str] = field(default_factory=Counter)  # run -> how often it was interrupted
+    asked: int = 0  # how many signals have been passed on
+    told: set[str] = field(default_factory=set)  # runs that other processes write to
 
+    def go(self) -> None:
+        while (self.waiting and not self.stop.count) or self.jobs:
+            while self.free and not self.stop.count and (run := self._next()):
+                self._begin(run, self.free.pop(0))
+            if self.stop.count > self.asked:
+                self._pass_on()
+            for job in list(self.jobs):
+                if (code := job.process.poll()) is not None:
+                    self._ended(job, code)
+            time.sleep(_PAUSE)
 
-def _begin(plan: Plan, run: Run, slot: Slot) -> Job:
-    command = states.following(plan, run)
-    states.begin(run, command)
-    print(f"{run.name}: {command}", flush=True)
-    return Job(run, command, children.start(command, run.output, slot.env))
+    def _next(self) -> Run | None:
+        """Take the first run that no other process writes to (one may still be ending)."""
+        for run in self.waiting:
+            if not files.is_locked(run.folder):
+                self.waiting.remove(run)
+                return run
+            if run.name not in self.told:
+                self.told.add(run.name)
+                print(f"{run.name}: waiting for another process that writes to {run.folder}")
+        return None
 
+    def _begin(self, run: Run, env: dict[str, str]) -> None:
+        command = states.following(self.plan, run)
+        states.begin(run, command)
+        print(f"{run.name}: {command}", flush=True)
+        self.jobs.append(Job(run, command, children.start(command, run.output, env), env))
 
-def tell(plan: Plan, job: Job, how: str) -> None:
-    """Print how a command of a run ended."""
-    state = states.read(job.run.folder)
-    reason = f" ({state.failed})" if state.failed else ""
-    print(f"{job.run.name}: {job.command.script} {how}{reason}", flush=True)
+    def _pass_on(self) -> None:
+        self.asked = self.stop.count
+        print("stopping all runs after whole steps" if self.asked == 1 else "ending all processes")
+        for job in self.jobs:
+            children.end(job.process, at_once=self.asked > 1)
+
+    def _ended(self, job: Job, code: int) -> None:
+        """Record how a command ended, and start the next one of its run or free its share."""
+        self.jobs.remove(job)
+        children.end_group(job.process)
+        how = states.end(job.run, job.command, code, bool(self.stop.count))
+        reason = states.read(job.run.folder).failed.removeprefix(f"{job.command.script}: ")
+        print(f"{job.run.name}: {job.command.script} {how} {reason}".rstrip(), flush=True)
+        if how == "done" and not self.stop.count and states.following(self.plan, job.run):
+            self._begin(job.run, job.env)
+            return
+        self.free.append(job.env)
+        self.attempts[job.run.name] += 1
+        if how == "interrupted" and self.attempts[job.run.name] < _ATTEMPTS:
+            self.waiting.append(job.run)

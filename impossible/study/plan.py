@@ -3,6 +3,7 @@
 The commands of a run read nothing but its config file, so that anybody can type them again.
 """
 
+import dataclasses
 import functools
 import shlex
 import sys
@@ -10,10 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+
 import perturb
 from impossible import files, settings
 from impossible.errors import UserError
 from impossible.settings import Convert, Evaluate, Prepare, Settings, Study, Train
+from impossible.text import token_files
+from impossible.text.tokenizer import END_OF_TEXT_ID
+from impossible.training import checkpoint
+from model import GPT, GPTConfig
 
 S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent.parent
@@ -22,6 +29,7 @@ _COMMANDS = (Prepare, Train, Convert, Evaluate)
 _OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "results_dir", "model", "revisions")
 _OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
 _OWN += ("overwrite", "init_seed", "order_seed")
+_OF_ONE_START = ("retry", "status", "dry_run")
 # What the tokens depend on.
 _OF_TEXT = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8", "data_seed")
 _OF_TEXT += ("annotator", "annotations")
@@ -89,6 +97,23 @@ class Run:
         """The tokens that it is trained on."""
         return self.training.max_steps * self.training.tokens_per_step
 
+    @property
+    def data_dir(self) -> Path:
+        """Its token files."""
+        return Path(self.values["data_dir"])
+
+    @property
+    def model_config(self) -> GPTConfig:
+        """The shape of its model."""
+        vocab_size = END_OF_TEXT_ID + 1 + len(perturb.get(self.language).markers)
+        return checkpoint.model_config(dataclasses.asdict(self.training), vocab_size)
+
+    @property
+    def parameters(self) -> int:
+        """How many its model has."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in GPT(self.model_config).parameters())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -96,6 +121,8 @@ class Plan:
 
     settings: Study
     runs: list[Run]
+    line: str  # the command that was typed
+    text: str  # of its config file
 
     @property
     def folder(self) -> Path:
@@ -105,8 +132,24 @@ class Plan:
     @property
     def preparing(self) -> Command:
         """Prepares all token files; it reads the text once."""
-        by_data = {run.values["data_dir"]: str(run.config) for run in self.runs}
-        return Command("prepare.py", list(by_data.values()))
+        first: dict[Path, str] = {}
+        for run in self.runs:
+            first.setdefault(run.data_dir, str(run.config))
+        return Command("prepare.py", list(first.values()))
+
+    def preparing_of(self, run: Run) -> Command:
+        """Prepares the token files of one run alone."""
+        return Command("prepare.py", [str(run.config)])
+
+    def repo(self, run: Run) -> str:
+        """The repo on the Hub that a run is published as."""
+        language = run.language.replace("_", "-")
+        return f"{self.settings.publish}-{language}-seed-{run.seed}"
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether all token files exist."""
+        return all((run.data_dir / token_files.META).exists() for run in self.runs)
 
     def commands(self, run: Run) -> list[Command]:
         """The commands that train, export and evaluate one run, in order."""
@@ -148,18 +191,27 @@ def read(arguments: list[str], usage: str | None) -> Plan:
 
     Raises UserError for a setting that the study decides itself.
     """
-    study, shared = settings.load_study(arguments, usage)
+    study, shared, config = settings.load_study(arguments, usage)
     for name in _OWN:
         if name in shared:
             raise UserError(
                 f"{name} is set, but a study sets it itself for each run. Leave it out of the "
                 "config file and the command line."
             )
-    return make(study, shared)
+    if study.vary_data and "data_seed" in shared:
+        raise UserError("data_seed is set, but vary_data = True sets it. Leave one of them out.")
+    if len(study.languages) * len(study.seeds) < 2:
+        raise UserError(
+            "a study compares two or more runs, but there is one language and one seed. Add some, "
+            "or use the single commands (prepare.py, train.py, ...)."
+        )
+    asked = [a for a in arguments if a.removeprefix("--").partition("=")[0] not in _OF_ONE_START]
+    line = shlex.join(["python", "study.py", *asked])
+    return Plan(study, _runs(study, shared), line, config.read_text(encoding="utf-8-sig").strip())
 
 
-def make(study: Study, shared: dict[str, Any]) -> Plan:
-    """The plan of a study. shared: settings of the other commands, the same for all runs."""
+def _runs(study: Study, shared: dict[str, Any]) -> list[Run]:
+    """The runs. shared: settings of the other commands, the same for all runs."""
     runs = []
     for language in study.languages:
         perturb.get(language)
@@ -168,7 +220,7 @@ def make(study: Study, shared: dict[str, Any]) -> Plan:
             for kind in _COMMANDS:  # whose mistakes are told now
                 of(kind, run.values)
             runs.append(run)
-    return Plan(study, runs)
+    return runs
 
 
 def _values(study: Study, shared: dict[str, Any], language: str, seed: int) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from impossible import files
+from impossible.errors import UserError
 from impossible.study.plan import Command, Plan, Run
 from impossible.training import checkpoint
 
@@ -26,15 +26,21 @@ class State:
     done: dict[str, float] = field(default_factory=dict)  # command -> seconds, over all attempts
     spent: dict[str, float] = field(default_factory=dict)  # the same, of commands not yet done
     failed: str = ""  # the command that failed and its error
-    running: dict[str, Any] = field(default_factory=dict)  # command, host, pid, since
+    running: dict[str, Any] = field(default_factory=dict)  # command, since, job
 
 
 def read(folder: Path) -> State:
-    """The state of a run; an empty one if it has not begun."""
+    """The state of a run; an empty one if it has not begun. Raises UserError if it is damaged."""
+    path = folder / NAME
     try:
-        return State(**json.loads((folder / NAME).read_text(encoding="utf-8")))
+        return State(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return State()
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Delete it: the commands of the run will be started "
+            "again, and skip what they have done."
+        )
 
 
 def write(folder: Path, state: State) -> None:
@@ -44,9 +50,9 @@ def write(folder: Path, state: State) -> None:
 
 def following(plan: Plan, run: Run) -> Command | None:
     """The next command of a run; None if all are done."""
-    state = read(run.folder)
+    done = read(run.folder).done
     for command in plan.commands(run):
-        if str(command) not in state.done or not _is_there(run, command):
+        if str(command) not in done or not _is_there(run, command):
             return command
     return None
 
@@ -61,8 +67,8 @@ def _is_there(run: Run, command: Command) -> bool:
 
 
 def begin(run: Run, command: Command) -> None:
-    """Record that a command of a run has been started, by this process."""
-    running = {"command": str(command), "host": socket.gethostname(), "since": time.time()}
+    """Record that a command of a run is being started."""
+    running = {"command": str(command), "since": time.time()}
     if "SLURM_JOB_ID" in os.environ:
         running["job"] = os.environ["SLURM_JOB_ID"]
     write(run.folder, dataclasses.replace(read(run.folder), failed="", running=running))
@@ -77,26 +83,36 @@ def end(run: Run, command: Command, code: int, is_stopped: bool) -> str:
     seconds = state.spent.get(key, 0.0) + time.time() - state.running["since"]
     spent = {name: value for name, value in state.spent.items() if name != key}
     if code == 0:
-        done = state.done | {key: seconds}
-        write(run.folder, State(done=done, spent=spent))
+        write(run.folder, State(state.done | {key: seconds}, spent))
         return "done"
     spent[key] = seconds
     is_killed = code < 0 or (command.processes > 1 and _KILLED in _tail(run.output))
     if is_stopped or is_killed or code == EXIT_STOPPED:
-        write(run.folder, State(done=state.done, spent=spent))
+        write(run.folder, State(state.done, spent))
         return "interrupted"
-    write(run.folder, State(state.done, spent, failed=f"{command}: {error_in(run.output)}"))
+    write(run.folder, State(state.done, spent, failed=f"{command.script}: {error_in(run.output)}"))
     return "failed"
 
 
+def forget_failure(run: Run) -> None:
+    """Let a run that failed go on."""
+    if (state := read(run.folder)).failed:
+        write(run.folder, dataclasses.replace(state, failed=""))
+
+
 def error_in(output: Path) -> str:
-    """The last error in the output of commands, or else its last lines."""
+    """The last error in the output of the latest command, or else its last lines."""
     lines = [line for line in _tail(output).splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else " / ".join(lines[-_LINES:])
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else " / ".join(lines[-_LINES:]) or "no output"
+
+
+def last_line(output: Path) -> str:
+    """The last line that a command printed."""
+    return ([line for line in _tail(output).splitlines() if line.strip()] or ["no output"])[-1]
 
 
 def _tail(output: Path) -> str:
     """The end of a file, after the line of the latest command."""
     text = output.read_bytes()[-20_000:].decode(errors="replace") if output.exists() else ""
-    return text.rpartition("\n$ ")[2]
+    return text.rpartition("\n$ ")[2].partition("\n")[2]

@@ -1,0 +1,145 @@
+"""The plan of a study before it is begun, and the state of its runs at any time."""
+
+import contextlib
+import math
+import time
+
+import pandas as pd
+import torch
+
+from impossible.errors import UserError
+from impossible.study import local, results, states
+from impossible.study.plan import Plan, Run
+from impossible.text import token_files
+from impossible.training import device as devices
+from impossible.training import log
+from impossible.training.kept import kept_steps
+from impossible.training.processes import World
+from model import GPT, next_tokens
+
+_TRIAL = 3.0  # seconds of training for an estimate
+_STATE_SIZE = 3  # a training state: weights and AdamW's two moments; there are two of them
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the runs, the commands, the tokens, and estimates of time and disk."""
+    left = [run for run in plan.runs if states.following(plan, run)]
+    s = plan.settings
+    print(f"{len(s.languages)} languages x {len(s.seeds)} seeds = {len(plan.runs)} runs")
+    print(f"  {len(plan.runs) - len(left)} of them are done already in {plan.folder}")
+    for language in s.languages:
+        print(f"  {language}: seeds {', '.join(map(str, s.seeds))}")
+    print("commands, once for all runs:")
+    configs = plan.preparing.arguments
+    shown = configs if len(configs) < 3 else [configs[0], "...", configs[-1]]
+    print(f"  {plan.preparing._replace(arguments=shown)}")
+    print("commands for each run, here for the first:")
+    for command in plan.commands(plan.runs[0]):
+        print(f"  {command}")
+    print("commands at the end, on the config files of all runs:")
+    for command in plan.joint(plan.runs):
+        options = [a for a in command.arguments if a.startswith("--")]
+        print(f"  {command._replace(arguments=[configs[0], '...', *options])}")
+    tokens = sum(run.tokens for run in plan.runs)
+    print(f"tokens: {plan.runs[0].tokens:,} for each run, {tokens:,} in all")
+    print(f"time: {_time(plan, left)}")
+    print(f"disk: {_disk(plan)}")
+    if s.publish:
+        print(f"repos: {', '.join(plan.repo(run) for run in plan.runs)}")
+
+
+def _time(plan: Plan, left: list[Run]) -> str:
+    """An estimate of the time that training takes."""
+    if not left:
+        return "nothing is left to do"
+    tokens = sum(run.tokens * (1 - _share_done(run)) for run in left)
+    known = [speed for run in plan.runs if (speed := _speed(run))]
+    if plan.settings.cluster == "slurm":
+        if not known:
+            return "unknown until a run has begun on the cluster"
+        hours = plan.runs[0].tokens / (sum(known) / len(known)) / 3600
+        return f"about {log.duration(hours * 3600)} of training for each run, by the runs so far"
+    shares = local.shares_of(plan)
+    if known:
+        speed, basis = sum(known) / len(known), "by the runs so far"
+    else:
+        speed, basis = _tried_speed(plan, shares[0]), "by a short trial without torch.compile"
+    at_once = min(len(shares), len(left))
+    seconds = tokens / (speed * at_once)
+    return (
+        f"about {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
+        f"tokens/s each ({basis}); export and evaluation are not included"
+    )
+
+
+def _share_done(run: Run) -> float:
+    records = log.read(run.folder)
+    return records[-1]["step"] / run.training.max_steps if records else 0.0
+
+
+def _speed(run: Run) -> float:
+    """The median speed of a run in tokens per second; 0 if it has not begun."""
+    found = sorted(r["tokens_per_second"] for r in log.read(run.folder) if "tokens_per_second" in r)
+    return found[len(found) // 2] if found else 0.0
+
+
+def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
+    """Tokens per second of a few training steps on this machine."""
+    run = plan.runs[0]
+    t = run.training
+    device = devices.pick_device(t.device, World())
+    dtype = devices.pick_dtype(t.dtype, device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(share.get("OMP_NUM_THREADS", before)))
+    model = GPT(run.model_config).to(device)
+    batch = torch.randint(1000, (t.batch_size, t.block_size), device=device)
+    seconds, count = math.inf, 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < _TRIAL or count < 2:
+        start = time.perf_counter()
+        with devices.autocast(device, dtype):
+            loss = model(batch, next_tokens(batch))
+        loss.backward()
+        devices.synchronize(device)
+        seconds, count = min(seconds, time.perf_counter() - start), count + 1
+    torch.set_num_threads(before)
+    return batch.numel() / seconds * plan.processes
+
+
+def _disk(plan: Plan) -> str:
+    """The size of checkpoints, exports, training states and token files."""
+    parameters = plan.runs[0].parameters
+    weights = 4 * parameters
+    t, kept = plan.runs[0].training, None
+    with contextlib.suppress(UserError):
+        meta = token_files.read_meta(plan.runs[0].data_dir)
+        kept = kept_steps(vars(t), vars(meta))
+    if kept is None and t.extra_checkpoints != "babylm":
+        kept = kept_steps(vars(t), {})
+    if kept is None:
+        return "unknown before the data are prepared, as checkpoints follow the number of words"
+    each = weights * (2 * len(kept) + 2 * _STATE_SIZE)
+    total = each * len(plan.runs) / 1e9
+    return (
+        f"about {total:,.1f} GB: for each run {len(kept)} checkpoints of {weights / 1e6:,.0f} MB, "
+        "as many exports, and the states to resume from; token files and results are not included"
+    )
+
+
+def show_states(plan: Plan) -> None:
+    """Print how far each run is."""
+    table = results.runs_table(plan)
+    columns = ["run", "state", "step", "loss", "val_loss", "perplexity", "minutes"]
+    forms = {"loss": "{:.4f}", "val_loss": "{:.4f}", "perplexity": "{:,.1f}", "minutes": "{:.1f}"}
+    formatters = {
+        name: lambda v, f=form: "" if math.isnan(v) else f.format(v) for name, form in forms.items()
+    }
+    with pd.option_context("display.width", None):
+        print(table[columns].to_string(index=False, formatters=formatters))
+    for run, error in zip(table["run"], table["error"], strict=True):
+        if error:
+            print(f"{run} failed: {error}")
+    counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
+    print(f"{len(table)} runs: {counts}")
+    if "failed" in set(table["state"]):
+        print("To try what failed again, add --retry to the command of the study.")

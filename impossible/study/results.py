@@ -1,0 +1,130 @@
+"""The results of a study: joint tables and pictures, a table of all runs, and the report."""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from impossible import files
+from impossible.errors import UserError
+from impossible.study import local, report, slurm, states
+from impossible.study.local import Stop
+from impossible.study.plan import Plan, Run
+from impossible.training import checkpoint, log
+
+RUNS = "runs.csv"
+_MADE = "results.json"  # what the joint results were made from
+
+
+def write(plan: Plan, stop: Stop) -> None:
+    """Evaluate all finished runs together, unless that is done, and write the table and the report.
+
+    Raises UserError if an evaluation fails.
+    """
+    done = [run for run in plan.runs if states.following(plan, run) is None]
+    error = ""
+    if len(done) > 1 and not stop.count:
+        error = _evaluate(plan, done, stop)
+    table = runs_table(plan)
+    with files.atomic_write(plan.folder / RUNS) as file:
+        table.to_csv(file, index=False)
+    report.write(plan, table)
+    print(f"results: {plan.folder}; to read: {plan.folder / report.NAME}", flush=True)
+    if error and not stop.count:
+        raise UserError(f"{error} (in {plan.folder / 'results.txt'})")
+
+
+def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> str:
+    """The joint evaluation of runs. Returns an error, if there is one."""
+    commands = plan.joint(runs)
+    configs = [run.config.read_text(encoding="utf-8") for run in runs]
+    weights = [run.folder / f"checkpoint-{run.training.max_steps}.pt" for run in runs]
+    times = [path.stat().st_mtime_ns for path in weights]
+    described = json.dumps([list(map(str, commands)), configs, times])
+    made = {"from": hashlib.sha256(described.encode()).hexdigest()}
+    path = plan.folder / _MADE
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == made:
+        return ""
+    path.unlink(missing_ok=True)
+    for command in commands:
+        if error := local.watch(command, plan.folder / "results.txt", stop):
+            return error
+    files.write_json(path, made)
+    return ""
+
+
+def runs_table(plan: Plan) -> pd.DataFrame:
+    """A row for each run: its state, how far it is, its losses, its time and its device."""
+    is_open = files.is_locked(plan.folder)
+    jobs = slurm.jobs(plan)
+    return pd.DataFrame([_row(plan, run, is_open, jobs) for run in plan.runs])
+
+
+def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str, Any]:
+    records = log.read(run.folder)
+    last = records[-1] if records else {"step": 0}
+    losses = [record["loss"] for record in records if record.get("loss")]
+    val_losses = [record["val_loss"] for record in records if record.get("val_loss")]
+    speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
+    state = states.read(run.folder)
+    minutes = sum([*state.done.values(), *state.spent.values()]) / 60
+    return {
+        "run": run.name,
+        "language": run.language,
+        "seed": run.seed,
+        "state": state_of(plan, run, is_open, jobs),
+        "step": last["step"],
+        "max_steps": run.training.max_steps,
+        "loss": losses[-1] if losses else math.nan,
+        "val_loss": val_losses[-1] if val_losses else math.nan,
+        "perplexity": _perplexity(run),
+        "minutes": round(minutes, 2),
+        "tokens_per_second": round(sorted(speeds)[len(speeds) // 2]) if speeds else math.nan,
+        "device": _device(run),
+        "error": state.failed,
+    }
+
+
+def state_of(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> str:
+    """The state of a run in a word.
+
+    is_open: whether a process executes the study on this machine. jobs: SLURM's states of jobs.
+    """
+    state = states.read(run.folder)
+    following = states.following(plan, run)
+    if following is None:
+        return "done"
+    if state.failed:
+        return "failed"
+    job = jobs.get(run.name, "")
+    if state.running and (job == "RUNNING" or ("job" not in state.running and is_open)):
+        return "running"
+    if job:
+        return "queued"
+    return "interrupted" if state.done or state.spent or state.running else "waiting"
+
+
+def _perplexity(run: Run) -> float:
+    """The test perplexity after the last step."""
+    path = run.folder / "evaluation" / "perplexity.csv"
+    if not path.exists():
+        return math.nan
+    table = pd.read_csv(path)
+    rows = table[(table["genre"] == "all") & (table["step"] == run.training.max_steps)]
+    return float(rows["perplexity"].iloc[0]) if len(rows) else math.nan
+
+
+def _device(run: Run) -> str:
+    """The devices that trained a run."""
+    paths = checkpoint.list_checkpoints(run.folder)
+    if not paths:
+        return ""
+    sessions = checkpoint.load(paths[-1]).sessions
+    return "; ".join(dict.fromkeys(name for session in sessions for name in session["devices"]))
+
+
+def is_all_done(plan: Plan) -> bool:
+    """Whether nothing is left to do for any run."""
+    return all(states.following(plan, run) is None for run in plan.runs)
