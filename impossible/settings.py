@@ -585,7 +585,7 @@ def _spelled(kind: type[Settings], argument: str) -> list[str]:
             f"{kind.command} has no setting {name}; it is a setting of {', '.join(readers)}."
         )
     if typing.get_origin(types.get(name)) is tuple and equals:
-        return [f"--{name}", *(part.strip() for part in value.split(","))]
+        return [f"--{name}", *(part.strip() for part in value.split(",") if part.strip())]
     if types.get(name) is not bool or not equals:
         return [argument]
     if value.lower() not in _SWITCHES:

@@ -84,11 +84,19 @@ class Repo:
         return commits
 
 
+@dataclass
+class Collection:
+    title: str
+    private: bool
+    items: list[str] = field(default_factory=list)  # names of models
+
+
 class Hub:
     """The state of the Hub, and the requests that were made to it."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}  # by (models or datasets, USER/NAME)
+        self.collections: dict[str, Collection] = {}  # by slug
         self.tokens = {"hf_good": "ada", "hf_other": "bob", "hf_reader": "eve"}  # token -> user
         self.large: dict[str, bytes] = {}  # SHA-256 -> content, as uploaded
         self.xet = Xet(self.large)
@@ -104,7 +112,7 @@ class Hub:
 
     def empty(self) -> None:
         """Forget all repos, uploads and requests."""
-        for container in (self.repos, self.large, self.xet.xorbs, self.requests):
+        for container in (self.repos, self.large, self.xet.xorbs, self.requests, self.collections):
             container.clear()
         self.fault = None
 
@@ -185,6 +193,8 @@ class Api:
             role = "read" if self.user == "eve" else "write"
             auth = {"accessToken": {"role": role}}
             return as_json({"name": self.user, "orgs": [{"name": "lab"}], "auth": auth})
+        if parts[:2] == ["api", "collections"]:
+            return self.collection(method, "/".join(parts[2:4]), body)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -254,6 +264,33 @@ class Api:
             return as_json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
         self.hub.add_model(name, private=wanted.get("visibility") == "private")
         return as_json({"url": f"{self.hub.url}/{name}"})
+
+    def collection(self, method: str, slug: str, body: bytes) -> Answer:
+        status = 200
+        if method == "POST" and not slug:
+            wanted = json.loads(body)
+            slug = f"{wanted['namespace']}/{wanted['title'].lower()}-{'0' * 24}"
+            if wanted["namespace"] not in (self.user, "lab"):
+                return forbidden()
+            if slug in self.hub.collections:
+                status = 409
+            made = Collection(wanted["title"], wanted["private"])
+            self.hub.collections.setdefault(slug, made)
+        elif method == "POST":
+            item = json.loads(body)["item"]
+            if (f"{item['type']}s", item["id"]) not in self.hub.repos:
+                return missing("Repo")
+            if item["id"] in self.hub.collections[slug].items:
+                return as_json({"error": "exists"}, 409)
+            self.hub.collections[slug].items.append(item["id"])
+        found = self.hub.collections[slug]
+        items = [
+            {"_id": str(i), "id": name, "type": "model", "position": i}
+            for i, name in enumerate(found.items)
+        ]
+        value = {"slug": slug, "title": found.title, "private": found.private, "items": items}
+        value |= {"owner": {"name": self.user}, "lastUpdated": "2026-01-01T00:00:00.000Z"}
+        return as_json(value | {"position": 0, "theme": "green", "upvotes": 0}, status)
 
     def commits(self, repo: Repo, place: str) -> Answer:
         if repo.find(place) is None:

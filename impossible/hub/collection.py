@@ -2,7 +2,7 @@
 
 import functools
 
-import huggingface_hub
+from huggingface_hub import HfApi
 
 from impossible import asking
 from impossible.errors import UserError
@@ -10,12 +10,12 @@ from impossible.errors import UserError
 _LONGEST = 59  # characters of a title, says the Hub
 
 
-def gather(namespace: str, title: str, repos: list[str], private: bool) -> str:
+def gather(api: HfApi, namespace: str, title: str, repos: list[str], private: bool) -> str:
     """Create a collection, unless there is one of that title, and add repos. Returns its address.
 
-    Raises UserError if the Hub refuses, or does not list all repos afterwards.
+    api: as publish.sign_in returns it. Raises UserError if the Hub refuses, or does not list all
+    repos afterwards.
     """
-    api = huggingface_hub.HfApi()
     title = title[:_LONGEST]
     try:
         slug = asking.patiently(
@@ -44,6 +44,6 @@ def gather(namespace: str, title: str, repos: list[str], private: bool) -> str:
     return f"{api.endpoint}/collections/{slug}"
 
 
-def _models(api: huggingface_hub.HfApi, slug: str) -> list[str]:
+def _models(api: HfApi, slug: str) -> list[str]:
     found = asking.patiently("the collection", lambda: api.get_collection(slug))
     return [item.item_id for item in found.items if item.item_type == "model"]

@@ -2,6 +2,7 @@
 
 from impossible.errors import UserError
 from impossible.hub import collection
+from impossible.hub.publish import sign_in
 from impossible.study import local, states
 from impossible.study.local import Stop
 from impossible.study.plan import Command, Plan
@@ -13,6 +14,7 @@ def publish(plan: Plan, stop: Stop) -> None:
     Raises UserError if one of them could not be published.
     """
     study = plan.settings
+    api = sign_in(plan.repo(plan.runs[0]))  # before the work: this may fail
     for run in plan.runs:
         options = [f"--push_to_hub={plan.repo(run)}", *(["--private"] if study.private else [])]
         command = Command("convert_to_hf.py", [str(run.config), *options])
@@ -21,4 +23,4 @@ def publish(plan: Plan, stop: Stop) -> None:
         print(f"{plan.repo(run)}: {states.last_line(run.output)}", flush=True)
     repos = [plan.repo(run) for run in plan.runs]
     namespace, title = study.publish.split("/")
-    print(f"all of them: {collection.gather(namespace, title, repos, study.private)}")
+    print(f"all of them: {collection.gather(api, namespace, title, repos, study.private)}")

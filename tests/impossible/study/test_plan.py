@@ -1,0 +1,138 @@
+"""The runs of a study, their config files and their commands."""
+
+from pathlib import Path
+
+import pytest
+
+from impossible import settings
+from impossible.errors import UserError
+from impossible.settings import Convert, Evaluate, Prepare, Train
+from impossible.study import plan as plans
+from impossible.study.plan import Plan
+
+CONFIG = """
+languages = ["no_hop", "partial_reverse"]
+seeds = [1, 2]
+n_layer = 3
+"""
+
+
+def plan(tmp_path: Path, *options: str, config: str = CONFIG) -> Plan:
+    path = tmp_path / "study.py"
+    path.write_text(config, encoding="utf-8")
+    return plans.read([str(path), f"--study_dir={tmp_path / 'study'}", *options], "usage")
+
+
+def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path) -> None:
+    made = plan(tmp_path, "--dropout=0.5", "--compile=false", "--sample_seed=3")
+    plans.write_configs(made)
+    assert [run.name for run in made.runs] == [
+        "no_hop-seed-1",
+        "no_hop-seed-2",
+        "partial_reverse-seed-1",
+        "partial_reverse-seed-2",
+    ]
+    run = made.runs[3]
+    path = [str(run.config)]
+    prepare, train = settings.load(Prepare, path), settings.load(Train, path)
+    convert, evaluate = settings.load(Convert, path), settings.load(Evaluate, path)
+    assert train == run.training
+    assert (train.language, train.seed, train.n_layer) == ("partial_reverse", 2, 3)
+    assert (train.dropout, train.compile, evaluate.sample_seed) == (0.5, False, 3)
+    assert prepare.data_dir == train.data_dir == evaluate.data_dir
+    assert train.out_dir == convert.out_dir == evaluate.out_dir == str(run.folder)
+    assert prepare.data_seed == Prepare.data_seed
+    assert evaluate.eval_dir == str(tmp_path / "study")
+    assert str(made.preparing) == (
+        f"python prepare.py {made.runs[0].config} {made.runs[2].config}"  # a language once
+    )
+
+
+def test_seeds_vary_the_data_if_wanted(tmp_path: Path) -> None:
+    made = plan(tmp_path, "--vary_data=true")
+    assert len({run.data_dir for run in made.runs}) == 4
+    assert [run.values["data_seed"] for run in made.runs] == [1, 2, 1, 2]
+    assert len(made.preparing.arguments) == 4
+
+
+def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) -> None:
+    made = plan(tmp_path, "--evaluations=perplexity,markers,pairs=blimp")
+    hop, other = made.runs[0], made.runs[2]
+    assert [str(c) for c in made.commands(hop)] == [
+        f"python {rest}"
+        for rest in (
+            f"train.py {hop.config}",
+            f"convert_to_hf.py {hop.config}",
+            f"evaluate.py {hop.config}",
+            f"evaluate.py {hop.config} --markers",
+            f"evaluate.py {hop.config} --pairs=blimp",
+        )
+    ]
+    assert not any("--markers" in c.arguments for c in made.commands(other)), "it has none"
+    perplexity, markers, pairs = made.joint(made.runs)
+    assert perplexity.arguments == [*(str(run.config) for run in made.runs), "--losses"]
+    assert markers.arguments == [str(run.config) for run in made.runs[:2]] + ["--markers"]
+    assert len(pairs.arguments) == 5
+
+
+def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
+    (command, *_) = plan(tmp_path, "--gpus=2").commands(plan(tmp_path).runs[0])
+    assert str(command).startswith("torchrun --standalone --nproc_per_node=2 train.py ")
+    (command, *_) = plan(tmp_path, "--gpus=2", "--device=cpu").commands(plan(tmp_path).runs[0])
+    assert str(command).startswith("python train.py ")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('languages = ["no_hop"]\nseeds = [1]', "two or more runs"),
+        ('languages = ["no_hops"]', "unknown language 'no_hops'. Did you mean 'no_hop'"),
+        ('languages = "no_hop"', "line 1: languages must be a list of strings, not 'no_hop'"),
+        ("seeds = [1, 1]", "seeds = .* a list without duplicates"),
+        ("seeds = [1, -1]", "seeds = .* a list of whole numbers, 0 or more"),
+        ("seeds = []", "seeds = .* a list of one or more"),
+        ("seeds = [True, 2]", "seeds must be a list of whole numbers"),
+        ("out_dir = 'here'", "out_dir is set, but a study sets it itself"),
+        ("pairs = 'blimp'", "pairs is set, but a study sets it itself"),
+        ("vary_data = True\ndata_seed = 3", "data_seed is set, but vary_data = True sets it"),
+        ("n_head = 5", "n_head = 5 is invalid"),  # before anything begins
+        ("evaluations = ['pears']", "evaluations = .* must be a list of: perplexity, markers"),
+        ("evaluations = ['pairs']", "pairs=SOURCE"),
+        ("publish = 'mine'", "of the form USER/PREFIX"),
+        ("private = True", "combined with --publish="),
+        ("hours = 0", "hours = 0.0 is invalid"),
+        ("langauges = ['no_hop']", "line 1: unknown setting 'langauges'. Did you mean 'languages'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_begins(
+    config: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(tmp_path, config=config)
+    assert not (tmp_path / "study").exists()
+
+
+def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
+    for option, message in (
+        ("--max_steps=many", "max_steps must be a whole number, not 'many'"),
+        ("--max_steps", "a value is missing. Write --max_steps=VALUE"),
+        ("--compile=maybe", "compile must be True or False, not 'maybe'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan(tmp_path, option)
+
+
+def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_path: Path) -> None:
+    plans.write_configs(plan(tmp_path, "--corpus=sotu"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("config.py")}
+    for option, told in (
+        ("--n_layer=4", "n_layer was 3 and is now 4"),
+        ("--corpus=babylm", "corpus was 'sotu' and is now 'babylm'"),
+    ):
+        with pytest.raises(UserError, match=rf"begun with other settings: {told}.*--study_dir="):
+            plans.write_configs(plan(tmp_path, "--corpus=sotu", option))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("config.py")} == before
+    plans.write_configs(plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3"))
+    configs = sorted(tmp_path.rglob("config.py"))
+    assert len(configs) == 6
+    assert all(settings.read_config(path)["batch_size"] == 4 for path in configs)
