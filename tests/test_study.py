@@ -1,0 +1,320 @@
+"""Studies with real runs: from one command, resumed, extended, on SLURM, published."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import TINY, fail, kill, start, succeed, wait_for
+from hub import Hub, serve
+from test_slurm import cluster, shown  # noqa: F401 (a fixture)
+
+from impossible.study import states
+from impossible.training import checkpoint, log
+
+Config = Callable[..., Path]
+# So many steps that a run is still going when it is killed.
+LONG = {"max_steps": 300, "checkpoint_interval": 100, "eval_interval": 100}
+
+
+@pytest.fixture
+def study(corpus_dir: Path, tmp_path: Path) -> Config:
+    """Writes the config of a study of tiny models; its folder is `study`."""
+
+    def write(name: str = "study", **values: object) -> Path:
+        tiny = {
+            key: value if key in ("segmenter", "device", "dtype") else eval(value.capitalize())
+            for key, value in TINY.items()
+        }
+        given = {
+            "languages": ["no_reverse", "partial_reverse"],
+            "seeds": [1, 2],
+            "study_dir": str(tmp_path / name),
+            "corpus": str(corpus_dir),
+            "sentences_per_genre": 20,
+            **tiny,
+            **values,
+        }
+        path = tmp_path / f"{name}.py"
+        path.write_text("".join(f"{key} = {value!r}\n" for key, value in given.items()))
+        return path
+
+    return write
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """What a study has found: weights, exports and scores, without times and places."""
+    found = {}
+    for run in sorted((folder / "runs").iterdir()):
+        for path in checkpoint.list_checkpoints(run):
+            loaded = checkpoint.load(path)
+            weights = {name: w.numpy().tobytes() for name, w in loaded.model.items()}
+            found[f"{run.name} {path.name}"] = weights, loaded.val_loss
+        for path in sorted(run.glob("hf/*/*.safetensors")):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+        records = [(r["step"], r.get("loss"), r.get("val_loss")) for r in log.read(run)]
+        found[f"{run.name} log"] = records
+    for name in ("perplexity.csv", "differences.csv"):
+        table = pd.read_csv(folder / name)
+        found[name] = table.drop(columns=["place", "data_dir"], errors="ignore").to_csv()
+    return found
+
+
+def words(folder: Path) -> dict[str, str]:
+    """The state of each run, by runs.csv."""
+    table = pd.read_csv(folder / "runs.csv")
+    return dict(zip(table["run"], table["state"], strict=True))
+
+
+def test_the_plan_is_shown_and_nothing_is_done(study: Config, tmp_path: Path) -> None:
+    config = study(publish="ada/tiny")
+    shown = succeed("study.py", config, "--dry_run", "--extra_checkpoints=log2")
+    assert "2 languages x 2 seeds = 4 runs" in shown
+    assert "partial_reverse: seeds 1, 2" in shown
+    run = tmp_path / "study" / "runs" / "no_reverse-seed-1" / "config.py"
+    for command in ("prepare.py", "train.py", "convert_to_hf.py", "evaluate.py"):
+        assert f"  python {command} {run}" in shown
+    assert "tokens: 1,536 for each run, 6,144 in all" in shown
+    assert re.search(r"time: about .* 2 runs at a time at [\d,]+ tokens/s each \(by a short", shown)
+    # 0, 1, 2, 3, 6: each 4 x (50258 x 16 + 32 x 16 + two layers + the last norm), as .pt and export
+    weights = 4 * (50258 * 16 + 32 * 16 + 2 * (12 * 16**2 + 13 * 16) + 2 * 16)
+    assert f"for each run 5 checkpoints of {weights / 1e6:.0f} MB" in shown
+    assert "repos: ada/tiny-no-reverse-seed-1, ada/tiny-no-reverse-seed-2" in shown
+    assert not (tmp_path / "study").exists()
+
+    shown = succeed("study.py", config, "--status")
+    assert "4 runs: 4 waiting" in shown
+    assert not (tmp_path / "study").exists()
+
+
+def test_mistakes_are_told_and_nothing_is_begun(study: Config, tmp_path: Path) -> None:
+    assert "there is no command sbatch" in fail(
+        "study.py", study(), "--cluster=slurm", env={"PATH": ""}
+    )
+    assert "n_head = 3 is invalid" in fail("study.py", study(n_head=3))
+    assert not (tmp_path / "study").exists() or not list((tmp_path / "study").rglob("*.bin"))
+
+
+class Page(HTMLParser):
+    """The references and the pictures of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, "tags are closed in order"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_gives_what_the_single_commands_give_byte_for_byte(
+    study: Config, tmp_path: Path
+) -> None:
+    config, folder = study(), tmp_path / "study"
+    printed = succeed("study.py", config, processes=1, timeout=400)
+    assert f"{folder / 'report.html'}" in printed
+    assert set(words(folder).values()) == {"done"}
+    found = contents(folder)
+
+    # The very lines that --dry_run shows, in a folder of their own.
+    alone = tmp_path / "alone"
+    shown = succeed("study.py", config, f"--study_dir={alone}", "--dry_run")
+    assert f"python train.py {alone}/runs/no_reverse-seed-1/config.py" in shown
+    for path in sorted((folder / "runs").glob("*/config.py")):
+        other = alone / "runs" / path.parent.name / "config.py"
+        other.parent.mkdir(parents=True)
+        other.write_text(path.read_text().replace(str(folder), str(alone)))
+    configs = sorted((alone / "runs").glob("*/config.py"))
+    for one in configs:
+        for command in ("prepare.py", "train.py", "convert_to_hf.py"):
+            succeed(command, one)
+    succeed("evaluate.py", *configs)
+    expected = contents(alone)
+    assert found.keys() == expected.keys()
+    assert [key for key in found if found[key] != expected[key]] == []
+
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    parsed = Page(page)
+    assert parsed.open == []
+    assert parsed.references
+    assert all(r.startswith("data:image/png;base64,") for r in parsed.references)
+    assert "the perplexity of PartialReverse is" in page
+    assert "4 runs" not in page, "all are done: nothing to tell"
+
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.p[tn]*")}
+    again = succeed("study.py", config, processes=1)
+    assert "train.py" not in again
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.p[tn]*")} == times
+
+    more = study(languages=["no_reverse", "partial_reverse", "full_reverse"], seeds=[1, 2, 3])
+    succeed("study.py", more, processes=1, timeout=600)
+    assert len(words(folder)) == 9
+    grown = contents(folder)
+    for key in found:
+        if not key.endswith(".csv"):
+            assert grown[key] == found[key], "what is there is left alone"
+    table = pd.read_csv(folder / "differences.csv")
+    assert set(table["n"]) == {3}
+    assert set(table["language"]) == {"partial_reverse", "full_reverse"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_path: Path) -> None:
+    whole, broken = study("whole", **LONG), study("broken", **LONG)
+    succeed("study.py", whole, processes=1, timeout=400)
+    folder = tmp_path / "broken"
+    runs = [folder / "runs" / f"no_reverse-seed-{seed}" for seed in (1, 2)]
+
+    def is_under_way(run: Path) -> bool:
+        return len(log.read(run)) > 20
+
+    # The study itself: its runs save their last whole steps.
+    process = start("study.py", broken)
+    wait_for(lambda: all(map(is_under_way, runs)))
+    assert "another process is writing to" in fail("study.py", broken, processes=1)
+    process.kill()
+    process.communicate()
+    for run in runs:
+        wait_for(lambda run=run: not locked(run))
+        assert checkpoint.load_state(run).step > 20
+    status = succeed("study.py", broken, "--status")
+    assert status.count("interrupted") == 3, "two runs, and their number"
+
+    # The study and all that it has started; one run, which goes on by itself; and Ctrl-C.
+    process = start("study.py", broken)
+    wait_for(lambda: all(len(log.read(run)) > 60 for run in runs))
+    kill(process)
+    process = start("study.py", broken)
+    wait_for(lambda: all(len(log.read(run)) > 100 for run in runs))
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    wait_for(lambda: all(len(log.read(run)) > 160 for run in runs))
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == states.EXIT_STOPPED
+    assert "train.py interrupted" in printed
+    assert "stopping all runs after whole steps" in printed
+    for run in runs:
+        if checkpoint.load_state(run).step < LONG["max_steps"]:
+            assert words(folder)[run.name] == "interrupted"
+
+    succeed("study.py", broken, processes=1, timeout=400)
+    found, expected = contents(folder), contents(tmp_path / "whole")
+    assert [key for key in expected if found[key] != expected[key]] == []
+
+
+def locked(run: Path) -> bool:
+    from impossible import files
+
+    return files.is_locked(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_diverges_does_not_stop_the_others(study: Config, tmp_path: Path) -> None:
+    config, folder = study(), tmp_path / "study"
+    succeed("study.py", config, "--dry_run")
+    process = start("study.py", config)
+    bad = folder / "runs" / "partial_reverse-seed-1"
+    wait_for((bad / "config.py").exists)  # its config is edited before it begins
+    text = (bad / "config.py").read_text()
+    (bad / "config.py").write_text(text.replace("learning_rate = 0.01", "learning_rate = 1e30"))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "1 of 4 runs failed: partial_reverse-seed-1" in error
+    assert list(words(folder).values()) == ["done", "done", "failed", "done"]
+    assert "training has diverged" in succeed("study.py", config, "--status")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "1 of 4 runs: failed" in page
+    assert "training has diverged" in page
+    table = pd.read_csv(folder / "perplexity.csv")
+    assert set(table["seed"].str.split(",").str[0]) == {"seed 1", "seed 2"}
+    assert len(set(table["place"])) == 3
+
+    (bad / "training_state.pt").unlink(missing_ok=True)  # of the steps before
+    for path in bad.glob("checkpoint-*.pt"):
+        path.unlink()
+    (bad / "config.py").write_text(text)
+    fail("study.py", config, processes=1)
+    assert words(folder)["partial_reverse-seed-1"] == "failed", "it is tried on request"
+    succeed("study.py", config, "--retry", processes=1, timeout=300)
+    assert set(words(folder).values()) == {"done"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_is_published_as_repos_in_a_collection(study: Config, tmp_path: Path) -> None:
+    config = study(seeds=[1])
+    with serve(Hub()) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_good", "HF_HUB_DISABLE_XET": "1"}
+        printed = succeed("study.py", config, "--publish=ada/tiny", env=env, timeout=400)
+        repos = ["ada/tiny-no-reverse-seed-1", "ada/tiny-partial-reverse-seed-1"]
+        for repo in repos:
+            assert f"{repo}: {repo} holds all 3 revisions" in printed
+            tree = hub.repos["models", repo].find("main").tree
+            assert "evaluation/perplexity.csv" in tree
+        ((slug, found),) = hub.collections.items()
+        assert (found.title, found.items) == ("tiny", repos)
+        assert f"all of them: {hub.url}/collections/{slug}" in printed
+        before = hub.state()
+        succeed("study.py", config, "--publish=ada/tiny", env=env, timeout=400)
+        assert hub.state() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_study_on_slurm_gives_the_same_and_survives_what_happens_there(
+    cluster: dict[str, str],  # noqa: F811
+    study: Config,
+    tmp_path: Path,
+) -> None:
+    options = ("--cluster=slurm", "--gpus=0", "--cpus=1", "--memory_gb=3", "--hours=0.2")
+    env = cluster | {"OMP_NUM_THREADS": "1"}
+    succeed("study.py", study("here", **LONG), processes=1, timeout=400)
+    config, folder = study("there", **LONG), tmp_path / "there"
+    printed = succeed("study.py", config, *options, env=env)
+    numbers = dict(re.findall(r"(\S+): job (\d+)", printed))
+    assert len(numbers) == 6  # the data, four runs, the results
+    assert f"no_reverse-seed-1: job {numbers['no_reverse-seed-1']} (afterok:" in printed
+    assert "results: job" in printed
+    again = succeed("study.py", config, *options, env=env)
+    assert set(re.findall(r"(\S+): job", again)) <= {"results"}, "they are there already"
+
+    first, second = (folder / "runs" / f"no_reverse-seed-{seed}" for seed in (1, 2))
+    wait_for(lambda: len(log.read(first)) > 20, 300)
+    status = succeed("study.py", config, *options, "--status", env=env)
+    assert "running" in status
+    assert "queued" in status
+    # One job has to give way to another and goes back into the queue. One is cancelled.
+    signals = ["scancel", "--signal=USR2", numbers["no_reverse-seed-1"]]
+    subprocess.run(signals, env=cluster, check=True)
+    wait_for(lambda: int(shown(numbers["no_reverse-seed-1"], cluster)["Restarts"]) > 0, 120)
+    wait_for(lambda: len(log.read(second)) > 20, 300)
+    subprocess.run(["scancel", numbers["no_reverse-seed-2"]], env=cluster, check=True)
+    ended = ("COMPLETED", "CANCELLED", "FAILED")
+    wait_for(lambda: shown(numbers["no_reverse-seed-1"], cluster)["JobState"] in ended, 400)
+    wait_for(lambda: shown(numbers["partial_reverse-seed-2"], cluster)["JobState"] in ended, 400)
+    assert "no_reverse-seed-2 interrupted" in " ".join(
+        succeed("study.py", config, *options, "--status", env=env).split()
+    )
+    last = dict(re.findall(r"(\S+): job (\d+)", succeed("study.py", config, *options, env=env)))
+    assert set(last) == {"no_reverse-seed-2", "results"}
+    wait_for(lambda: shown(last["results"], cluster)["JobState"] in ended, 400)
+    assert shown(last["results"], cluster)["JobState"] == "COMPLETED"
+    found, expected = contents(folder), contents(tmp_path / "here")
+    assert [key for key in expected if found[key] != expected[key]] == []
+    assert (folder / "report.html").exists()
