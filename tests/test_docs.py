@@ -13,7 +13,7 @@ from conftest import ROOT, succeed, write_config
 
 import perturb
 from impossible import settings
-from impossible.settings import COMMANDS
+from impossible.settings import COMMANDS, Study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
@@ -36,16 +36,22 @@ def meanings() -> dict[str, str]:
 
 def settings_table() -> str:
     """The table of settings, as it must be."""
+    others = [kind for kind in COMMANDS if kind is not Study]
     lines = ["| setting | default | read by | meaning |", "|---|---|---|---|"]
     texts = meanings()
     for name in dict.fromkeys(field for kind in COMMANDS for field in kind.types()):
         readers = [kind for kind in COMMANDS if name in kind.types()]
-        who = "all" if len(readers) == len(COMMANDS) else ", ".join(k.command for k in readers)
+        who = "all" if readers == others else ", ".join(k.command for k in readers)
         (field,) = [f for f in dataclasses.fields(readers[0]) if f.name == name]
-        default = f"`{field.default}`" if field.default != "" else ""
+        default = f"`{_shown(field.default)}`" if field.default != "" else ""
         fixed = " *fixed*" if "fixed" in field.metadata else ""
         lines.append(f"| `{name}` | {default} | {who} | {texts[name]}{fixed} |")
     return "\n".join(lines)
+
+
+def _shown(default: object) -> object:
+    """A default as in a config file."""
+    return list(default) if isinstance(default, tuple) else default
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
@@ -73,6 +79,9 @@ def test_every_command_of_the_readme_is_understood(line: str) -> None:
     (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
     name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
     assert (ROOT / f"{name}.py").is_file()
+    if name == "study":
+        settings.load_study(arguments)
+        return
     for kind in COMMANDS:
         if kind.command == f"{name}.py":
             settings.load_several(kind, [a for a in arguments if a != "--help"])

@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, object]:
         found[f"{run.name} log"] = records
     for name in ("perplexity.csv", "differences.csv"):
         table = pd.read_csv(folder / name)
-        found[name] = table.drop(columns=["place", "data_dir"], errors="ignore").to_csv()
+        found[name] = table.drop(columns=["place", "test_data_dir"], errors="ignore").to_csv()
     return found
 
 

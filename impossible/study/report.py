@@ -88,8 +88,8 @@ def summary(plan: Plan) -> str:
     return (
         f"{len(study.languages)} languages with {len(study.seeds)} seeds each ({seeds}). Every "
         f"model has {t.n_layer} layers, a width of {t.n_embd} and {parameters / 1e6:.1f} million "
-        f"parameters; it was trained for {t.max_steps:,} steps of {t.tokens_per_step:,} tokens, "
-        f"{run.tokens / 1e6:,.1f} million in all, on the corpus {text}{years}."
+        f"parameters, and was trained for {t.max_steps:,} steps of {t.tokens_per_step:,} tokens "
+        f"({run.tokens:,} in all) on the corpus {text}{years}."
     )
 
 

@@ -1,0 +1,90 @@
+"""The page that tells what a study found."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from impossible.study import plan as plans
+from impossible.study import report
+
+ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000}
+
+
+@pytest.mark.parametrize(
+    ("low", "difference", "high", "n", "expected"),
+    [
+        (
+            *(0.05, 0.1, 0.15, 5),
+            "After step 2,000, the perplexity of FullReverse is 10.5% higher than that of "
+            "NoReverse (95% interval 5.1% to 16.2%, 5 seeds).",
+        ),
+        (
+            *(-0.15, -0.1, -0.05, 1),
+            "After step 2,000, the perplexity of FullReverse is 9.5% lower than that of NoReverse "
+            "(95% interval 4.9% to 13.9%, one seed).",
+        ),
+        (
+            *(-0.01, 0.01, 0.03, 5),
+            "After step 2,000, the perplexity of FullReverse is 1.0% higher than that of "
+            "NoReverse, but the 95% interval (-1.0% to +3.0%, 5 seeds) includes zero: no "
+            "difference is shown.",
+        ),
+    ],
+)
+def test_a_difference_is_told_in_words(
+    low: float, difference: float, high: float, n: int, expected: str
+) -> None:
+    row = ROW | {"low": low, "difference": difference, "high": high, "n": n}
+    assert report.sentence(row) == expected
+
+
+def test_the_page_says_what_is_missing_and_shows_no_text_as_html(tmp_path: Path) -> None:
+    config = tmp_path / "study.py"
+    config.write_text('languages = ["no_reverse", "full_reverse"]\nseeds = [1]\n# <b>mine</b>\n')
+    plan = plans.read([str(config), f"--study_dir={tmp_path}"], "usage")
+    common = {"step": 3, "max_steps": 9, "val_loss": math.nan, "perplexity": math.nan}
+    common |= {"minutes": 1.5, "tokens_per_second": math.nan, "device": ""}
+    runs = pd.DataFrame(
+        [
+            {"run": "one", "state": "failed", "error": "a loss < 0 & worse", **common},
+            {"run": "two", "state": "done", "error": "", **common},
+        ]
+    )
+    report.write(plan, runs)
+    page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    assert "1 of 2 runs: failed. The results are those of the others." in page
+    assert "a loss &lt; 0 &amp; worse" in page
+    assert "# &lt;b&gt;mine&lt;/b&gt;" in page
+    assert "Is a language harder to learn" not in page, "nothing has been compared"
+    assert "nan" not in page
+
+
+def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None:
+    config = tmp_path / "study.py"
+    config.write_text('languages = ["no_reverse", "full_reverse"]\nseeds = [1, 2]\n')
+    plan = plans.read([str(config), f"--study_dir={tmp_path}"], "usage")
+    rows = [
+        {"label": "F - N", "measure": measure, "low": d - 0.01, "high": d + 0.01, "difference": d}
+        | {"p": p, "n": 2, "language": "full_reverse", "control": "no_reverse", "step": step}
+        for step, d, p in ((1, 0.5, 0.5), (2, 0.25, 0.00001))
+        for measure in ("perplexity", "perplexity_without_markers")
+    ]
+    rows[-1]["difference"] = 0.125
+    pd.DataFrame(rows).to_csv(tmp_path / "differences.csv")
+    perplexities = [
+        {"model": model, "genre": genre, "step": step, "perplexity": value + step}
+        for model, values in (("NoReverse", (100, 110)), ("FullReverse", (200, 220)))
+        for value in values
+        for genre in ("all", "first")
+        for step in (1, 2)
+    ]
+    pd.DataFrame(perplexities).to_csv(tmp_path / "perplexity.csv")
+    report.write(plan, pd.DataFrame(columns=["run", "state", "error", "device"]))
+    page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2"]
+    assert "\n".join(f"<td>{cell}</td>" for cell in cells[:1]) in page
+    for cell in (*cells, "+0.125", "107.0", "212.0", "43.5 to 170.5"):  # 107 +- 12.706 * 5
+        assert f"<td>{cell}</td>" in page, cell
+    assert "+0.500" not in page, "only the last step"
