@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from impossible import settings, terminal
+from impossible import options, terminal
 from impossible.errors import UserError
-from impossible.settings import OfRun, Settings
+from impossible.options import OfRun
+from impossible.settings import Settings
 
 S = TypeVar("S", bound=Settings)
 _WAIT_FOR_FIRST = 5.0  # seconds
@@ -36,16 +37,16 @@ def run(
 ) -> None:
     """Run `main` with the settings in sys.argv. A UserError ends it with a one-line message.
 
-    usage: the command's docstring, for --help. of_run: as in settings.load.
+    usage: the command's docstring, for --help. of_run: as in options.load.
     """
-    guarded(lambda: main(settings.load(kind, sys.argv[1:], of_run, usage)))
+    guarded(lambda: main(options.load(kind, sys.argv[1:], of_run, usage)))
 
 
 def run_several(
     kind: type[S], main: Callable[[list[S]], None], usage: str | None, of_run: OfRun | None = None
 ) -> None:
     """Like `run`, for a command that takes several config files."""
-    guarded(lambda: main(settings.load_several(kind, sys.argv[1:], of_run, usage)))
+    guarded(lambda: main(options.load_several(kind, sys.argv[1:], of_run, usage)))
 
 
 def guarded(call: Callable[[], Any]) -> None:

@@ -10,7 +10,8 @@ import torch
 from conftest import fail, succeed
 
 import train
-from impossible.settings import Train, load
+from impossible.options import load
+from impossible.settings import Train
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 from impossible.training import checkpoint

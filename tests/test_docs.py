@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, succeed, write_config
 
 import perturb
-from impossible import settings
+from impossible import options
 from impossible.settings import COMMANDS, Study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,11 +80,11 @@ def test_every_command_of_the_readme_is_understood(line: str) -> None:
     name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
     assert (ROOT / f"{name}.py").is_file()
     if name == "study":
-        settings.load_study(arguments)
+        options.load_study(arguments)
         return
     for kind in COMMANDS:
         if kind.command == f"{name}.py":
-            settings.load_several(kind, [a for a in arguments if a != "--help"])
+            options.load_several(kind, [a for a in arguments if a != "--help"])
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:
@@ -109,7 +109,7 @@ def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
 def test_every_language_has_a_config_of_its_name() -> None:
     for name in perturb.LANGUAGES:
         path = ROOT / "config" / f"{name}.py"
-        assert settings.read_config(path) == {"language": name}
+        assert options.read_config(path) == {"language": name}
         assert path.read_text(encoding="utf-8").startswith(f'"""{perturb.get(name).title}')
 
 

@@ -20,7 +20,7 @@ from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
 import perturb
-from impossible import settings
+from impossible import options
 from impossible.errors import UserError
 from impossible.evaluation import ngrams, pictures, results, scoring, tables
 from impossible.evaluation.scoring import Scorer
@@ -66,7 +66,7 @@ def evaluated(*arguments: str | Path) -> str:
     """Run the command within this process; what it printed."""
     arguments = list(map(str, arguments))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        COMMAND["main"](settings.load_several(Evaluate, arguments, checkpoint.settings_of_run))
+        COMMAND["main"](options.load_several(Evaluate, arguments, checkpoint.settings_of_run))
     return printed.getvalue()
 
 

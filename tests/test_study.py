@@ -19,7 +19,7 @@ from impossible.training import checkpoint, log
 
 Config = Callable[..., Path]
 # So many steps that a run is still going when it is killed.
-LONG = {"max_steps": 300, "checkpoint_interval": 100, "eval_interval": 100}
+LONG = {"max_steps": 600, "checkpoint_interval": 200, "eval_interval": 200}
 
 
 @pytest.fixture
@@ -196,13 +196,13 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
 
     # The study and all that it has started; one run, which goes on by itself; and Ctrl-C.
     process = start("study.py", broken)
-    wait_for(lambda: all(len(log.read(run)) > 60 for run in runs))
+    wait_for(lambda: len(children_of(process)) == 2)
     kill(process)
     process = start("study.py", broken)
-    wait_for(lambda: all(len(log.read(run)) > 100 for run in runs))
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    wait_for(lambda: all(len(log.read(run)) > 160 for run in runs))
+    wait_for(lambda: len(children_of(process)) == 2)
+    first, second = children_of(process)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: set(children_of(process)) - {first, second}, seconds=60)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == states.EXIT_STOPPED
@@ -215,6 +215,13 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
     succeed("study.py", broken, processes=1, timeout=400)
     found, expected = contents(folder), contents(tmp_path / "whole")
     assert [key for key in expected if found[key] != expected[key]] == []
+
+
+def children_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that a study has started and that have not ended."""
+    command = ["pgrep", "-P", str(process.pid), "--runstates", "RSD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return list(map(int, found.stdout.split()))
 
 
 def locked(run: Path) -> bool:

@@ -17,7 +17,8 @@ from parity import pair, relative
 import train
 from impossible.errors import UserError
 from impossible.hub.export import transformers_weights
-from impossible.settings import Train, load
+from impossible.options import load
+from impossible.settings import Train
 from impossible.training import checkpoint, log, order
 from impossible.training import run as runs
 from impossible.training.device import World

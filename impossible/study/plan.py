@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 import perturb
-from impossible import files, settings
+from impossible import files, options
 from impossible.errors import UserError
 from impossible.settings import Convert, Evaluate, Prepare, Settings, Study, Train
 from impossible.text import token_files
@@ -191,7 +191,7 @@ def read(arguments: list[str], usage: str | None) -> Plan:
 
     Raises UserError for a setting that the study decides itself.
     """
-    study, shared, config = settings.load_study(arguments, usage)
+    study, shared, config = options.load_study(arguments, usage)
     for name in _OWN:
         if name in shared:
             raise UserError(
@@ -245,7 +245,7 @@ def write_configs(plan: Plan) -> None:
     """
     for run in plan.runs:
         if run.config.exists():
-            _require_same(run, settings.read_config(run.config))
+            _require_same(run, options.read_config(run.config))
     for run in plan.runs:
         text = (
             f'"""{perturb.get(run.language).title} with seed {run.seed}: a run of a study."""\n\n'

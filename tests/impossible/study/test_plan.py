@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from impossible import settings
+from impossible import options
 from impossible.errors import UserError
 from impossible.settings import Convert, Evaluate, Prepare, Train
 from impossible.study import plan as plans
@@ -34,8 +34,8 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
     ]
     run = made.runs[3]
     path = [str(run.config)]
-    prepare, train = settings.load(Prepare, path), settings.load(Train, path)
-    convert, evaluate = settings.load(Convert, path), settings.load(Evaluate, path)
+    prepare, train = options.load(Prepare, path), options.load(Train, path)
+    convert, evaluate = options.load(Convert, path), options.load(Evaluate, path)
     assert train == run.training
     assert (train.language, train.seed, train.n_layer) == ("partial_reverse", 2, 3)
     assert (train.dropout, train.compile, evaluate.sample_seed) == (0.5, False, 3)
@@ -135,4 +135,4 @@ def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_pat
     plans.write_configs(plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3"))
     configs = sorted(tmp_path.rglob("config.py"))
     assert len(configs) == 6
-    assert all(settings.read_config(path)["batch_size"] == 4 for path in configs)
+    assert all(options.read_config(path)["batch_size"] == 4 for path in configs)

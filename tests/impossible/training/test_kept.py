@@ -16,7 +16,8 @@ from test_train import losses, same, weights
 import train
 from impossible.errors import UserError
 from impossible.evaluation import pictures
-from impossible.settings import Train, load
+from impossible.options import load
+from impossible.settings import Train
 from impossible.training import checkpoint, kept
 from impossible.training.device import World
 

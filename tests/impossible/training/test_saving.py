@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import train
-from impossible.settings import Train, load
+from impossible.options import load
+from impossible.settings import Train
 from impossible.training import checkpoint
 from impossible.training import run as runs
 from impossible.training.processes import World

@@ -9,7 +9,8 @@ from conftest import fail, kill, start, succeed, wait_for
 from test_train import losses, same, weights
 
 import train
-from impossible.settings import Train, load
+from impossible.options import load
+from impossible.settings import Train
 from impossible.training import checkpoint, log
 from impossible.training import run as runs
 from impossible.training.processes import World

@@ -20,7 +20,8 @@ from test_train import kill_after_first_state, losses, same, weights
 
 import train
 from impossible import files
-from impossible.settings import Train, load
+from impossible.options import load
+from impossible.settings import Train
 from impossible.training import checkpoint, log, signals
 
 Config = Callable[..., Path]
