@@ -45,11 +45,11 @@ def execute(study: Plan) -> None:
     """Execute on this machine what is left of a study, and write the results."""
     stop = local.Stop()
     if not study.is_prepared and (
-        error := local.watch(study.preparing, study.folder / "prepare.txt", stop)
+        error := local.watch(study.preparing, study.folder / local.PREPARING, stop)
     ):
         if stop.count:
             sys.exit(states.EXIT_STOPPED)
-        raise UserError(f"{error} (in {study.folder / 'prepare.txt'})")
+        raise UserError(f"{error} (in {study.folder / local.PREPARING})")
     local.execute(study, stop)
     results.write(study, stop)
     if stop.count:

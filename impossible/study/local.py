@@ -13,6 +13,7 @@ from impossible import files
 from impossible.study import children, states
 from impossible.study.plan import Command, Plan, Run
 
+PREPARING = "prepare.txt"  # what prepare.py prints
 _PAUSE = 0.2  # seconds between two looks at the processes
 _ATTEMPTS = 3  # of a run that is killed, before it waits for the next start of the study
 
@@ -51,6 +52,8 @@ def shares_of(plan: Plan) -> list[dict[str, str]]:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         count = wanted or cores()
         return [{"OMP_NUM_THREADS": str(max(1, cores() // count))}] * count
+    if ":" in device:  # this one
+        return [{}] * (wanted or 1)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)] or [names]

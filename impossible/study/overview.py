@@ -139,6 +139,8 @@ def show_states(plan: Plan) -> None:
     for run, error in zip(table["run"], table["error"], strict=True):
         if error:
             print(f"{run} failed: {error}")
+    if not plan.is_prepared and (plan.folder / local.PREPARING).exists():
+        print(f"the data are not prepared: {states.last_line(plan.folder / local.PREPARING)}")
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
     print(f"{len(table)} runs: {counts}")
     if "failed" in set(table["state"]):

@@ -14,6 +14,7 @@ from typing import Any
 from impossible import files
 from impossible.errors import UserError
 from impossible.study import children, states
+from impossible.study.local import PREPARING, Stop
 from impossible.study.plan import ROOT, Command, Plan, Run
 
 NAME = "jobs.json"  # name of a run, `prepare` or `results` -> number of its latest job
@@ -39,7 +40,7 @@ class Chain:
     def __call__(self) -> None:
         """Execute what is left. Raises an error, which fails the job, unless all ends well."""
         if self.run is None:
-            output = self.plan.folder / "prepare.txt"
+            output = self.plan.folder / PREPARING
             if self._execute(self.plan.preparing, output):
                 raise RuntimeError(states.error_in(output))
             return
@@ -81,10 +82,10 @@ class Results:
 
     def __call__(self) -> None:
         """Write them."""
-        from impossible.study import local, results
+        from impossible.study import results
 
         with files.locked(self.plan.folder):
-            results.write(self.plan, local.Stop())
+            results.write(self.plan, Stop())
 
     def checkpoint(self) -> Any:
         """Begin again in another job."""
@@ -113,11 +114,12 @@ def submit(plan: Plan) -> None:
     for run in left:
         if run.name not in alive and not states.read(run.folder).failed:
             _submit(plan, run.name, Chain(plan, run), after)
-    recorded = _recorded(plan)
-    waited = [recorded[run.name] for run in left if run.name in jobs(plan)]
-    if waited or not left:
-        dependency = f"afterany:{':'.join(waited)}" if waited else ""
-        _submit(plan, "results", Results(plan), dependency)
+    alive, recorded = jobs(plan), _recorded(plan)
+    if "results" in alive:  # it waits for fewer runs than there are now
+        subprocess.run(["scancel", recorded["results"]], check=False)
+    waited = [recorded[run.name] for run in left if run.name in alive]
+    dependency = f"afterany:{':'.join(waited)}" if waited else ""
+    _submit(plan, "results", Results(plan), dependency)
 
 
 def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str:

@@ -213,6 +213,8 @@ def test_gpus_are_shared_out(
         dataclasses.replace(run, values=run.values | {"device": "cuda"}) for run in plan.runs
     ]
     plan = dataclasses.replace(plans.Plan(plan.settings, on_gpus, "", ""))
+    on_one = dataclasses.replace(run, values=run.values | {"device": "cuda:1"})
+    assert local.shares_of(dataclasses.replace(plan, runs=[on_one])) == [{}]
     for visible, gpus, at_once, shares in (
         ("0,1,2,3", 1, 0, ["0", "1", "2", "3"]),
         ("4,5,6,7", 2, 0, ["4,5", "6,7"]),
