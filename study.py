@@ -15,6 +15,7 @@ import sys
 
 from impossible import command, files
 from impossible.errors import UserError
+from impossible.hub.publish import sign_in
 from impossible.study import local, overview, plan, publishing, results, slurm, states
 from impossible.study.plan import Plan
 
@@ -28,6 +29,12 @@ def main() -> None:
     if study.settings.status:
         overview.show_states(study)
         return
+    for warning in plan.missing_controls(study):
+        print(f"warning: {warning}")
+    if study.settings.cluster == "slurm":
+        slurm.require()
+    if study.settings.publish:
+        sign_in(study.repo(study.runs[0]))  # before days of work: this may fail
     study.folder.mkdir(parents=True, exist_ok=True)
     with files.locked(study.folder):
         plan.write_configs(study)
@@ -42,14 +49,20 @@ def main() -> None:
 
 
 def execute(study: Plan) -> None:
-    """Execute on this machine what is left of a study, and write the results."""
-    stop = local.Stop()
-    if not study.is_prepared and (
-        error := local.watch(study.preparing, study.folder / local.PREPARING, stop)
-    ):
+    """Execute on this machine what is left of a study, and write the results.
+
+    Raises UserError if SLURM executes it.
+    """
+    if alive := slurm.jobs(study):
+        raise UserError(
+            f"SLURM has jobs of this study ({', '.join(alive)}). Set --cluster=slurm, or cancel "
+            "them with scancel."
+        )
+    stop, output = local.Stop(), study.folder / states.PREPARING
+    if not study.is_prepared and (error := local.watch(study.preparing, output, stop)):
         if stop.count:
             sys.exit(states.EXIT_STOPPED)
-        raise UserError(f"{error} (in {study.folder / local.PREPARING})")
+        raise UserError(f"the data could not be prepared: {error} (in {output})")
     local.execute(study, stop)
     results.write(study, stop)
     if stop.count:

@@ -70,13 +70,13 @@ def settle_folder(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = _LOCK_WAIT) -> Iterator[None]:
     """Lock a folder for one process, and remove unfinished files of processes that were killed.
 
-    Waits some seconds for a process that is ending. The lock ends with the process that holds it.
-    Raises UserError if another process still holds it.
+    Waits for another process that holds it: some seconds, or as many as `wait` says. The lock ends
+    with the process that holds it. Raises UserError if another process still holds it.
     """
-    lock = FileLock(folder / LOCK, timeout=_LOCK_WAIT)
+    lock = FileLock(folder / LOCK, timeout=wait)
     try:
         lock.acquire()
     except Timeout:

@@ -27,6 +27,8 @@ _LEAST = {
     **dict.fromkeys(("gpus", "at_once"), 0),
     "block_size": 2,  # a token is predicted from another
 }
+_SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
+_LONGEST_TITLE = 59  # characters of a collection on the Hub
 _SHARES = ("dropout", "beta1", "beta2")
 
 
@@ -402,7 +404,7 @@ class Study(Settings):
     gpus: int = 1
     """number of GPUs for each run (a machine without GPUs: one core instead; SLURM, 0: none)"""
     at_once: int = 0
-    """on this machine, the number of runs at a time (0: as many as there are GPUs or cores for)"""
+    """on this machine, the number of runs at a time (0: one for each GPU or core)"""
     partition: str = ""
     """for SLURM: the partition of the jobs"""
     account: str = ""
@@ -423,7 +425,7 @@ class Study(Settings):
     status: bool = False
     """show the state of all runs, and do nothing"""
     dry_run: bool = False
-    """show the plan: runs, commands, tokens, estimated time and disk; do nothing"""
+    """show the plan (runs, commands, tokens, estimated time and disk), and do nothing"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -437,9 +439,14 @@ class Study(Settings):
             known = value in ("perplexity", "markers") or (kind in ("pairs", "stimuli") and source)
             expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
             self.require(bool(known), "evaluations", expected)
-        self.require(self.hours > 0, "hours", "more than 0")
-        valid = not self.publish or re.fullmatch(r"[\w.-]+/[\w.-]+", self.publish)
-        self.require(bool(valid), "publish", "of the form USER/PREFIX")
+        self.require(self.hours * 60 >= _SHORTEST, "hours", f"{_SHORTEST} minutes or more")
+        form = rf"[^/]+/[^/]{{1,{_LONGEST_TITLE}}}"
+        valid = not self.publish or re.fullmatch(form, self.publish)
+        self.require(
+            bool(valid),
+            "publish",
+            f"USER/PREFIX, where PREFIX has up to {_LONGEST_TITLE} characters",
+        )
         given = self.private and not self.publish
         self.require(not given, "private", "left out, or combined with --publish=USER/PREFIX")
 

@@ -80,7 +80,9 @@ def test_the_plan_is_shown_and_nothing_is_done(study: Config, tmp_path: Path) ->
     for command in ("prepare.py", "train.py", "convert_to_hf.py", "evaluate.py"):
         assert f"  python {command} {run}" in shown
     assert "tokens: 1,536 for each run, 6,144 in all" in shown
-    assert re.search(r"time: about .* 2 runs at a time at [\d,]+ tokens/s each \(by a short", shown)
+    assert re.search(
+        r"time: at least .* 2 runs at a time at [\d,]+ tokens/s each \(by a short", shown
+    )
     # 0, 1, 2, 3, 6: each 4 x (50258 x 16 + 32 x 16 + two layers + the last norm), as .pt and export
     weights = 4 * (50258 * 16 + 32 * 16 + 2 * (12 * 16**2 + 13 * 16) + 2 * 16)
     assert f"for each run 5 checkpoints of {weights / 1e6:.0f} MB" in shown
@@ -97,7 +99,7 @@ def test_mistakes_are_told_and_nothing_is_begun(study: Config, tmp_path: Path) -
         "study.py", study(), "--cluster=slurm", env={"PATH": ""}
     )
     assert "n_head = 3 is invalid" in fail("study.py", study(n_head=3))
-    assert not (tmp_path / "study").exists() or not list((tmp_path / "study").rglob("*.bin"))
+    assert not (tmp_path / "study").exists()
 
 
 class Page(HTMLParser):
@@ -234,7 +236,6 @@ def locked(run: Path) -> bool:
 @pytest.mark.timeout(600)
 def test_a_run_that_diverges_does_not_stop_the_others(study: Config, tmp_path: Path) -> None:
     config, folder = study(), tmp_path / "study"
-    succeed("study.py", config, "--dry_run")
     process = start("study.py", config)
     bad = folder / "runs" / "partial_reverse-seed-1"
     wait_for((bad / "config.py").exists)  # its config is edited before it begins
@@ -246,7 +247,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(study: Config, tmp_path: P
     assert list(words(folder).values()) == ["done", "done", "failed", "done"]
     assert "training has diverged" in succeed("study.py", config, "--status")
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "1 of 4 runs: failed" in page
+    assert "Of 4 runs, 1 failed. The results below are those of the 3 runs" in page
     assert "training has diverged" in page
     table = pd.read_csv(folder / "perplexity.csv")
     assert set(table["seed"].str.split(",").str[0]) == {"seed 1", "seed 2"}
@@ -280,6 +281,7 @@ def test_a_study_is_published_as_repos_in_a_collection(study: Config, tmp_path: 
         before = hub.state()
         succeed("study.py", config, "--publish=ada/tiny", env=env, timeout=400)
         assert hub.state() == before
+        assert found.items == repos
 
 
 @pytest.mark.slow
@@ -299,7 +301,7 @@ def test_a_study_on_slurm_gives_the_same_and_survives_what_happens_there(
     assert f"no_reverse-seed-1: job {numbers['no_reverse-seed-1']} (afterok:" in printed
     assert "results: job" in printed
     again = succeed("study.py", config, *options, env=env)
-    assert set(re.findall(r"(\S+): job", again)) <= {"results"}, "they are there already"
+    assert "job" not in again, "they are there already"
 
     first, second = (folder / "runs" / f"no_reverse-seed-{seed}" for seed in (1, 2))
     wait_for(lambda: len(log.read(first)) > 20, 300)

@@ -78,11 +78,7 @@ def sign_in(repo: str) -> HfApi:
     Raises UserError if `repo` is not a valid name, or if the token is missing, is rejected by the
     Hub, or has no write permission for that name.
     """
-    try:
-        huggingface_hub.utils.validate_repo_id(repo)
-        namespace, name = repo.split("/")
-    except (HFValidationError, ValueError):
-        raise UserError(f"push_to_hub = {repo!r} is not the name of a repo. Expected: USER/NAME")
+    namespace, name = require_valid(repo)
     token = huggingface_hub.get_token()
     if token is None:
         raise UserError(
@@ -108,6 +104,18 @@ def sign_in(repo: str) -> HfApi:
             f"write to: {', '.join(names)}. Type: --push_to_hub={user['name']}/{name}"
         )
     return api
+
+
+def require_valid(repo: str) -> tuple[str, str]:
+    """The namespace and the name of a repo. Raises UserError if the Hub has no such names."""
+    try:
+        huggingface_hub.utils.validate_repo_id(repo)
+        namespace, name = repo.split("/")
+    except (HFValidationError, ValueError) as error:
+        raise UserError(
+            f"push_to_hub = {repo!r} is not the name of a repo ({error}). Expected: USER/NAME"
+        )
+    return namespace, name
 
 
 class Publication:

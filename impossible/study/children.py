@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from impossible.study.plan import Command
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before a process is forked
 
 
 def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -31,16 +33,21 @@ def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Po
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=functools.partial(_end_with, os.getpid()) if _LIBC else None,
         )
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with(parent: int) -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has been killed already
+        os._exit(1)
 
 
 def end(process: "subprocess.Popen[bytes]", at_once: bool = False) -> None:
-    """Ask a command to end, as train.py does after a whole step; or end it at once."""
+    """Ask a command to end, as train.py does after a whole step; or end it at once.
+
+    The processes of a torchrun that is killed save the last whole step and end.
+    """
     if at_once:
         os.killpg(process.pid, signal.SIGKILL)
     else:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impossible import files
-from impossible.study import children, states
-from impossible.study.plan import Command, Plan, Run
+import torch
 
-PREPARING = "prepare.txt"  # what prepare.py prints
+from impossible import files
+from impossible.errors import UserError
+from impossible.study import children, states
+from impossible.study.plan import Command, Plan, Run, is_on_gpus
+
 _PAUSE = 0.2  # seconds between two looks at the processes
-_ATTEMPTS = 3  # of a run that is killed, before it waits for the next start of the study
 
 
 class Stop:
@@ -43,20 +44,20 @@ class Job(NamedTuple):
 def shares_of(plan: Plan) -> list[dict[str, str]]:
     """The shares of this machine, one for each run at a time, as variables of the environment.
 
-    A share is `gpus` GPUs or, without GPUs, one core.
+    A share is `gpus` GPUs or, without GPUs, one core; on a Mac, the whole device. Raises UserError
+    if there are too few GPUs.
     """
-    import torch
-
-    wanted, gpus = plan.settings.at_once, max(1, plan.settings.gpus)
-    device = plan.runs[0].training.device
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        count = wanted or cores()
+    wanted, gpus = plan.settings.at_once, plan.processes
+    device = plan.shared.get("device", "auto")
+    if not is_on_gpus(plan.settings, plan.shared):
+        is_mps = device == "mps" or (device == "auto" and torch.backends.mps.is_available())
+        count = wanted or (1 if is_mps else cores())
         return [{"OMP_NUM_THREADS": str(max(1, cores() // count))}] * count
-    if ":" in device:  # this one
-        return [{}] * (wanted or 1)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)] or [names]
+    groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)]
+    if not groups:
+        raise UserError(f"gpus = {gpus}, but this machine has {len(names)}. Set --gpus= to fewer.")
     count = wanted or len(groups)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(count)]
 
@@ -69,7 +70,7 @@ def cores() -> int:
 
 
 def watch(command: Command, output: Path, stop: Stop) -> str:
-    """Execute one command to its end. Returns nothing, `interrupted`, or its error."""
+    """Execute one command to its end. Returns nothing, or why it did not end well."""
     print(command, flush=True)
     process = children.start(command, output, {})
     asked = 0
@@ -78,9 +79,9 @@ def watch(command: Command, output: Path, stop: Stop) -> str:
             asked = stop.count
             children.end(process, at_once=asked > 1)
         time.sleep(_PAUSE)
-    if code == 0:
-        return ""
-    return "interrupted" if stop.count or code < 0 else states.error_in(output)
+    if code == 0 or stop.count:
+        return "" if code == 0 else "stopped"
+    return f"killed by signal {-code}" if code < 0 else states.error_in(output)
 
 
 def execute(plan: Plan, stop: Stop) -> None:
@@ -98,7 +99,7 @@ class _Execution:
     waiting: list[Run]
     free: list[dict[str, str]]  # shares of the machine
     jobs: list[Job] = field(default_factory=list)
-    attempts: Counter[str] = field(default_factory=Counter)  # run -> how often it was interrupted
+    attempts: Counter[str] = field(default_factory=Counter)  # run -> at its present command
     asked: int = 0  # how many signals have been passed on
     told: set[str] = field(default_factory=set)  # runs that other processes write to
 
@@ -140,13 +141,15 @@ class _Execution:
         """Record how a command ended, and start the next one of its run or free its share."""
         self.jobs.remove(job)
         children.end_group(job.process)
-        how = states.end(job.run, job.command, code, bool(self.stop.count))
+        self.attempts[job.run.name] += 1
+        gives_up = self.attempts[job.run.name] >= states.ATTEMPTS
+        how = states.end(job.run, job.command, code, bool(self.stop.count), gives_up)
         reason = states.read(job.run.folder).failed.removeprefix(f"{job.command.script}: ")
         print(f"{job.run.name}: {job.command.script} {how} {reason}".rstrip(), flush=True)
         if how == "done" and not self.stop.count and states.following(self.plan, job.run):
+            del self.attempts[job.run.name]
             self._begin(job.run, job.env)
             return
         self.free.append(job.env)
-        self.attempts[job.run.name] += 1
-        if how == "interrupted" and self.attempts[job.run.name] < _ATTEMPTS:
+        if how == "interrupted" and not gives_up:
             self.waiting.append(job.run)

@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 
 from impossible.errors import UserError
+from impossible.settings import Convert
 from impossible.study import local, results, states
-from impossible.study.plan import Plan, Run
+from impossible.study.plan import Plan, Run, missing_controls, of
 from impossible.text import token_files
 from impossible.training import device as devices
 from impossible.training import log
@@ -30,22 +31,27 @@ def show_plan(plan: Plan) -> None:
     for language in s.languages:
         print(f"  {language}: seeds {', '.join(map(str, s.seeds))}")
     print("commands, once for all runs:")
-    configs = plan.preparing.arguments
-    shown = configs if len(configs) < 3 else [configs[0], "...", configs[-1]]
-    print(f"  {plan.preparing._replace(arguments=shown)}")
+    configs = plan.preparing.configs
+    print(f"  {plan.preparing._replace(configs=_short(configs))}")
     print("commands for each run, here for the first:")
     for command in plan.commands(plan.runs[0]):
         print(f"  {command}")
-    print("commands at the end, on the config files of all runs:")
+    print("commands at the end, for all runs together:")
     for command in plan.joint(plan.runs):
-        options = [a for a in command.arguments if a.startswith("--")]
-        print(f"  {command._replace(arguments=[configs[0], '...', *options])}")
+        print(f"  {command._replace(configs=_short(command.configs))}")
+    print("(The study writes the config files when it begins.)")
     tokens = sum(run.tokens for run in plan.runs)
     print(f"tokens: {plan.runs[0].tokens:,} for each run, {tokens:,} in all")
     print(f"time: {_time(plan, left)}")
     print(f"disk: {_disk(plan)}")
     if s.publish:
         print(f"repos: {', '.join(plan.repo(run) for run in plan.runs)}")
+    for warning in missing_controls(plan):
+        print(f"warning: {warning}")
+
+
+def _short(configs: list[str]) -> list[str]:
+    return configs if len(configs) < 3 else [configs[0], "...", configs[-1]]
 
 
 def _time(plan: Plan, left: list[Run]) -> str:
@@ -60,14 +66,19 @@ def _time(plan: Plan, left: list[Run]) -> str:
         hours = plan.runs[0].tokens / (sum(known) / len(known)) / 3600
         return f"about {log.duration(hours * 3600)} of training for each run, by the runs so far"
     shares = local.shares_of(plan)
+    try:
+        tried = 0.0 if known else _tried_speed(plan, shares[0])
+    except torch.OutOfMemoryError:
+        return "unknown: a trial ran out of memory. Set a smaller --batch_size="
     if known:
         speed, basis = sum(known) / len(known), "by the runs so far"
     else:
-        speed, basis = _tried_speed(plan, shares[0]), "by a short trial without torch.compile"
+        speed, basis = tried, "by a short trial without torch.compile"
     at_once = min(len(shares), len(left))
-    seconds = tokens / (speed * at_once)
+    # Each share does several runs, one after the other; the last ones may leave others idle.
+    seconds = tokens / len(left) * math.ceil(len(left) / at_once) / speed
     return (
-        f"about {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
+        f"at least {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
         f"tokens/s each ({basis}); export and evaluation are not included"
     )
 
@@ -93,17 +104,16 @@ def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
     torch.set_num_threads(int(share.get("OMP_NUM_THREADS", before)))
     model = GPT(run.model_config).to(device)
     batch = torch.randint(1000, (t.batch_size, t.block_size), device=device)
-    seconds, count = math.inf, 0
-    began = time.perf_counter()
-    while time.perf_counter() - began < _TRIAL or count < 2:
+    found: list[float] = []  # seconds
+    while sum(found) < _TRIAL or len(found) < 2:
         start = time.perf_counter()
         with devices.autocast(device, dtype):
             loss = model(batch, next_tokens(batch))
         loss.backward()
         devices.synchronize(device)
-        seconds, count = min(seconds, time.perf_counter() - start), count + 1
+        found.append(time.perf_counter() - start)
     torch.set_num_threads(before)
-    return batch.numel() / seconds * plan.processes
+    return batch.numel() / sorted(found)[len(found) // 2] * plan.processes
 
 
 def _disk(plan: Plan) -> str:
@@ -118,7 +128,8 @@ def _disk(plan: Plan) -> str:
         kept = kept_steps(vars(t), {})
     if kept is None:
         return "unknown before the data are prepared, as checkpoints follow the number of words"
-    each = weights * (2 * len(kept) + 2 * _STATE_SIZE)
+    is_half = of(Convert, plan.runs[0].values).export_dtype == "bfloat16"
+    each = weights * (len(kept) * (1.5 if is_half else 2) + 2 * _STATE_SIZE)
     total = each * len(plan.runs) / 1e9
     return (
         f"about {total:,.1f} GB: for each run {len(kept)} checkpoints of {weights / 1e6:,.0f} MB, "
@@ -139,8 +150,8 @@ def show_states(plan: Plan) -> None:
     for run, error in zip(table["run"], table["error"], strict=True):
         if error:
             print(f"{run} failed: {error}")
-    if not plan.is_prepared and (plan.folder / local.PREPARING).exists():
-        print(f"the data are not prepared: {states.last_line(plan.folder / local.PREPARING)}")
+    if problem := states.problem_of_data(plan):
+        print(problem)
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
     print(f"{len(table)} runs: {counts}")
     if "failed" in set(table["state"]):

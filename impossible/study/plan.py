@@ -5,6 +5,8 @@ The commands of a run read nothing but its config file, so that anybody can type
 
 import dataclasses
 import functools
+import hashlib
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import torch
 import perturb
 from impossible import files, options
 from impossible.errors import UserError
+from impossible.hub import publish
 from impossible.settings import Convert, Evaluate, Prepare, Settings, Study, Train
 from impossible.text import token_files
 from impossible.text.tokenizer import END_OF_TEXT_ID
@@ -29,7 +32,13 @@ _COMMANDS = (Prepare, Train, Convert, Evaluate)
 _OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "results_dir", "model", "revisions")
 _OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
 _OWN += ("overwrite", "init_seed", "order_seed")
-_OF_ONE_START = ("retry", "status", "dry_run")
+# Settings of evaluate.py for one kind of evaluation alone.
+_OF_PERPLEXITY = ("sentences", "surprisals", "entropies", "losses")
+_OF_PAIRS = ("pair_items", "leading_space")
+# Options that somebody who repeats a study does not need.
+_PLACES = ("data_dir", "out_dir", "eval_dir", "device")
+_OF_ONE_START = ("retry", "status", "dry_run", "publish", "private", "cluster", "at_once")
+_OF_ONE_START += ("partition", "account", "hours", "cpus", "memory_gb", "gpus")
 # What the tokens depend on.
 _OF_TEXT = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8", "data_seed")
 _OF_TEXT += ("annotator", "annotations")
@@ -39,8 +48,19 @@ class Command(NamedTuple):
     """One of the project's commands, with its arguments."""
 
     script: str
-    arguments: list[str]
+    configs: list[str]
+    options: list[str] = []  # noqa: RUF012 (nobody changes it)
     processes: int = 1  # torchrun for several
+
+    @property
+    def arguments(self) -> list[str]:
+        """Config files and options."""
+        return [*self.configs, *self.options]
+
+    @property
+    def key(self) -> str:
+        """What it does, however and wherever it is started."""
+        return shlex.join([self.script, *self.options])
 
     def __str__(self) -> str:
         """The line that a person would type."""
@@ -123,11 +143,18 @@ class Plan:
     runs: list[Run]
     line: str  # the command that was typed
     text: str  # of its config file
+    shared: dict[str, Any]  # the settings of all runs
+    processes: int  # that train a run
 
     @property
     def folder(self) -> Path:
         """The folder of the study."""
         return Path(self.settings.study_dir)
+
+    @property
+    def name(self) -> str:
+        """The name of that folder."""
+        return self.folder.resolve().name
 
     @property
     def preparing(self) -> Command:
@@ -153,32 +180,44 @@ class Plan:
 
     def commands(self, run: Run) -> list[Command]:
         """The commands that train, export and evaluate one run, in order."""
-        config = str(run.config)
+        config = [str(run.config)]
         return [
-            Command("train.py", [config], max(1, self.processes)),
-            Command("convert_to_hf.py", [config]),
-            *(command for kind in self.settings.evaluations for command in _evaluate(kind, [run])),
+            Command("train.py", config, processes=self.processes),
+            Command("convert_to_hf.py", config),
+            *(found for kind in self.settings.evaluations for found in self._evaluate(kind, [run])),
         ]
 
     def joint(self, runs: list[Run]) -> list[Command]:
         """The commands that evaluate several runs together."""
-        return [command for kind in self.settings.evaluations for command in _evaluate(kind, runs)]
+        return [
+            found._replace(options=[*found.options, *more])
+            for kind in self.settings.evaluations
+            for found in self._evaluate(kind, runs)
+            # On a CPU, as the scores are there already; and the losses of all runs in a picture.
+            for more in [["--device=cpu", *(["--losses"] if kind == "perplexity" else [])]]
+        ]
 
-    @property
-    def processes(self) -> int:
-        """The processes that train a run; on CPUs, one."""
-        return 1 if self.runs[0].training.device == "cpu" else self.settings.gpus
+    def _evaluate(self, kind: str, runs: list[Run]) -> list[Command]:
+        """The command of one evaluation, with the runs that it is for; none if there are none."""
+        if kind == "markers":
+            runs = [run for run in runs if perturb.get(run.language).hops]
+        configs = [str(run.config) for run in runs]
+        return [Command("evaluate.py", configs, self.options(kind))] if runs else []
+
+    def options(self, kind: str) -> list[str]:
+        """The options of an evaluation."""
+        names = {"perplexity": _OF_PERPLEXITY, "pairs": _OF_PAIRS}.get(kind.partition("=")[0], ())
+        given = [f"--{name}" for name in names if self.shared.get(name)]
+        return given if kind == "perplexity" else [f"--{kind}", *given]
 
 
-def _evaluate(kind: str, runs: list[Run]) -> list[Command]:
-    """The command of one evaluation, with the runs that it is for; none if there are none."""
-    if kind == "markers":
-        runs = [run for run in runs if perturb.get(run.language).hops]
-    options = [] if kind == "perplexity" else [f"--{kind}"]
-    if len(runs) > 1 and kind == "perplexity":
-        options = ["--losses"]
-    configs = [str(run.config) for run in runs]
-    return [Command("evaluate.py", [*configs, *options])] if runs else []
+def digest(run: Run, command: Command) -> str:
+    """A hash of the settings that the result of a command depends on."""
+    kind = next(kind for kind in _COMMANDS if kind.command == command.script)
+    names = Train.fixed() if kind is Train else list(kind.types())
+    chosen = of(kind, run.values)
+    values = {name: getattr(chosen, name) for name in names if name not in _PLACES}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def of(kind: type[S], values: dict[str, Any]) -> S:
@@ -205,28 +244,74 @@ def read(arguments: list[str], usage: str | None) -> Plan:
             "a study compares two or more runs, but there is one language and one seed. Add some, "
             "or use the single commands (prepare.py, train.py, ...)."
         )
-    asked = [a for a in arguments if a.removeprefix("--").partition("=")[0] not in _OF_ONE_START]
-    line = shlex.join(["python", "study.py", *asked])
-    return Plan(study, _runs(study, shared), line, config.read_text(encoding="utf-8-sig").strip())
+    if ":" in shared.get("device", ""):
+        raise UserError(
+            f"device = {shared['device']} names one GPU, but a study chooses one for each run. Set "
+            "--device=cuda, and the variable CUDA_VISIBLE_DEVICES to the GPUs that it may use."
+        )
+    line = shlex.join(["python", "study.py", *(a for a in arguments if not _is_of_one_start(a))])
+    text = config.read_text(encoding="utf-8-sig").strip()
+    processes = study.gpus if is_on_gpus(study, shared) else 1
+    plan = Plan(study, _runs(study, shared), line, text, shared, max(1, processes))
+    _check(plan)
+    return plan
+
+
+def _is_of_one_start(argument: str) -> bool:
+    return argument.removeprefix("--").partition("=")[0].replace("-", "_") in _OF_ONE_START
+
+
+def is_on_gpus(study: Study, shared: dict[str, Any]) -> bool:
+    """Whether the runs are trained on GPUs: on SLURM, if they ask for any."""
+    device = shared.get("device", "auto")
+    if study.cluster == "slurm":
+        return device != "cpu" and study.gpus > 0
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def _runs(study: Study, shared: dict[str, Any]) -> list[Run]:
     """The runs. shared: settings of the other commands, the same for all runs."""
-    runs = []
-    for language in study.languages:
+    return [
+        Run(language, seed, _values(study, shared, language, seed))
+        for language in study.languages
+        for seed in study.seeds
+    ]
+
+
+def _check(plan: Plan) -> None:
+    """Raise UserError for a mistake that a command would find only later."""
+    for language in plan.settings.languages:
         perturb.get(language)
-        for seed in study.seeds:
-            run = Run(language, seed, _values(study, shared, language, seed))
-            for kind in _COMMANDS:  # whose mistakes are told now
-                of(kind, run.values)
-            runs.append(run)
-    return runs
+    for run in plan.runs:
+        for kind in _COMMANDS:
+            of(kind, run.values)
+        if plan.settings.publish:
+            publish.require_valid(plan.repo(run))
+    for kind in plan.settings.evaluations:
+        name, _, source = kind.partition("=")
+        options = {
+            option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)
+        }
+        of(Evaluate, plan.runs[0].values | options | ({name: source} if source else {}))
+        if name == "stimuli" and not Path(source).is_file():
+            raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
+
+
+def missing_controls(plan: Plan) -> list[str]:
+    """The controls that the languages of a study lack, by the titles of both."""
+    languages = [perturb.get(name) for name in plan.settings.languages]
+    return [
+        f"{language.title} has no control in this study: add {language.control}"
+        for language in languages
+        if language.control not in plan.settings.languages
+    ]
 
 
 def _values(study: Study, shared: dict[str, Any], language: str, seed: int) -> dict[str, Any]:
     folder = Path(study.study_dir)
     data = f"{language}-seed-{seed}" if study.vary_data else language
     varied = {"data_seed": seed} if study.vary_data else {}
+    alone = (*_OF_PERPLEXITY, *_OF_PAIRS)  # options of the commands
     return {
         "language": language,
         "seed": seed,
@@ -234,7 +319,7 @@ def _values(study: Study, shared: dict[str, Any], language: str, seed: int) -> d
         "data_dir": str(folder / "data" / data),
         "out_dir": str(folder / "runs" / f"{language}-seed-{seed}"),
         "eval_dir": str(folder),
-        **{name: shared[name] for name in shared if name not in varied},
+        **{name: shared[name] for name in shared if name not in (*varied, *alone)},
     }
 
 

@@ -14,10 +14,10 @@ def publish(plan: Plan, stop: Stop) -> None:
     Raises UserError if one of them could not be published.
     """
     study = plan.settings
-    api = sign_in(plan.repo(plan.runs[0]))  # before the work: this may fail
+    api = sign_in(plan.repo(plan.runs[0]))
     for run in plan.runs:
         options = [f"--push_to_hub={plan.repo(run)}", *(["--private"] if study.private else [])]
-        command = Command("convert_to_hf.py", [str(run.config), *options])
+        command = Command("convert_to_hf.py", [str(run.config)], options)
         if error := local.watch(command, run.output, stop):
             raise UserError(f"{plan.repo(run)} is not published: {error} (in {run.output})")
         print(f"{plan.repo(run)}: {states.last_line(run.output)}", flush=True)

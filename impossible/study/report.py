@@ -1,8 +1,10 @@
 """The report of a study: one page that needs no other file, for screens and for paper."""
 
 import base64
+import contextlib
 import datetime
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import torch
 import perturb
 from impossible import files
 from impossible.evaluation import pictures
-from impossible.study.plan import Plan
+from impossible.settings import Prepare
+from impossible.study import states
+from impossible.study.plan import ROOT, Plan, missing_controls, of
+from impossible.text import token_files
 
 NAME = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -26,10 +31,10 @@ _MORE = {
 }
 
 
-def write(plan: Plan, runs: pd.DataFrame) -> None:
+def write(plan: Plan, runs: pd.DataFrame, error: str = "") -> None:
     """Write the report from the results in the folder of the study.
 
-    runs: a row for each run, as in runs.csv.
+    runs: a row for each run, as in runs.csv. error: of the joint evaluation.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -37,6 +42,7 @@ def write(plan: Plan, runs: pd.DataFrame) -> None:
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     found = {
         **_about(plan, runs),
+        "problems": _problems(plan, runs, error),
         **_comparisons(plan),
         **_perplexities(plan),
         "curves": _picture(plan.folder / "perplexity.png"),
@@ -50,26 +56,54 @@ def write(plan: Plan, runs: pd.DataFrame) -> None:
 
 def _about(plan: Plan, runs: pd.DataFrame) -> dict[str, Any]:
     """What was studied, and how to repeat it."""
-    count, states = len(runs), runs["state"].value_counts()
-    problems = [
-        f"{n} of {count} runs: {state}. The results are those of the others."
-        for state, n in states.items()
-        if state != "done"
-    ]
     first, study = plan.runs[0], plan.settings
     devices = dict.fromkeys(device for device in runs["device"] if device)
     return {
-        "title": f"Study “{plan.folder.name}”: {_listed(study.languages)}",
+        "title": f"Study “{plan.name}”: {_listed(study.languages)}",
         "summary": summary(plan),
-        "problems": problems,
         "devices": f"Trained on: {'; '.join(devices)}." if devices else "",
         "command": plan.line,
         "config": plan.text,
         "commands": "\n".join(map(str, [plan.preparing_of(first), *plan.commands(first)])),
         "tables": ", ".join(sorted(path.name for path in plan.folder.glob("*.csv"))),
+        "version": _version(),
+        "corpus": _corpus(plan),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": str(torch.__version__),
     }
+
+
+def _problems(plan: Plan, runs: pd.DataFrame, error: str) -> list[str]:
+    """What is missing, in words."""
+    found = [states.problem_of_data(plan)]
+    counts = runs["state"].value_counts().items()
+    if missing := [f"{n} {state}" for state, n in counts if state != "done"]:
+        done = int((runs["state"] == "done").sum())
+        from_done = f"The results below are those of the {done} runs that are done."
+        found.append(
+            f"Of {len(runs)} runs, {', '.join(missing)}. "
+            + (from_done if done > 1 else "There are no results yet.")
+        )
+    if error:
+        found.append(f"The evaluation of all runs together failed: {error}")
+    return [*filter(None, found), *missing_controls(plan)]
+
+
+def _version() -> str:
+    """The commit of this code, if it is known."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        if told.returncode == 0:
+            return f"commit {told.stdout.strip()} of the code, "
+    return ""
+
+
+def _corpus(plan: Plan) -> str:
+    """The version of the corpus, from the token files; or its name."""
+    if plan.is_prepared:
+        return token_files.read_meta(plan.runs[0].data_dir).corpus_version
+    return of(Prepare, plan.runs[0].values).corpus
 
 
 def _listed(languages: tuple[str, ...]) -> str:
@@ -80,16 +114,14 @@ def _listed(languages: tuple[str, ...]) -> str:
 def summary(plan: Plan) -> str:
     """What was trained, in two sentences."""
     run, study = plan.runs[0], plan.settings
-    t = run.training
-    parameters = run.parameters
-    text = run.values.get("corpus", "babylm")
-    years = f" ({run.values['sotu_years']})" if "sotu_years" in run.values else ""
-    seeds = ", ".join(map(str, study.seeds))
+    t, count = run.training, len(study.seeds)
+    seeds = f"{count} seeds each" if count > 1 else "one seed each"
+    listed = ", ".join(map(str, study.seeds))
     return (
-        f"{len(study.languages)} languages with {len(study.seeds)} seeds each ({seeds}). Every "
-        f"model has {t.n_layer} layers, a width of {t.n_embd} and {parameters / 1e6:.1f} million "
-        f"parameters, and was trained for {t.max_steps:,} steps of {t.tokens_per_step:,} tokens "
-        f"({run.tokens:,} in all) on the corpus {text}{years}."
+        f"{len(study.languages)} languages with {seeds} ({listed}). Every "
+        f"model has {t.n_layer} layers, a width of {t.n_embd} and {run.parameters / 1e6:.1f} "
+        f"million parameters, and was trained for {t.max_steps:,} steps of {t.tokens_per_step:,} "
+        f"tokens ({run.tokens:,} in all). Corpus: {_corpus(plan)}."
     )
 
 
@@ -115,14 +147,19 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
         }
         for row in with_markers.to_dict("records")
     ]
-    is_of_seeds = bool(len(with_markers)) and with_markers["n"].max() > 1
-    note = "Intervals are Student's t over seeds; p tests whether the mean difference is zero."
-    if not is_of_seeds:
-        note = (
-            "Intervals are bootstrapped over sentences: with one seed, they say nothing of others."
-        )
-    over = "over seeds" if is_of_seeds else "over sentences"
-    return {"comparisons": found, "over": over, "interval_note": note}
+    kinds = set(with_markers["interval"])
+    notes = {
+        "t, over seeds": "Intervals over seeds are Student's t; p is that of a t-test of whether "
+        "the mean difference is zero.",
+        "bootstrap, over sentences": "Intervals over sentences are bootstrapped; with one seed, "
+        "they do not say how much other seeds would differ.",
+    }
+    over = " or ".join(sorted(kind.partition(", ")[2] for kind in kinds))
+    return {
+        "comparisons": found,
+        "over": over,
+        "interval_note": " ".join(notes[kind] for kind in sorted(kinds)),
+    }
 
 
 def sentence(row: dict[str, Any]) -> str:
@@ -131,14 +168,17 @@ def sentence(row: dict[str, Any]) -> str:
     low, middle, high = ((math.exp(row[name]) - 1) * 100 for name in ("low", "difference", "high"))
     seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
     start = f"After step {row['step']:,}, the perplexity of {language} is {abs(middle):.1f}%"
+    word = "higher" if middle > 0 else "lower"
     ends = sorted((abs(low), abs(high)))
+    if math.isnan(low):
+        return (
+            f"{start} {word} than that of {control} ({seeds}; too few sentences for an interval)."
+        )
     if row["low"] > 0 or row["high"] < 0:
-        word = "higher" if middle > 0 else "lower"
         return (
             f"{start} {word} than that of {control} (95% interval {ends[0]:.1f}% to "
             f"{ends[1]:.1f}%, {seeds})."
         )
-    word = "higher" if middle > 0 else "lower"
     return (
         f"{start} {word} than that of {control}, but the 95% interval ({low:+.1f}% to "
         f"{high:+.1f}%, {seeds}) includes zero: no difference is shown."

@@ -16,6 +16,7 @@ from impossible.training import checkpoint, log
 
 RUNS = "runs.csv"
 _MADE = "results.json"  # what the joint results were made from
+_JOINT = ("perplexity.csv", "perplexity.png", "differences.csv", "differences.png", "losses.png")
 
 
 def write(plan: Plan, stop: Stop) -> None:
@@ -30,7 +31,7 @@ def write(plan: Plan, stop: Stop) -> None:
     table = runs_table(plan)
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
-    report.write(plan, table)
+    report.write(plan, table, error)
     print(f"results: {plan.folder}; to read: {plan.folder / report.NAME}", flush=True)
     if error and not stop.count:
         raise UserError(f"{error} (in {plan.folder / 'results.txt'})")
@@ -48,6 +49,8 @@ def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> str:
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) == made:
         return ""
     path.unlink(missing_ok=True)
+    for name in _JOINT:  # of other runs
+        (plan.folder / name).unlink(missing_ok=True)
     for command in commands:
         if error := local.watch(command, plan.folder / "results.txt", stop):
             return error
@@ -58,7 +61,11 @@ def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> str:
 def runs_table(plan: Plan) -> pd.DataFrame:
     """A row for each run: its state, how far it is, its losses, its time and its device."""
     is_open = files.is_locked(plan.folder)
-    jobs = slurm.jobs(plan)
+    try:
+        jobs = slurm.jobs(plan)
+    except UserError as error:
+        print(f"warning: {error}")
+        jobs = {}
     return pd.DataFrame([_row(plan, run, is_open, jobs) for run in plan.runs])
 
 
@@ -69,7 +76,7 @@ def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str,
     val_losses = [record["val_loss"] for record in records if record.get("val_loss")]
     speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
     state = states.read(run.folder)
-    minutes = sum([*state.done.values(), *state.spent.values()]) / 60
+    minutes = sum(state.seconds.values()) / 60
     return {
         "run": run.name,
         "language": run.language,
@@ -103,7 +110,7 @@ def state_of(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> str:
         return "running"
     if job:
         return "queued"
-    return "interrupted" if state.done or state.spent or state.running else "waiting"
+    return "interrupted" if state.seconds or state.running else "waiting"
 
 
 def _perplexity(run: Run) -> float:
@@ -123,8 +130,3 @@ def _device(run: Run) -> str:
         return ""
     sessions = checkpoint.load(paths[-1]).sessions
     return "; ".join(dict.fromkeys(name for session in sessions for name in session["devices"]))
-
-
-def is_all_done(plan: Plan) -> bool:
-    """Whether nothing is left to do for any run."""
-    return all(states.following(plan, run) is None for run in plan.runs)

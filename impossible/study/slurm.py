@@ -1,23 +1,29 @@
 """Executing the runs of a study as jobs of SLURM, submitted through submitit."""
 
+import contextlib
 import getpass
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from impossible import files
 from impossible.errors import UserError
 from impossible.study import children, states
-from impossible.study.local import PREPARING, Stop
+from impossible.study.local import Stop
 from impossible.study.plan import ROOT, Command, Plan, Run
 
 NAME = "jobs.json"  # name of a run, `prepare` or `results` -> number of its latest job
+PREPARE = "prepare"
+_OF_DATA = "data of prepare"  # in the same file: the folders that the job prepares
+_LONGEST_WAIT = 3600.0  # seconds for another process that writes results
 _PAUSE = 0.5  # seconds between two looks at a process
 _NOTICE = 120  # seconds before its time limit in which a job may save the last whole step
 _RESTARTS = 100_000  # after time limits: as many as it takes
@@ -34,44 +40,65 @@ class Chain:
         """run: the one whose commands are executed; None: the text is prepared."""
         self.plan = plan
         self.run = run
+        self._command: Command | None = None  # that is being executed
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(Chain(self.plan, self.run))
+
     def __call__(self) -> None:
         """Execute what is left. Raises an error, which fails the job, unless all ends well."""
+        # Of scancel, or of SLURM before it starts the job again elsewhere; submitit ignores it.
+        signal.signal(signal.SIGTERM, lambda *_: self._stop())
         if self.run is None:
-            output = self.plan.folder / PREPARING
+            output = self.plan.folder / states.PREPARING
             if self._execute(self.plan.preparing, output):
                 raise RuntimeError(states.error_in(output))
             return
+        if files.is_locked(self.run.folder):
+            raise _InterruptedError(f"another process is writing to {self.run.folder}")
+        attempts: Counter[str] = Counter()
         while command := states.following(self.plan, self.run):
-            states.begin(self.run, command)
+            states.begin(self.run, command, os.environ["SLURM_JOB_ID"])
             code = self._execute(command, self.run.output)
-            how = states.end(self.run, command, code, self._is_stopped)
+            attempts[command.key] += 1
+            gives_up = attempts[command.key] >= states.ATTEMPTS
+            how = states.end(self.run, command, code, self._is_stopped, gives_up)
             if how == "failed":
                 raise RuntimeError(states.read(self.run.folder).failed)
-            if how == "interrupted":
-                raise _InterruptedError(f"{command} was interrupted")
+            if self._is_stopped or (how == "interrupted" and code == states.EXIT_STOPPED):
+                raise _InterruptedError(f"{command} was stopped")
 
     def _execute(self, command: Command, output: Path) -> int:
-        self._child = children.start(command, output, {})
+        threads = max(1, self.plan.settings.cpus // command.processes)
+        self._command = command
+        self._child = children.start(command, output, {"OMP_NUM_THREADS": str(threads)})
         while (code := self._child.poll()) is None:
             time.sleep(_PAUSE)
         return code
 
-    def checkpoint(self) -> Any:
-        """Stop after a whole step, and say what to execute next time (submitit calls this)."""
-        from submitit.helpers import DelayedSubmission
-
+    def _stop(self) -> None:
         self._is_stopped = True
         if self._child is not None and self._child.returncode is None:
             children.end(self._child)
-            # Not wait(): this may have interrupted poll(), which holds the lock of both.
-            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Chain(self.plan, self.run))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan, "run": self.run, "_child": None, "_is_stopped": False}
+    def checkpoint(self) -> Any:
+        """Stop after a whole step, and say what to execute next time.
+
+        submitit calls this in its handler of the signal before a time limit, and then ends this
+        process.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        self._stop()
+        if self._child is not None and self._child.returncode is None:
+            # Not wait(): this may have interrupted poll(), which holds the lock of both.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+        if self.run is not None and self._command is not None:
+            states.end(self.run, self._command, states.EXIT_STOPPED, is_stopped=True)
+        return DelayedSubmission(Chain(self.plan, self.run))
 
 
 class Results:
@@ -84,7 +111,7 @@ class Results:
         """Write them."""
         from impossible.study import results
 
-        with files.locked(self.plan.folder):
+        with files.locked(self.plan.folder, wait=_LONGEST_WAIT):
             results.write(self.plan, Stop())
 
     def checkpoint(self) -> Any:
@@ -94,32 +121,47 @@ class Results:
         return DelayedSubmission(self)
 
 
-def submit(plan: Plan) -> None:
-    """Submit what is left of the study, each run as a job, unless its job is still there.
-
-    Raises UserError if there is no SLURM or if it refuses a job.
-    """
+def require() -> None:
+    """Raise UserError if there is no SLURM here."""
     if not shutil.which("sbatch"):
         raise UserError(
             "cluster = slurm, but there is no command sbatch. Run this on a login node of the "
             "cluster, or leave --cluster= out."
         )
-    alive, before = jobs(plan), _recorded(plan)
-    after = ""
-    if "prepare" in alive:
-        after = f"afterok:{before['prepare']}"
-    elif not plan.is_prepared:
-        after = f"afterok:{_submit(plan, 'prepare', Chain(plan, None), '')}"
-    left = [run for run in plan.runs if states.following(plan, run)]
-    for run in left:
-        if run.name not in alive and not states.read(run.folder).failed:
-            _submit(plan, run.name, Chain(plan, run), after)
+
+
+def submit(plan: Plan) -> None:
+    """Submit what is left of the study, each run as a job, unless its job is still there.
+
+    Raises UserError if SLURM refuses a job.
+    """
     alive, recorded = jobs(plan), _recorded(plan)
+    after = _prepared_by(plan, alive)
+    left = [run for run in plan.runs if states.following(plan, run)]
+    submitted = [
+        _submit(plan, run.name, Chain(plan, run), after)
+        for run in left
+        if run.name not in alive and not states.read(run.folder).failed
+    ]
+    if not submitted and "results" in alive:
+        return
     if "results" in alive:  # it waits for fewer runs than there are now
         subprocess.run(["scancel", recorded["results"]], check=False)
-    waited = [recorded[run.name] for run in left if run.name in alive]
-    dependency = f"afterany:{':'.join(waited)}" if waited else ""
-    _submit(plan, "results", Results(plan), dependency)
+    waited = submitted + [recorded[run.name] for run in left if run.name in alive]
+    _submit(plan, "results", Results(plan), f"afterany:{':'.join(waited)}" if waited else "")
+
+
+def _prepared_by(plan: Plan, alive: dict[str, str]) -> str:
+    """Submit the preparation of the data, if that is left to do; what jobs of runs depend on."""
+    if plan.is_prepared:
+        return ""
+    folders, recorded = sorted({str(run.data_dir) for run in plan.runs}), _recorded(plan)
+    if PREPARE in alive and recorded.get(_OF_DATA) == folders:
+        return f"afterok:{recorded[PREPARE]}"
+    after = f"afterany:{recorded[PREPARE]}" if PREPARE in alive else ""  # of fewer languages
+    number = _submit(plan, PREPARE, Chain(plan, None), after)
+    files.write_json(plan.folder / NAME, _recorded(plan) | {_OF_DATA: folders})
+    return f"afterok:{number}"
 
 
 def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str:
@@ -127,20 +169,24 @@ def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    s = plan.settings
-    python = shlex.join(["env", f"PYTHONPATH={ROOT}", sys.executable])
-    folder = plan.folder / "slurm"
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=_RESTARTS, python=python)
+    s, is_run = plan.settings, name not in (PREPARE, "results")
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    executor = submitit.SlurmExecutor(
+        plan.folder / "slurm",
+        max_num_timeout=_RESTARTS if is_run else 3,  # what begins anew each time may never end
+        python=shlex.join(["env", f"PYTHONPATH={path}", sys.executable]),
+    )
     options = {"partition": s.partition, "account": s.account, "dependency": dependency}
+    options |= {"gpus_per_node": s.gpus} if is_run and plan.settings.gpus else {}
     executor.update_parameters(
-        job_name=f"{plan.folder.name}-{name}",
-        time=max(1, round(s.hours * 60)),
+        job_name=f"{plan.name}-{name}",
+        time=round(s.hours * 60),
         cpus_per_task=s.cpus,
+        srun_args=[f"--cpus-per-task={s.cpus}"],  # which srun does not take from the job
         mem=f"{s.memory_gb}G",
         signal_delay_s=_NOTICE,
         stderr_to_stdout=True,
-        additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes"}
-        | ({"gpus-per-node": s.gpus} if s.gpus else {}),
+        additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes"},
         **{key: value for key, value in options.items() if value},
     )
     try:
@@ -152,19 +198,27 @@ def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str
     return number
 
 
-def _recorded(plan: Plan) -> dict[str, str]:
+def _recorded(plan: Plan) -> dict[str, Any]:
     path = plan.folder / NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def jobs(plan: Plan) -> dict[str, str]:
-    """The jobs of the study that SLURM still has, by name: their states."""
+    """The jobs of the study that SLURM still has, by name: their states.
+
+    Raises UserError if SLURM does not answer.
+    """
     recorded = _recorded(plan)
     if not recorded or not shutil.which("squeue"):
         return {}
     command = ["squeue", "--noheader", "--format=%i %T", f"--user={getpass.getuser()}"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode:
-        raise UserError(f"SLURM does not tell its jobs: {told.stderr.strip()}. Try again later.")
+        raise UserError(f"squeue failed ({told.stderr.strip()}). Run the same command again later.")
     states_of = dict(line.split() for line in told.stdout.splitlines())
-    return {name: states_of[job] for name, job in recorded.items() if job in states_of}
+    alive = {
+        name: states_of[job]
+        for name, job in recorded.items()
+        if name != _OF_DATA and job in states_of
+    }
+    return {name: state for name, state in alive.items() if state != "COMPLETING"}

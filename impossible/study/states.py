@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +10,19 @@ from typing import Any
 
 from impossible import files
 from impossible.errors import UserError
-from impossible.study.plan import Command, Plan, Run
+from impossible.study.plan import Command, Plan, Run, digest
 from impossible.training import checkpoint
 
 NAME = "state.json"
+PREPARING = "prepare.txt"  # what prepare.py prints
 EXIT_STOPPED = 75  # of train.py: the last whole step is saved
-_KILLED = "SIGKILL"  # in what torchrun says of a process that was killed
+ATTEMPTS = 3  # of a command that is killed
+# What torchrun, whose own exit code is 1, says of a process that was killed or asked to end.
+_BY_SIGNAL = re.compile(rf"Signal (9|15) \(SIG|exitcode *: {EXIT_STOPPED}\b")
+_KILLED = (
+    f"killed {ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
+    "--at_once=, or more --memory_gb= on SLURM."
+)
 _LINES = 3  # of the output, where it has no line that begins with "error: "
 
 
@@ -23,10 +30,10 @@ _LINES = 3  # of the output, where it has no line that begins with "error: "
 class State:
     """What has been done of a run."""
 
-    done: dict[str, float] = field(default_factory=dict)  # command -> seconds, over all attempts
-    spent: dict[str, float] = field(default_factory=dict)  # the same, of commands not yet done
+    done: dict[str, str] = field(default_factory=dict)  # command -> hash of its settings
+    seconds: dict[str, float] = field(default_factory=dict)  # command -> of all its attempts
     failed: str = ""  # the command that failed and its error
-    running: dict[str, Any] = field(default_factory=dict)  # command, since, job
+    running: dict[str, Any] = field(default_factory=dict)  # command, since, job (of SLURM)
 
 
 def read(folder: Path) -> State:
@@ -52,7 +59,7 @@ def following(plan: Plan, run: Run) -> Command | None:
     """The next command of a run; None if all are done."""
     done = read(run.folder).done
     for command in plan.commands(run):
-        if str(command) not in done or not _is_there(run, command):
+        if done.get(command.key) != digest(run, command) or not _is_there(run, command):
             return command
     return None
 
@@ -66,32 +73,42 @@ def _is_there(run: Run, command: Command) -> bool:
     return True
 
 
-def begin(run: Run, command: Command) -> None:
-    """Record that a command of a run is being started."""
-    running = {"command": str(command), "since": time.time()}
-    if "SLURM_JOB_ID" in os.environ:
-        running["job"] = os.environ["SLURM_JOB_ID"]
-    write(run.folder, dataclasses.replace(read(run.folder), failed="", running=running))
+def begin(run: Run, command: Command, job: str = "") -> None:
+    """Record that a command of a run is being started. job: the number of the job on SLURM."""
+    state = read(run.folder)
+    seconds = state.seconds
+    if state.running and run.output.exists():  # killed, with what would have recorded its end
+        until = run.output.stat().st_mtime
+        seconds = _added(seconds, state.running["command"], until - state.running["since"])
+    running = {"command": command.key, "since": time.time()} | ({"job": job} if job else {})
+    write(run.folder, State(state.done, seconds, running=running))
 
 
-def end(run: Run, command: Command, code: int, is_stopped: bool) -> str:
+def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool = False) -> str:
     """Record how a command ended: `done`, `interrupted` or `failed`, which is returned.
 
-    code: its exit code, or minus the signal that killed it. is_stopped: whether it was asked to.
+    code: its exit code, or minus the signal that killed it. is_stopped: whether it was to end.
+    gives_up: it is not resumed any more if it was killed.
     """
-    state, key = read(run.folder), str(command)
-    seconds = state.spent.get(key, 0.0) + time.time() - state.running["since"]
-    spent = {name: value for name, value in state.spent.items() if name != key}
+    state = read(run.folder)
+    since = state.running.get("since", time.time())
+    seconds = _added(state.seconds, command.key, time.time() - since)
     if code == 0:
-        write(run.folder, State(state.done | {key: seconds}, spent))
+        done = state.done | {command.key: digest(run, command)}
+        write(run.folder, State(done, seconds))
         return "done"
-    spent[key] = seconds
-    is_killed = code < 0 or (command.processes > 1 and _KILLED in _tail(run.output))
-    if is_stopped or is_killed or code == EXIT_STOPPED:
-        write(run.folder, State(state.done, spent))
+    under_torchrun = command.processes > 1 and _BY_SIGNAL.search(_tail(run.output))
+    is_killed = not is_stopped and (code < 0 or bool(under_torchrun))
+    if is_stopped or code == EXIT_STOPPED or (is_killed and not gives_up):
+        write(run.folder, State(state.done, seconds))
         return "interrupted"
-    write(run.folder, State(state.done, spent, failed=f"{command.script}: {error_in(run.output)}"))
+    reason = _KILLED if is_killed else error_in(run.output)
+    write(run.folder, State(state.done, seconds, failed=f"{command.script}: {reason}"))
     return "failed"
+
+
+def _added(seconds: dict[str, float], key: str, more: float) -> dict[str, float]:
+    return seconds | {key: seconds.get(key, 0.0) + max(0.0, more)}
 
 
 def forget_failure(run: Run) -> None:
@@ -105,6 +122,14 @@ def error_in(output: Path) -> str:
     lines = [line for line in _tail(output).splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return errors[-1] if errors else " / ".join(lines[-_LINES:]) or "no output"
+
+
+def problem_of_data(plan: Plan) -> str:
+    """Why the data are not prepared; empty if they are, or if that has not been tried."""
+    output = plan.folder / PREPARING
+    if plan.is_prepared or not output.exists():
+        return ""
+    return f"The data are not prepared: {error_in(output)}"
 
 
 def last_line(output: Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, wait_for
 
 from impossible import files
+from impossible.errors import UserError
 from impossible.study import local, results, states
 from impossible.study import plan as plans
 from impossible.study.local import Stop
@@ -38,6 +39,12 @@ class Scripted(Plan):
 
     def commands(self, run: Run) -> list[Command]:
         return [Script(script, [str(run.folder)]) for script in self.scripts[run.language]]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts have none."""
+    monkeypatch.setattr(states, "digest", lambda run, command: "")
 
 
 @pytest.fixture
@@ -92,7 +99,7 @@ def test_commands_follow_each_other_and_so_many_runs_are_executed_at_a_time(
     assert set(words(plan).values()) == {"done"}
     threads = str(max(1, local.cores() // 2))
     assert all(states.last_line(run.output) == threads for run in plan.runs)
-    assert all(sum(states.read(run.folder).done.values()) >= 0.5 for run in plan.runs)
+    assert all(sum(states.read(run.folder).seconds.values()) >= 0.5 for run in plan.runs)
 
     local.execute(plan, Stop())  # nothing is left to do
     assert (tmp_path / "study" / "runs" / "log").read_text().splitlines() == lines
@@ -129,8 +136,9 @@ def test_a_run_that_is_killed_is_resumed_but_not_for_ever(
     always = "import os; open(out / 'y', 'a').write('.'); os.kill(os.getpid(), 9)"
     plan = scripted({"no_shuffle": [once], "no_reverse": [always]})
     local.execute(plan, Stop())
-    assert list(words(plan).values()) == ["done", "done", "interrupted", "interrupted"]
+    assert list(words(plan).values()) == ["done", "done", "failed", "failed"]
     assert (plan.runs[2].folder / "y").read_text() == "..."
+    assert "perhaps because memory ran out" in states.read(plan.runs[2].folder).failed
 
 
 def test_ctrl_c_asks_all_runs_to_end_and_a_second_one_ends_them(
@@ -208,23 +216,20 @@ def test_commands_end_with_the_process_that_started_them(tmp_path: Path) -> None
 def test_gpus_are_shared_out(
     scripted: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = scripted({"no_shuffle": []})
-    on_gpus = [
-        dataclasses.replace(run, values=run.values | {"device": "cuda"}) for run in plan.runs
-    ]
-    plan = dataclasses.replace(plans.Plan(plan.settings, on_gpus, "", ""))
-    on_one = dataclasses.replace(run, values=run.values | {"device": "cuda:1"})
-    assert local.shares_of(dataclasses.replace(plan, runs=[on_one])) == [{}]
-    for visible, gpus, at_once, shares in (
-        ("0,1,2,3", 1, 0, ["0", "1", "2", "3"]),
-        ("4,5,6,7", 2, 0, ["4,5", "6,7"]),
-        ("4,5,6", 2, 0, ["4,5"]),
-        ("GPU-1,GPU-2", 1, 4, ["GPU-1", "GPU-2", "GPU-1", "GPU-2"]),
-    ):
+    made = scripted({"no_shuffle": []})
+
+    def shares(visible: str, gpus: int, at_once: int = 0) -> list[str]:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        asked = dataclasses.replace(plan.settings, gpus=gpus, at_once=at_once)
-        found = local.shares_of(dataclasses.replace(plan, settings=asked))
-        assert found == [{"CUDA_VISIBLE_DEVICES": share} for share in shares]
+        asked = dataclasses.replace(made.settings, gpus=gpus, at_once=at_once)
+        plan = plans.Plan(asked, made.runs, "", "", {"device": "cuda"}, gpus)
+        return [share["CUDA_VISIBLE_DEVICES"] for share in local.shares_of(plan)]
+
+    assert shares("0,1,2,3", 1) == ["0", "1", "2", "3"]
+    assert shares("4,5,6,7", 2) == ["4,5", "6,7"]
+    assert shares("4,5,6", 2) == ["4,5"]
+    assert shares("GPU-1,GPU-2", 1, at_once=4) == ["GPU-1", "GPU-2", "GPU-1", "GPU-2"]
+    with pytest.raises(UserError, match="gpus = 2, but this machine has 1"):
+        shares("0", 2)
 
 
 def test_the_state_of_a_run_in_a_word(scripted: Callable[..., Plan]) -> None:

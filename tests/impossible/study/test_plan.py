@@ -8,7 +8,7 @@ from impossible import options
 from impossible.errors import UserError
 from impossible.settings import Convert, Evaluate, Prepare, Train
 from impossible.study import plan as plans
-from impossible.study.plan import Plan
+from impossible.study.plan import Command, Plan
 
 CONFIG = """
 languages = ["no_hop", "partial_reverse"]
@@ -70,16 +70,53 @@ def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) 
     ]
     assert not any("--markers" in c.arguments for c in made.commands(other)), "it has none"
     perplexity, markers, pairs = made.joint(made.runs)
-    assert perplexity.arguments == [*(str(run.config) for run in made.runs), "--losses"]
-    assert markers.arguments == [str(run.config) for run in made.runs[:2]] + ["--markers"]
-    assert len(pairs.arguments) == 5
+    assert perplexity.configs == [str(run.config) for run in made.runs]
+    assert perplexity.options == ["--device=cpu", "--losses"]
+    assert markers.configs == [str(run.config) for run in made.runs[:2]]
+    assert markers.options == ["--markers", "--device=cpu"]
+    assert len(pairs.configs) == 4
 
 
 def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
-    (command, *_) = plan(tmp_path, "--gpus=2").commands(plan(tmp_path).runs[0])
-    assert str(command).startswith("torchrun --standalone --nproc_per_node=2 train.py ")
-    (command, *_) = plan(tmp_path, "--gpus=2", "--device=cpu").commands(plan(tmp_path).runs[0])
-    assert str(command).startswith("python train.py ")
+    def first(*options: str) -> Command:
+        made = plan(tmp_path, *options)
+        return made.commands(made.runs[0])[0]
+
+    for device in ("--device=cuda", "--cluster=slurm"):
+        command = first("--gpus=2", device)
+        assert str(command).startswith("torchrun --standalone --nproc_per_node=2 train.py ")
+    for given in (("--device=cpu",), ("--cluster=slurm", "--device=cpu")):
+        assert str(first("--gpus=2", *given)).startswith("python train.py ")
+    assert first("--gpus=2", "--device=cuda").key == first("--device=cpu").key == "train.py"
+
+
+def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path) -> None:
+    def digests(*options: str) -> list[str]:
+        made = plan(tmp_path, *options)
+        return [plans.digest(made.runs[0], c) for c in made.commands(made.runs[0])]
+
+    before = digests()
+    for option, changes in (
+        ("--log_interval=7", [False, False, False]),
+        ("--device=cpu", [False, False, False]),
+        ("--export_dtype=bfloat16", [False, True, False]),
+        ("--sample_seed=7", [False, False, True]),
+        ("--n_layer=1", [True, False, False]),
+    ):
+        assert [a != b for a, b in zip(digests(option), before, strict=True)] == changes, option
+
+
+def test_settings_of_one_evaluation_are_options_of_its_command(tmp_path: Path) -> None:
+    evaluations = "--evaluations=perplexity,pairs=blimp"
+    made = plan(tmp_path, evaluations, "--pair_items=true", "--surprisals=true")
+    _, _, perplexity, pairs = made.commands(made.runs[0])
+    assert perplexity.options == ["--surprisals"]
+    assert pairs.options == ["--pairs=blimp", "--pair_items"]
+
+
+def test_a_missing_control_is_told(tmp_path: Path) -> None:
+    (warning,) = plans.missing_controls(plan(tmp_path))
+    assert warning == "PartialReverse has no control in this study: add no_reverse"
 
 
 @pytest.mark.parametrize(
@@ -98,9 +135,13 @@ def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
         ("n_head = 5", "n_head = 5 is invalid"),  # before anything begins
         ("evaluations = ['pears']", "evaluations = .* must be a list of: perplexity, markers"),
         ("evaluations = ['pairs']", "pairs=SOURCE"),
-        ("publish = 'mine'", "of the form USER/PREFIX"),
+        ("publish = 'mine'", "publish = 'mine' is invalid. It must be USER/PREFIX"),
+        ("publish = 'ada/-x'", "is not the name of a repo"),
+        ("publish = 'ada/" + 60 * "x" + "'", "PREFIX has up to 59 characters"),
+        ("evaluations = ['stimuli=gone.csv']", "there is no file gone.csv"),
+        ("device = 'cuda:1'", "device = cuda:1 names one GPU"),
         ("private = True", "combined with --publish="),
-        ("hours = 0", "hours = 0.0 is invalid"),
+        ("hours = 0.01", "5 minutes or more"),
         ("langauges = ['no_hop']", "line 1: unknown setting 'langauges'. Did you mean 'languages'"),
     ],
 )
@@ -109,7 +150,6 @@ def test_mistakes_are_told_before_anything_begins(
 ) -> None:
     with pytest.raises(UserError, match=message):
         plan(tmp_path, config=config)
-    assert not (tmp_path / "study").exists()
 
 
 def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(tmp_path: Path)
     )
     report.write(plan, runs)
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
-    assert "1 of 2 runs: failed. The results are those of the others." in page
+    assert "Of 2 runs, 1 failed. There are no results yet." in page
     assert "a loss &lt; 0 &amp; worse" in page
     assert "# &lt;b&gt;mine&lt;/b&gt;" in page
     assert "Is a language harder to learn" not in page, "nothing has been compared"
