@@ -68,6 +68,7 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None
     rows = [
         {"label": "F - N", "measure": measure, "low": d - 0.01, "high": d + 0.01, "difference": d}
         | {"p": p, "n": 2, "language": "full_reverse", "control": "no_reverse", "step": step}
+        | {"interval": "t, over seeds"}
         for step, d, p in ((1, 0.5, 0.5), (2, 0.25, 0.00001))
         for measure in ("perplexity", "perplexity_without_markers")
     ]
