@@ -103,7 +103,8 @@ def start(
     """
 
     def prepare() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+        for number in (signal.SIGHUP, signal.SIGINT):  # nohup and `&` in a script ignore them
+            signal.signal(number, signal.SIG_DFL)
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
         if largest_file:
