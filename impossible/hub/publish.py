@@ -111,10 +111,8 @@ def require_valid(repo: str) -> tuple[str, str]:
     try:
         huggingface_hub.utils.validate_repo_id(repo)
         namespace, name = repo.split("/")
-    except (HFValidationError, ValueError) as error:
-        raise UserError(
-            f"push_to_hub = {repo!r} is not the name of a repo ({error}). Expected: USER/NAME"
-        )
+    except (HFValidationError, ValueError):
+        raise UserError(f"push_to_hub = {repo!r} is not the name of a repo. Expected: USER/NAME")
     return namespace, name
 
 

@@ -298,7 +298,8 @@ def survived(
             yield requests[at], kind, survives(p, Fault(at, kind), undisturbed, cache)
 
 
-@XET_HERE
+@pytest.mark.slow
+@TRANSFERS
 def test_a_publication_survives_a_fault_at_every_fifth_request(
     transfer: dict[str, str], two: Path, tmp_path: Path
 ) -> None:

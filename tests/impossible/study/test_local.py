@@ -68,6 +68,7 @@ def scripted(tmp_path: Path) -> Callable[..., Plan]:
 def own_signals() -> None:
     """A study takes note of signals; pytest gets them back."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` in a script has it ignored
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

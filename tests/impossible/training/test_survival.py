@@ -172,7 +172,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     assert "done in" in printed
 
 
-@pytest.mark.parametrize("at", [0, 2, 4, 6])
+@pytest.mark.parametrize("at", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 6])
 def test_a_run_that_is_stopped_while_validating_goes_on_there(
     at: int, config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
