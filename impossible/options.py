@@ -84,8 +84,10 @@ def load_study(
         name = given.removeprefix("--").replace("-", "_")
         if not argument.startswith("--") and argument.endswith(".py"):
             configs.append(argument)
-        elif name in Study.types() or name not in known_types():
+        elif not argument.startswith("--") or name.removeprefix("no_") in (*Study.types(), "help"):
             options.append(argument)
+        elif name not in known_types():
+            raise unknown("setting", name, known_types())
         elif equals:
             values[name] = parsed(name, text)
         else:

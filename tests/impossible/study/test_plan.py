@@ -155,6 +155,7 @@ def test_mistakes_are_told_before_anything_begins(
 def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
     for option, message in (
         ("--max_steps=many", "max_steps must be a whole number, not 'many'"),
+        ("--max_stepz=3", "unknown setting 'max_stepz'. Did you mean 'max_steps'?"),
         ("--max_steps", "a value is missing. Write --max_steps=VALUE"),
         ("--compile=maybe", "compile must be True or False, not 'maybe'"),
     ):
