@@ -31,10 +31,17 @@ _MORE = {
 }
 
 
-def write(plan: Plan, runs: pd.DataFrame, error: str = "") -> None:
+_OLDER = (
+    "The results below are older: they may be of other runs, or of other settings of the "
+    "evaluation. Run the same command again to update them."
+)
+
+
+def write(plan: Plan, runs: pd.DataFrame, error: str = "", is_current: bool = True) -> None:
     """Write the report from the results in the folder of the study.
 
     runs: a row for each run, as in runs.csv. error: of the joint evaluation.
+    is_current: whether the joint results are those of the runs that are done, as they are now.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -42,7 +49,7 @@ def write(plan: Plan, runs: pd.DataFrame, error: str = "") -> None:
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     found = {
         **_about(plan, runs),
-        "problems": _problems(plan, runs, error),
+        "problems": _problems(plan, runs, error, is_current),
         **_comparisons(plan),
         **_perplexities(plan),
         "curves": _picture(plan.folder / "perplexity.png"),
@@ -73,17 +80,20 @@ def _about(plan: Plan, runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _problems(plan: Plan, runs: pd.DataFrame, error: str) -> list[str]:
+def _problems(plan: Plan, runs: pd.DataFrame, error: str, is_current: bool) -> list[str]:
     """What is missing, in words."""
     found = [states.problem_of_data(plan)]
     counts = runs["state"].value_counts().items()
     if missing := [f"{n} {state}" for state, n in counts if state != "done"]:
         done = int((runs["state"] == "done").sum())
-        from_done = f"The results below are those of the {done} runs that are done."
-        found.append(
-            f"Of {len(runs)} runs, {', '.join(missing)}. "
-            + (from_done if done > 1 else "There are no results yet.")
-        )
+        told = "There are no results yet."
+        if (plan.folder / "perplexity.csv").exists():
+            told = _OLDER
+            if is_current:
+                told = f"The results below are those of the {done} runs that are done."
+        found.append(f"Of {len(runs)} runs, {', '.join(missing)}. {told}")
+    elif not is_current and (plan.folder / "perplexity.csv").exists():
+        found.append(_OLDER)
     if error:
         found.append(f"The evaluation of all runs together failed: {error}")
     return [*filter(None, found), *missing_controls(plan)]

@@ -28,10 +28,11 @@ def write(plan: Plan, stop: Stop) -> None:
     error = ""
     if len(done) > 1 and not stop.count:
         error = _evaluate(plan, done, stop)
+    is_current = _made(plan) == _source(plan, done)
     table = runs_table(plan)
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
-    report.write(plan, table, error)
+    report.write(plan, table, error, is_current)
     print(f"results: {plan.folder}; to read: {plan.folder / report.NAME}", flush=True)
     if error and not stop.count:
         raise UserError(f"{error} (in {plan.folder / 'results.txt'})")
@@ -39,23 +40,32 @@ def write(plan: Plan, stop: Stop) -> None:
 
 def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> str:
     """The joint evaluation of runs. Returns an error, if there is one."""
+    if _made(plan) == _source(plan, runs):
+        return ""
+    (plan.folder / _MADE).unlink(missing_ok=True)
+    for name in _JOINT:  # of other runs
+        (plan.folder / name).unlink(missing_ok=True)
+    for command in plan.joint(runs):
+        if error := local.watch(command, plan.folder / "results.txt", stop):
+            return error
+    files.write_json(plan.folder / _MADE, _source(plan, runs))
+    return ""
+
+
+def _made(plan: Plan) -> dict[str, str]:
+    """What the joint results were made from; {} if there are none that are whole."""
+    path = plan.folder / _MADE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _source(plan: Plan, runs: list[Run]) -> dict[str, str]:
+    """What the joint results of these runs are made from."""
     commands = plan.joint(runs)
     configs = [run.config.read_text(encoding="utf-8") for run in runs]
     weights = [run.folder / f"checkpoint-{run.training.max_steps}.pt" for run in runs]
     times = [path.stat().st_mtime_ns for path in weights]
     described = json.dumps([list(map(str, commands)), configs, times])
-    made = {"from": hashlib.sha256(described.encode()).hexdigest()}
-    path = plan.folder / _MADE
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == made:
-        return ""
-    path.unlink(missing_ok=True)
-    for name in _JOINT:  # of other runs
-        (plan.folder / name).unlink(missing_ok=True)
-    for command in commands:
-        if error := local.watch(command, plan.folder / "results.txt", stop):
-            return error
-    files.write_json(path, made)
-    return ""
+    return {"from": hashlib.sha256(described.encode()).hexdigest()}
 
 
 def runs_table(plan: Plan) -> pd.DataFrame:

@@ -125,9 +125,9 @@ def error_in(output: Path) -> str:
 
 
 def problem_of_data(plan: Plan) -> str:
-    """Why the data are not prepared; empty if they are, or if that has not been tried."""
+    """Why the data could not be prepared; empty if prepare.py has not failed."""
     output = plan.folder / PREPARING
-    if plan.is_prepared or not output.exists():
+    if plan.is_prepared or "error: " not in _tail(output):
         return ""
     return f"The data are not prepared: {error_in(output)}"
 

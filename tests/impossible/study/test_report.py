@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from impossible.study import plan as plans
-from impossible.study import report
+from impossible.study import report, states
 
 ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000}
 
@@ -59,6 +59,41 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(tmp_path: Path)
     assert "# &lt;b&gt;mine&lt;/b&gt;" in page
     assert "Is a language harder to learn" not in page, "nothing has been compared"
     assert "nan" not in page
+
+
+def test_the_page_does_not_pass_old_results_off_as_new_ones(tmp_path: Path) -> None:
+    config = tmp_path / "study.py"
+    config.write_text('languages = ["no_reverse", "full_reverse"]\nseeds = [1]\n')
+    plan = plans.read([str(config), f"--study_dir={tmp_path}"], "usage")
+    columns = {"model": ["NoReverse"], "genre": ["all"], "step": [1], "perplexity": [9.0]}
+    pd.DataFrame(columns).to_csv(tmp_path / "perplexity.csv")
+    numbers = dict.fromkeys(("val_loss", "perplexity", "minutes", "tokens_per_second"), math.nan)
+    common = numbers | {"step": 1, "max_steps": 1, "device": "", "error": ""}
+    for state, is_current, told in (
+        ("interrupted", True, "The results below are those of the 1 runs that are done."),
+        ("interrupted", False, "The results below are older"),
+        ("done", False, "The results below are older"),
+        ("done", True, ""),
+    ):
+        runs = pd.DataFrame(
+            [{"run": n, "state": s, **common} for n, s in (("a", "done"), ("b", state))]
+        )
+        report.write(plan, runs, is_current=is_current)
+        page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+        assert told in page
+        assert ("The results below" in page) == bool(told)
+
+
+def test_only_a_failed_preparation_is_a_problem(tmp_path: Path) -> None:
+    config = tmp_path / "study.py"
+    config.write_text('languages = ["no_reverse", "full_reverse"]\nseeds = [1]\n')
+    plan = plans.read([str(config), f"--study_dir={tmp_path}"], "usage")
+    assert states.problem_of_data(plan) == ""
+    output = tmp_path / states.PREPARING
+    output.write_text("\n$ python prepare.py\nNoReverse is ready\n")
+    assert states.problem_of_data(plan) == "", "of another language, or not yet at its end"
+    output.write_text("\n$ python prepare.py\nerror: no text there\n")
+    assert states.problem_of_data(plan) == "The data are not prepared: no text there"
 
 
 def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None:
