@@ -6,9 +6,9 @@
     python study.py config/study_reverse.py --cluster=slurm --partition=NAME --hours=12
     python study.py config/study_reverse.py --publish=USER/PREFIX
 
-The same command again goes on: what is done is not done again, and what was interrupted is
-resumed. What failed is tried again with --retry. Ctrl-C stops all runs after whole steps. Tables,
-pictures and report.html are written to study_dir. See docs/study.md.
+Run the same command again to continue a study: what is done is not repeated, and what was
+interrupted is resumed. --retry tries again what failed. At Ctrl-C, every run finishes its current
+step and saves it. Tables, pictures and report.html are written to study_dir. See docs/study.md.
 """
 
 import sys
@@ -23,6 +23,7 @@ from impossible.study.plan import Plan
 def main() -> None:
     """Execute a study, or show its plan or its state."""
     study = plan.read(sys.argv[1:], __doc__)
+    plan.require_same(study)
     if study.settings.dry_run:
         overview.show_plan(study)
         return
@@ -66,7 +67,7 @@ def execute(study: Plan) -> None:
     local.execute(study, stop)
     results.write(study, stop)
     if stop.count:
-        print("stopped, as requested. Run the same command again to go on.")
+        print("stopped, as requested. To continue, run the same command again.")
         sys.exit(states.EXIT_STOPPED)
 
 
@@ -79,14 +80,15 @@ def finish(study: Plan) -> None:
     if failed := [run.name for run in left if states.read(run.folder).failed]:
         raise UserError(
             f"{len(failed)} of {len(study.runs)} runs failed: {', '.join(failed)}. The option "
-            "--status shows the reasons, and --retry tries them again."
+            "--status shows the reasons, and --retry tries them again with the same settings. To "
+            "change a setting such as learning_rate, begin another study with --study_dir="
         )
     if study.settings.publish and not left:
         publishing.publish(study, local.Stop())
     elif study.settings.publish:
         print("Nothing is published yet. Run the same command again when all runs are done.")
     if left and study.settings.cluster == "local":
-        print(f"{len(left)} runs were interrupted. Run the same command again to resume them.")
+        print(f"{len(left)} run(s) interrupted. To resume, run the same command again.")
         sys.exit(states.EXIT_STOPPED)
 
 

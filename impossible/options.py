@@ -20,7 +20,7 @@ from impossible.settings import COMMANDS, Settings, Study
 
 CONFIG_DIR = Path(__file__).parent.parent / "config"
 DEFAULT_CONFIG = CONFIG_DIR / "partial_reverse.py"
-_DEFAULT_STUDY = CONFIG_DIR / "study_reverse.py"
+_DEFAULT_STUDY = CONFIG_DIR / "study_reverse.py"  # for --help
 _SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 S = TypeVar("S", bound=Settings)
 # From the folder of a run, the settings by which it is found again.
@@ -92,6 +92,11 @@ def load_study(
             values[name] = parsed(name, text)
         else:
             raise UserError(f"{argument}: a value is missing. Write --{name}=VALUE")
+    if not configs and "--help" not in options and "-h" not in options:
+        raise UserError(
+            "name the config file of a study, such as config/study_laptop.py (small) or "
+            "config/study_reverse.py (at full size)."
+        )
     config = Path(configs[0]) if configs else _DEFAULT_STUDY
     study = load(Study, [str(config), *configs[1:], *options], usage=usage)
     shared = read_config(config) | values
@@ -103,19 +108,28 @@ def _parted(kind: type[Settings], arguments: list[str]) -> tuple[list[Path], lis
     """The config files among the arguments of a command, and its options as tyro expects them."""
     configs: list[Path] = []
     options: list[str] = []
-    is_value = False  # of the option before it
+    before, is_list, is_value = "", False, False  # the latest option; whether its value follows
     for argument in arguments:
         if argument.endswith(".py") and not argument.startswith("-") and not is_value:
             configs.append(Path(argument))
             continue
         name, equals, value = argument.partition("=")
+        if not argument.startswith("-") and not is_value and is_list:
+            raise UserError(
+                f"{argument!r} follows the value of {before}. Separate the items of a list by "
+                f"commas: {before}=A,B"
+            )
         if not argument.startswith("-") and not is_value:
             known = (f"config/{path.name}" for path in CONFIG_DIR.glob("*.py"))
             raise unknown("config file", argument, known)
         if argument.startswith("--"):
             name = "--" + name.removeprefix("--").replace("-", "_")
             argument = name + equals + value
-        is_value = kind.types().get(name.removeprefix("--"), bool) is not bool and not equals
+            expected = kind.types().get(name.removeprefix("--"), bool)
+            before, is_list = name, typing.get_origin(expected) is tuple
+            is_value = expected is not bool and not equals
+        else:
+            is_value = False
         options += _spelled(kind, argument)
     return configs, options
 

@@ -64,6 +64,7 @@ class Settings:
         """Raise UserError unless a condition on the value of a setting holds."""
         if not holds:
             value = getattr(self, name)
+            value = list(value) if isinstance(value, tuple) else value  # as in a config file
             raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
 
     @classmethod

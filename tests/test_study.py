@@ -74,18 +74,18 @@ def words(folder: Path) -> dict[str, str]:
 def test_the_plan_is_shown_and_nothing_is_done(study: Config, tmp_path: Path) -> None:
     config = study(publish="ada/tiny")
     shown = succeed("study.py", config, "--dry_run", "--extra_checkpoints=log2")
-    assert "2 languages x 2 seeds = 4 runs" in shown
-    assert "partial_reverse: seeds 1, 2" in shown
+    assert "2 language(s) x 2 seed(s) = 4 runs" in shown
+    assert "partial_reverse: seed 1, 2" in shown
     run = tmp_path / "study" / "runs" / "no_reverse-seed-1" / "config.py"
     for command in ("prepare.py", "train.py", "convert_to_hf.py", "evaluate.py"):
         assert f"  python {command} {run}" in shown
-    assert "tokens: 1,536 for each run, 6,144 in all" in shown
+    assert "tokens: 1,536 for each run, 6,144 for all" in shown
     assert re.search(
-        r"time: at least .* 2 runs at a time at [\d,]+ tokens/s each \(by a short", shown
+        r"time left: at least .* 2 runs at a time at [\d,]+ tokens/s each \(by a short", shown
     )
     # 0, 1, 2, 3, 6: each 4 x (50258 x 16 + 32 x 16 + two layers + the last norm), as .pt and export
     weights = 4 * (50258 * 16 + 32 * 16 + 2 * (12 * 16**2 + 13 * 16) + 2 * 16)
-    assert f"for each run 5 checkpoints of {weights / 1e6:.0f} MB" in shown
+    assert f"for each one 5 checkpoints of {weights / 1e6:.0f} MB" in shown
     assert "repos: ada/tiny-no-reverse-seed-1, ada/tiny-no-reverse-seed-2" in shown
     assert not (tmp_path / "study").exists()
 
@@ -127,7 +127,8 @@ def test_a_study_gives_what_the_single_commands_give_byte_for_byte(
 ) -> None:
     config, folder = study(), tmp_path / "study"
     printed = succeed("study.py", config, processes=1, timeout=400)
-    assert f"{folder / 'report.html'}" in printed
+    assert f"open {folder / 'report.html'}" in printed
+    assert "(4 of 4 runs are done)" in printed
     assert set(words(folder).values()) == {"done"}
     found = contents(folder)
 
@@ -209,7 +210,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == states.EXIT_STOPPED
     assert "train.py interrupted" in printed
-    assert "stopping all runs after whole steps" in printed
+    assert "stopping: each run finishes its current step" in printed
     for run in runs:
         if checkpoint.load_state(run).step < LONG["max_steps"]:
             assert words(folder)[run.name] == "interrupted"
@@ -247,7 +248,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(study: Config, tmp_path: P
     assert list(words(folder).values()) == ["done", "done", "failed", "done"]
     assert "training has diverged" in succeed("study.py", config, "--status")
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Of 4 runs, 1 failed. The results below are those of the 3 runs" in page
+    assert "(3 done, 1 failed). The results below are from the 3 runs that are done." in page
     assert "training has diverged" in page
     table = pd.read_csv(folder / "perplexity.csv")
     assert set(table["seed"].str.split(",").str[0]) == {"seed 1", "seed 2"}

@@ -57,7 +57,8 @@ def shares_of(plan: Plan) -> list[dict[str, str]]:
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)]
     if not groups:
-        raise UserError(f"gpus = {gpus}, but this machine has {len(names)}. Set --gpus= to fewer.")
+        advice = f"Set --gpus={len(names)} or fewer." if names else "Set --device=cpu."
+        raise UserError(f"a run needs {gpus} GPU(s), and this machine has {len(names)}. {advice}")
     count = wanted or len(groups)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(count)]
 
@@ -133,7 +134,8 @@ class _Execution:
 
     def _pass_on(self) -> None:
         self.asked = self.stop.count
-        print("stopping all runs after whole steps" if self.asked == 1 else "ending all processes")
+        stops = "stopping: each run finishes its current step"
+        print(stops if self.asked == 1 else "ending all processes", flush=True)
         for job in self.jobs:
             children.end(job.process, at_once=self.asked > 1)
 
@@ -144,9 +146,14 @@ class _Execution:
         self.attempts[job.run.name] += 1
         gives_up = self.attempts[job.run.name] >= states.ATTEMPTS
         how = states.end(job.run, job.command, code, bool(self.stop.count), gives_up)
-        reason = states.read(job.run.folder).failed.removeprefix(f"{job.command.script}: ")
-        print(f"{job.run.name}: {job.command.script} {how} {reason}".rstrip(), flush=True)
-        if how == "done" and not self.stop.count and states.following(self.plan, job.run):
+        failed = states.read(job.run.folder).failed
+        told = f"failed. {failed}" if failed else f"{job.command.script} {how}"
+        following = states.following(self.plan, job.run)
+        if not following:
+            done = sum(not states.following(self.plan, run) for run in self.plan.runs)
+            told += f" ({done} of {len(self.plan.runs)} runs are done)"
+        print(f"{job.run.name}: {told}", flush=True)
+        if how == "done" and following and not self.stop.count:
             del self.attempts[job.run.name]
             self._begin(job.run, job.env)
             return

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import statistics
 import time
 
 import pandas as pd
@@ -26,10 +27,10 @@ def show_plan(plan: Plan) -> None:
     """Print the runs, the commands, the tokens, and estimates of time and disk."""
     left = [run for run in plan.runs if states.following(plan, run)]
     s = plan.settings
-    print(f"{len(s.languages)} languages x {len(s.seeds)} seeds = {len(plan.runs)} runs")
+    print(f"{len(s.languages)} language(s) x {len(s.seeds)} seed(s) = {len(plan.runs)} runs")
     print(f"  {len(plan.runs) - len(left)} of them are done already in {plan.folder}")
     for language in s.languages:
-        print(f"  {language}: seeds {', '.join(map(str, s.seeds))}")
+        print(f"  {language}: seed {', '.join(map(str, s.seeds))}")
     print("commands, once for all runs:")
     configs = plan.preparing.configs
     print(f"  {plan.preparing._replace(configs=_short(configs))}")
@@ -41,8 +42,8 @@ def show_plan(plan: Plan) -> None:
         print(f"  {command._replace(configs=_short(command.configs))}")
     print("(The study writes the config files when it begins.)")
     tokens = sum(run.tokens for run in plan.runs)
-    print(f"tokens: {plan.runs[0].tokens:,} for each run, {tokens:,} in all")
-    print(f"time: {_time(plan, left)}")
+    print(f"tokens: {plan.runs[0].tokens:,} for each run, {tokens:,} for all")
+    print(f"time left: {_time(plan, left)}")
     print(f"disk: {_disk(plan)}")
     if s.publish:
         print(f"repos: {', '.join(plan.repo(run) for run in plan.runs)}")
@@ -59,7 +60,7 @@ def _time(plan: Plan, left: list[Run]) -> str:
     if not left:
         return "nothing is left to do"
     tokens = sum(run.tokens * (1 - _share_done(run)) for run in left)
-    known = [speed for run in plan.runs if (speed := _speed(run))]
+    known = [speed for run in plan.runs if (speed := results.speed(run))]
     if plan.settings.cluster == "slurm":
         if not known:
             return "unknown until a run has begun on the cluster"
@@ -88,12 +89,6 @@ def _share_done(run: Run) -> float:
     return records[-1]["step"] / run.training.max_steps if records else 0.0
 
 
-def _speed(run: Run) -> float:
-    """The median speed of a run in tokens per second; 0 if it has not begun."""
-    found = sorted(r["tokens_per_second"] for r in log.read(run.folder) if "tokens_per_second" in r)
-    return found[len(found) // 2] if found else 0.0
-
-
 def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
     """Tokens per second of a few training steps on this machine."""
     run = plan.runs[0]
@@ -113,13 +108,12 @@ def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
         devices.synchronize(device)
         found.append(time.perf_counter() - start)
     torch.set_num_threads(before)
-    return batch.numel() / sorted(found)[len(found) // 2] * plan.processes
+    return batch.numel() / statistics.median(found) * plan.processes
 
 
 def _disk(plan: Plan) -> str:
-    """The size of checkpoints, exports, training states and token files."""
-    parameters = plan.runs[0].parameters
-    weights = 4 * parameters
+    """The size of checkpoints, exports and training states."""
+    weights = 4 * plan.runs[0].parameters
     t, kept = plan.runs[0].training, None
     with contextlib.suppress(UserError):
         meta = token_files.read_meta(plan.runs[0].data_dir)
@@ -132,8 +126,9 @@ def _disk(plan: Plan) -> str:
     each = weights * (len(kept) * (1.5 if is_half else 2) + 2 * _STATE_SIZE)
     total = each * len(plan.runs) / 1e9
     return (
-        f"about {total:,.1f} GB: for each run {len(kept)} checkpoints of {weights / 1e6:,.0f} MB, "
-        "as many exports, and the states to resume from; token files and results are not included"
+        f"about {total:,.1f} GB for all runs: for each one {len(kept)} checkpoints of "
+        f"{weights / 1e6:,.0f} MB, as many exports, and the states to resume from; token files and "
+        "results are not included"
     )
 
 
@@ -143,13 +138,14 @@ def show_states(plan: Plan) -> None:
     columns = ["run", "state", "step", "loss", "val_loss", "perplexity", "minutes"]
     forms = {"loss": "{:.4f}", "val_loss": "{:.4f}", "perplexity": "{:,.1f}", "minutes": "{:.1f}"}
     formatters = {
-        name: lambda v, f=form: "" if math.isnan(v) else f.format(v) for name, form in forms.items()
+        name: lambda v, f=form: "-" if math.isnan(v) else f.format(v)
+        for name, form in forms.items()
     }
     with pd.option_context("display.width", None):
         print(table[columns].to_string(index=False, formatters=formatters))
     for run, error in zip(table["run"], table["error"], strict=True):
         if error:
-            print(f"{run} failed: {error}")
+            print(f"{run} failed. {error}")
     if problem := states.problem_of_data(plan):
         print(problem)
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -35,8 +36,9 @@ _OWN += ("overwrite", "init_seed", "order_seed")
 # Settings of evaluate.py for one kind of evaluation alone.
 _OF_PERPLEXITY = ("sentences", "surprisals", "entropies", "losses")
 _OF_PAIRS = ("pair_items", "leading_space")
-# Options that somebody who repeats a study does not need.
+# Settings that results do not depend on.
 _PLACES = ("data_dir", "out_dir", "eval_dir", "device")
+# Options that somebody who repeats a study does not need.
 _OF_ONE_START = ("retry", "status", "dry_run", "publish", "private", "cluster", "at_once")
 _OF_ONE_START += ("partition", "account", "hours", "cpus", "memory_gb", "gpus")
 # What the tokens depend on.
@@ -49,7 +51,7 @@ class Command(NamedTuple):
 
     script: str
     configs: list[str]
-    options: list[str] = []  # noqa: RUF012 (nobody changes it)
+    options: Sequence[str] = ()
     processes: int = 1  # torchrun for several
 
     @property
@@ -163,10 +165,6 @@ class Plan:
         for run in self.runs:
             first.setdefault(run.data_dir, str(run.config))
         return Command("prepare.py", list(first.values()))
-
-    def preparing_of(self, run: Run) -> Command:
-        """Prepares the token files of one run alone."""
-        return Command("prepare.py", [str(run.config)])
 
     def repo(self, run: Run) -> str:
         """The repo on the Hub that a run is published as."""
@@ -289,10 +287,8 @@ def _check(plan: Plan) -> None:
             publish.require_valid(plan.repo(run))
     for kind in plan.settings.evaluations:
         name, _, source = kind.partition("=")
-        options = {
-            option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)
-        }
-        of(Evaluate, plan.runs[0].values | options | ({name: source} if source else {}))
+        given = {option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)}
+        of(Evaluate, plan.runs[0].values | given | ({name: source} if source else {}))
         if name == "stimuli" and not Path(source).is_file():
             raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
 
@@ -324,13 +320,7 @@ def _values(study: Study, shared: dict[str, Any], language: str, seed: int) -> d
 
 
 def write_configs(plan: Plan) -> None:
-    """Write the config file of each run.
-
-    Raises UserError, and writes nothing, if one exists with other settings that results depend on.
-    """
-    for run in plan.runs:
-        if run.config.exists():
-            _require_same(run, options.read_config(run.config))
+    """Write the config file of each run."""
     for run in plan.runs:
         text = (
             f'"""{perturb.get(run.language).title} with seed {run.seed}: a run of a study."""\n\n'
@@ -342,24 +332,21 @@ def write_configs(plan: Plan) -> None:
                 file.write(text.encode())
 
 
-def _require_same(run: Run, before: dict[str, Any]) -> None:
-    old, new = of(Train, before), run.training
-    changed = {
-        name: (getattr(old, name), getattr(new, name))
-        for name in Train.fixed()
-        if getattr(old, name) != getattr(new, name)
-    }
-    old, new = of(Prepare, before), of(Prepare, run.values)
-    changed |= {
-        name: (getattr(old, name), getattr(new, name))
-        for name in _OF_TEXT
-        if getattr(old, name) != getattr(new, name)
-    }
-    if changed:
-        told = "; ".join(
-            f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items()
-        )
-        raise UserError(
-            f"{run.folder} was begun with other settings: {told}. Put the old values back, or "
-            "begin another study with --study_dir="
-        )
+def require_same(plan: Plan) -> None:
+    """Raise UserError if a run was begun with other settings that weights or data depend on."""
+    for run in plan.runs:
+        if not run.config.exists():
+            continue
+        before, changed = options.read_config(run.config), []
+        for kind, names in ((Train, Train.fixed()), (Prepare, _OF_TEXT)):
+            old, new = of(kind, before), of(kind, run.values)
+            changed += [
+                f"{name} was {getattr(old, name)!r} and is now {getattr(new, name)!r}"
+                for name in names
+                if getattr(old, name) != getattr(new, name)
+            ]
+        if changed:
+            raise UserError(
+                f"{run.folder} was begun with other settings: {'; '.join(changed)}. Put the old "
+                "values back, or begin another study with --study_dir="
+            )

@@ -29,11 +29,9 @@ _MORE = {
     "pairs.png": "Share of minimal pairs that the models get right, against training step",
     "markers.png": "Surprisal at the marker against training step",
 }
-
-
 _OLDER = (
-    "The results below are older: they may be of other runs, or of other settings of the "
-    "evaluation. Run the same command again to update them."
+    "The results below are from an earlier evaluation, perhaps of other runs or with other "
+    "settings. To update them, run the same command again."
 )
 
 
@@ -65,13 +63,15 @@ def _about(plan: Plan, runs: pd.DataFrame) -> dict[str, Any]:
     """What was studied, and how to repeat it."""
     first, study = plan.runs[0], plan.settings
     devices = dict.fromkeys(device for device in runs["device"] if device)
+    config = [str(first.config)]
+    commands = [plan.preparing._replace(configs=config), *plan.commands(first)]
     return {
         "title": f"Study “{plan.name}”: {_listed(study.languages)}",
         "summary": summary(plan),
         "devices": f"Trained on: {'; '.join(devices)}." if devices else "",
         "command": plan.line,
         "config": plan.text,
-        "commands": "\n".join(map(str, [plan.preparing_of(first), *plan.commands(first)])),
+        "commands": "\n".join(map(str, commands)),
         "tables": ", ".join(sorted(path.name for path in plan.folder.glob("*.csv"))),
         "version": _version(),
         "corpus": _corpus(plan),
@@ -84,14 +84,14 @@ def _problems(plan: Plan, runs: pd.DataFrame, error: str, is_current: bool) -> l
     """What is missing, in words."""
     found = [states.problem_of_data(plan)]
     counts = runs["state"].value_counts().items()
-    if missing := [f"{n} {state}" for state, n in counts if state != "done"]:
-        done = int((runs["state"] == "done").sum())
+    done = int((runs["state"] == "done").sum())
+    if missing := ", ".join(f"{n} {state}" for state, n in counts if state != "done"):
         told = "There are no results yet."
         if (plan.folder / "perplexity.csv").exists():
             told = _OLDER
             if is_current:
-                told = f"The results below are those of the {done} runs that are done."
-        found.append(f"Of {len(runs)} runs, {', '.join(missing)}. {told}")
+                told = f"The results below are from the {done} runs that are done."
+        found.append(f"Not all of the {len(runs)} runs are done ({done} done, {missing}). {told}")
     elif not is_current and (plan.folder / "perplexity.csv").exists():
         found.append(_OLDER)
     if error:
@@ -105,7 +105,7 @@ def _version() -> str:
     with contextlib.suppress(OSError):
         told = subprocess.run(command, capture_output=True, text=True, check=False)
         if told.returncode == 0:
-            return f"commit {told.stdout.strip()} of the code, "
+            return f", with commit {told.stdout.strip()} of the code"
     return ""
 
 
@@ -130,7 +130,7 @@ def summary(plan: Plan) -> str:
     return (
         f"{len(study.languages)} languages with {seeds} ({listed}). Every "
         f"model has {t.n_layer} layers, a width of {t.n_embd} and {run.parameters / 1e6:.1f} "
-        f"million parameters, and was trained for {t.max_steps:,} steps of {t.tokens_per_step:,} "
+        f"million parameters; training takes {t.max_steps:,} steps of {t.tokens_per_step:,} "
         f"tokens ({run.tokens:,} in all). Corpus: {_corpus(plan)}."
     )
 
@@ -139,7 +139,7 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
     """Each language beside its control after the last step."""
     path = plan.folder / "differences.csv"
     if not path.exists():
-        return {"comparisons": [], "over": "", "interval_note": ""}
+        return {"comparisons": [], "over": "", "interval_note": "", "has_markers": False}
     table = pd.read_csv(path)
     table = table[table["step"] == table["step"].max()]
     with_markers = table[table["measure"] == "perplexity"]
@@ -159,8 +159,9 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
     ]
     kinds = set(with_markers["interval"])
     notes = {
-        "t, over seeds": "Intervals over seeds are Student's t; p is that of a t-test of whether "
-        "the mean difference is zero.",
+        "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide "
+        "for fewer than five seeds; p is from a t-test of the hypothesis that the mean difference "
+        "is zero.",
         "bootstrap, over sentences": "Intervals over sentences are bootstrapped; with one seed, "
         "they do not say how much other seeds would differ.",
     }
@@ -168,6 +169,7 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
     return {
         "comparisons": found,
         "over": over,
+        "has_markers": any(perturb.get(name).markers for name in with_markers["language"]),
         "interval_note": " ".join(notes[kind] for kind in sorted(kinds)),
     }
 
@@ -191,7 +193,7 @@ def sentence(row: dict[str, Any]) -> str:
         )
     return (
         f"{start} {word} than that of {control}, but the 95% interval ({low:+.1f}% to "
-        f"{high:+.1f}%, {seeds}) includes zero: no difference is shown."
+        f"{high:+.1f}%, {seeds}) includes zero: this study does not show a difference."
     )
 
 

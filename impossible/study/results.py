@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import statistics
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,8 @@ from impossible.training import checkpoint, log
 
 RUNS = "runs.csv"
 _MADE = "results.json"  # what the joint results were made from
-_JOINT = ("perplexity.csv", "perplexity.png", "differences.csv", "differences.png", "losses.png")
+# Tables and pictures of the joint results, in the folder of the study or in subfolders.
+_JOINT = ("perplexity", "differences", "losses", "pairs", "markers", "stimuli")
 
 
 def write(plan: Plan, stop: Stop) -> None:
@@ -33,7 +35,7 @@ def write(plan: Plan, stop: Stop) -> None:
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
     report.write(plan, table, error, is_current)
-    print(f"results: {plan.folder}; to read: {plan.folder / report.NAME}", flush=True)
+    print(f"to see the results, open {plan.folder / report.NAME}", flush=True)
     if error and not stop.count:
         raise UserError(f"{error} (in {plan.folder / 'results.txt'})")
 
@@ -43,8 +45,10 @@ def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> str:
     if _made(plan) == _source(plan, runs):
         return ""
     (plan.folder / _MADE).unlink(missing_ok=True)
-    for name in _JOINT:  # of other runs
-        (plan.folder / name).unlink(missing_ok=True)
+    for name in _JOINT:  # of other runs or evaluations
+        for pattern in (f"{name}.csv", f"{name}.png"):
+            for path in [*plan.folder.glob(pattern), *plan.folder.glob(f"*/{pattern}")]:
+                path.unlink()
     for command in plan.joint(runs):
         if error := local.watch(command, plan.folder / "results.txt", stop):
             return error
@@ -84,7 +88,6 @@ def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str,
     last = records[-1] if records else {"step": 0}
     losses = [record["loss"] for record in records if record.get("loss")]
     val_losses = [record["val_loss"] for record in records if record.get("val_loss")]
-    speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
     state = states.read(run.folder)
     minutes = sum(state.seconds.values()) / 60
     return {
@@ -96,12 +99,18 @@ def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str,
         "max_steps": run.training.max_steps,
         "loss": losses[-1] if losses else math.nan,
         "val_loss": val_losses[-1] if val_losses else math.nan,
-        "perplexity": _perplexity(run),
+        "perplexity": math.nan if states.following(plan, run) else _perplexity(run),
         "minutes": round(minutes, 2),
-        "tokens_per_second": round(sorted(speeds)[len(speeds) // 2]) if speeds else math.nan,
+        "tokens_per_second": round(speed(run)) or math.nan,
         "device": _device(run),
         "error": state.failed,
     }
+
+
+def speed(run: Run) -> float:
+    """The median speed of a run in tokens per second; 0 if it has not begun."""
+    found = [r["tokens_per_second"] for r in log.read(run.folder) if "tokens_per_second" in r]
+    return statistics.median(found) if found else 0.0
 
 
 def state_of(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> str:
@@ -120,6 +129,8 @@ def state_of(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> str:
         return "running"
     if job:
         return "queued"
+    if following.key in state.done:  # with other settings
+        return "outdated"
     return "interrupted" if state.seconds or state.running else "waiting"
 
 

@@ -29,7 +29,7 @@ _NOTICE = 120  # seconds before its time limit in which a job may save the last 
 _RESTARTS = 100_000  # after time limits: as many as it takes
 
 
-class _InterruptedError(Exception):
+class StoppedError(Exception):
     """A command was stopped or killed; the study resumes it when it is started again."""
 
 
@@ -57,7 +57,7 @@ class Chain:
                 raise RuntimeError(states.error_in(output))
             return
         if files.is_locked(self.run.folder):
-            raise _InterruptedError(f"another process is writing to {self.run.folder}")
+            raise StoppedError(f"another process is writing to {self.run.folder}")
         attempts: Counter[str] = Counter()
         while command := states.following(self.plan, self.run):
             states.begin(self.run, command, os.environ["SLURM_JOB_ID"])
@@ -68,7 +68,7 @@ class Chain:
             if how == "failed":
                 raise RuntimeError(states.read(self.run.folder).failed)
             if self._is_stopped or (how == "interrupted" and code == states.EXIT_STOPPED):
-                raise _InterruptedError(f"{command} was stopped")
+                raise StoppedError(f"{command} was stopped")
 
     def _execute(self, command: Command, output: Path) -> int:
         threads = max(1, self.plan.settings.cpus // command.processes)
@@ -192,7 +192,10 @@ def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str
     try:
         number = executor.submit(job).job_id
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise UserError(f"SLURM did not accept the job {name}: {error}")
+        raise UserError(
+            f"SLURM did not accept the job {name} ({error}). Is this a login node of a cluster, "
+            "and are --partition= and --account= right?"
+        )
     files.write_json(plan.folder / NAME, _recorded(plan) | {name: number})
     print(f"{name}: job {number}" + (f" ({dependency})" if dependency else ""), flush=True)
     return number

@@ -23,7 +23,7 @@ _KILLED = (
     f"killed {ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
     "--at_once=, or more --memory_gb= on SLURM."
 )
-_LINES = 3  # of the output, where it has no line that begins with "error: "
+_SHOWN = 3  # lines of the output, where it has no line that begins with "error: "
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,16 @@ def _added(seconds: dict[str, float], key: str, more: float) -> dict[str, float]
 
 
 def forget_failure(run: Run) -> None:
-    """Let a run that failed go on."""
+    """Let a run that failed be tried again."""
     if (state := read(run.folder)).failed:
         write(run.folder, dataclasses.replace(state, failed=""))
 
 
 def error_in(output: Path) -> str:
     """The last error in the output of the latest command, or else its last lines."""
-    lines = [line for line in _tail(output).splitlines() if line.strip()]
+    lines = _lines(output)
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else " / ".join(lines[-_LINES:]) or "no output"
+    return errors[-1] if errors else " / ".join(lines[-_SHOWN:]) or "no output"
 
 
 def problem_of_data(plan: Plan) -> str:
@@ -134,7 +134,11 @@ def problem_of_data(plan: Plan) -> str:
 
 def last_line(output: Path) -> str:
     """The last line that a command printed."""
-    return ([line for line in _tail(output).splitlines() if line.strip()] or ["no output"])[-1]
+    return (_lines(output) or ["no output"])[-1]
+
+
+def _lines(output: Path) -> list[str]:
+    return [line for line in _tail(output).splitlines() if line.strip()]
 
 
 def _tail(output: Path) -> str:

@@ -115,8 +115,10 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again_on_request
     assert list(words(plan).values()) == ["failed", "failed", "done", "done"]
     run = plan.runs[0]
     assert states.read(run.folder).failed.endswith(": no memory. Do this.")
-    assert "no_shuffle-seed-1: " in (told := capfd.readouterr().out)
-    assert "failed no memory. Do this." in told
+    told = capfd.readouterr().out
+    assert "no_shuffle-seed-1: failed. " in told
+    assert "no memory. Do this.\n" in told
+    assert "(2 of 4 runs are done)" in told
 
     for one in plan.runs:
         (one.folder / "ok").touch()
@@ -229,11 +231,15 @@ def test_gpus_are_shared_out(
     assert shares("4,5,6,7", 2) == ["4,5", "6,7"]
     assert shares("4,5,6", 2) == ["4,5"]
     assert shares("GPU-1,GPU-2", 1, at_once=4) == ["GPU-1", "GPU-2", "GPU-1", "GPU-2"]
-    with pytest.raises(UserError, match="gpus = 2, but this machine has 1"):
+    with pytest.raises(
+        UserError, match="and this machine has 1. Set --gpus=1 or fewer"
+    ):
         shares("0", 2)
 
 
-def test_the_state_of_a_run_in_a_word(scripted: Callable[..., Plan]) -> None:
+def test_the_state_of_a_run_in_a_word(
+    scripted: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = scripted({"no_shuffle": ["pass"]})
     run, other = plan.runs
     command = plan.commands(run)[0]
@@ -254,4 +260,6 @@ def test_the_state_of_a_run_in_a_word(scripted: Callable[..., Plan]) -> None:
     states.begin(run, command)
     assert states.end(run, command, 0, False) == "done"
     assert results.state_of(plan, other, True, {}) == "waiting"
+    monkeypatch.setattr(states, "digest", lambda run, command: "of other settings")
+    assert word() == "outdated", "not as if it had been interrupted"
     assert not files.is_locked(run.folder)

@@ -156,11 +156,23 @@ def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
     for option, message in (
         ("--max_steps=many", "max_steps must be a whole number, not 'many'"),
         ("--max_stepz=3", "unknown setting 'max_stepz'. Did you mean 'max_steps'?"),
+        ("--n_layer=0", "n_layer = 0 is invalid"),
         ("--max_steps", "a value is missing. Write --max_steps=VALUE"),
         ("--compile=maybe", "compile must be True or False, not 'maybe'"),
     ):
         with pytest.raises(UserError, match=message):
             plan(tmp_path, option)
+
+
+def test_lists_are_separated_by_commas(tmp_path: Path) -> None:
+    assert plan(tmp_path, "--seeds=3, 4").settings.seeds == (3, 4)
+    with pytest.raises(UserError, match=r"'4' follows the value of --seeds.*--seeds=A,B"):
+        plan(tmp_path, "--seeds", "3", "4")
+
+
+def test_a_study_needs_its_config_file() -> None:
+    with pytest.raises(UserError, match=r"name the config file of a study, such as config/study_"):
+        plans.read(["--seeds=1,2"], "usage")
 
 
 def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_path: Path) -> None:
@@ -171,9 +183,11 @@ def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_pat
         ("--corpus=babylm", "corpus was 'sotu' and is now 'babylm'"),
     ):
         with pytest.raises(UserError, match=rf"begun with other settings: {told}.*--study_dir="):
-            plans.write_configs(plan(tmp_path, "--corpus=sotu", option))
+            plans.require_same(plan(tmp_path, "--corpus=sotu", option))
     assert {path: path.read_bytes() for path in tmp_path.rglob("config.py")} == before
-    plans.write_configs(plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3"))
+    changed = plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3")
+    plans.require_same(changed)
+    plans.write_configs(changed)
     configs = sorted(tmp_path.rglob("config.py"))
     assert len(configs) == 6
     assert all(options.read_config(path)["batch_size"] == 4 for path in configs)

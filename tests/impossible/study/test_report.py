@@ -28,8 +28,8 @@ ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000}
         (
             *(-0.01, 0.01, 0.03, 5),
             "After step 2,000, the perplexity of FullReverse is 1.0% higher than that of "
-            "NoReverse, but the 95% interval (-1.0% to +3.0%, 5 seeds) includes zero: no "
-            "difference is shown.",
+            "NoReverse, but the 95% interval (-1.0% to +3.0%, 5 seeds) includes zero: "
+            "this study does not show a difference.",
         ),
     ],
 )
@@ -54,7 +54,7 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(tmp_path: Path)
     )
     report.write(plan, runs)
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
-    assert "Of 2 runs, 1 failed. There are no results yet." in page
+    assert "Not all of the 2 runs are done (1 done, 1 failed). There are no results yet." in page
     assert "a loss &lt; 0 &amp; worse" in page
     assert "# &lt;b&gt;mine&lt;/b&gt;" in page
     assert "Is a language harder to learn" not in page, "nothing has been compared"
@@ -70,9 +70,9 @@ def test_the_page_does_not_pass_old_results_off_as_new_ones(tmp_path: Path) -> N
     numbers = dict.fromkeys(("val_loss", "perplexity", "minutes", "tokens_per_second"), math.nan)
     common = numbers | {"step": 1, "max_steps": 1, "device": "", "error": ""}
     for state, is_current, told in (
-        ("interrupted", True, "The results below are those of the 1 runs that are done."),
-        ("interrupted", False, "The results below are older"),
-        ("done", False, "The results below are older"),
+        ("interrupted", True, "The results below are from the 1 runs that are done."),
+        ("interrupted", False, "The results below are from an earlier evaluation"),
+        ("done", False, "The results below are from an earlier evaluation"),
         ("done", True, ""),
     ):
         runs = pd.DataFrame(
