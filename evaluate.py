@@ -149,19 +149,20 @@ def summarize(evaluations: list[Evaluation]) -> None:
         tables.write(together, folder / "perplexity.csv")
         for e in evaluations:  # each also has its own picture, to be published with it
             pictures.draw(perplexity_curves([e]), PERPLEXITY, e.folder / "perplexity.png", True)
-    found = perplexity_curves(evaluations)
+    groups = curves.groups_of(evaluations)
+    found = curves.curves_of(groups, Evaluation.perplexity)
     draw(found, PERPLEXITY, folder / "perplexity.png", logarithmic=True)
     found = differences.table(differences.pairs_of(evaluations))
     if len(found):
         tables.write(found, folder / "differences.csv")
         label = "difference in log-perplexity (nats)"
-        draw(differences.curves(found), label, folder / "differences.png", level=0.0)
+        styles = {name: number for number, (name, _) in enumerate(groups)}
+        draw(differences.curves(found, styles), label, folder / "differences.png", level=0.0)
     elif (folder / "differences.csv").exists():
         print(f"{folder / 'differences.csv'}: written by an earlier command, left unchanged")
     if settings.entropies:
         tables.write(entropies.table(evaluations), folder / "entropies.csv")
     if settings.losses:
-        groups = curves.groups_of(evaluations)
         draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
 
 

@@ -167,11 +167,15 @@ def _bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def curves(found: pd.DataFrame) -> list[Curve]:
-    """The differences of log-perplexity with markers, a curve for each label."""
+def curves(found: pd.DataFrame, styles: dict[str, int]) -> list[Curve]:
+    """The differences of log-perplexity with markers, a curve for each label.
+
+    styles: those of the languages in the picture of perplexities, by label.
+    """
     drawn = []
     shown = found[found["measure"] == "perplexity"]
-    for style, (label, rows) in enumerate(shown.groupby("label", sort=False)):
+    for number, (label, rows) in enumerate(shown.groupby("label", sort=False)):
+        style = styles.get(label.rpartition(" - ")[0], number)
         n = rows["n"].iloc[0]
         band = (rows["low"].to_numpy(), rows["high"].to_numpy())
         values, name = rows["difference"].to_numpy(), f"{label} (n = {n})" if n > 1 else label

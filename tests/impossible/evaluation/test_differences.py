@@ -82,8 +82,9 @@ def test_one_seed_gives_the_mean_over_sentences_and_its_bootstrap_interval(
         assert row.high == pytest.approx(row.difference + half, abs=half / 5)
         assert (row.n, row.sentences, row.unequal_sentences) == (1, len(expected), 0)
         assert np.isnan(row.p)
-    (curve,) = differences.curves(found)
+    (curve,) = differences.curves(found, {"NoReverse": 0, "partial_reverse": 1})
     assert curve.label == "partial_reverse - NoReverse"
+    assert curve.style == 1, "the colour of the language in the picture of perplexities"
     assert curve.steps == [10, 20]
 
 

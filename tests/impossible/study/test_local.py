@@ -231,9 +231,7 @@ def test_gpus_are_shared_out(
     assert shares("4,5,6,7", 2) == ["4,5", "6,7"]
     assert shares("4,5,6", 2) == ["4,5"]
     assert shares("GPU-1,GPU-2", 1, at_once=4) == ["GPU-1", "GPU-2", "GPU-1", "GPU-2"]
-    with pytest.raises(
-        UserError, match="and this machine has 1. Set --gpus=1 or fewer"
-    ):
+    with pytest.raises(UserError, match=r"and this machine has 1\. Set --gpus=1 or fewer"):
         shares("0", 2)
 
 
