@@ -23,12 +23,12 @@ from impossible.study.plan import Plan
 def main() -> None:
     """Execute a study, or show its plan or its state."""
     study = plan.read(sys.argv[1:], __doc__)
+    if study.settings.status:
+        overview.show_states(study)
+        return
     plan.require_same(study)
     if study.settings.dry_run:
         overview.show_plan(study)
-        return
-    if study.settings.status:
-        overview.show_states(study)
         return
     for warning in plan.missing_controls(study):
         print(f"warning: {warning}")
