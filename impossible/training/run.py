@@ -215,6 +215,8 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
     Raises UserError, and writes nothing, if a weight is not a finite number.
     """
     _compare_replicas(run)
+    # In all processes: in `finish`, they must agree whether there is anything to save.
+    run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
     if not run.world.is_first:
         return
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
@@ -243,7 +245,6 @@ def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
             checkpoint.save(checkpoint.path_of(run.out_dir, state.step), state.without_optimizer())
 
     run.saver.start(write)
-    run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
 
 
 def _compare_replicas(run: Run) -> None:

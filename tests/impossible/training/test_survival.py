@@ -254,6 +254,30 @@ def test_all_processes_stop_after_the_same_step(
     assert step == last_step(out_dir)
 
 
+def as_two(path: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of one run without torchrun, so that each has an exit code of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | address
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [start("train.py", path, env=places | rank) for rank in ranks]
+
+
+def test_all_processes_stop_with_75_right_after_a_saved_step(
+    config: Config, tmp_path: Path
+) -> None:
+    options = {"checkpoint_interval": "1", "eval_interval": "2000", "batch_size": "2"}
+    processes = as_two(config(max_steps="2000", **options))
+    wait_for_step(tmp_path / "out", 3)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    step = checkpoint.load_state(tmp_path / "out").step
+    assert f"stopped after step {step}, as requested" in outputs[0][0]
+    assert checkpoint.path_of(tmp_path / "out", step).exists()
+
+
 def test_torchrun_restarts_a_run_where_it_was(config: Config, tmp_path: Path) -> None:
     whole, restarted = tmp_path / "whole", tmp_path / "restarted"
     options = LONG | {"batch_size": "2"}
