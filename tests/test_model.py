@@ -130,6 +130,15 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [16, 768])
+def test_chunks_of_rows_are_never_small(width: int) -> None:
+    limit = max(loss.MIN_CHUNK_ROWS, 2 * width)
+    for rows in [*range(1, 3000), 8 * 1024, 8 * 1021, 16381]:
+        size = loss.chunk_rows(rows, width)
+        assert min(rows, limit) / 2 <= size <= limit, rows
+    assert loss.chunk_rows(8 * 1024, 768) == 1024, "chunks of one size where that is possible"
+
+
 def test_the_loss_makes_no_gradient_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight = torch.randn(4, 8), torch.randn(9, 8, requires_grad=True)
 

@@ -71,9 +71,14 @@ def head_loss(
 
 
 def chunk_rows(rows: int, width: int) -> int:
-    """The rows of a chunk: the largest number within the limit that makes all chunks equal."""
+    """The rows of a chunk: the largest divisor of all rows within the limit.
+
+    If this is less than half the limit, the chunks are as equal as possible instead, and the last
+    one is smaller.
+    """
     limit = max(MIN_CHUNK_ROWS, 2 * width)
-    return max(n for n in range(1, min(rows, limit) + 1) if rows % n == 0)
+    divisor = max(n for n in range(1, min(rows, limit) + 1) if rows % n == 0)
+    return divisor if 2 * divisor >= min(rows, limit) else -(-rows // -(-rows // limit))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -100,7 +105,7 @@ class _HeadLoss(torch.autograd.Function):
             loss, gradient, at_targets = of_chunk(rows, words, labels, vocab_size, needs_gradient)
             total += loss
             if needs_gradient:
-                gradient[numbers, labels.clamp(min=0)] = at_targets
+                gradient[numbers[: len(rows)], labels.clamp(min=0)] = at_targets
                 torch.mm(gradient, words, out=hidden_grad[here])
                 _add_product(weight_grad, gradient.T, rows)
         count = (targets != IGNORED).sum()

@@ -19,7 +19,7 @@ def listen(got: list[int], is_first: bool) -> None:
     """From now on, append signals that ask for an end to `got`; the first process prints them.
 
     A signal that is ignored already, as nohup does with SIGHUP, stays ignored. A second Ctrl-C ends
-    the process at once; but under torchrun, which repeats the first one, it does not.
+    the process at once. torchrun passes on the first one as SIGINT and the second one as SIGTERM.
     """
 
     def stop(number: int, _: Any) -> None:
@@ -28,8 +28,9 @@ def listen(got: list[int], is_first: bool) -> None:
             with contextlib.suppress(OSError):
                 os.write(2, told.encode())
         got.append(number)
-        if not processes.is_launched():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            second = signal.SIGTERM if processes.is_launched() else signal.SIGINT
+            signal.signal(second, signal.default_int_handler)
 
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
