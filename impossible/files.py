@@ -96,16 +96,17 @@ def locked(folder: Path, wait: float = _LOCK_WAIT) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock of a folder."""
-    if not (folder / LOCK).exists():
-        return False
+    """Whether another process holds the lock of a folder, which need not be writable."""
+    import fcntl  # not on Windows
+
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
+        with open(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    except OSError:  # a disk without locks
+    except OSError:  # no lock file, or a disk without locks
         return False
+    return False
 
 
 def append_line(path: Path, line: str) -> None:

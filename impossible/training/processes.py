@@ -57,46 +57,34 @@ class World:
         return value
 
 
-# What torchrun sets for each process, and what SLURM's srun calls the same.
-_PLACES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-_TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"  # "2", or "2(x3),1" for four machines
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # that torchrun sets
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def join_world() -> World:
-    """The rank of this process and related values, from the environment that a launcher sets.
+    """The rank of this process and related values, from the environment that torchrun sets.
 
-    Missing variables are taken from those of SLURM. Raises UserError if these are missing as well,
-    because several processes must never train independently by mistake.
+    Raises UserError if a variable is missing in one of several processes, as if srun started them:
+    several processes must never train independently by mistake.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1" and "RANK" not in os.environ:
+    given = {name: os.environ.get(name, "") for name in (*_RANKS, *_ADDRESS)}
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # of srun
+    is_alone = not given["WORLD_SIZE"] and not given["RANK"] and tasks == "1"
+    if is_alone or given["WORLD_SIZE"] == "1":
         return World()
-    found = {name: os.environ.get(name, os.environ.get(slurm)) for name, slurm in _PLACES.items()}
-    found["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", _tasks_of_this_node())
-    if found["WORLD_SIZE"] == "1":
-        found |= {"LOCAL_RANK": found["LOCAL_RANK"] or "0", "LOCAL_WORLD_SIZE": "1"}
-    addresses = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
-    needed = found if found["WORLD_SIZE"] == "1" else found | addresses
-    if missing := [name for name, value in needed.items() if not value]:
+    if missing := [name for name, value in given.items() if not value]:
+        size = f"WORLD_SIZE = {given['WORLD_SIZE']}"
+        size = size if given["WORLD_SIZE"] or tasks == "1" else f"srun started {tasks} tasks"
         raise UserError(
-            f"this process is one of several (WORLD_SIZE = {found['WORLD_SIZE']}), but "
-            f"{', '.join(missing)} is not set. Start the processes with torchrun, which sets all "
-            "of them, or set them yourself."
+            f"this process is one of several ({size}), but {', '.join(missing)} is not set. Start "
+            "the processes with torchrun, which sets all of them (with srun, one torchrun for each "
+            "machine). For runs that are independent of each other, set WORLD_SIZE=1."
         )
     try:
-        return World(*(int(value) for value in found.values()))
+        return World(*(int(given[name]) for name in _RANKS))
     except ValueError:
-        described = ", ".join(f"{name} = {value!r}" for name, value in found.items())
+        described = ", ".join(f"{name} = {given[name]!r}" for name in _RANKS)
         raise UserError(f"{described}: expected whole numbers. Start the processes with torchrun.")
-
-
-def _tasks_of_this_node() -> str | None:
-    """The number of processes that srun started on this machine; None if unknown."""
-    counts: list[str] = []
-    for part in os.environ.get(_TASKS_PER_NODE, "").split(","):
-        if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
-            counts += [match[1]] * int(match[2] or 1)
-    node = os.environ.get("SLURM_NODEID", "0")
-    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def is_launched() -> bool:

@@ -56,6 +56,20 @@ def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: /dev/full: No space left on device. Make room")
 
 
+def is_locked_for_a_reader(folder: Path) -> bool:
+    """files.is_locked, where every attempt to open a file for writing is refused."""
+    real = os.open
+
+    def read_only(path: str, flags: int, *rest: int, **names: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *rest, **names)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        return files.is_locked(folder)
+
+
 def test_one_process_at_a_time_writes_to_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,8 +91,12 @@ def test_one_process_at_a_time_writes_to_a_folder(
         files.locked(tmp_path),
     ):
         pass
+    assert files.is_locked(tmp_path)
+    assert is_locked_for_a_reader(tmp_path)
     holder.kill()
     holder.communicate()
+    assert not files.is_locked(tmp_path)
+    assert not is_locked_for_a_reader(tmp_path)
     with files.locked(tmp_path):
         assert not list(tmp_path.glob("*.unfinished"))
 

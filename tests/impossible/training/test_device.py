@@ -144,29 +144,16 @@ PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
             {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
             World(1, 2, 1, 2),
         ),
-        (
-            {
-                "RANK": "1",
-                "WORLD_SIZE": "2",
-                "LOCAL_RANK": "1",
-                "SLURM_STEP_TASKS_PER_NODE": "2",
-                "SLURM_NODEID": "0",
-            },
-            World(1, 2, 1, 2),
-        ),
-        (
-            {
-                "WORLD_SIZE": "5",
-                "SLURM_PROCID": "4",
-                "SLURM_LOCALID": "0",
-                "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
-                "SLURM_NODEID": "2",
-            },
-            World(4, 5, 0, 1),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, World()),  # srun with one task
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "1"}, World()),
+        (  # a torchrun for each machine, started by srun
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+            | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+            World(3, 4, 1, 2),
         ),
     ],
 )
-def test_the_place_of_a_process_is_told_by_torchrun_or_slurm(
+def test_the_place_of_a_process_is_told_by_torchrun(
     variables: dict[str, str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (PLACE | variables).items():
@@ -179,6 +166,11 @@ def test_the_place_of_a_process_is_told_by_torchrun_or_slurm(
     [
         ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
         ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "RANK, WORLD_SIZE, LOCAL_RANK"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "2", **PLACE},
+            "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **PLACE}, "LOCAL_WORLD_SIZE"),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},

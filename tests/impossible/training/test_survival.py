@@ -278,6 +278,30 @@ def test_all_processes_stop_with_75_right_after_a_saved_step(
     assert checkpoint.path_of(tmp_path / "out", step).exists()
 
 
+def test_a_second_ctrl_c_ends_the_processes_of_torchrun(config: Config, tmp_path: Path) -> None:
+    code = """
+import runpy, sys, time
+from impossible.training import run
+run.finish = lambda *_: time.sleep(600)  # a stop that takes long
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    (tmp_path / "slow.py").write_text(code)
+    path = config(**LONG | {"max_steps": "2000", "checkpoint_interval": "2000"}, batch_size="2")
+    env = {"PYTHONPATH": str(ROOT)}
+    process = start(tmp_path / "slow.py", "train.py", path, processes=2, env=env)
+    wait_for_step(tmp_path / "out", 2)
+    workers = children(process.pid)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert all(map(alive, workers)), "the first one waits for the step to be saved"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 8, "torchrun kills them after 30 s"
+    assert not any(map(alive, workers))
+
+
 def test_torchrun_restarts_a_run_where_it_was(config: Config, tmp_path: Path) -> None:
     whole, restarted = tmp_path / "whole", tmp_path / "restarted"
     options = LONG | {"batch_size": "2"}
