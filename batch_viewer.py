@@ -11,9 +11,12 @@ depend on the batch size, on the number of processes or on the model. Step N is 
 
 import hashlib
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 

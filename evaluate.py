@@ -20,9 +20,12 @@ if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of 
 
     shadow.hand_over("evaluate")
 else:
+    import sys
     from collections.abc import Callable
     from pathlib import Path
     from typing import Any
+
+    sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
     import pandas as pd
 

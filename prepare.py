@@ -12,12 +12,15 @@ val are permuted by data_seed; test keeps its order, for evaluation by genre. Se
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 
@@ -84,12 +87,8 @@ def jobs_of(runs: list[Prepare]) -> list[Job]:
         if not language.hops:
             settings = dataclasses.replace(settings, annotations="")
         tokenizer = Tokenizer(language.markers)
-        job = Job(
-            settings,
-            language,
-            tokenizer,
-            prepared.identity_of(settings, language, tokenizer, versions),
-        )
+        identity = prepared.identity_of(settings, language, tokenizer, versions)
+        job = Job(settings, language, tokenizer, identity)
         if job.data_dir.absolute() in jobs:
             raise UserError(
                 f"two languages would be prepared in {job.data_dir}. Give each a data_dir of its "

@@ -10,6 +10,11 @@ Prints the continuations of all checkpoints one below the other. The text is tha
 a marker in the prompt (🅁) is read as the marker.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
+
 import numpy as np
 import torch
 import torch.nn.functional as F

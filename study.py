@@ -12,6 +12,9 @@ step and saves it. Tables, pictures and report.html are written to study_dir. Se
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 from impossible import command, files
 from impossible.errors import UserError

@@ -15,9 +15,10 @@ import math
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
+
 import numpy as np
 import torch
-import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 import perturb
@@ -29,10 +30,9 @@ from impossible.training import device as devices
 from impossible.training import run as runs
 from impossible.training.announce import announce
 from impossible.training.log import Log
-from impossible.training.loss import IGNORED
 from impossible.training.processes import World
 from impossible.training.run import Run
-from model import GPT, next_tokens
+from model import GPT, IGNORED, next_tokens
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
@@ -182,9 +182,9 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.scaler.unscale_(run.optimizer)
-    grad_norm = nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
     world.share(grad_norm)  # GPUs of different kinds may round it differently
-    nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
+    torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     # Of several processes, gradients stay in the buckets in which they meet.

@@ -218,8 +218,8 @@ def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", [*(kind.command for kind in COMMANDS), "perturb.py"])
-def test_help_needs_no_docstrings(script: str) -> None:
-    done = run("-OO", script, "--help")
+def test_help_needs_no_docstrings_and_no_folder_on_the_path(script: str) -> None:
+    done = run("-OO", script, "--help", env={"PYTHONSAFEPATH": "1"})
     assert done.returncode == 0, done.stderr
     assert script in done.stdout or "Languages" in done.stdout
 
