@@ -168,16 +168,13 @@ def _spelled(kind: type[Settings], argument: str) -> list[str]:
 
 def _as_options(kind: type[Settings], values: dict[str, Any]) -> list[str]:
     """The settings that a command reads, as arguments for it."""
-    known = {name: value for name, value in values.items() if name in kind.types()}
-    return [
-        option
-        for name, value in known.items()
-        for option in _spelled(kind, f"--{name}={_joined(value)}")
-    ]
-
-
-def _joined(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+    options: list[str] = []
+    for name, value in values.items():
+        if name in kind.types() and isinstance(value, list):
+            options += [f"--{name}", *map(str, value)]  # an item may contain a comma
+        elif name in kind.types():
+            options += _spelled(kind, f"--{name}={value}")
+    return options
 
 
 def read_config(path: Path) -> dict[str, Any]:

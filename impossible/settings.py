@@ -29,6 +29,7 @@ _LEAST = {
 }
 _SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
 _LONGEST_TITLE = 59  # characters of a collection on the Hub
+_LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
 _SHARES = ("dropout", "beta1", "beta2")
 
 
@@ -47,6 +48,8 @@ class Settings:
         for name, value in vars(self).items():
             if (least := _LEAST.get(name, -math.inf)) > -math.inf:
                 self.require(value >= least, name, f"{least} or more")
+            if name.endswith("seed"):
+                self.require(value <= _LARGEST_SEED, name, f"at most {_LARGEST_SEED}")
             if name in _SHARES:
                 self.require(0 <= value < 1, name, "0 or more, and less than 1")
             if isinstance(value, float):
@@ -434,11 +437,15 @@ class Study(Settings):
             values = getattr(self, name)
             self.require(len(values) > 0, name, "a list of one or more")
             self.require(len(set(values)) == len(values), name, "a list without duplicates")
-        self.require(min(self.seeds) >= 0, "seeds", "a list of whole numbers, 0 or more")
+        are_seeds = min(self.seeds) >= 0 and max(self.seeds) <= _LARGEST_SEED
+        self.require(are_seeds, "seeds", f"a list of whole numbers from 0 to {_LARGEST_SEED}")
         for value in self.evaluations:
             kind, _, source = value.partition("=")
             known = value in ("perplexity", "markers") or (kind in ("pairs", "stimuli") and source)
-            expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
+            expected = (
+                "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE (a name with a comma: "
+                "only in the config file)"
+            )
             self.require(bool(known), "evaluations", expected)
         self.require(self.hours * 60 >= _SHORTEST, "hours", f"{_SHORTEST} minutes or more")
         form = rf"[^/]+/[^/]{{1,{_LONGEST_TITLE}}}"

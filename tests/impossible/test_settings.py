@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, fail, run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from impossible.settings import (
 )
 from model import GPTConfig
 
+SEEDS = ("seed", "init_seed", "order_seed")
 NAMES = sorted({name for command in COMMANDS for name in command.types()})
 
 
@@ -157,6 +160,8 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
         (["--device=cuda:x"], "auto, cpu, cuda"),
         (["--learning_rate=-1"], "more than 0"),
         (["--seed=-1"], "0 or more"),
+        *((f"--{name}={2**32}".split(), "at most 4294967295") for name in SEEDS),
+        ([f"--seed={2**64}"], "at most 4294967295"),
         (["--max_steps=0"], "1 or more"),
         (["--learning_rate=1e400"], "a finite number"),
         (["--tokens_per_step=1048576000000"], "at most 4294967296"),
@@ -169,6 +174,28 @@ def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], messag
     with pytest.raises(UserError) as error:
         load(Train, arguments)
     assert message in str(error.value)
+
+
+def test_the_largest_seed_is_taken_by_numpy_and_torch() -> None:
+    for kind, name in [(Train, "seed"), (Prepare, "data_seed"), (Evaluate, "sample_seed")]:
+        seed = getattr(load(kind, [f"--{name}={2**32 - 1}"]), name)
+        np.random.default_rng(seed)
+        np.random.RandomState(seed)
+        torch.Generator().manual_seed(seed)
+        with pytest.raises(UserError, match="at most 4294967295"):
+            load(kind, [f"--{name}={2**32}"])
+    study = "config/study_laptop.py"
+    assert options.load_study([study, f"--seeds=0,{2**32 - 1}"])[0].seeds == (0, 2**32 - 1)
+    with pytest.raises(UserError, match="whole numbers from 0 to 4294967295"):
+        options.load_study([study, f"--seeds=0,{2**64}"])
+
+
+def test_an_item_of_a_list_may_contain_a_comma_in_a_config_file(tmp_path: Path) -> None:
+    text = "languages = ['no_reverse']\nevaluations = ['perplexity', 'stimuli=a, b.csv']\n"
+    study, _, _ = options.load_study([str(write(tmp_path, text))])
+    assert study.evaluations == ("perplexity", "stimuli=a, b.csv")
+    with pytest.raises(UserError, match="a name with a comma: only in the config file"):
+        options.load_study(["config/study_laptop.py", "--evaluations=perplexity,stimuli=a, b.csv"])
 
 
 @pytest.mark.parametrize(
