@@ -4,8 +4,9 @@ import contextlib
 import functools
 import json
 import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -53,7 +54,31 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
         before_sleep=tell,
         reraise=True,
     )
-    return attempts(call)
+    with writable_cache():
+        return attempts(call)
+
+
+@contextlib.contextmanager
+def writable_cache() -> Iterator[None]:
+    """Raise UserError for an error of the disk in the folders of the Hub's downloads."""
+    try:
+        yield
+    except Exception as error:
+        names = ("HF_HUB_CACHE", "HF_DATASETS_CACHE")
+        folders = {"HF_HOME": huggingface_hub.constants.HF_HOME}
+        folders |= {name: os.environ[name] for name in names if os.environ.get(name)}
+        causes = [e for e in _causes(error) if not isinstance(e, FileNotFoundError)]
+        for cause in filter(_is_of_disk, causes):
+            place = Path(str(cause.filename)).absolute()
+            for name, text in folders.items():
+                folder = Path(text).absolute()
+                # A folder that cannot be made fails at the first of its parents.
+                if place.is_relative_to(folder) or folder.is_relative_to(place):
+                    raise UserError(
+                        f"{place}: {cause.strerror}. Downloads are stored in {name} = {folder}. "
+                        f"Set {name} to a folder that you may write to and that has room."
+                    )
+        raise
 
 
 def dataset_folder(
@@ -71,13 +96,14 @@ def dataset_folder(
         revision=commit,
         allow_patterns=patterns,
     )
-    with contextlib.suppress(LocalEntryNotFoundError):
-        if is_complete(place := Path(fetch(local_files_only=True))):
-            return place
-    limit_time()
-    # Asked first for its time limit: the listing that follows has none.
-    huggingface_hub.dataset_info(repo, revision=commit, timeout=_OUT_OF_REACH)
-    return Path(fetch())
+    with writable_cache():
+        with contextlib.suppress(LocalEntryNotFoundError):
+            if is_complete(place := Path(fetch(local_files_only=True))):
+                return place
+        limit_time()
+        # Asked first for its time limit: the listing that follows has none.
+        huggingface_hub.dataset_info(repo, revision=commit, timeout=_OUT_OF_REACH)
+        return Path(fetch())
 
 
 @functools.cache
@@ -169,7 +195,8 @@ def text_of(error: BaseException) -> str:
     if http_error is not None and http_error.server_message:
         lines = [lines[0], http_error.server_message]
     text = " ".join(lines) or type(error).__name__
-    return text.replace(huggingface_hub.get_token() or "no token", "(the token)")
+    token = huggingface_hub.get_token()
+    return text.replace(token, "(the token)") if token else text
 
 
 def reason_of(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import shutil
@@ -22,7 +23,7 @@ from hub import Hub, serve
 import perturb
 from impossible import options
 from impossible.errors import UserError
-from impossible.evaluation import ngrams, pictures, results, scoring, tables
+from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
 from impossible.settings import Evaluate
@@ -616,6 +617,53 @@ def test_a_model_that_gives_no_numbers_is_refused(
         material = results.Material("Mine", "no_reverse", drawn(run / "data").sentences)
         results.losses_of(member, material, tmp_path / "x", World(), cpu)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "has a quantization_config in its"),
+        ({"n_layer": "2"}, "Field 'n_layer' expected int, got str"),
+        ({"n_head": [2]}, "Field 'n_head' expected int, got list"),
+        ({"dtype": "nonsense"}, "nonsense"),
+        ({"id2label": 3}, "cannot be loaded"),
+        ({"activation_function": "nope"}, "nope"),
+        ({"architectures": 5}, "is a model of the kind 5. Expected a plain"),
+        ([], "is a model of the kind []. Expected a plain"),
+    ],
+)
+def test_a_config_with_odd_values_is_refused(
+    changed: dict[str, object] | list, told: str, run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "odd")
+    path = tmp_path / "odd" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    changed = config | changed if isinstance(changed, dict) else changed
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        series.find(Evaluate(model=str(tmp_path / "odd")), [])[0].members[0].load(
+            torch.device("cpu")
+        )
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_config_of_a_model_does_not_choose_the_code_of_its_attention(
+    run: Path, tmp_path: Path
+) -> None:
+    """transformers would fetch code for the name of a repo. (The folder's name has a comma.)"""
+    whole = run / "out" / "hf" / "checkpoint-4"
+    shutil.copytree(whole, tmp_path / "a,b")
+    path = tmp_path / "a,b" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"attn_implementation": "org/kernel"}), encoding="utf-8")
+    tokens = torch.arange(8)[None]
+    mask = torch.zeros(1, 1, 8, 8).masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
+    found = []
+    for folder in (whole, tmp_path / "a,b"):
+        (member,) = series.find(Evaluate(model=str(folder)), [])[0].members
+        found.append(member.load(torch.device("cpu")).body(tokens, tokens, mask))
+    assert torch.equal(*found)
 
 
 def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Path) -> None:

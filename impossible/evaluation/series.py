@@ -27,6 +27,11 @@ THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
+# That transformers raises for a config.json with odd values, or for damaged weights.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, LookupError, RuntimeError),
+    *(TypeError, AttributeError, ImportError),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ def find(settings: Evaluate | Sample, revisions: list[str]) -> list[Series]:
     model or a revision is missing.
     """
     found = []
-    for name in names(settings.model) or [THE_RUN]:
+    models = names(settings.model) or [THE_RUN]
+    if settings.model and Path(settings.model).is_dir():  # its name may contain a comma
+        models = [settings.model]
+    for name in models:
         if name == THE_RUN:
             series = _of_run(settings)
         elif Path(name).is_dir():
@@ -208,6 +216,21 @@ def _transformers() -> str:
     return f"transformers {importlib.metadata.version('transformers')}"
 
 
+def _require_plain(config: Any, name: str) -> None:
+    """Raise UserError unless the content of config.json is that of a plain GPT-2."""
+    kind = config.get("architectures") if isinstance(config, dict) else config
+    if kind != ["GPT2LMHeadModel"]:
+        raise UserError(
+            f"{name} is a model of the kind {str(kind)[:200]}. Expected a plain GPT2LMHeadModel: "
+            "models with custom code are not supported."
+        )
+    if found := [key for key in config if key in ("quantization_config", "compression_config")]:
+        raise UserError(
+            f"{name} has a {found[0]} in its config.json. Expected weights that are not "
+            "quantized: name the model that it was made from."
+        )
+
+
 def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     """A model as transformers loads it, so that users of transformers get the same results.
 
@@ -215,23 +238,24 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     """
     import safetensors
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     transformers.utils.logging.disable_progress_bar()
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("architectures") != ["GPT2LMHeadModel"]:
-            raise UserError(
-                f"{name} is a model of the kind {config.get('architectures')}. Expected a plain "
-                "GPT2LMHeadModel: models with custom code are not supported."
-            )
+        _require_plain(config, name)
         model, report = transformers.GPT2LMHeadModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",  # transformers' default; it may fetch the code of others
+            output_loading_info=True,
+            use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except (StrictDataclassError, safetensors.SafetensorError, *_LOADING_ERRORS) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{name} cannot be loaded ({next(iter(str(error).splitlines()), type(error).__name__)})"
-            ". Expected intact files config.json and model.safetensors. Export or download it "
-            "again."
+            f"{name} cannot be loaded ({reason}). Expected intact files config.json and "
+            "model.safetensors. Export or download it again."
         )
     lost = [str(key) for names in report.values() for key in names]
     if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:

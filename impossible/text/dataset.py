@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from impossible import asking
 from impossible.errors import UserError
 from impossible.text.documents import CHUNK, Document, Part, Source, Splits, hold_out, text_lines
 from impossible.text.folder import content_hash, plain_name
@@ -81,7 +82,8 @@ def splits(name: str, column: str) -> Splits:
     import datasets
 
     try:
-        loaded = _load(name)
+        with asking.writable_cache():
+            loaded = _load(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error  # which is told last
         raise UserError(

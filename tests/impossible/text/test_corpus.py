@@ -10,11 +10,13 @@ from pathlib import Path
 
 import datasets
 import hub
+import huggingface_hub
 import pytest
 from conftest import fail, succeed
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from impossible import asking
 from impossible.errors import UserError
 from impossible.text import babylm as babylm_2023
 from impossible.text import corpus, sentences, token_files
@@ -539,6 +541,32 @@ def test_a_download_that_was_interrupted_goes_on_with_the_files_that_are_missing
         fetched = [r for r in server.requests if r.startswith("GET /datasets/")]
         assert len(fetched) == 30 - len(there)
         assert not any(r.endswith(tuple(there)) for r in fetched)
+
+
+@pytest.mark.parametrize("corpus_name", ["babylm", "hf:a file"])
+def test_a_folder_of_downloads_that_cannot_be_written_is_named(
+    corpus_name: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    if os.geteuid() == 0:
+        home = Path("/sys/nowhere")  # not even root may write there
+    else:
+        home.mkdir(mode=0o500)
+    (tmp_path / "a.csv").write_text("text\nA sentence.\n")
+    name = corpus_name.replace("a file", str(tmp_path / "a.csv"))
+    with hub.serve(babylm()) as server:
+        env = {"HF_HOME": str(home), "HF_ENDPOINT": server.url}
+        error = fail("prepare.py", f"--corpus={name}", f"--data_dir={tmp_path / 'data'}", env=env)
+    assert f"error: {home}" in error
+    assert f"Downloads are stored in HF_HOME = {home}. Set HF_HOME to a folder" in error
+
+
+def test_an_error_hides_the_token_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ValueError("no token was found for hf_secret")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert asking.text_of(error) == "no token was found for hf_secret"
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
+    assert asking.text_of(error) == "no token was found for (the token)"
 
 
 def test_without_a_network_the_error_says_what_to_type_instead(tmp_path: Path) -> None:
