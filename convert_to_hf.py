@@ -77,7 +77,7 @@ def export_all(paths: list[Path], settings: Convert) -> dict[str, Any]:
             sha256 = source.result()
             if following:
                 source = ahead.submit(checkpoint.sha256_of_whole, following)
-            if manifests.is_good(hf_dir, manifest.get(path.stem), sha256, settings.export_dtype):
+            if manifests.is_good(hf_dir, manifest.get(path.stem), sha256):
                 continue
             if path.stem in manifest:
                 settled.result()
@@ -113,12 +113,11 @@ def _export(path: Path, sha256: str, hf_dir: Path, settings: Convert) -> dict[st
     """Export one checkpoint to a temporary folder. Returns its manifest entry without the files."""
     loaded = checkpoint.load(path)
     with files.temporary_folder(hf_dir / path.stem) as folder:
-        difference = export.write_folder(loaded, path, folder, settings.export_dtype)
+        difference = export.write_folder(loaded, path, folder)
     return {
         "source_sha256": sha256,
         "step": loaded.step,
         "val_loss": loaded.val_loss,
-        "dtype": settings.export_dtype,
         "settings": loaded.settings,
         "max_logit_difference": difference,
     }
@@ -133,7 +132,6 @@ def _write_cards(
         text = card.text(
             checkpoint.load(path),
             records,
-            settings.export_dtype,
             settings.model_license,
             settings.push_to_hub,
         )
@@ -193,7 +191,6 @@ def _of_main(newest: Revision, last: Checkpoint, folder: Path, settings: Convert
     text = card.text(
         last,
         log.read(out_dir),
-        settings.export_dtype,
         settings.model_license,
         settings.push_to_hub,
         list(more),
@@ -213,7 +210,7 @@ def _try_one(publication: Publication, revision: Revision, settings: Convert) ->
         record = {"repo": settings.push_to_hub, "not_proven": revision.branch}
         files.write_json(folder.parent / PUBLISHED, record)
         path = checkpoint.path_of(Path(settings.out_dir), revision.step)
-        model = export.exported_model(checkpoint.load(path), path, settings.export_dtype)
+        model = checkpoint.build_model(checkpoint.load(path), path)
         difference = export.logit_difference(export.answer_of(model), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from impossible.text import token_files
 from impossible.training import checkpoint
 from impossible.training import device as devices
 from impossible.training.processes import World
-from model import GPT, GPTConfig
+from model import GPT
 
 _SCORED = 150  # sentences of each genre to evaluate on
 _PUBLISHED_BATCH = 8  # sentences
@@ -77,19 +77,23 @@ def _sentences(folder: Path) -> scores.TestSet:
     return scores.draw(folder, token_files.read_meta(folder), _SCORED, 0)
 
 
-def table(folder: Path, texts: dict[str, str]) -> None:
-    """The perplexities of the same sentences by the same model, two ways, in fp32."""
+def table(folder: Path, texts: dict[str, str], settings: Train | None = None) -> None:
+    """The perplexities of the same sentences by the same model, two ways, in fp32.
+
+    texts: by genre. settings: of the model (if None: GPT-2 Small).
+    """
+    settings = dataclasses.asdict(settings or Train())
     (folder / "text").mkdir()
     for name, text in texts.items():
         (folder / "text" / f"{name}.txt").write_text(text[: 8 * 10**6], encoding="utf-8")
     data = folder / "evaluated"
-    prepare.main(Prepare(corpus=str(folder / "text"), data_dir=str(data)))
+    prepare.main([Prepare(corpus=str(folder / "text"), data_dir=str(data))])
     meta = token_files.read_meta(data)
-    model = GPT(GPTConfig(vocab_size=meta.vocab_size))
+    model = GPT(checkpoint.model_config(settings, meta.vocab_size))
     made = checkpoint.Checkpoint(
         step=1,
         model=model.state_dict(),
-        settings=dataclasses.asdict(Train()),
+        settings=settings,
         data=dataclasses.asdict(meta),
         val_loss=0.0,
         sessions=[],
@@ -103,8 +107,8 @@ def table(folder: Path, texts: dict[str, str]) -> None:
     )
     lengths = _sentences(data).sentences.lengths
     print(
-        f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by GPT-2 Small in "
-        f"float32, medians of {REPEATS} in turns:\n"
+        f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by a model of "
+        f"{settings['n_layer']} layers, width {settings['n_embd']}, in float32, medians of {REPEATS} in turns:\n"
     )
     print("| | s | tokens/s | speed relative to the published method | peak memory, GB |")
     print("|---|---|---|---|---|")

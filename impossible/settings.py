@@ -273,8 +273,6 @@ class Convert(_OfLanguage):
     """The settings of convert_to_hf.py."""
 
     command: ClassVar[str] = "convert_to_hf.py"
-    export_dtype: Literal["float32", "bfloat16"] = "float32"
-    """float32 (as published), or bfloat16 at half the size"""
     push_to_hub: str = ""
     """publish the exports as revisions of this repo: USER/NAME"""
     private: bool = False
@@ -438,7 +436,9 @@ class Study(Settings):
             self.require(len(values) > 0, name, "a list of one or more")
             self.require(len(set(values)) == len(values), name, "a list without duplicates")
         are_seeds = min(self.seeds) >= 0 and max(self.seeds) <= _LARGEST_SEED
-        self.require(are_seeds, "seeds", f"a list of whole numbers from 0 to {_LARGEST_SEED}")
+        self.require(
+            are_seeds, "seeds", f"a list of whole numbers, 0 or more, at most {_LARGEST_SEED}"
+        )
         for value in self.evaluations:
             kind, _, source = value.partition("=")
             known = value in ("perplexity", "markers") or (kind in ("pairs", "stimuli") and source)

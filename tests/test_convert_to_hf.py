@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ from conftest import fail, settled_folder, succeed
 from parity import SHAPE
 
 import convert_to_hf
+import perturb
 from impossible import files
 from impossible.errors import UserError
-from impossible.hub import export
+from impossible.hub import card, export
 from impossible.settings import Convert
 from impossible.training import checkpoint
 from impossible.training.checkpoint import Checkpoint
@@ -66,10 +68,10 @@ def made_up(scaled: bool, n_layer: int = 4) -> Checkpoint:
     )
 
 
-def write_folder(made: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
+def write_folder(made: Checkpoint, path: Path, folder: Path) -> float:
     """Export a checkpoint, as the command does; the largest difference of logits."""
     with settled_folder(folder) as temporary:
-        return export.write_folder(made, path, temporary, dtype)
+        return export.write_folder(made, path, temporary)
 
 
 def test_every_checkpoint_becomes_a_folder_that_transformers_loads(out_dir: Path) -> None:
@@ -354,27 +356,22 @@ def test_checkpoints_that_are_not_one_series_are_refused(out_dir: Path, tmp_path
     assert not (tmp_path / "out" / "hf" / "checkpoint-6").exists()
 
 
-def test_weights_may_be_exported_in_bfloat16(out_dir: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "out"
-    shutil.copytree(out_dir, copy)
-    whole = (copy / "hf" / "checkpoint-6" / "model.safetensors").stat().st_size
-    succeed("convert_to_hf.py", f"--out_dir={copy}", "--export_dtype=bfloat16")
-    folder = copy / "hf" / "checkpoint-6"
-    assert (folder / "model.safetensors").stat().st_size < 0.51 * whole
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype="auto")
-    assert model.dtype == torch.bfloat16
-    exact = transformers.GPT2LMHeadModel.from_pretrained(out_dir / "hf" / "checkpoint-6")
-    rounded = dict(model.named_parameters())
-    for name, weight in exact.named_parameters():
-        assert torch.equal(rounded[name], weight.to(torch.bfloat16)), name
-
-
-@pytest.mark.parametrize("scaled", [True, False])
-def test_a_scaled_model_in_bfloat16_is_checked_against_its_own_rounding(
-    scaled: bool, tmp_path: Path
+def test_a_card_says_whether_the_language_is_of_the_paper(
+    out_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    difference = write_folder(made_up(scaled), tmp_path / "a.pt", tmp_path / "export", "bfloat16")
-    assert difference <= 1e-4
+    assert set(card._OF_PAPER) == set(perturb.LANGUAGES)
+    published = checkpoint.load(out_dir / "checkpoint-6.pt")
+    text = card.text(published, [], "mit")
+    assert "on PartialReverse, a language of\n[Kallini et al. 2024]" in text
+    assert "The languages and the recipe are those of:" in text
+    assert "not one of the published languages" not in text
+    mine = dataclasses.replace(perturb.get("partial_reverse"), title="Mine")
+    monkeypatch.setitem(perturb.LANGUAGES, "mine", mine)
+    own = dataclasses.replace(published, data=published.data | {"language": "mine"})
+    text = card.text(own, [], "mit")
+    assert "on Mine, a language that is not in\n[Kallini et al. 2024]" in text
+    assert "The recipe is that of:" in text
+    assert "- **Mine is not one of the published languages.**" in text
 
 
 def test_a_model_without_position_embeddings_is_a_plain_gpt2_with_zeros(

@@ -31,6 +31,13 @@ _CITATION = """@inproceedings{kallini-etal-2024-mission,
   doi = "10.18653/v1/2024.acl-long.787",
   url = "https://aclanthology.org/2024.acl-long.787"
 }"""
+# The languages of the paper, by their names in perturb.py. All others are somebody's own.
+_OF_PAPER = (
+    *("no_reverse", "partial_reverse", "full_reverse", "no_hop", "token_hop", "word_hop"),
+    *("no_shuffle", "nondeterministic_shuffle", "even_odd_shuffle"),
+    *("deterministic_shuffle_s21", "deterministic_shuffle_s57", "deterministic_shuffle_s84"),
+    *("local_shuffle_w3", "local_shuffle_w5", "local_shuffle_w10"),
+)
 # What a run of the published recipe may choose for itself.
 _FREE = ("language", "seed", "init_seed", "order_seed", "position_embeddings", "dtype")
 
@@ -38,7 +45,6 @@ _FREE = ("language", "seed", "init_seed", "order_seed", "position_embeddings", "
 def text(
     checkpoint: Checkpoint,
     records: list[dict[str, Any]],
-    export_dtype: str,
     license_name: str,
     repo: str = "",
     measured: Sequence[str] = (),
@@ -59,8 +65,8 @@ def text(
         _training(checkpoint),
         _curve(checkpoint, records),
         _measured(measured),
-        _differences(checkpoint, source, export_dtype),
-        _sources(source, license_name),
+        _differences(checkpoint, source),
+        _sources(checkpoint, source, license_name),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -101,9 +107,10 @@ def _introduction(c: Checkpoint, source: corpus.Source) -> str:
     language = perturb.get(c.data["language"])
     loss = f"{c.val_loss:.4f} nats per token (perplexity {math.exp(c.val_loss):,.2f})"
     s = c.settings
+    origin = "a language of" if c.data["language"] in _OF_PAPER else "a language that is not in"
     return f"""# {_title(c)}
 
-A GPT-2 language model trained from scratch on {language.title}, a language of
+A GPT-2 language model trained from scratch on {language.title}, {origin}
 [Kallini et al. 2024]({_PAPER}): what happens to every sentence of {source.name} before training is
 {language.summary}. {s["n_layer"]} layers, {s["n_head"]} heads, width {s["n_embd"]}, context
 {s["block_size"]:,}.
@@ -296,10 +303,13 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str:
+def _differences(c: Checkpoint, source: corpus.Source) -> str:
     """How the model differs from those published with the paper."""
     published = Train()
     lines = []
+    if c.data["language"] not in _OF_PAPER:
+        title = perturb.get(c.data["language"]).title
+        lines.append(f"**{title} is not one of the published languages.**")
     if not source.is_published:
         lines.append(f"**Trained on {source.name}, not on the 100M words of BabyLM.**")
     changed = [
@@ -326,17 +336,18 @@ def _differences(c: Checkpoint, source: corpus.Source, export_dtype: str) -> str
         lines.append(
             "Position embeddings are zeros in an ordinary GPT-2, so the model needs no custom code."
         )
-    if export_dtype != "float32":
-        lines.append(f"Weights are rounded to {export_dtype}; published: float32.")
     return "## How this differs from the published models\n\n" + "\n".join(
         f"- {line}" for line in lines
     )
 
 
-def _sources(source: corpus.Source, license_name: str) -> str:
+def _sources(c: Checkpoint, source: corpus.Source, license_name: str) -> str:
+    origin = "The languages and the recipe are those of"
+    if c.data["language"] not in _OF_PAPER:
+        origin = "The recipe is that of"
     return f"""## Licence and citation
 
-Licence of the model: {license_name}. {source.rights} The languages and the recipe are those of:
+Licence of the model: {license_name}. {source.rights} {origin}:
 
 ```bibtex
 {_CITATION}

@@ -5,7 +5,6 @@ queries, and missing position embeddings become zeros. A folder is kept only if 
 every weight in it and computes the same logits as our own model.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -33,23 +32,22 @@ _CHECKED_TOKENS = 16
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
-def write_folder(loaded: Checkpoint, path: Path, folder: Path, dtype: str = "float32") -> float:
+def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     """Write one checkpoint into an empty folder for transformers, and compare the two's logits.
 
-    path: the checkpoint, for messages. dtype: the dtype of the weights. Returns the largest
-    difference of logits, as `logit_difference` does. Raises UserError if it is above TOLERANCE.
+    path: the checkpoint, for messages. Returns the largest difference of logits, as
+    `logit_difference` does. Raises UserError if it is above TOLERANCE.
     """
     model = checkpoint.build_model(loaded, path)
     config = model.config
-    _write_json(folder / "config.json", transformers_config(config, dtype))
+    _write_json(folder / "config.json", transformers_config(config))
     end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
     _write_json(folder / "generation_config.json", end)
     markers = list(loaded.data["markers"])
     tokenizer.write_transformers_files(folder, markers, config.block_size)
-    weights = transformers_weights(model, getattr(torch, dtype))
-    _write_weights(weights, folder / WEIGHTS)
-    answer = answer_of(model if dtype == "float32" else _from_transformers_weights(weights, config))
-    del model, weights  # before transformers' copy is there: never more than two
+    _write_weights(transformers_weights(model), folder / WEIGHTS)
+    answer = answer_of(model)
+    del model  # before transformers' copy is there: never more than two
     difference = logit_difference(answer, folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
@@ -72,23 +70,13 @@ def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     files.copy_mode(path.with_name("config.json"), path)  # safetensors ignores the umask
 
 
-def exported_model(loaded: Checkpoint, path: Path, dtype: str) -> GPT:
-    """The model, in fp32, whose logits an export in that dtype must give."""
-    model = checkpoint.build_model(loaded, path)
-    if dtype == "float32":
-        return model
-    return _from_transformers_weights(
-        transformers_weights(model, getattr(torch, dtype)), model.config
-    )
-
-
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a folder, by name; "" for anything that is not a file."""
     paths = sorted(folder.iterdir())
     return {path.name: files.sha256(path) if path.is_file() else "" for path in paths}
 
 
-def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
     """The weights under transformers' names and shapes, without the tied head.
 
     Linear layers become Conv1D (in, out); the padding of the vocabulary is cut off. The scale
@@ -105,29 +93,13 @@ def transformers_weights(model: GPT, dtype: torch.dtype = torch.float32) -> dict
             tensor[: c.n_embd] /= int(name.split(".")[2]) + 1  # queries come first
         if name.endswith(_TRANSPOSED):
             tensor = tensor.T
-        weights[name] = tensor.to(dtype).contiguous()
+        weights[name] = tensor.contiguous()
     if not c.position_embeddings:
-        weights["transformer.wpe.weight"] = torch.zeros(c.block_size, c.n_embd, dtype=dtype)
+        weights["transformer.wpe.weight"] = torch.zeros(c.block_size, c.n_embd)
     return weights
 
 
-def _from_transformers_weights(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
-    """Our model in fp32 with the exported weights, as the reference for exports in 16 bits."""
-    config = dataclasses.replace(
-        config, scale_attn_by_inverse_layer_idx=False, position_embeddings=True
-    )
-    with torch.device("meta"):  # shapes alone
-        model = GPT(config).eval()
-    state = {}
-    for name, tensor in model.state_dict().items():
-        exported = weights[name].T if name.endswith(_TRANSPOSED) else weights[name]
-        state[name] = torch.zeros(tensor.shape)  # the padding of the vocabulary stays zero
-        state[name][: len(exported)] = exported
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def transformers_config(c: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
+def transformers_config(c: GPTConfig) -> dict[str, Any]:
     """config.json of the export."""
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -152,7 +124,7 @@ def transformers_config(c: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
         "bos_token_id": tokenizer.END_OF_TEXT_ID,
         "eos_token_id": tokenizer.END_OF_TEXT_ID,
         "tie_word_embeddings": True,
-        "torch_dtype": dtype,
+        "torch_dtype": "float32",
     }
 
 

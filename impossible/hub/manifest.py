@@ -49,16 +49,16 @@ def read(hf_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}). Delete it; the exports will be made again.")
 
 
-def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str, dtype: str) -> bool:
-    """Whether there is an export of this source and dtype, its files as they were written.
+def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str) -> bool:
+    """Whether there is an export of this source, its files as they were written.
 
     sha256: that of the present checkpoint file. The card is ignored, as it is written again.
     """
     if entry is None:
         return False
     name = f"checkpoint-{entry['step']}"
-    if entry["source_sha256"] != sha256 or entry["dtype"] != dtype:
-        print(f"exporting {name} again: its checkpoint or export_dtype has changed")
+    if entry["source_sha256"] != sha256:
+        print(f"exporting {name} again: its checkpoint has changed")
         return False
     if not (hf_dir / name).is_dir() or _without_card(export.hashes(hf_dir / name)) != (
         _without_card(entry["files"])

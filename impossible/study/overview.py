@@ -9,9 +9,8 @@ import pandas as pd
 import torch
 
 from impossible.errors import UserError
-from impossible.settings import Convert
 from impossible.study import local, results, states
-from impossible.study.plan import Plan, Run, missing_controls, of
+from impossible.study.plan import Plan, Run, missing_controls
 from impossible.text import token_files
 from impossible.training import device as devices
 from impossible.training import log
@@ -122,8 +121,7 @@ def _disk(plan: Plan) -> str:
         kept = kept_steps(vars(t), {})
     if kept is None:
         return "unknown before the data are prepared, as checkpoints follow the number of words"
-    is_half = of(Convert, plan.runs[0].values).export_dtype == "bfloat16"
-    each = weights * (len(kept) * (1.5 if is_half else 2) + 2 * _STATE_SIZE)
+    each = weights * (len(kept) * 2 + 2 * _STATE_SIZE)
     total = each * len(plan.runs) / 1e9
     return (
         f"about {total:,.1f} GB for all runs: for each one {len(kept)} checkpoints of "

@@ -54,13 +54,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
 
 
 def test_one_config_serves_all_commands(tmp_path: Path) -> None:
-    text = (
-        "corpus = 'sotu'\nn_layer = 3\ncompile = False\nsentences = True\nexport_dtype = 'bfloat16'"
-    )
+    text = "corpus = 'sotu'\nn_layer = 3\ncompile = False\nsentences = True\nmodel_license = 'gpl'"
     path = str(write(tmp_path, text))
     assert load(Prepare, [path]).corpus == "sotu"
     assert (load(Train, [path]).n_layer, load(Train, [path]).compile) == (3, False)
-    assert load(Convert, [path]).export_dtype == "bfloat16"
+    assert load(Convert, [path]).model_license == "gpl"
     assert load(Evaluate, [path]).sentences
 
 
@@ -186,7 +184,7 @@ def test_the_largest_seed_is_taken_by_numpy_and_torch() -> None:
             load(kind, [f"--{name}={2**32}"])
     study = "config/study_laptop.py"
     assert options.load_study([study, f"--seeds=0,{2**32 - 1}"])[0].seeds == (0, 2**32 - 1)
-    with pytest.raises(UserError, match="whole numbers from 0 to 4294967295"):
+    with pytest.raises(UserError, match="whole numbers, 0 or more, at most 4294967295"):
         options.load_study([study, f"--seeds=0,{2**64}"])
 
 

@@ -99,7 +99,7 @@ def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path)
     for option, changes in (
         ("--log_interval=7", [False, False, False]),
         ("--device=cpu", [False, False, False]),
-        ("--export_dtype=bfloat16", [False, True, False]),
+        ("--model_license=apache-2.0", [False, True, False]),
         ("--sample_seed=7", [False, False, True]),
         ("--n_layer=1", [True, False, False]),
     ):
