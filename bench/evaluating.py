@@ -108,7 +108,8 @@ def table(folder: Path, texts: dict[str, str], settings: Train | None = None) ->
     lengths = _sentences(data).sentences.lengths
     print(
         f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by a model of "
-        f"{settings['n_layer']} layers, width {settings['n_embd']}, in float32, medians of {REPEATS} in turns:\n"
+        f"{settings['n_layer']} layers, width {settings['n_embd']}, in float32, "
+        f"medians of {REPEATS} in turns:\n"
     )
     print("| | s | tokens/s | speed relative to the published method | peak memory, GB |")
     print("|---|---|---|---|---|")

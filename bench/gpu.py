@@ -87,7 +87,7 @@ def large_logits(folder: str) -> None:
     path = checkpoint.path_of(Path(folder), 1)
     checkpoint.save(path, made)
     (Path(folder) / "export").mkdir()
-    difference = export.write_folder(made, path, Path(folder) / "export", "float32")
+    difference = export.write_folder(made, path, Path(folder) / "export")
     print(f"largest difference: {difference:.1e} of the largest logit (limit {export.TOLERANCE})")
 
 
