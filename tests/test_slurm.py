@@ -119,6 +119,39 @@ def submit(env: dict[str, str], config: Path, output: Path, *options: str) -> st
     ).stdout.strip()
 
 
+FAKES = {
+    "bin/activate": "",
+    # As torchrun does, it ends with 1 after a signal.
+    "bin/torchrun": "trap 'kill $!; exit 1' TERM\ntouch started\nsleep 60 &\nwait\n",
+    "bin/squeue": 'echo "$STATE"\n',
+    "bin/scontrol": 'echo "$@" > requeued\n',
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
+def test_a_job_that_is_stopped_ends_with_75_and_goes_back_into_the_queue_unless_cancelled(
+    number: signal.Signals, state: str, tmp_path: Path
+) -> None:
+    """SLURM and torchrun are played: the state says whether the job was cancelled."""
+    (tmp_path / "bin").mkdir()
+    for name, content in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VENV": str(tmp_path)}
+    job = subprocess.Popen(
+        ["bash", ROOT / "examples" / "train.slurm", "a config"],
+        cwd=tmp_path,
+        env=os.environ | env | {"STATE": state, "SLURM_JOB_ID": "7"},
+    )
+    wait_for((tmp_path / "started").exists)
+    job.send_signal(number)
+    assert job.wait(timeout=60) == 75
+    assert (tmp_path / "requeued").exists() == (state == "RUNNING")
+    if state == "RUNNING":
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_weights(
