@@ -175,9 +175,8 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         is_marked = text.sentences.is_affected[is_kept]
         order = np.lexsort((is_marked, text.genre[is_kept]))
         if split == "test":
-            unmarked, order = order[~is_marked[order]], order[is_marked[order]]
-            path = token_files.unaffected_path(job.data_dir)
-            counts["unaffected"] = _write(path, sentences, words, unmarked)
+            counts["unmarked"] = int((~is_marked).sum())
+            order = order[is_marked[order]]
     if not len(order):
         raise _none_left(split, job, counts["dropped"])
     if split == "test":
@@ -187,7 +186,9 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
-    return counts | _write(token_files.path_of(job.data_dir, split), sentences, words, order)
+    counts |= {"sentences": len(order), "words": int(words[order].sum())}
+    path = token_files.path_of(job.data_dir, split)
+    return counts | token_files.write_split(path, closed(sentences, order))
 
 
 def perturbed(sentences: Sentences, job: Job) -> Sentences:
@@ -218,12 +219,6 @@ def _by_genre(text: Text, genre: np.ndarray, lengths: np.ndarray) -> dict[str, d
     tokens = np.bincount(genre, lengths + 1, minlength=len(text.genres)).astype(int).tolist()
     counts = zip(text.genres, sentences, tokens, strict=True)
     return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
-
-
-def _write(path: Path, s: Sentences, words: np.ndarray, order: np.ndarray) -> dict[str, Any]:
-    """Write sentences in that order. Returns their counts, and the SHA-256 of the file."""
-    counts = {"sentences": len(order), "words": int(words[order].sum())}
-    return counts | token_files.write_split(path, closed(s, order))
 
 
 def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:
