@@ -194,20 +194,22 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
 def perturbed(sentences: Sentences, job: Job) -> Sentences:
     """The sentences that a language keeps, perturbed, in order.
 
-    Raises UserError if it produces token ids beyond its vocabulary.
+    Raises UserError if it produces token ids beyond its vocabulary, or if its inverse is wrong.
     """
     rng = np.random.default_rng(job.language.seed)  # runs on from chunk to chunk
     marker_ids = list(job.tokenizer.markers.values())
     tokens, lengths = [], []
     for start in range(0, len(sentences.offsets) - 1, _CHUNK):
         stop = min(start + _CHUNK, len(sentences.offsets) - 1)
-        kept = job.language.apply(sentences.part(start, stop), marker_ids, rng)
+        part = sentences.part(start, stop)
+        kept = job.language.apply(part, marker_ids, rng)
         if (largest := kept.tokens.max(initial=0)) >= job.tokenizer.vocab_size:
             raise UserError(
                 f"the language {job.settings.language!r} produces token {largest}, but its "
                 f"vocabulary has only {job.tokenizer.vocab_size:,} tokens. Give it a marker in "
                 "perturb.py for each new id."
             )
+        job.language.check_inverse(part, kept, marker_ids, job.tokenizer.decode)
         tokens.append(kept.tokens)
         lengths.append(kept.lengths.astype(np.int32))
     return perturb.from_lengths(merged(tokens, np.uint16), merged(lengths, np.int32))

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import os
@@ -233,6 +234,43 @@ def test_a_language_that_returns_nonsense_is_refused(
     with pytest.raises(UserError, match=told):
         prepare.main([Prepare(language="mine", **places)])
     assert not (tmp_path / "data" / "meta.json").exists()
+
+
+def wrong_beyond_ten(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
+    return perturb.undo_partial_reverse(tokens, markers)[: 10 if len(tokens) > 11 else None]
+
+
+@pytest.mark.parametrize(
+    ("invert", "result"),
+    [
+        (lambda tokens, _: tokens, "it returned 'A sentence here🅁.'"),
+        (perturb.undo_no_reverse, "it returned 'A. here sentence'"),
+        (wrong_beyond_ten, "returned 'Now a sentence that is long enough to be cut'"),
+        (lambda tokens, _: tokens[1000], "ended in IndexError"),
+        (lambda tokens, _: None, "ended in TypeError"),
+    ],
+    ids=["perturbed", "other language", "long sentences", "error", "nothing"],
+)
+def test_a_wrong_inverse_is_refused_with_a_sentence(
+    invert: perturb.Invert, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Differences from the control pair sentences by it."""
+    long = "Now a sentence that is long enough to be cut after ten tokens.\n"
+    for split in ("100M", "dev", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.txt").write_text(long + "A sentence here.\n" * 300)
+    partial = perturb.get("partial_reverse")
+    language = dataclasses.replace(partial, title="Mine", invert=invert)
+    monkeypatch.setitem(perturb.LANGUAGES, "mine", language)
+    places = {"corpus": str(tmp_path), "data_dir": str(tmp_path / "data")}
+    with pytest.raises(UserError, match="the inverse of Mine is wrong") as error:
+        prepare.main([Prepare(language="mine", **places)])
+    assert result in str(error.value)
+    original = long.strip() if invert is wrong_beyond_ten else "A sentence here."
+    assert f"Expected the original sentence: {original!r}" in str(error.value)
+    assert not (tmp_path / "data" / "meta.json").exists()
+    monkeypatch.setitem(perturb.LANGUAGES, "mine", dataclasses.replace(language, invert=None))
+    prepare.main([Prepare(language="mine", **places)])
 
 
 def test_a_language_may_return_wider_numbers(
