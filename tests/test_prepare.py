@@ -184,6 +184,28 @@ def test_a_corpus_without_a_sentence_is_refused(content: str, tmp_path: Path) ->
     assert ("all 2 were dropped" if content.startswith("Yes") else "it has no text") in error
 
 
+@pytest.mark.parametrize("name", ["all.txt", "all.txt.gz", "all.conllu", "all"])
+def test_a_genre_with_the_name_of_all_genres_is_refused(name: str, tmp_path: Path) -> None:
+    """In tables, it would get the figures of the total."""
+    folder = tmp_path / ("all" if name == "all" else "corpus")
+    names = [f"{split}/{name}" for split in ("100M", "dev", "test")]
+    for place in ("train.txt", "valid.txt", "test.txt") if name == "all" else names:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).touch()
+    kind = "annotations" if "conllu" in name else "corpus"
+    command = ("prepare.py", "config/no_hop.py", f"--{kind}={folder}")
+    error = fail(*command, f"--data_dir={tmp_path / 'data' / 'no_hop'}")
+    assert "the test split has a genre named 'all'" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_genre_of_the_training_text_alone_may_have_any_name(tmp_path: Path) -> None:
+    for place in ("100M/all.txt", "dev/all.txt", "test/a.txt"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_text("A sentence here.\n")
+    succeed("prepare.py", f"--corpus={tmp_path}", f"--data_dir={tmp_path / 'data'}")
+
+
 def of_ones_own(
     monkeypatch: pytest.MonkeyPatch, function: Callable[..., Sentences], markers: int = 0
 ) -> None:

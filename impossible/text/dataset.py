@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impossible.errors import UserError
 from impossible.text.documents import CHUNK, Document, Part, Source, Splits, hold_out, text_lines
@@ -57,7 +57,7 @@ def _load(name: str) -> "datasets.DatasetDict":
     if place is None:
         path, _, revision = name.removeprefix("hf:").partition("@")
         path, _, config = path.partition(":")
-        return datasets.load_dataset(path, config or None, revision=revision or None)
+        return _as_text(path, name=config or None, revision=revision or None)
     if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
         stored = datasets.load_from_disk(str(place))
         is_one = isinstance(stored, datasets.Dataset)
@@ -65,15 +65,23 @@ def _load(name: str) -> "datasets.DatasetDict":
     # The library knows what it has read by path and time: for other bytes, another cache.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _hash(place)[:16]
     if place.is_dir():
-        return datasets.load_dataset(str(place), cache_dir=str(cache))
+        return _as_text(str(place), cache_dir=str(cache))
     ending = plain_name(place).suffix.lower()
     if ending not in _KINDS:
         raise UserError(
             f"{place}: hf: reads files that end in {', '.join(_KINDS)} (or these and .gz)."
         )
     separator = {"sep": "\t"} if ending == ".tsv" else {}
-    kind = _KINDS[ending]
-    return datasets.load_dataset(kind, data_files=str(place), cache_dir=str(cache), **separator)
+    return _as_text(_KINDS[ending], data_files=str(place), cache_dir=str(cache), **separator)
+
+
+def _as_text(path: str, **options: Any) -> "datasets.DatasetDict":
+    """The splits of a dataset; in csv files, cells such as `null` and `NA` are text."""
+    import datasets
+
+    if hasattr(datasets.load_dataset_builder(path, **options).config, "keep_default_na"):
+        options["keep_default_na"] = False  # else pandas reads them as missing
+    return datasets.load_dataset(path, **options)
 
 
 def splits(name: str, column: str) -> Splits:
@@ -110,6 +118,8 @@ def splits(name: str, column: str) -> Splits:
             raise UserError(
                 f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. {advice}"
             )
+        if missing := rows.data[column].null_count:
+            print(f"{split}: {missing:,} of {len(rows):,} rows are left out ({column} is null)")
     places = hold_out([split for split in SPLITS if split not in parts])
     return {
         split: [_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]

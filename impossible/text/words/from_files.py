@@ -9,6 +9,7 @@ from typing import IO
 
 from impossible.errors import UserError
 from impossible.text import folder as folders
+from impossible.text.documents import require_names
 from impossible.text.token_files import SPLITS
 from impossible.text.words.verbs import Annotated, Word, annotated
 
@@ -42,6 +43,7 @@ def files_of(folder: Path) -> dict[str, dict[str, Path]]:
                 f"100M/, dev/ and test/ (as of BabyLM) in {folder}, with files GENRE.conllu or "
                 "GENRE.conllu.gz."
             )
+    require_names(found["test"])
     return found
 
 
