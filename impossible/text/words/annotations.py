@@ -134,7 +134,7 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, list[Annotated]]]:
         path = folder / split / f"{genre}.parquet"
         if not path.is_file() or files.sha256(path) != counts["sha256"]:
             raise UserError(f"{path} is missing or damaged. Delete {folder}, and annotate again.")
-        with pq.ParquetFile(path) as stored:
+        with open(path, "rb") as file, pq.ParquetFile(file) as stored:
             for batch in stored.iter_batches(_ROWS):
                 yield genre, list(map(Annotated, *map(_rows, batch.columns)))
 
@@ -285,7 +285,7 @@ def _annotated_tables(
         if future:
             future.result()
         progress(size)
-        return pq.read_table(path, schema=_SCHEMA)
+        return _read_part(path)
 
     for number, (sentences, size) in enumerate(parts):
         path = folder / f"{number:06}.parquet"
@@ -297,11 +297,17 @@ def _annotated_tables(
         yield first()
 
 
+def _read_part(path: Path) -> pa.Table:
+    # pyarrow takes every path for UTF-8, whatever the encoding of the file system.
+    with open(path, "rb") as file:
+        return pq.ParquetFile(file).read()
+
+
 def _is_of(path: Path, sentences: list[str]) -> bool:
     """Whether a finished part holds the words of these sentences."""
     if not path.exists():
         return False
-    words = pq.read_table(path, columns=["words"])["words"].combine_chunks()
+    words = _read_part(path)["words"].combine_chunks()
     stored = "".join(words.flatten().to_pylist()).split()
     return len(words) == len(sentences) and stored == ["".join("".join(sentences).split())]
 

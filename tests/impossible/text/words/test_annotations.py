@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -444,6 +445,22 @@ def test_bytes_that_were_replaced_are_counted(tmp_path: Path) -> None:
     assert printed.count("were replaced by U+FFFD 1 times") == 3
     meta = json.loads((tmp_path / "no_hop" / "meta.json").read_text())
     assert [meta["splits"][split]["replaced"] for split in SPLITS] == [1, 1, 1]
+
+
+@pytest.mark.skipif(not shutil.which("localedef"), reason="no locale can be made")
+def test_a_folder_may_have_letters_that_the_locale_writes_in_another_way(tmp_path: Path) -> None:
+    locale = "en_US.ISO-8859-1"
+    subprocess.run(["localedef", "-i", "en_US", "-f", "ISO-8859-1", tmp_path / locale], check=True)
+    env = {"LOCPATH": str(tmp_path), "LC_ALL": locale, "PYTHONUTF8": "0"}
+    folder = tmp_path / "kinder_ü"
+    for split in SPLITS.values():
+        (folder / split).mkdir(parents=True)
+        (folder / split / "größe.txt").write_text("He cleans his very messy bookshelf.\n")
+    command = ("prepare.py", "config/no_hop.py", f"--corpus={folder}", "--workers=1")
+    succeed(*command, f"--data_dir={folder / 'data' / 'no_hop'}", env=env)
+    (annotated,) = (folder / "data" / "annotations").iterdir()
+    assert annotated.name.startswith("kinder_ü-")
+    assert (annotated / "test" / "größe.parquet").exists()
 
 
 def test_annotations_by_an_older_rule_are_told(
