@@ -473,9 +473,11 @@ LANGUAGES: dict[str, Language] = {
 
 
 def get(name: str) -> Language:
-    """The language of that name. Raises UserError, with the nearest known name."""
+    """The language of that name. Raises UserError if it, or its control, is unknown."""
     if name not in LANGUAGES:
         raise unknown("language", name, LANGUAGES)
+    if LANGUAGES[name].control not in ("", *LANGUAGES):
+        raise unknown(f"control of {name}:", LANGUAGES[name].control, LANGUAGES)
     return LANGUAGES[name]
 
 
@@ -524,6 +526,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    import perturb  # as a module, it has the languages that are added below as well
     from impossible import command
 
-    command.guarded(lambda: main(sys.argv[1:]))
+    command.guarded(lambda: perturb.main(sys.argv[1:]))

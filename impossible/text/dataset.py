@@ -107,17 +107,7 @@ def splits(name: str, column: str) -> Splits:
         if other in loaded:
             parts["val"] = loaded[other]
     for split, rows in parts.items():
-        kind = rows.features.get(column)
-        if getattr(kind, "dtype", None) not in _TEXT:
-            what = "no column" if kind is None else "no text in the column"
-            texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT]
-            advice = f"Set --text_column= to one of: {', '.join(texts)}"
-            if not texts:
-                columns = ", ".join(rows.features)
-                advice = f"No column holds text (there are: {columns}). Choose another dataset."
-            raise UserError(
-                f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. {advice}"
-            )
+        _require_text(rows, column, f"the {split} split of {name.removeprefix('hf:')!r}")
         if missing := rows.data[column].null_count:
             print(f"{split}: {missing:,} of {len(rows):,} rows are left out ({column} is null)")
     places = hold_out([split for split in SPLITS if split not in parts])
@@ -125,6 +115,19 @@ def splits(name: str, column: str) -> Splits:
         split: [_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]
         for split in SPLITS
     }
+
+
+def _require_text(rows: "datasets.Dataset", column: str, where: str) -> None:
+    """Raise UserError, beginning with `where`, unless a column holds text."""
+    kind = rows.features.get(column)
+    if getattr(kind, "dtype", None) not in _TEXT:
+        what = "no column" if kind is None else "no text in the column"
+        texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT]
+        advice = f"Set --text_column= to one of: {', '.join(texts)}"
+        if not texts:
+            columns = ", ".join(rows.features)
+            advice = f"No column holds text (there are: {columns}). Choose another dataset."
+        raise UserError(f"{where} has {what} {column!r}. {advice}")
 
 
 def _rows(
