@@ -386,6 +386,7 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
     written = []
     for workers, chunk in ((1, 1 << 22), (4, 1000), (3, 77)):
         monkeypatch.setattr(folder_corpus, "CHUNK", chunk)
+        monkeypatch.setattr(prepare, "_CHUNK", chunk)
         data_dir = tmp_path / str(workers)
         places = {"corpus": str(folder), "data_dir": str(data_dir), "invalid_utf8": "replace"}
         prepare.main([Prepare(**places, workers=workers, language="nondeterministic_shuffle")])
