@@ -57,7 +57,7 @@ def _load(name: str) -> "datasets.DatasetDict":
     if place is None:
         path, _, revision = name.removeprefix("hf:").partition("@")
         path, _, config = path.partition(":")
-        return _as_text(path, name=config or None, revision=revision or None)
+        return _read(path, name=config or None, revision=revision or None)
     if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
         stored = datasets.load_from_disk(str(place))
         is_one = isinstance(stored, datasets.Dataset)
@@ -65,22 +65,30 @@ def _load(name: str) -> "datasets.DatasetDict":
     # The library knows what it has read by path and time: for other bytes, another cache.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _hash(place)[:16]
     if place.is_dir():
-        return _as_text(str(place), cache_dir=str(cache))
+        return _read(str(place), cache_dir=str(cache))
     ending = plain_name(place).suffix.lower()
     if ending not in _KINDS:
         raise UserError(
             f"{place}: hf: reads files that end in {', '.join(_KINDS)} (or these and .gz)."
         )
     separator = {"sep": "\t"} if ending == ".tsv" else {}
-    return _as_text(_KINDS[ending], data_files=str(place), cache_dir=str(cache), **separator)
+    return _read(_KINDS[ending], data_files=str(place), cache_dir=str(cache), **separator)
 
 
-def _as_text(path: str, **options: Any) -> "datasets.DatasetDict":
-    """The splits of a dataset; in csv files, cells such as `null` and `NA` are text."""
+def _read(path: str, **options: Any) -> "datasets.DatasetDict":
+    """The splits of a dataset that was not saved by the library; cells of csv files are text."""
     import datasets
 
-    if hasattr(datasets.load_dataset_builder(path, **options).config, "keep_default_na"):
-        options["keep_default_na"] = False  # else pandas reads them as missing
+    if hasattr(datasets.load_dataset_builder(path, **options).config, "na_filter"):
+        # Else pandas reads cells such as `null` and `NA` as missing, and 007 as a number.
+        first = datasets.load_dataset(path, **options, nrows=1)
+        names = sorted({name for rows in first.values() for name in rows.features})
+        if any(name.startswith("__index_level_") for name in names):
+            raise UserError(
+                f"{options.get('data_files', path)}: a row has more cells than the csv file has "
+                "columns. Put quotation marks around a text that contains a comma."
+            )
+        options |= {"na_filter": False, "converters": dict.fromkeys(names, str)}
     return datasets.load_dataset(path, **options)
 
 
