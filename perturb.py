@@ -158,6 +158,38 @@ class Language:
             raise NoWayBack(f"{self.title} cannot be undone")
         return self.invert(tokens, marker_ids)
 
+    def check_inverse(
+        self,
+        sentences: Sentences,
+        kept: Sentences,
+        marker_ids: list[int],
+        decode: Callable[[np.ndarray], str],
+    ) -> None:
+        """Undo some sentences, evenly spaced, and compare them with the originals.
+
+        sentences, kept: what `apply` was given and what it returned. decode: the text of tokens
+        (n,). Raises UserError for the shortest of these sentences that `invert` does not restore.
+        """
+        chosen = np.unique(np.linspace(0, len(kept.lengths) - 1, _UNDONE).astype(int))
+        if self.invert is None or not len(kept.lengths):
+            return
+        originals = sentences.take(np.flatnonzero(self.keeps(sentences))[chosen])
+        for i in np.argsort(originals.lengths, kind="stable"):
+            original = originals.tokens[originals.offsets[i] : originals.offsets[i + 1]]
+            perturbed = kept.tokens[kept.offsets[chosen[i]] : kept.offsets[chosen[i] + 1]]
+            try:
+                undone = self.invert(perturbed.copy(), marker_ids)
+                if np.array_equal(undone, original):
+                    continue
+                result = f"returned {decode(undone)!r}"
+            except Exception as error:
+                result = f"ended in {type(error).__name__} ({error})"
+            raise UserError(
+                f"the inverse of {self.title} is wrong (invert= in perturb.py). For the perturbed "
+                f"sentence {decode(perturbed)!r} it {result}. Expected the original sentence: "
+                f"{decode(original)!r}. Correct it, or leave invert= out."
+            )
+
     def _check(self, perturbed: Sentences, count: int) -> None:
         tokens = perturbed.tokens
         if len(perturbed.lengths) != count or perturbed.offsets[-1] != len(tokens):
@@ -358,6 +390,7 @@ def undo_hop(tokens: np.ndarray, markers: list[int], *, hop: int) -> np.ndarray:
 EXAMPLE = "He cleans his very messy bookshelf."  # the paper's (table 1)
 REVERSE, SINGULAR, PLURAL = "🅁", "🅂", "🄿"
 _HOP = 4  # tokens or words between a verb and its marker
+_UNDONE = 100  # sentences of a chunk whose inverse is checked
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
 
 
@@ -443,9 +476,11 @@ LANGUAGES: dict[str, Language] = {
 
 
 def get(name: str) -> Language:
-    """The language of that name. Raises UserError, with the nearest known name."""
+    """The language of that name. Raises UserError if it, or its control, is unknown."""
     if name not in LANGUAGES:
         raise unknown("language", name, LANGUAGES)
+    if LANGUAGES[name].control not in ("", *LANGUAGES):
+        raise unknown(f"control of {name}:", LANGUAGES[name].control, LANGUAGES)
     return LANGUAGES[name]
 
 
@@ -494,6 +529,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    import perturb  # as a module, it has the languages that are added below as well
     from impossible import command
 
-    command.guarded(lambda: main(sys.argv[1:]))
+    command.guarded(lambda: perturb.main(sys.argv[1:]))

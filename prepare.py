@@ -174,9 +174,8 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         is_marked = text.sentences.is_affected[is_kept]
         order = np.lexsort((is_marked, text.genre[is_kept]))
         if split == "test":
-            unmarked, order = order[~is_marked[order]], order[is_marked[order]]
-            path = token_files.unaffected_path(job.data_dir)
-            counts["unaffected"] = _write(path, sentences, words, unmarked)
+            counts["unmarked"] = int((~is_marked).sum())
+            order = order[is_marked[order]]
     if not len(order):
         raise _none_left(split, job, counts["dropped"])
     if split == "test":
@@ -186,26 +185,30 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
-    return counts | _write(token_files.path_of(job.data_dir, split), sentences, words, order)
+    counts |= {"sentences": len(order), "words": int(words[order].sum())}
+    path = token_files.path_of(job.data_dir, split)
+    return counts | token_files.write_split(path, closed(sentences, order))
 
 
 def perturbed(sentences: Sentences, job: Job) -> Sentences:
     """The sentences that a language keeps, perturbed, in order.
 
-    Raises UserError if it produces token ids beyond its vocabulary.
+    Raises UserError if it produces token ids beyond its vocabulary, or if its inverse is wrong.
     """
     rng = np.random.default_rng(job.language.seed)  # runs on from chunk to chunk
     marker_ids = list(job.tokenizer.markers.values())
     tokens, lengths = [], []
     for start in range(0, len(sentences.offsets) - 1, _CHUNK):
         stop = min(start + _CHUNK, len(sentences.offsets) - 1)
-        kept = job.language.apply(sentences.part(start, stop), marker_ids, rng)
+        part = sentences.part(start, stop)
+        kept = job.language.apply(part, marker_ids, rng)
         if (largest := kept.tokens.max(initial=0)) >= job.tokenizer.vocab_size:
             raise UserError(
                 f"the language {job.settings.language!r} produces token {largest}, but its "
                 f"vocabulary has only {job.tokenizer.vocab_size:,} tokens. Give it a marker in "
                 "perturb.py for each new id."
             )
+        job.language.check_inverse(part, kept, marker_ids, job.tokenizer.decode)
         tokens.append(kept.tokens)
         lengths.append(kept.lengths.astype(np.int32))
     return perturb.from_lengths(merged(tokens, np.uint16), merged(lengths, np.int32))
@@ -217,12 +220,6 @@ def _by_genre(text: Text, genre: np.ndarray, lengths: np.ndarray) -> dict[str, d
     tokens = np.bincount(genre, lengths + 1, minlength=len(text.genres)).astype(int).tolist()
     counts = zip(text.genres, sentences, tokens, strict=True)
     return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
-
-
-def _write(path: Path, s: Sentences, words: np.ndarray, order: np.ndarray) -> dict[str, Any]:
-    """Write sentences in that order. Returns their counts, and the SHA-256 of the file."""
-    counts = {"sentences": len(order), "words": int(words[order].sum())}
-    return counts | token_files.write_split(path, closed(s, order))
 
 
 def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:

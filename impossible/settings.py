@@ -119,11 +119,8 @@ class Prepare(_OfLanguage):
     """sentencex: find sentences within each line; line: every line is one sentence"""
     invalid_utf8: Literal["error", "replace"] = "error"
     """error: stop at bytes that are not UTF-8; replace: replace them by U+FFFD and count them"""
-    annotator: Literal["spacy", "stanza"] = "spacy"
-    """for the Hop languages: the library that finds the verbs"""
     annotations: str = ""
-    """for the Hop languages: a folder of annotated sentences (CoNLL-U or the published JSON),
-    in place of a corpus and an annotator"""
+    """for the Hop languages: a folder of annotated sentences (CoNLL-U), in place of a corpus"""
     workers: int = 0
     """number of threads for splitting and encoding sentences, and of processes that annotate them
     (0: one per core)"""

@@ -124,11 +124,8 @@ def test_a_language_of_ones_own_is_a_function_and_a_row(
     for path in ROOT.glob("*.py"):
         shutil.copy(path, project)
     shutil.copytree(ROOT / "impossible", project / "impossible")
-    code = (project / "perturb.py").read_text(encoding="utf-8")
-    before, after = code.split("def get(name")
-    (project / "perturb.py").write_text(
-        f"{before}{snippet}\n\ndef get(name{after}", encoding="utf-8"
-    )
+    with open(project / "perturb.py", "a", encoding="utf-8") as file:
+        file.write(f"\n\n{snippet}")
     places = {"language": "swapped", "data_dir": str(tmp_path / "data")}
     config = write_config(
         tmp_path / "swapped.py", **places, corpus=str(corpus_dir), out_dir=str(tmp_path / "out")
@@ -158,6 +155,14 @@ def test_a_language_of_ones_own_is_a_function_and_a_row(
         assert sorted(ours) == sorted(theirs)
     card = (tmp_path / "out" / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
     assert "its first and last token trade places" in card
+
+
+def test_every_field_of_a_language_is_explained() -> None:
+    required = {"title", "perturb", "summary"}
+    table = PAGES["languages.md"].split("## Add a language")[1]
+    names = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in row.split(", ")}
+    fields = {field.name for field in dataclasses.fields(perturb.Language)}
+    assert names == {f"`{name}`" for name in fields - required}
 
 
 def split(tokens: np.ndarray) -> list[list[int]]:

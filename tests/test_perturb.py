@@ -125,6 +125,16 @@ def test_an_unknown_language_is_refused_with_the_nearest_name() -> None:
         perturb.get("partial_revers")
 
 
+def test_an_unknown_control_is_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its differences would be missing, without a message."""
+    mine = Language("Mine", perturb.no_shuffle, "nothing", control="no_shufle")
+    monkeypatch.setitem(LANGUAGES, "mine", mine)
+    with pytest.raises(UserError, match=r"control of mine: 'no_shufle'.* mean 'no_shuffle'"):
+        perturb.get("mine")
+
+
 def test_the_command_shows_a_sentence_in_a_language() -> None:
     shown = succeed("perturb.py", "partial_reverse", "He cleans his very messy bookshelf.")
     assert " ".join(shown.split()) == "PartialReverse He cleans his 🅁 . lf he books messy very"

@@ -43,7 +43,7 @@ _OF_ONE_START = ("retry", "status", "dry_run", "publish", "private", "cluster", 
 _OF_ONE_START += ("partition", "account", "hours", "cpus", "memory_gb", "gpus")
 # What the tokens depend on.
 _OF_TEXT = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8", "data_seed")
-_OF_TEXT += ("annotator", "annotations")
+_OF_TEXT += ("annotations",)
 
 
 class Command(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impossible import asking
 from impossible.errors import UserError
@@ -58,7 +58,7 @@ def _load(name: str) -> "datasets.DatasetDict":
     if place is None:
         path, _, revision = name.removeprefix("hf:").partition("@")
         path, _, config = path.partition(":")
-        return datasets.load_dataset(path, config or None, revision=revision or None)
+        return _read(path, name=config or None, revision=revision or None)
     if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
         stored = datasets.load_from_disk(str(place))
         is_one = isinstance(stored, datasets.Dataset)
@@ -66,15 +66,31 @@ def _load(name: str) -> "datasets.DatasetDict":
     # The library knows what it has read by path and time: for other bytes, another cache.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _hash(place)[:16]
     if place.is_dir():
-        return datasets.load_dataset(str(place), cache_dir=str(cache))
+        return _read(str(place), cache_dir=str(cache))
     ending = plain_name(place).suffix.lower()
     if ending not in _KINDS:
         raise UserError(
             f"{place}: hf: reads files that end in {', '.join(_KINDS)} (or these and .gz)."
         )
     separator = {"sep": "\t"} if ending == ".tsv" else {}
-    kind = _KINDS[ending]
-    return datasets.load_dataset(kind, data_files=str(place), cache_dir=str(cache), **separator)
+    return _read(_KINDS[ending], data_files=str(place), cache_dir=str(cache), **separator)
+
+
+def _read(path: str, **options: Any) -> "datasets.DatasetDict":
+    """The splits of a dataset that was not saved by the library; cells of csv files are text."""
+    import datasets
+
+    if hasattr(datasets.load_dataset_builder(path, **options).config, "na_filter"):
+        # Else pandas reads cells such as `null` and `NA` as missing, and 007 as a number.
+        first = datasets.load_dataset(path, **options, nrows=1)
+        names = sorted({name for rows in first.values() for name in rows.features})
+        if any(name.startswith("__index_level_") for name in names):
+            raise UserError(
+                f"{options.get('data_files', path)}: a row has more cells than the csv file has "
+                "columns. Put quotation marks around a text that contains a comma."
+            )
+        options |= {"na_filter": False, "converters": dict.fromkeys(names, str)}
+    return datasets.load_dataset(path, **options)
 
 
 def splits(name: str, column: str) -> Splits:
@@ -101,22 +117,27 @@ def splits(name: str, column: str) -> Splits:
         if other in loaded:
             parts["val"] = loaded[other]
     for split, rows in parts.items():
-        kind = rows.features.get(column)
-        if getattr(kind, "dtype", None) not in _TEXT:
-            what = "no column" if kind is None else "no text in the column"
-            texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT]
-            advice = f"Set --text_column= to one of: {', '.join(texts)}"
-            if not texts:
-                columns = ", ".join(rows.features)
-                advice = f"No column holds text (there are: {columns}). Choose another dataset."
-            raise UserError(
-                f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. {advice}"
-            )
+        _require_text(rows, column, f"the {split} split of {name.removeprefix('hf:')!r}")
+        if missing := rows.data[column].null_count:
+            print(f"{split}: {missing:,} of {len(rows):,} rows are left out ({column} is null)")
     places = hold_out([split for split in SPLITS if split not in parts])
     return {
         split: [_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]
         for split in SPLITS
     }
+
+
+def _require_text(rows: "datasets.Dataset", column: str, where: str) -> None:
+    """Raise UserError, beginning with `where`, unless a column holds text."""
+    kind = rows.features.get(column)
+    if getattr(kind, "dtype", None) not in _TEXT:
+        what = "no column" if kind is None else "no text in the column"
+        texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT]
+        advice = f"Set --text_column= to one of: {', '.join(texts)}"
+        if not texts:
+            columns = ", ".join(rows.features)
+            advice = f"No column holds text (there are: {columns}). Choose another dataset."
+        raise UserError(f"{where} has {what} {column!r}. {advice}")
 
 
 def _rows(

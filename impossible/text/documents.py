@@ -1,10 +1,11 @@
 """The documents of a corpus: each has one genre and is read a few lines at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from impossible.errors import UserError
+from impossible.text.token_files import ALL_GENRES
 
 CHUNK = 1 << 22  # bytes of text handled in one go
 # Of every twenty lines that are not blank, the one that a missing split takes.
@@ -39,6 +40,16 @@ class Source:
     dataset: str | None = None  # its id on the Hub
     tags: tuple[str, ...] = ()
     is_published: bool = False  # whether it is the corpus of the published models
+
+
+def require_names(genres: Iterable[str]) -> None:
+    """Raise UserError if a genre of the test split has the name of all genres together."""
+    if ALL_GENRES in genres:
+        raise UserError(
+            f"the test split has a genre named {ALL_GENRES!r}. In the tables of an evaluation, "
+            "this is the name of all genres together. Rename the file of the genre (or its folder, "
+            "if the file is named after a split)."
+        )
 
 
 def recurring(genre: str) -> UserError:

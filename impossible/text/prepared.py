@@ -9,7 +9,7 @@ import numpy as np
 from impossible import files
 from impossible.errors import UserError
 from impossible.settings import Prepare
-from impossible.text import corpus, folder, token_files
+from impossible.text import corpus, documents, folder, token_files
 from impossible.text.documents import Splits
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.text.words import annotations
@@ -66,25 +66,30 @@ def annotations_of(settings: Prepare, identity: dict[str, Any]) -> Path:
     return annotations.folder_of(settings, identity["corpus"], identity["corpus_version"])
 
 
-def annotate(settings: Prepare, identity: dict[str, Any], documents: Splits) -> Path:
+def annotate(settings: Prepare, identity: dict[str, Any], splits: Splits) -> Path:
     """Annotate the words of a corpus, unless that is done. Returns the folder."""
     folder, version = annotations_of(settings, identity), identity["corpus_version"]
     annotations.make(
-        settings, folder, identity, documents, lambda: require_unchanged(settings, version)
+        settings, folder, identity, splits, lambda: require_unchanged(settings, version)
     )
     return folder
 
 
 def open_documents(settings: Prepare, is_annotated: bool) -> Splits:
-    """The documents of the corpus; none if annotations in files take their place."""
+    """The documents of the corpus; none if annotations in files take their place.
+
+    Raises UserError.
+    """
     if is_annotated and settings.annotations:
         return {}
-    return corpus.open_corpus(
+    splits = corpus.open_corpus(
         corpus_name(settings),
         settings.sotu_years,
         settings.text_column,
         may_replace=settings.invalid_utf8 == "replace",
     )
+    documents.require_names(document.genre for document in splits["test"])
+    return splits
 
 
 def corpus_name(settings: Prepare) -> str:

@@ -22,6 +22,7 @@ from impossible.errors import UserError
 SPLITS = ("train", "val", "test")
 DTYPE = np.dtype("<u2")
 META = "meta.json"
+ALL_GENRES = "all"  # in tables: all genres together, so that no genre has this name
 TEST_IDS, _ID_DTYPE = "test_ids.bin", np.dtype("<u4")
 _CHECK_CHUNK = 1 << 24  # tokens looked at in one go
 
@@ -40,8 +41,9 @@ class Meta:
     data_seed: int
     made_with: dict[str, str]  # package -> version, of those that decide on tokens
     # split -> tokens (end-of-text tokens included), sentences, dropped sentences, sha256;
-    # and for test: genres, in the order of the file, with their sentences and tokens, and
-    # ids_sha256, of test_ids.bin (older data lack it)
+    # and for test: genres, in the order of the file, with their sentences and tokens; ids_sha256,
+    # of test_ids.bin (older data lack it); and for a *Hop language unmarked, the sentences that
+    # are left out because they have no marker
     splits: dict[str, dict[str, Any]]
     # of the words, for a *Hop language: its name, rule, model and versions
     annotator: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -50,11 +52,6 @@ class Meta:
 def path_of(data_dir: Path, split: str) -> Path:
     """The token file of a split."""
     return data_dir / f"{split}.bin"
-
-
-def unaffected_path(data_dir: Path) -> Path:
-    """The file of the test sentences in which a *Hop language marks no verb."""
-    return data_dir / "test_unaffected.bin"
 
 
 def write_split(path: Path, chunks: Iterable[np.ndarray]) -> dict[str, Any]:
@@ -123,16 +120,9 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
     return meta
 
 
-def _entries(data_dir: Path, meta: Meta) -> dict[Path, dict[str, Any]]:
-    """The files of prepared data, each with its entry in meta.json."""
-    found = {path_of(data_dir, split): meta.splits[split] for split in SPLITS}
-    if "unaffected" in meta.splits["test"]:
-        found[unaffected_path(data_dir)] = meta.splits["test"]["unaffected"]
-    return found
-
-
-def _check_size(path: Path, entry: dict[str, Any]) -> None:
-    expected = entry["tokens"] * DTYPE.itemsize
+def _check_size(data_dir: Path, meta: Meta, split: str) -> None:
+    path = path_of(data_dir, split)
+    expected = meta.splits[split]["tokens"] * DTYPE.itemsize
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         what = "is missing" if found is None else f"has {found:,} bytes"
@@ -143,17 +133,18 @@ def _check_size(path: Path, entry: dict[str, Any]) -> None:
 
 def check_sizes(data_dir: Path, meta: Meta) -> None:
     """Raise UserError if a file is missing or does not have the size that meta.json records."""
-    for path, entry in _entries(data_dir, meta).items():
-        _check_size(path, entry)
+    for split in SPLITS:
+        _check_size(data_dir, meta, split)
 
 
 def verify(data_dir: Path, meta: Meta) -> None:
     """Raise UserError if a file does not have the SHA-256 that meta.json records."""
     check_sizes(data_dir, meta)
-    for path, entry in _entries(data_dir, meta).items():
-        if (found := files.sha256(path)) != entry["sha256"]:
+    for split in SPLITS:
+        path, expected = path_of(data_dir, split), meta.splits[split]["sha256"]
+        if (found := files.sha256(path)) != expected:
             raise UserError(
-                f"{path} has SHA-256 {found}; {META} says {entry['sha256']}. Delete "
+                f"{path} has SHA-256 {found}; {META} says {expected}. Delete "
                 f"{data_dir} and prepare the data again."
             )
 
@@ -165,7 +156,7 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
     or if the split is shorter than one block.
     """
     path = path_of(data_dir, split)
-    _check_size(path, meta.splits[split])
+    _check_size(data_dir, meta, split)
     if meta.splits[split]["tokens"] < block_size:
         raise UserError(
             f"{path} has {meta.splits[split]['tokens']:,} tokens, fewer than one block of "

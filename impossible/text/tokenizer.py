@@ -34,10 +34,6 @@ def marker_ids(markers: Sequence[str]) -> dict[str, int]:
     return {marker: FIRST_MARKER_ID + i for i, marker in enumerate(markers)}
 
 
-# As Rust's \s, which knows less than Python's.
-_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{100000,}(?=[^\S\x1c-\x1f](?:\S|[\x1c-\x1f]))")
-
-
 class Tokenizer:
     """GPT-2's BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
 
@@ -78,6 +74,7 @@ class Tokenizer:
 
         sentences: texts without lone surrogates, none empty.
         Returns tokens (N,) uint16, one sentence after another, and lengths (S,) int64.
+        Raises UserError for about a million white-space characters in a row.
         """
         if not sentences:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
@@ -86,28 +83,29 @@ class Tokenizer:
             return self._encode_one_by_one(sentences)
         # One call for all: the separator is a token that no sentence contains, and tiktoken
         # encodes what stands between special tokens as if it stood alone.
-        try:
-            found = self.encoding.encode_to_numpy(
-                text, allowed_special={END_OF_TEXT}, disallowed_special=()
-            )
-        except ValueError:  # more white space in a row than its pattern can take
-            return self._encode_one_by_one(sentences)
-        tokens = found.astype(np.uint16)
+        tokens = self._encode(text, {END_OF_TEXT})
         is_separator = tokens == END_OF_TEXT_ID
         ends = np.append(np.flatnonzero(is_separator), len(tokens))
         return tokens[~is_separator], np.diff(ends, prepend=-1) - 1
 
     def encode_ordinary(self, sentence: str) -> list[int]:
         """The tokens of one sentence; `encode` is faster for many."""
-        tokens: list[int] = []
-        start = 0
-        # Of white space in a row, GPT-2's pattern takes all but the last as one piece; tiktoken
-        # has no room for the search through a million.
-        for run in _LONG_SPACE.finditer(sentence):
-            tokens += self.encoding.encode_ordinary(sentence[start : run.start()])
-            tokens += self.encoding._encode_single_piece(run[0])
-            start = run.end()
-        return tokens + self.encoding.encode_ordinary(sentence[start:])
+        return self._encode(sentence, set()).tolist()
+
+    def _encode(self, text: str, special: set[str]) -> np.ndarray:
+        """The tokens of a text, (n,) uint16. Raises UserError, as `encode`."""
+        try:
+            tokens = self.encoding.encode_to_numpy(
+                text, allowed_special=special, disallowed_special=()
+            )
+        except ValueError:  # tiktoken has no room for the search through a million
+            longest = max(re.finditer(r"\s+", text), key=lambda run: len(run[0]))
+            before = text[max(0, longest.start() - 40) : longest.start()]
+            raise UserError(
+                f"a sentence has {len(longest[0]):,} white-space characters in a row after "
+                f"{before!r}, and tiktoken cannot encode so many. Remove them from the text."
+            )
+        return tokens.astype(np.uint16)
 
     def encode_with_markers(self, text: str) -> list[int]:
         """The tokens of a text in which markers stand for themselves, as in transformers.
@@ -127,9 +125,8 @@ class Tokenizer:
 
     def _encode_one_by_one(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         # For the rare text that spells out the separator.
-        encoded = [self.encode_ordinary(sentence) for sentence in sentences]
-        lengths = np.array([len(tokens) for tokens in encoded], np.int64)
-        return np.concatenate([np.array(t, np.uint16) for t in encoded]), lengths
+        encoded = [self._encode(sentence, set()) for sentence in sentences]
+        return np.concatenate(encoded), np.array(list(map(len, encoded)), np.int64)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; bytes that are no whole character show as U+FFFD."""

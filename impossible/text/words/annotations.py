@@ -30,10 +30,9 @@ from impossible.settings import Prepare
 from impossible.text import sentences as finding
 from impossible.text.documents import Part, Splits, recurring
 from impossible.text.encoding import cores
-from impossible.text.words import by_spacy, by_stanza, from_files
+from impossible.text.words import by_spacy, from_files
 from impossible.text.words.verbs import Annotated, annotated
 
-_ANNOTATORS = {"spacy": by_spacy.Annotator, "stanza": by_stanza.Annotator}
 _META, _PARTS = "meta.json", "parts"
 _PART = 4000  # sentences: some seconds of work
 _ROWS = 1 << 13  # sentences read in one go
@@ -50,16 +49,17 @@ _SCHEMA = pa.schema(
 
 def folder_of(settings: Prepare, corpus: str, corpus_version: str) -> Path:
     """The folder of the annotations of a corpus, beside the folders of prepared data."""
-    which = [corpus_version, settings.segmenter, "" if settings.annotations else settings.annotator]
+    annotator = "" if settings.annotations else by_spacy.Annotator.name
+    which = [corpus_version, settings.segmenter, annotator]
     key = hashlib.sha256(json.dumps(which).encode()).hexdigest()[:8]
     name = Path(corpus.removeprefix("hf:").partition("@")[0]).stem
     return Path(settings.data_dir).parent / "annotations" / f"{name}-{key}"
 
 
 def identity_of(settings: Prepare, folder: Path) -> dict[str, Any]:
-    """Who annotated the words in a folder or, if nobody has yet, who will.
+    """The annotator of the words in a folder or, if there are none yet, of those to be made.
 
-    Raises UserError if the annotator is needed and is not installed.
+    Raises UserError if spaCy is needed and is not installed.
     """
     if (folder / _META).exists():
         stored = _read_meta(folder)["annotator"]
@@ -71,7 +71,7 @@ def identity_of(settings: Prepare, folder: Path) -> dict[str, Any]:
         return stored
     if settings.annotations:
         return {"annotator": "files"}
-    return _ANNOTATORS[settings.annotator]().identity
+    return by_spacy.Annotator().identity
 
 
 def make(
@@ -134,7 +134,7 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, list[Annotated]]]:
         path = folder / split / f"{genre}.parquet"
         if not path.is_file() or files.sha256(path) != counts["sha256"]:
             raise UserError(f"{path} is missing or damaged. Delete {folder}, and annotate again.")
-        with pq.ParquetFile(path) as stored:
+        with open(path, "rb") as file, pq.ParquetFile(file) as stored:
             for batch in stored.iter_batches(_ROWS):
                 yield genre, list(map(Annotated, *map(_rows, batch.columns)))
 
@@ -185,7 +185,7 @@ def _write_files(folder: Path, genres: dict[str, Path]) -> dict[str, dict[str, A
         tables = (_table(part) for part in _parts(sentences))
         counts[genre] = _write(folder / f"{genre}.parquet", tables)
         if not counts[genre]["sentences"]:
-            raise UserError(f"{path} holds no sentence. Expected CoNLL-U or published JSON.")
+            raise UserError(f"{path} holds no sentence. Expected CoNLL-U.")
     return counts
 
 
@@ -217,15 +217,12 @@ def _annotate_all(
     Returns the counts of each genre by split, and of the bytes that were replaced in each split.
     """
     parts = _begun_parts(folder, about)
-    kind = _ANNOTATORS[settings.annotator]
-    processes = kind.processes or settings.workers or cores()
+    processes = settings.workers or cores()
     size = sum(document.size for split in documents.values() for document in split)
     counts: dict[str, dict[str, Any]] = {}
     replaced: dict[str, Counter[str]] = {}
     # spawn: a fork would share locks that another thread holds.
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), _begin, (settings.annotator,)
-    )
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
     bar = tqdm(total=size, unit="B", unit_scale=True, mininterval=2)
     with _ended(pool), bar as progress:
         for split, found in documents.items():
@@ -288,7 +285,7 @@ def _annotated_tables(
         if future:
             future.result()
         progress(size)
-        return pq.read_table(path, schema=_SCHEMA)
+        return _read_part(path)
 
     for number, (sentences, size) in enumerate(parts):
         path = folder / f"{number:06}.parquet"
@@ -300,21 +297,27 @@ def _annotated_tables(
         yield first()
 
 
+def _read_part(path: Path) -> pa.Table:
+    # pyarrow takes every path for UTF-8, whatever the encoding of the file system.
+    with open(path, "rb") as file:
+        return pq.ParquetFile(file).read()
+
+
 def _is_of(path: Path, sentences: list[str]) -> bool:
     """Whether a finished part holds the words of these sentences."""
     if not path.exists():
         return False
-    words = pq.read_table(path, columns=["words"])["words"].combine_chunks()
+    words = _read_part(path)["words"].combine_chunks()
     stored = "".join(words.flatten().to_pylist()).split()
     return len(words) == len(sentences) and stored == ["".join("".join(sentences).split())]
 
 
-def _begin(annotator: str) -> None:
+def _begin() -> None:
     """What a process does before its first part."""
     global _annotator
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _annotator = _ANNOTATORS[annotator]()
+    _annotator = by_spacy.Annotator()
     _annotator.load()
 
 

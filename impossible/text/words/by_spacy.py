@@ -1,7 +1,7 @@
 """Words and verbs by spaCy's small English model, which marks no number on plural verbs.
 
 The number of a plural verb is read from its subject. In Universal Dependencies (EWT, release 2.10
-and later), on which Stanza is trained, the verbs of "they go" and "there are" are third person
+and later), the verbs of "they go" and "there are" are third person
 plural; those of "I go", "we go" and "you go" are not third person.
 """
 
@@ -36,7 +36,6 @@ class Annotator:
     """spaCy. Raises UserError if spaCy or the very files of its model are not installed."""
 
     name = "spacy"
-    processes = 0  # one for each core
 
     def __init__(self) -> None:
         self._folder = _model_folder()

@@ -1,4 +1,4 @@
-"""Annotated sentences from files: CoNLL-U, or the JSON of the published annotation script."""
+"""Annotated sentences from files in CoNLL-U."""
 
 import gzip
 import re
@@ -9,11 +9,12 @@ from typing import IO
 
 from impossible.errors import UserError
 from impossible.text import folder as folders
+from impossible.text.documents import require_names
 from impossible.text.token_files import SPLITS
 from impossible.text.words.verbs import Annotated, Word, annotated
 
-_JSON = "_parsed.json"
-_CONLLU = (".conllu", ".conllu.gz")
+_ENDINGS = (".conllu", ".conllu.gz")
+_SYMBOLS = ("PUNCT", "SYM")  # the parts of speech of a word that is an underscore
 
 
 def files_of(folder: Path) -> dict[str, dict[str, Path]]:
@@ -39,28 +40,25 @@ def files_of(folder: Path) -> dict[str, dict[str, Path]]:
         if not found[split]:
             raise UserError(
                 f"{places[split] or folder} holds no annotations for {split}. Expected folders "
-                f"100M/, dev/ and test/ (as of BabyLM) in {folder}, with files GENRE.conllu, "
-                f"GENRE.conllu.gz or GENRE{_JSON}."
+                f"100M/, dev/ and test/ (as of BabyLM) in {folder}, with files GENRE.conllu or "
+                "GENRE.conllu.gz."
             )
+    require_names(found["test"])
     return found
 
 
 def _genre(path: Path) -> str:
     """The genre of a file of annotations; empty for any other file."""
-    endings = (ending for ending in (_JSON, *_CONLLU) if path.name.endswith(ending))
+    endings = (ending for ending in _ENDINGS if path.name.endswith(ending))
     return "" if path.name.startswith(".") else path.name.removesuffix(next(endings, path.name))
 
 
 def sentences(path: Path) -> Iterator[Annotated]:
-    """The sentences of a file. Raises UserError, with the place, for what is not right in it."""
+    """The sentences of a file. Raises UserError, with the line, for an error in it."""
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        if path.name.endswith(_JSON):
-            with open(path, "rb") as file:
-                yield from _from_json(path, file)
-        else:
-            opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rt", encoding="utf-8-sig") as file:
-                yield from _from_conllu(path, file)
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            yield from _from_conllu(path, file)
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}). Expected text in UTF-8: make it again.")
 
@@ -74,7 +72,7 @@ def _from_conllu(path: Path, file: IO[str]) -> Iterator[Annotated]:
         if match := re.match(r"#\s*text\s*=\s?", line):
             text = line[match.end() :]
         elif line and not line.startswith("#"):
-            words += _word(line, f"{path}, line {number}")
+            words += _word(line, f"{path}, line {number}", len(words) + 1)
             first = first or number
         elif not line and words:
             yield annotated(words, text, f"{path}, line {first}")
@@ -83,56 +81,29 @@ def _from_conllu(path: Path, file: IO[str]) -> Iterator[Annotated]:
         yield annotated(words, text, f"{path}, line {first}")
 
 
-def _word(line: str, where: str) -> list[Word]:
-    """The word of a line of CoNLL-U; none for a range (1-2) or an empty node (8.1)."""
+def _word(line: str, where: str, expected: int) -> list[Word]:
+    """The word of a line of CoNLL-U; none for a range (1-2) or an empty node (8.1).
+
+    expected: the number of the word in its sentence. Raises UserError.
+    """
     columns = line.split("\t")
     if len(columns) != 10:
         raise UserError(
             f"{where}: {len(columns)} columns found, 10 expected, separated by tabs (CoNLL-U)."
         )
-    place, text, lemma, feats = (columns[i] for i in (0, 1, 2, 5))
+    place, text, lemma, kind, feats = (columns[i] for i in (0, 1, 2, 3, 5))
     if re.fullmatch(r"\d+[-.]\d+", place):
         return []
-    if not place.isdecimal() or not text.strip():
+    if place != str(expected) or not text.strip():
         raise UserError(
-            f"{where}: the word {text!r} has the number {place!r}. Expected a word, and its number "
-            "in the sentence."
+            f"{where}: the word {text!r} has the number {place!r}. Expected a word with the number "
+            f"{expected}: words are numbered from 1, and a blank line ends each sentence."
+        )
+    if text == "_" and kind not in _SYMBOLS:
+        raise UserError(
+            f"{where}: the word is '_', as in treebanks that are published without their text. "
+            "Put the words in, or remove the sentence. (A word that is an underscore has the part "
+            f"of speech {' or '.join(_SYMBOLS)}; found {kind!r}.)"
         )
     is_lemma = lemma != "_" or text == "_"
     return [Word(text, lemma if is_lemma else None, None if feats == "_" else feats)]
-
-
-def _require_text(words: list[Word]) -> None:
-    """Raise TypeError unless a word's parts are texts (lemma and features: or null)."""
-    for word in words:
-        for value, kinds in zip(word, (str, str | None, str | None), strict=True):
-            if not isinstance(value, kinds):
-                raise TypeError(f"{value!r} is not a text")
-
-
-def _from_json(path: Path, file: IO[bytes]) -> Iterator[Annotated]:
-    """The file is read as a stream: one genre of BabyLM has gigabytes."""
-    try:
-        import ijson
-    except ImportError:
-        raise UserError(f"{path}: ijson is needed to read it. Type: make install-hop")
-    number = parses = 0
-    try:
-        for number, sentence in enumerate(ijson.items(file, "item.sent_annotations.item"), 1):
-            found = sentence["word_annotations"]
-            words = [Word(word["text"], word["lemma"], word["feats"]) for word in found]
-            _require_text(words)
-            yield annotated(words, sentence["sent_text"], f"{path}, sentence {number:,}")
-            parses += sentence.get("constituency_parse", "") is None
-    except ijson.JSONError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is not valid JSON after sentence {number:,}: {reason}. Make the file again."
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}, sentence {number:,}: {error!r}. Expected sent_text and word_annotations with "
-            "text, lemma and feats, as the published tag.py writes them."
-        )
-    if parses:
-        print(f"{path}: {parses:,} sentences have no parse; they are treated like the others")

@@ -34,7 +34,7 @@ def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
     """The words of a sentence and its marked verbs.
 
     text: the sentence, if it is known. Raises UserError, beginning with `where`, if the words do
-    not add up to it, or if a verb that would be marked has no number.
+    not add up to it, or if a verb that would be marked has no number or no lemma.
     """
     texts = [word.text for word in words]
     if text is not None and _solid(texts) != _solid([text]):
@@ -44,6 +44,11 @@ def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
         )
     at = [i for i, word in enumerate(words) if word.feats and all(f in word.feats for f in _MARKED)]
     for i in at:
+        if not words[i].lemma:
+            raise UserError(
+                f"{where}: the verb {texts[i]!r} has no lemma. A marker is put after the lemma of "
+                "a finite verb of the third person present. Annotate lemmas as well."
+            )
         if not any(number in words[i].feats for number in ("Number=Sing", "Number=Plur")):
             raise UserError(
                 f"{where}: the verb {texts[i]!r} has the features {words[i].feats!r}. A finite "
@@ -53,7 +58,7 @@ def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
         words=texts,
         verb_at=at,
         verb_plural=["Number=Sing" not in words[i].feats for i in at],
-        verb_lemma=[words[i].lemma or texts[i] for i in at],
+        verb_lemma=[words[i].lemma for i in at],
         text_words=len((" ".join(texts) if text is None else text).split()),
     )
 

@@ -321,6 +321,43 @@ def test_a_dataset_may_be_a_file_of_any_of_these_kinds(name: str, tmp_path: Path
     assert sentences_of(splits["val"]) == ["row 9, of many", "row 29, of many"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a folder"])
+def test_a_cell_that_reads_null_is_text(name: str, tmp_path: Path) -> None:
+    """pandas takes these words for missing values, and numbers for numbers."""
+    words = ["null", "NA", "None", "nan", "N/A", "007", "He cleans his books."] * 10
+    words = ["A row."] + ["007"] * 12_000 + words  # the library reads 10,000 rows at a time
+    separator = "\t" if ".tsv" in name else ","
+    rows = [f"{word}{separator}{'' if i > 11_000 else i}" for i, word in enumerate(words)]
+    data = "\n".join([f"text{separator}n", *rows]).encode()
+    path = tmp_path / "mine" / ("train.csv" if name == "a folder" else name)
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    place = path.parent if name == "a folder" else path
+    splits = corpus.open_corpus(f"hf:{place}", "", "text")
+    found = [line for documents in splits.values() for line in sentences_of(documents)]
+    assert sorted(found) == sorted(words)
+    with pytest.raises(UserError, match=r"no column 'body'. Set --text_column= to one of: text, n"):
+        corpus.open_corpus(f"hf:{place}", "", "body")
+
+
+def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    """Else a sentence with a comma outside quotation marks would be cut."""
+    (tmp_path / "a.csv").write_text("text,n\nOne sentence,1\nHello, world,1\n")
+    with pytest.raises(UserError, match="Expected 2 fields in line 3, saw 3"):
+        corpus.open_corpus(f"hf:{tmp_path / 'a.csv'}", "", "text")
+    (tmp_path / "b.csv").write_text("text\nHello, world\nOne sentence\n")
+    with pytest.raises(UserError, match=r"b\.csv: a row has more cells"):
+        corpus.open_corpus(f"hf:{tmp_path / 'b.csv'}", "", "text")
+
+
+def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.dumps({"text": f"row {i}" if i % 4 else None}) for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    splits = corpus.open_corpus(f"hf:{tmp_path / 'a.jsonl'}", "", "text")
+    assert sum(len(sentences_of(documents)) for documents in splits.values()) == 30
+    assert "train: 10 of 40 rows are left out (text is null)\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["./a.jsonl", "../a", "/none/a", "a.jsonl", "b/c.csv", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

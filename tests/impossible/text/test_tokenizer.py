@@ -10,6 +10,7 @@ from conftest import ROOT, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impossible.errors import UserError
 from impossible.text import tokenizer
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 
@@ -94,10 +95,12 @@ def test_a_changed_vocabulary_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\n"])
-def test_white_space_without_end_is_encoded_as_any(space: str) -> None:
-    tokenizer = Tokenizer()
+def test_white_space_without_end_is_refused_with_its_place(space: str) -> None:
     short = f"One{space * 150_000}two {space * 150_000} three"
-    assert tokenizer.encode_ordinary(short) == tokenizer.encoding.encode_ordinary(short)
+    assert OURS.encode_ordinary(short) == OURS.encoding.encode_ordinary(short)
     long = f"One{space * 1_500_000}two"
-    (tokens, lengths) = tokenizer.encode(["Before.", long, "After."])
-    assert tokenizer.decode(tokens[lengths[0] : lengths[0] + lengths[1]]) == long
+    error = "1,500,000 white-space characters in a row after '.*One'"
+    with pytest.raises(UserError, match=error):
+        OURS.encode(["Before.", long, "After."])
+    with pytest.raises(UserError, match=error):
+        OURS.encode_ordinary(long)

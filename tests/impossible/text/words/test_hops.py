@@ -102,7 +102,7 @@ def apply(name: str, sentences: list[list[plain_hop.Word]]) -> list[list[int] | 
     """Sentences in a language; None for those that are dropped."""
     language, feats = perturb.get(name), {"Sing": SINGULAR, "Plur": PLURAL, None: None}
     found = [
-        annotated([Word(w.text, w.lemma, feats[w.number]) for w in words], None, "")
+        annotated([Word(w.text, w.lemma or w.text, feats[w.number]) for w in words], None, "")
         for words in sentences
     ]
     base = hops.encoded(found, TOKENIZER, language.hops)
@@ -154,7 +154,11 @@ def test_annotated_sentences_may_be_split_into_calls_anywhere(name, sentences, d
 def test_undoing_a_hop_gives_the_sentence_with_lemmas(name: str, sentences: list) -> None:
     language = perturb.get(name)
     found = [
-        annotated([Word(w.text, w.lemma, SINGULAR if w.number else None) for w in words], None, "")
+        annotated(
+            [Word(w.text, w.lemma or w.text, SINGULAR if w.number else None) for w in words],
+            None,
+            "",
+        )
         for words in sentences
     ]
     base = hops.encoded(found, TOKENIZER, language.hops)
