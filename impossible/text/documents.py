@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from impossible.errors import UserError
+from impossible.text.token_files import ALL_GENRES
 
 CHUNK = 1 << 22  # bytes of text handled in one go
 # Of every twenty lines that are not blank, the one that a missing split takes.
@@ -28,6 +29,9 @@ class Document:
     # Of every twenty lines (or paragraphs) of the corpus, those that count; all, if it has splits.
     places: frozenset[int] | None = None
 
+    def __post_init__(self) -> None:
+        require_genre(self.genre, "the corpus")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -39,6 +43,18 @@ class Source:
     dataset: str | None = None  # its id on the Hub
     tags: tuple[str, ...] = ()
     is_published: bool = False  # whether it is the corpus of the published models
+
+
+def require_genre(genre: str, where: str) -> None:
+    """Raise UserError for a genre that tables could not tell from all sentences together.
+
+    where: the corpus or the file that the genre comes from.
+    """
+    if genre == ALL_GENRES:
+        raise UserError(
+            f"{where}: a genre cannot be called {genre!r}, which stands for all genres together in "
+            "tables. Rename the file or folder that the genre is named after, and prepare again."
+        )
 
 
 def recurring(genre: str) -> UserError:

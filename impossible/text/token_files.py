@@ -22,6 +22,7 @@ from impossible.errors import UserError
 SPLITS = ("train", "val", "test")
 DTYPE = np.dtype("<u2")
 META = "meta.json"
+ALL_GENRES = "all"  # in tables, in place of a genre: all sentences together
 TEST_IDS, _ID_DTYPE = "test_ids.bin", np.dtype("<u4")
 _CHECK_CHUNK = 1 << 24  # tokens looked at in one go
 

@@ -9,6 +9,7 @@ from typing import IO
 
 from impossible.errors import UserError
 from impossible.text import folder as folders
+from impossible.text.documents import require_genre
 from impossible.text.token_files import SPLITS
 from impossible.text.words.verbs import Annotated, Word, annotated
 
@@ -30,6 +31,7 @@ def files_of(folder: Path) -> dict[str, dict[str, Path]]:
         for path in paths:
             if not (genre := _genre(path)):
                 continue
+            require_genre(genre, str(path))
             if genre in found[split]:
                 raise UserError(
                     f"{path} and {found[split][genre].name} are both of the genre {genre!r}. Keep "
