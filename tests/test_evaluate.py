@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.figure
 import matplotlib.image
@@ -22,7 +23,7 @@ from hub import Hub, serve
 import perturb
 from impossible import options
 from impossible.errors import UserError
-from impossible.evaluation import ngrams, pictures, results, scoring, tables
+from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
 from impossible.settings import Evaluate, Prepare
@@ -547,6 +548,15 @@ def test_entropies_of_the_language_stand_beside_its_perplexities(run: Path, copi
     assert row.local_5_bits == pytest.approx(expected[5].local)
     printed = evaluated(copied, *SAMPLE, "--entropies")
     assert "n-gram models" not in printed, "they are kept"
+
+
+def test_seeds_in_tables_are_those_that_were_used() -> None:
+    def used(**settings: int) -> tuple[int, ...]:
+        return series._seeds(SimpleNamespace(settings=settings, data={"data_seed": 5}))
+
+    assert used(seed=3) == (3, 3, 3, 5), "of an older checkpoint"
+    assert used(seed=3, init_seed=-1, order_seed=0) == (3, 3, 0, 5)
+    assert used(seed=3, init_seed=7, order_seed=-1) == (3, 7, 3, 5)
 
 
 def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_path: Path) -> None:

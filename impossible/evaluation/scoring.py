@@ -110,8 +110,6 @@ def draw(
     drop_duplicates: leave out those whose original was drawn before. marked_only: sample from those
     with a marker. Raises UserError for a file that is not what meta.json says.
     """
-    for name in meta.splits["test"]["genres"]:
-        require_genre(name, f"{data_dir}, prepared by an older version")
     test, starts, ends = _sentences_of(data_dir, meta)
     markers = list(meta.markers.values())
     before = np.concatenate([[0], np.cumsum(np.isin(test, markers))])
@@ -143,6 +141,8 @@ def draw(
 
 def _sentences_of(data_dir: Path, meta: Meta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tokens of the test split, and where each sentence begins and ends. Raises UserError."""
+    for genre in meta.splits["test"]["genres"]:
+        require_genre(genre, f"{data_dir}, prepared by an older version")
     test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
     ends = np.flatnonzero(test == meta.eot_token)
     count = sum(genre["sentences"] for genre in meta.splits["test"]["genres"].values())
