@@ -23,11 +23,8 @@ else:
     import sys
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
     sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
-
-    import pandas as pd
 
     from impossible import command, files
     from impossible.errors import UserError
@@ -48,7 +45,7 @@ else:
     from impossible.evaluation.results import Evaluation, Measure, OfSeries
     from impossible.evaluation.series import Series
     from impossible.settings import Evaluate
-    from impossible.training import checkpoint, log, processes
+    from impossible.training import checkpoint, processes
     from impossible.training import device as devices
 
 
@@ -75,12 +72,8 @@ def main(runs: list[Evaluate]) -> None:
     evaluations = [evaluate(settings, series, world, device) for settings, series in found]
     if name == "pairs":
         evaluations = minimal_pairs.on_common(evaluations)
-    if world.is_first and measure:
+    if world.is_first:
         write(evaluations, name, measure)
-    elif world.is_first:
-        for evaluation in evaluations:
-            tables.write_all(evaluation)
-        summarize(evaluations)
     world.gather(None)  # all wait for the first
     processes.disconnect(world)
 
@@ -96,6 +89,7 @@ def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
             PairEvaluation.interval,
             "share of minimal pairs right (thin line: chance)",
             level=0.5,
+            over_seeds=pictures.share_interval,
         )
     if settings.markers:
         return "markers", Measure(
@@ -105,6 +99,7 @@ def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
             MarkerEvaluation.difference,
             MarkerEvaluation.interval,
             "difference in surprisal at the marker (bits)",
+            of_sentences={"surprisal_difference": MarkerEvaluation.differences},
         )
     if settings.stimuli:
         return "stimuli", Measure(stimuli.folder_of, stimuli.evaluate, stimuli.table)
@@ -128,11 +123,8 @@ def find(
                     "own, or leave one of the config files out."
                 )
             found[folder] = (settings, series)
-            if settings.losses and series.language and not log.read(Path(series.place)):
-                raise UserError(f"{series.place} has no {log.NAME}. Leave --losses out.")
-    if runs[0].losses and not any(series.language for _, series in found.values()):
-        raise UserError("exported models and models from the Hub have no log. Leave --losses out.")
-    return list(found.values())
+    named = all_series.told_apart([series for _, series in found.values()])
+    return [(settings, s) for (settings, _), s in zip(found.values(), named, strict=True)]
 
 
 def folder_on_test_split(settings: Evaluate, series: Series) -> Path:
@@ -142,63 +134,71 @@ def folder_on_test_split(settings: Evaluate, series: Series) -> Path:
     return results.folder_of(settings, series, test.language, sha256)
 
 
-def summarize(evaluations: list[Evaluation]) -> None:
-    """Draw all series in one picture; if there are several, also write joint tables."""
-    settings, folder = evaluations[0].settings, evaluations[0].folder
-    if len(evaluations) > 1:
-        folder = Path(settings.eval_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        together = pd.concat([tables.perplexities(e) for e in evaluations])
-        tables.write(together, folder / "perplexity.csv")
-        for e in evaluations:  # each also has its own picture, to be published with it
-            pictures.draw(perplexity_curves([e]), PERPLEXITY, e.folder / "perplexity.png", True)
-    groups = curves.groups_of(evaluations)
-    found = curves.curves_of(groups, Evaluation.perplexity)
-    draw(found, PERPLEXITY, folder / "perplexity.png", logarithmic=True)
-    found = differences.table(differences.pairs_of(evaluations))
-    if len(found):
-        tables.write(found, folder / "differences.csv")
-        label = "difference in log-perplexity (nats)"
-        styles = {name: number for number, (name, _) in enumerate(groups)}
-        draw(differences.curves(found, styles), label, folder / "differences.png", level=0.0)
-    elif (folder / "differences.csv").exists():
-        print(f"{folder / 'differences.csv'}: written by an earlier command, left unchanged")
-    if settings.entropies:
-        tables.write(entropies.table(evaluations), folder / "entropies.csv")
-    if settings.losses:
-        draw(curves.loss_curves(groups), "loss (nats per token)", folder / "losses.png")
-
-
-def perplexity_curves(evaluations: list[Evaluation]) -> list[pictures.Curve]:
-    """A curve of perplexities for each series, or for several seeds."""
-    return curves.curves_of(curves.groups_of(evaluations), Evaluation.perplexity)
-
-
-def write(evaluations: list[OfSeries], name: str, measure: Measure) -> None:
-    """The table of each series, one picture of all, and of several series a joint table."""
-    settings, folder = evaluations[0].settings, evaluations[0].folder
-    tables.tell_of_revisions(settings)
+def write(evaluations: list[OfSeries], name: str, measure: Measure | None) -> None:
+    """The results of each series in its own folder; of several series, also their joint ones."""
+    tables.tell_of_revisions(evaluations[0].settings)
     for e in evaluations:
         with files.locked(e.folder):
-            tables.write(measure.table(e), e.folder / f"{name}.csv")
-            if settings.pair_items and name == "pairs":
-                path = e.folder / f"pair_items.{settings.table_format}"
-                tables.write(minimal_pairs.items(e), path)
+            write_results(tables.Folder(e.folder, name, [e]), [e], measure)
     if len(evaluations) > 1:
-        folder = evaluations[0].joint_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        tables.write(pd.concat(map(measure.table, evaluations)), folder / f"{name}.csv")
+        folder = tables.Folder(evaluations[0].joint_folder, name, evaluations)
+        write_results(folder, evaluations, measure)
+
+
+def write_results(
+    folder: tables.Folder, evaluations: list[OfSeries], measure: Measure | None
+) -> None:
+    """The tables and pictures of some series."""
+    if measure:
+        write_measure(folder, evaluations, measure)
+    else:
+        write_perplexities(folder, evaluations)
+
+
+def write_perplexities(folder: tables.Folder, evaluations: list[Evaluation]) -> None:
+    """Perplexities, losses, differences to controls, and all else that the settings ask for."""
+    settings = evaluations[0].settings
+    folder.table("perplexity", [tables.together(map(tables.perplexities, evaluations))])
+    for wanted, parts in (
+        (settings.sentences, tables.sentences),
+        (settings.surprisals, tables.surprisals),
+    ):
+        if wanted:
+            found = (part for e in evaluations for part in parts(e))
+            folder.table(parts.__name__, found)
+    if settings.entropies:
+        folder.table("entropies", [entropies.table(evaluations)])
+    groups = curves.groups_of(evaluations)
+    drawn = curves.curves_of(groups, Evaluation.perplexity)
+    folder.picture("perplexity", drawn, PERPLEXITY, logarithmic=True)
+    if drawn := curves.loss_curves(groups):
+        folder.picture("losses", drawn, "loss (nats per token)")
+    pairs = differences.pairs_of(evaluations)
+    found = differences.table(pairs, differences.LOG_PERPLEXITIES)
+    if len(found):
+        folder.table("differences", [found])
+        label = "difference in log-perplexity (nats)"
+        styles = {name: number for number, (name, _) in enumerate(groups)}
+        folder.picture("differences", differences.curves(found, styles), label, level=0.0)
+
+
+def write_measure(folder: tables.Folder, evaluations: list[OfSeries], measure: Measure) -> None:
+    """One table and one picture; of several series, also means over seeds and differences."""
+    name = folder.measure
+    folder.table(name, [tables.together(map(measure.table, evaluations))])
+    if name == "pairs" and len(evaluations) == 1:
+        folder.table("pair_items", [minimal_pairs.items(evaluations[0])])
     if measure.value is None:
         return
     groups = curves.groups_of(evaluations)
-    drawn = curves.curves_of(groups, measure.value, measure.interval)
-    draw(drawn, measure.label, folder / f"{name}.png", level=measure.level)
-
-
-def draw(found: list[pictures.Curve], label: str, path: Path, **options: Any) -> None:
-    """Write a picture of some curves, and print their labels. options: of pictures.draw."""
-    pictures.draw(found, label, path, **options)
-    print(f"{path}: {'; '.join(curve.label for curve in found)}")
+    values = (groups, measure.value, measure.interval, measure.over_seeds)
+    folder.picture(name, curves.curves_of(*values), measure.label, level=measure.level)
+    if len(evaluations) > 1 and len(found := curves.means(*values)):
+        folder.table(f"{name}_means", [found])
+    if measure.of_sentences:
+        found = differences.table(differences.pairs_of(evaluations), measure.of_sentences)
+        if len(found):
+            folder.table(f"{name}_differences", [found])
 
 
 if __name__ == "__main__":

@@ -324,8 +324,6 @@ class Evaluate(_Models):
     """also write a table of all sentences and their perplexities"""
     surprisals: bool = False
     """also write a table of the surprisal of every token, in bits"""
-    table_format: Literal["csv", "parquet"] = "csv"
-    """format of the tables of sentences and surprisals"""
     entropies: bool = False
     """also measure how predictable each test language is by itself, by n-gram models"""
     markers: bool = False
@@ -338,26 +336,19 @@ class Evaluate(_Models):
     stimuli: str = ""
     """instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
     condition and text, and optionally place (words before the marker), perturbed and region"""
-    pair_items: bool = False
-    """also write a table of every pair and the log-probabilities of its sentences"""
-    losses: bool = False
-    """also plot the training and validation losses in log.jsonl"""
-    results_dir: str = ""
-    """write each run's results to RESULTS_DIR/NAME-HASH (if empty: to OUT_DIR/evaluation)"""
     eval_dir: str = "out/evaluation"
-    """folder for joint results of several runs, and for results of exported models and of models
-    from the Hub"""
+    """folder for joint results of several runs, and for results of exported models, of models from
+    the Hub and of runs whose own folder is read-only"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         others = [name for name in ("pairs", "markers", "stimuli") if getattr(self, name)]
         for name in others[1:]:
             self.require(False, name, f"left out, as {others[0]} is set: one measure at a time")
-        for name in ("sentences", "surprisals", "entropies", "losses") if others else ():
+        for name in ("sentences", "surprisals", "entropies") if others else ():
             self.require(not getattr(self, name), name, f"left out, as {others[0]} is set")
-        for name in ("pair_items", "leading_space"):
-            fits = self.pairs or not getattr(self, name)
-            self.require(bool(fits), name, "left out, or combined with --pairs=")
+        fits = self.pairs or not self.leading_space
+        self.require(bool(fits), "leading_space", "left out, or combined with --pairs=")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.figure
 import matplotlib.image
@@ -26,7 +27,7 @@ from impossible.errors import UserError
 from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
-from impossible.settings import Evaluate
+from impossible.settings import Evaluate, Prepare
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 from impossible.training import checkpoint
@@ -110,7 +111,7 @@ def overall(folder: Path) -> list[float]:
 
 
 def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Path) -> None:
-    options = ("--sentences", "--surprisals", "--losses")
+    options = ("--sentences", "--surprisals")
     printed = evaluated(copied, *SAMPLE, *options)
     folder = copied.parent / "out" / "evaluation"
     test, expected = drawn(run / "data"), plain(run, run / "data")
@@ -122,7 +123,7 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
     for name in NAMES:
         parts = np.split(expected[name], test.sentences.offsets[1:-1] - np.arange(1, len(too_long)))
         means = np.array([part.mean() for part in parts])
-        found = sentences[name].to_numpy()
+        found = sentences[sentences.checkpoint == name].perplexity.to_numpy()
         np.testing.assert_allclose(found[~too_long], np.exp(means[~too_long]), rtol=1e-4)
         assert np.isnan(found[too_long]).all(), "not cut without a word"
         rows = perplexities[perplexities.checkpoint == name].set_index("genre")
@@ -146,7 +147,7 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
         bits = surprisals[surprisals.checkpoint == name].surprisal.to_numpy()
         np.testing.assert_allclose(bits * np.log(2), expected[name], rtol=1e-4, atol=1e-5)
     assert (perplexities.sample_seed == 7).all()
-    assert sentences.tokens.tolist() == test.sentences.lengths.tolist()
+    assert sentences.tokens.tolist() == 2 * test.sentences.lengths.tolist()
     assert surprisals.position.min() == 2, "the first token has none"
     pictures.draw([], "nothing", folder / "empty.png", logarithmic=True)
     empty = matplotlib.image.imread(folder / "empty.png")
@@ -248,14 +249,15 @@ def test_other_test_data_of_the_language_never_replace_the_results(
     data = tmp_path / "other"
     succeed("prepare.py", copied, f"--corpus={tmp_path / 'text'}", f"--data_dir={data}")
     printed = evaluated(copied, *SAMPLE, f"--test_data_dir={data}", "--sentences")
-    assert f"perplexity.png: PartialReverse on {data}\n" in printed
-    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
     sha256 = token_files.read_meta(data).splits["test"]["sha256"]
+    assert f"perplexity.png: PartialReverse on other-{sha256[:8]}\n" in printed
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
     other = folder / f"on_partial_reverse-{sha256[:8]}"
     for place, corpus, where in ((folder, corpus_dir, run / "data"), (other, "text", data)):
         for name in ("perplexity.csv", "sentences.csv"):
             found = table(place, name)
-            assert (found.test_data_dir == str(where)).all(), corpus
+            split = token_files.read_meta(where).splits["test"]
+            assert (found.test_hash == split["sha256"][:8]).all(), corpus
             assert (found.test_language == "partial_reverse").all()
             assert (found.test_corpus == token_files.read_meta(where).corpus_version).all()
             assert (found.sample_seed == 7).all()
@@ -282,18 +284,19 @@ def test_a_run_is_evaluated_and_exported_by_its_folder_alone(run: Path, copied: 
     assert "no checkpoint-N.pt in" in refused(f"--out_dir={out_dir / 'none'}")
 
 
-def test_results_of_a_run_that_may_not_be_written_go_elsewhere(
+def test_results_of_a_run_that_may_not_be_written_go_to_eval_dir(
     copied: Path, tmp_path: Path
 ) -> None:
     folder = copied.parent / "out" / "evaluation"
     folder.symlink_to("/sys")  # not even root may make a folder there
-    error = refused(copied, *SAMPLE)
-    assert "/out/evaluation/scores/" in error
-    assert "cannot be created (Operation not permitted). Set --results_dir=" in error
-    evaluated(copied, *SAMPLE, f"--results_dir={tmp_path / 'mine'}")
-    (results,) = (tmp_path / "mine").iterdir()
-    assert results.name.startswith("out-")
-    assert len(overall(results)) == 2
+    printed = evaluated(copied, *SAMPLE)
+    (place,) = (tmp_path / "joint").iterdir()
+    assert place.name.startswith("out-")
+    assert f"{tmp_path / 'out'} cannot be written to: its results go to {place}\n" in printed
+    assert len(overall(place)) == 2
+    (tmp_path / "forbidden").symlink_to("/sys")
+    error = refused(copied, *SAMPLE, f"--eval_dir={tmp_path / 'forbidden'}")
+    assert "cannot be created (Operation not permitted). Set --eval_dir=" in error
 
 
 @pytest.mark.parametrize("statement", ["import evaluate", "from evaluate import load"])
@@ -380,11 +383,11 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         models = f"--model=run,{run / 'out' / 'hf'},ada/impossible"
         printed = succeed("evaluate.py", copied, *SAMPLE, models, env=env)
         joint = table(tmp_path / "joint")
-        for _, rows in joint[joint.genre == "all"].groupby("place"):
+        for _, rows in joint[joint.genre == "all"].groupby("run"):
             assert rows.step.tolist() == list(STEPS)
             assert rows.perplexity.tolist() == pytest.approx(expected, rel=1e-5)
-        assert joint.place.nunique() == 3
-        folder = f"{run / 'out' / 'hf'} on PartialReverse"
+        assert joint.run.unique().tolist() == ["out", "out/hf", "ada/impossible"]
+        folder = "out/hf on PartialReverse"
         assert f": PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
         commit = repo.branches["checkpoint-2"]
         revisions = f"--revisions=checkpoint-4,main,{commit}"
@@ -430,9 +433,7 @@ def test_a_model_is_evaluated_on_another_language(
     other.write_text(f"{text}language = 'no_reverse'\n", encoding="utf-8")
     model = f"--model={run / 'out' / 'hf'}"  # one model, the sentences of two languages
     printed = evaluated(copied, other, *SAMPLE, model)
-    assert (
-        f": {run / 'out' / 'hf'} on PartialReverse; {run / 'out' / 'hf'} on NoReverse\n" in printed
-    )
+    assert "png: out/hf on PartialReverse; out/hf on NoReverse\n" in printed
     error = refused(copied, "--test_language=even_odd_shuffle", "--model=hub/unasked")
     command = "own data: python prepare.py --language=even_odd_shuffle"
     assert f"{command} --corpus={corpus_dir} --data_dir=data/even_odd_shuffle (" in error
@@ -449,11 +450,14 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
         paths.append(tmp_path / f"seed{seed}.py")
         paths[-1].write_text(f"{text}seed = {seed}\nsample_seed = {seed}\n", encoding="utf-8")
         succeed("train.py", paths[-1])
-    printed = evaluated(copied, *paths, *SAMPLE, "--losses")
+    printed = evaluated(copied, *paths, *SAMPLE)
     assert "perplexity.png: PartialReverse (n = 3)\n" in printed
     assert "losses.png: PartialReverse, training (n = 3); PartialReverse, val" in printed
     found = table(tmp_path / "joint")
-    assert found[found.genre == "all"].groupby("seed").size().tolist() == [2, 2, 2]
+    assert found[found.genre == "all"].groupby("seed").size().to_dict() == {1: 2, 2: 2, 41: 2}
+    for name in ("init_seed", "order_seed"):
+        assert (found[name] == found.seed).all(), "as no setting gave another"
+    assert (found.data_seed == Prepare.data_seed).all()
     printed = evaluated(copied, *paths, "--sentences_per_genre=40")  # each with its own sample
     assert "perplexity.png: PartialReverse (n = 3)\n" in printed
     assert table(tmp_path / "joint").sample_seed.unique().tolist() == [0, 1, 2]
@@ -475,16 +479,16 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
         paths[-1].write_text("\n".join([*kept, line]), encoding="utf-8")
         succeed("train.py", paths[-1])
     hub_like = f"--model=run,{run / 'out' / 'hf'}"
-    printed = evaluated(copied, *paths, *SAMPLE, hub_like, "--losses")
-    labels = printed.split("perplexity.png: ")[1].split("\n")[0].split("; ")
+    printed = evaluated(copied, *paths, *SAMPLE, hub_like)
+    labels = printed.split("perplexity.png: ")[-1].split("\n")[0].split("; ")
     assert labels == [
-        f"PartialReverse ({copied.parent / 'out'})",
-        f"{run / 'out' / 'hf'} on PartialReverse",
-        f"PartialReverse ({tmp_path / 'large'})",
+        "PartialReverse (out)",
+        "out/hf on PartialReverse",
+        "PartialReverse (large)",
         "PartialReverse without positions",
     ]
-    assert f"png: PartialReverse ({copied.parent / 'out'}), training; " in printed
-    assert f"; PartialReverse ({tmp_path / 'large'}), validation; " in printed
+    assert "png: PartialReverse (out), training; " in printed
+    assert "; PartialReverse (large), validation; " in printed
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -538,27 +542,150 @@ def test_entropies_of_the_language_stand_beside_its_perplexities(run: Path, copi
     assert found.all_bits.tolist() == pytest.approx([e.all for e in expected.values()])
     assert found.local_bits.tolist() == pytest.approx([e.local for e in expected.values()])
     assert 5 < found.all_bits[1] < found.all_bits[0] < 16
-    row = table(folder).iloc[-1]
+    rows = table(folder)
+    assert (rows.bigram_bits.isna() == (rows.genre != "all")).all(), "of the whole split"
+    row = rows.iloc[-1]
     assert row.bigram_bits == pytest.approx(expected[2].all)
     assert row.local_5_bits == pytest.approx(expected[5].local)
     printed = evaluated(copied, *SAMPLE, "--entropies")
     assert "n-gram models" not in printed, "they are kept"
 
 
-def test_parquet_holds_the_same_table(copied: Path) -> None:
-    evaluated(copied, *SAMPLE, "--sentences", "--surprisals")
-    folder = copied.parent / "out" / "evaluation"
-    options = (*SAMPLE, "--table_format=parquet")
-    evaluated(copied, *options, "--sentences", "--surprisals")
-    assert f"{folder / 'sentences.parquet'}: written by an earlier command" in evaluated(
-        copied, *options
+def test_seeds_in_tables_are_those_that_were_used() -> None:
+    def used(**settings: int) -> tuple[int, ...]:
+        return series._seeds(SimpleNamespace(settings=settings, data={"data_seed": 5}))
+
+    assert used(seed=3) == (3, 3, 3, 5), "of an older checkpoint"
+    assert used(seed=3, init_seed=-1, order_seed=0) == (3, 3, 0, 5)
+    assert used(seed=3, init_seed=7, order_seed=-1) == (3, 7, 3, 5)
+
+
+def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.py"
+    shutil.copytree(tmp_path / "out", tmp_path / "second" / "out")  # the same name elsewhere
+    text = copied.read_text(encoding="utf-8").replace(f"{tmp_path}/out", f"{tmp_path}/second/out")
+    second.write_text(text, encoding="utf-8")
+    evaluated(copied, second, *SAMPLE, "--sentences", "--surprisals")
+    about = ["model", "run", "seed", "init_seed", "order_seed", "data_seed", "test_language"]
+    for name, values in (("sentences", "perplexity"), ("surprisals", "surprisal")):
+        joint = table(tmp_path / "joint", f"{name}.csv")
+        assert {*about, "checkpoint", "step", "sentence_id", values} <= set(joint.columns)
+        own = table(tmp_path / "out" / "evaluation", f"{name}.csv")
+        assert joint.run.nunique() == 2, "digits tell runs of one name apart"
+        assert joint.run.str.startswith("out-").all()
+        assert own.step.unique().tolist() == list(STEPS)
+        pd.testing.assert_frame_equal(joint.iloc[: len(own)], own)
+        assert len(joint) == 2 * len(own)
+
+
+def test_tables_hold_no_local_path_and_no_words_for_numbers(
+    run: Path, copied: Path, tmp_path: Path
+) -> None:
+    model = f"--model=run,{tmp_path / 'out' / 'hf'}"
+    evaluated(copied, *SAMPLE, model, "--sentences", "--surprisals", "--entropies")
+    tables = [*tmp_path.rglob("*.csv")]
+    assert len(tables) == 12, "of the run, of the exports, and of both"
+    for path in tables:
+        text = path.read_text(encoding="utf-8")
+        assert str(tmp_path) not in text and str(run) not in text, path
+        found = pd.read_csv(path, dtype=str)
+        if path.name == "perplexity.csv":
+            assert set(found["drop_duplicates"]) == {"0"}
+        if path.name != "entropies.csv":
+            assert set(found["seed"].dropna()) <= {"41"}, "unknown of exports"
+
+
+def test_results_of_other_models_do_not_stay_beside_new_ones(copied: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "evaluation"
+    evaluated(copied, *SAMPLE, "--entropies", "--sentences", "--surprisals")
+    (folder / "mine.csv").write_text("a,b\n")
+    kept = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    evaluated(copied, *SAMPLE)
+    found = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    assert found.keys() == kept.keys(), "they are of the same models and sentences"
+    changed = "mine,too\n"
+    (folder / "surprisals.csv").write_text(changed)
+    printed = evaluated(copied, "--sentences_per_genre=20")
+    assert sorted(path.name for path in folder.glob("[a-z]*.*")) == [
+        "losses.png",
+        "mine.csv",
+        "perplexity.csv",
+        "perplexity.png",
+        "surprisals.csv",
+    ]
+    assert (folder / "surprisals.csv").read_text() == changed
+    assert f"{folder / 'surprisals.csv'}: of an earlier evaluation, but changed since" in printed
+
+
+def test_no_table_of_an_interrupted_command_stays(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(copied, *SAMPLE, "--entropies")
+    folder = tmp_path / "out" / "evaluation"
+    assert (folder / "entropies.csv").exists()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMAND["entropies"], "table", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(copied, "--sentences_per_genre=20", "--entropies")
+    assert [path.name for path in folder.glob("[a-z]*.*")] == ["perplexity.csv"]
+
+
+def test_a_genre_has_no_name_that_tables_use(run: Path, copied: Path, tmp_path: Path) -> None:
+    for split in ("100M", "dev", "test"):
+        (tmp_path / "text" / split).mkdir(parents=True)
+        for genre in ("all", "a"):
+            (tmp_path / "text" / split / f"{genre}.txt").write_text("One two.\nThree four.\n")
+    error = fail("prepare.py", f"--corpus={tmp_path / 'text'}", f"--data_dir={tmp_path / 'data'}")
+    assert "the test split has a genre named 'all'" in error
+    shutil.copytree(run / "data", tmp_path / "data", dirs_exist_ok=True)
+    meta = tmp_path / "data" / "meta.json"
+    meta.write_text(meta.read_text(encoding="utf-8").replace('"second"', '"all"'))
+    error = refused(copied, f"--test_data_dir={tmp_path / 'data'}")
+    assert "the test split has a genre named 'all'" in error
+
+
+def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, numpy as np\n"
+        "from impossible.evaluation import pictures\n"
+        "curve = pictures.Curve('a', [1, 2], np.array([1.0, 2.0]))\n"
+        f"pictures.draw([curve], 'y', pathlib.Path({str(tmp_path / 'x.png')!r}))\n"
     )
-    for name in ("sentences", "surprisals"):
-        stored = pd.read_parquet(folder / f"{name}.parquet")
-        assert stored.columns.tolist() == table(folder, f"{name}.csv").columns.tolist()
-        numbers = stored.select_dtypes("number")
-        expected = table(folder, f"{name}.csv")[numbers.columns]
-        np.testing.assert_allclose(numbers, expected, rtol=1e-6)
+    env = os.environ | {"MPLBACKEND": "module://no_such_package.backend_inline"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
+    assert matplotlib.image.imread(tmp_path / "x.png").shape[2] == 4
+
+
+@pytest.mark.parametrize("count", [1, 5])  # the legend within the axes, or below them
+def test_a_dollar_in_the_name_of_a_folder_is_a_dollar(count: int) -> None:
+    label = r"PartialReverse (a$b_{\x$)"
+    curves = [pictures.Curve(label, [1, 2], np.array([1.0, 2.0]))] * count
+    figure = pictures.figure_of(curves, "y")
+    (legend,) = [*figure.legends, *filter(None, [figure.axes[0].get_legend()])]
+    assert legend.get_texts()[0].get_text() == label
+    figure.canvas.draw()  # as mathtext, this raises an error
+
+
+def test_the_interval_of_shares_stays_between_0_and_1() -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 5):
+        shares = rng.random((count, 200))
+        shares[:, :100] = shares[:, :100] ** 9  # near 0
+        low, high = pictures.share_interval(shares)
+        assert ((low >= 0) & (low <= shares.mean(0)) & (shares.mean(0) <= high)).all()
+        assert (high <= 1).all()
+    close = np.array([[0.5], [0.501], [0.502]])  # far from the ends: Student's
+    expected = np.concatenate(pictures.t_interval(close))
+    assert np.concatenate(pictures.share_interval(close)) == pytest.approx(expected, abs=1e-5)
+    low, high = pictures.share_interval(np.array([[0.6], [0.7]]))
+    half = 12.706205 * 0.05 / (0.65 * 0.35)  # t(0.975, 1) by tables
+    odds = np.log(0.65 / 0.35) + np.array([-half, half])
+    assert [*low, *high] == pytest.approx(1 / (1 + np.exp(-odds)))
+    ends = pictures.share_interval(np.array([[0.0, 1.0], [0.0, 1.0]]))
+    assert np.isnan(ends).all(), "no interval where all runs have the same extreme"
 
 
 def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
@@ -686,8 +813,6 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     config = (tmp_path / "cut" / "config.json").read_text(encoding="utf-8")
     other = config.replace("GPT2LMHeadModel", "GPT2NoPositionalEncodingLMHeadModel")
     (tmp_path / "cut" / "config.json").write_text(other, encoding="utf-8")
-    error = refused(copied, f"--model={tmp_path / 'cut'}", "--losses")
-    assert "exported models and models from the Hub have no log" in error
     error = refused(copied, f"--model={tmp_path / 'cut'}")
     assert "of the kind ['GPT2NoPositionalEncodingLMHeadModel']. Expected a plain" in error
     shutil.copytree(run / "data", tmp_path / "data")

@@ -20,13 +20,12 @@ _VERSION = 1  # raised when the same tokens give other numbers
 
 def table(evaluations: list[Evaluation]) -> pd.DataFrame:
     """A row for each test language and n, for the languages of all evaluations."""
-    by_place = {e.test.data_dir: e for e in evaluations}
-    rows = [
-        {"language": e.test.language, "data_dir": place, "corpus": e.test.corpus, "n": n}
-        | entropy._asdict()
-        for place, e in by_place.items()
-        for n, entropy in _of(e).items()
-    ]
+    rows = []
+    for place, e in {e.test.data_dir: e for e in evaluations}.items():
+        splits = token_files.read_meta(Path(place)).splits
+        hashes = {f"{split}_hash": splits[split]["sha256"][:8] for split in ("train", "test")}
+        about = {"language": e.test.language, "corpus": e.test.corpus, **hashes}
+        rows += [{**about, "n": n, **entropy._asdict()} for n, entropy in _of(e).items()]
     return pd.DataFrame(rows).rename(columns={"all": "all_bits", "local": "local_bits"})
 
 

@@ -38,6 +38,11 @@ class MarkerEvaluation(OnTestSet):
     def _until_marker(self) -> Sentences:
         return until_marker(self.test)[0]
 
+    def differences(self, member: Member) -> np.ndarray:
+        """That of the next token minus that of the marker in bits, (S,); NaN where too long."""
+        marker, following = self.surprisals(member).T
+        return following - marker
+
     def surprisals(self, member: Member) -> np.ndarray:
         """Those of the marker and of the next token in bits, (S, 2); NaN where too long."""
         return _surprisals(self.losses[member.name], self._until_marker)
@@ -53,9 +58,8 @@ class MarkerEvaluation(OnTestSet):
 
     def summary(self, member: Member) -> dict[str, Any]:
         """The mean difference and its interval."""
-        marker, following = self.surprisals(member).T
-        difference = following - marker
-        return summaries([difference[~np.isnan(difference)][None]])[0]
+        found = self.differences(member)
+        return summaries([found[~np.isnan(found)][None]])[0]
 
 
 def evaluate(
@@ -85,7 +89,8 @@ def evaluate(
         marker, other = np.nanmean(_surprisals(losses, sentences), axis=0)
         return f"marker {marker:.2f} bits, next token {other:.2f} bits"
 
-    material = Material(evaluation.title, test.language, sentences, following)
+    lengths = test.sentences.lengths
+    material = Material(evaluation.title, test.language, sentences, following, lengths)
     found = results.score(series, material, evaluation.folder, result, world, device)
     return dataclasses.replace(evaluation, losses=found)
 
@@ -108,7 +113,10 @@ def _surprisals(losses: np.ndarray, sentences: Sentences) -> np.ndarray:
 
 
 def table(e: MarkerEvaluation) -> pd.DataFrame:
-    """A row for each checkpoint: mean surprisals in bits, and their difference with interval."""
+    """A row for each checkpoint: mean surprisals in bits, and their difference with interval.
+
+    Sentences longer than the model's context do not count, as in the paper; too_long is how many.
+    """
     rows = []
     for member in e.series.members:
         found = e.surprisals(member)
@@ -126,4 +134,4 @@ def table(e: MarkerEvaluation) -> pd.DataFrame:
                 "too_long": len(found) - len(scored),
             }
         )
-    return pd.DataFrame(rows).drop(columns=["n", "p"]).astype({"step": "Int64"})
+    return pd.DataFrame(rows).drop(columns="n").astype({"step": "Int64"})

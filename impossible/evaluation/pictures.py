@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,10 @@ _MOST_TICKS = 9  # of a logarithmic axis
 _WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
+# Of the values of several runs, (runs, n): both ends of the interval of their mean, each (n,).
+Interval = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line of a picture, with a band if it has a width."""
@@ -37,10 +42,46 @@ class Curve:
     is_faint: bool = False  # thin and pale, without marks: what wavers from step to step
 
 
+def t_interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Student's 95% interval of the mean of several runs, (runs, n): both ends, each (n,)."""
+    mean, half = runs.mean(axis=0), _half_width(runs)
+    return mean - half, mean + half
+
+
+def share_interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95% interval of the mean of shares of several runs, (runs, n): both ends, each (n,).
+
+    Student's interval on the scale of log-odds: with the mean m, logit(m) plus and minus its half
+    width divided by m (1 - m), by the delta method. So it contains the mean and stays between 0
+    and 1. This is the logit interval of survey statistics (SAS, PROC SURVEYFREQ, "logit confidence
+    limits"). If all runs have the share 0, or all 1, there is no interval (NaN): their log-odds
+    are infinite, and no variation is seen.
+    """
+    from scipy.special import expit, logit
+
+    mean = runs.mean(axis=0)
+    inside = np.where((mean > 0) & (mean < 1), mean, np.nan)
+    half = _half_width(runs) / (inside * (1 - inside))
+    return expit(logit(inside) - half), expit(logit(inside) + half)
+
+
+def _half_width(runs: np.ndarray) -> np.ndarray:
+    """Half of Student's 95% interval of the mean of several runs, (runs, n) -> (n,)."""
+    from scipy.stats import t
+
+    error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
+    return t.ppf((1 + CONFIDENCE) / 2, len(runs) - 1) * error
+
+
 def mean_curve(
-    label: str, steps: Sequence[int], runs: np.ndarray, style: int = 0, is_faint: bool = False
+    label: str,
+    steps: Sequence[int],
+    runs: np.ndarray,
+    style: int = 0,
+    is_faint: bool = False,
+    interval: Interval = t_interval,
 ) -> Curve:
-    """The mean of the values of several runs and its 95% t-interval.
+    """The mean of the values of several runs and its 95% interval.
 
     runs: (runs, n). For a single run, there are no interval and no faint lines.
     """
@@ -49,16 +90,7 @@ def mean_curve(
     label = f"{label} (n = {len(runs)})"
     if is_faint:
         return Curve(label, steps, runs.mean(axis=0), style, is_faint=True)
-    return Curve(label, steps, runs.mean(axis=0), style, t_interval(runs))
-
-
-def t_interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Student's 95% interval of the mean of several runs, (runs, n): both ends, each (n,)."""
-    from scipy.stats import t
-
-    error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
-    half = t.ppf((1 + CONFIDENCE) / 2, len(runs) - 1) * error
-    return runs.mean(axis=0) - half, runs.mean(axis=0) + half
+    return Curve(label, steps, runs.mean(axis=0), style, interval(runs))
 
 
 def draw(
@@ -74,13 +106,15 @@ def draw(
     """
     figure = figure_of(curves, y_label, logarithmic, level)
     with files.atomic_write(path) as file:
-        figure.savefig(file, format="png")
+        figure.canvas.print_png(file)
 
 
 def figure_of(
     curves: list[Curve], y_label: str, logarithmic: bool = False, level: float | None = None
 ) -> "Figure":
-    """The figure of `draw`, not yet written."""
+    """The figure of `draw`, not yet written, with a canvas of Agg."""
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     labels = [textwrap.fill(curve.label, 70) for curve in curves]
@@ -88,6 +122,7 @@ def figure_of(
     lines = sum(label.count("\n") + 1 for label in labels)
     height = 3.8 + (0.2 * lines if is_long else 0)
     figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if logarithmic:
         axes.set_yscale("log")
@@ -104,9 +139,11 @@ def figure_of(
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if is_long:
-        figure.legend(loc="outside lower center", frameon=False)  # it would hide curves
-    elif curves:
-        axes.legend(framealpha=0.8, edgecolor="none")
+        legend = figure.legend(loc="outside lower center", frameon=False)  # it would hide curves
+    else:
+        legend = axes.legend(framealpha=0.8, edgecolor="none") if curves else None
+    for text in legend.get_texts() if legend else ():
+        text.set_parse_math(False)  # a $ in the name of a folder is a $
     return figure
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import shlex
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +19,9 @@ import torch
 import perturb
 from impossible import files
 from impossible.errors import UserError
-from impossible.evaluation import scoring
+from impossible.evaluation import pictures, scoring
 from impossible.evaluation.scoring import TestSet
-from impossible.evaluation.series import Member, Series, name_of
+from impossible.evaluation.series import Member, Seeds, Series, name_of
 from impossible.settings import Evaluate, Prepare
 from impossible.text import token_files
 from impossible.training.processes import World
@@ -60,10 +63,11 @@ class OfSeries:
         return Path(self.settings.eval_dir)
 
     @property
-    def columns(self) -> dict[str, str]:
-        """The columns that identify the models in every table."""
-        series = self.series
-        return {"model": series.label, "place": series.place, "seed": series.seed}
+    def columns(self) -> dict[str, str | int | None]:
+        """The columns that identify the models in every table; seeds are known of runs alone."""
+        seeds = self.series.seeds or (None,) * len(Seeds._fields)
+        named = dict(zip(Seeds._fields, seeds, strict=True))
+        return {"model": self.series.label, "run": self.series.name, **named}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class OnTestSet(OfSeries):
         if self.test.split_sha256 == self.series.test_sha256:
             return ""
         if self.test.language == self.series.language:
-            return f" on {self.test.data_dir}"
+            return f" on {self.test_place}"
         return f" on {perturb.get(self.test.language).title}"
 
     @property
@@ -111,8 +115,8 @@ class OnTestSet(OfSeries):
 
     @property
     def test_place(self) -> str:
-        """Where the test data are."""
-        return self.test.data_dir
+        """The test data by the name of their folder and the first digits of their hash."""
+        return f"{Path(self.test.data_dir).resolve().name}-{self.test.split_sha256[:8]}"
 
     @property
     def folder(self) -> Path:
@@ -147,6 +151,9 @@ class Measure(NamedTuple):
     interval: Callable[[OfSeries, Member], tuple[float, float]] | None = None
     label: str = ""
     level: float = 0.0  # of the thin line
+    over_seeds: pictures.Interval = pictures.t_interval  # the interval of the mean of several runs
+    # Names and values of sentences, whose differences between languages are compared.
+    of_sentences: dict[str, Callable[[OfSeries, Member], np.ndarray]] | None = None
 
 
 def evaluate(settings: Evaluate, series: Series, world: World, device: torch.device) -> Evaluation:
@@ -178,12 +185,19 @@ class Material(NamedTuple):
     language: str
     sentences: Sentences
     last_instead: np.ndarray | None = None  # as in scoring.losses
+    whole_lengths: np.ndarray | None = None  # as in scoring.losses
 
     @property
     def sha256(self) -> str:
         """A hash of all that is scored."""
-        other = b"" if self.last_instead is None else self.last_instead.astype("<u2").tobytes()
-        return scoring.sha256_of(self.sentences, other)
+        others = ((self.last_instead, "<u2"), (self.whole_lengths, "<i8"))
+        more = [part.astype(kind).tobytes() for part, kind in others if part is not None]
+        return scoring.sha256_of(self.sentences, b"".join(more))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """What must fit the context of a model: the tokens of each whole sentence, (S,)."""
+        return self.sentences.lengths if self.whole_lengths is None else self.whole_lengths
 
 
 def score(
@@ -201,7 +215,9 @@ def score(
     """
     scores_dir = folder / "scores" / material.sha256[:16]
     if world.is_first:
-        _make_folder(scores_dir, is_run=bool(series.language))
+        _make_folder(scores_dir)
+        if series.language and not _is_writable(Path(series.place) / series.folder):
+            print(f"{series.place} cannot be written to: its results go to {folder}", flush=True)
     found = {}
     with files.locked(folder) if world.is_first else contextlib.nullcontext():
         for number, member in enumerate(series.members, 1):
@@ -232,7 +248,7 @@ def losses_of(
         return found, False
     scorer = member.load(device)
     name, sentences = f"{material.title}, {member.name}", material.sentences
-    largest, lengths = sentences.tokens.max(), sentences.lengths
+    largest, lengths = sentences.tokens.max(), material.lengths
     if largest >= len(scorer.head):
         raise UserError(
             f"{name} has a vocabulary of {len(scorer.head):,} tokens, and the sentences of "
@@ -245,7 +261,7 @@ def losses_of(
             f"{material.language} has {lengths.min()}. Shorten the sentences, for a corpus with "
             "--segmenter=sentencex."
         )
-    found = scoring.losses(scorer, sentences, world, material.last_instead)
+    found = scoring.losses(scorer, sentences, world, material.last_instead, lengths)
     with np.errstate(over="ignore"):
         perplexities = np.exp(scoring.sentence_losses(found, sentences))
     wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)
@@ -274,14 +290,13 @@ def _known(member: Member, path: Path) -> tuple[str, np.ndarray | None]:
         return identity, None
 
 
-def _make_folder(folder: Path, is_run: bool) -> None:
+def _make_folder(folder: Path) -> None:
     """Create a folder for results. Raises UserError if permission is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        name = "results_dir" if is_run else "eval_dir"
         raise UserError(
-            f"{folder} cannot be created ({error.strerror}). Set --{name}= to a folder for the "
+            f"{folder} cannot be created ({error.strerror}). Set --eval_dir= to a folder for the "
             "results that you have permission to write to."
         )
 
@@ -349,9 +364,19 @@ def base_folder(settings: Evaluate, series: Series) -> Path:
     """The folder for all results of a series."""
     if not series.language:  # a model from elsewhere
         return Path(settings.eval_dir) / series.folder
-    if settings.results_dir:
-        return Path(settings.results_dir) / name_of(Path(series.place))
-    return Path(series.place) / series.folder
+    own = Path(series.place) / series.folder
+    return own if _is_writable(own) else Path(settings.eval_dir) / name_of(Path(series.place))
+
+
+@functools.cache
+def _is_writable(folder: Path) -> bool:
+    """Whether this user may write to a folder, which is created if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _prepare_command(settings: Evaluate, data_dir: Path) -> str:

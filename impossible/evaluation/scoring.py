@@ -18,6 +18,7 @@ from tqdm import tqdm
 import perturb
 from impossible.errors import UserError
 from impossible.text import token_files
+from impossible.text.documents import require_names
 from impossible.text.token_files import Meta
 from impossible.training.loss import token_losses
 from impossible.training.processes import World
@@ -62,7 +63,7 @@ class TestSet:
             "test_language": self.language,
             "test_corpus": self.corpus,
             "test_segmenter": self.segmenter,
-            "test_data_dir": self.data_dir,
+            "test_hash": self.split_sha256[:8],
             "sample_seed": self.seed,
             "drop_duplicates": self.drop_duplicates,
         }
@@ -118,7 +119,7 @@ def draw(
     genre = np.repeat(np.arange(len(counts)), list(map(len, chosen)))
     chosen = np.concatenate(chosen)
     parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
-    is_repeated = _repeated(originals(meta.language, parts, markers))
+    is_repeated = _repeated(_originals(meta.language, parts, markers))
     kept = np.flatnonzero(~(is_repeated & drop_duplicates))
     parts = [parts[i] for i in kept]
     return TestSet(
@@ -140,6 +141,7 @@ def draw(
 
 def _sentences_of(data_dir: Path, meta: Meta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tokens of the test split, and where each sentence begins and ends. Raises UserError."""
+    require_names(meta.splits["test"]["genres"])
     test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
     ends = np.flatnonzero(test == meta.eot_token)
     count = sum(genre["sentences"] for genre in meta.splits["test"]["genres"].values())
@@ -166,36 +168,42 @@ def _repeated(keys: Iterable[bytes]) -> np.ndarray:
     return np.array([key in seen or seen.add(key) is not None for key in keys], bool)
 
 
-def originals(
-    language: str, sentences: Iterable[np.ndarray], markers: list[int], in_order: bool = True
+def _originals(
+    language: str, sentences: Iterable[np.ndarray], markers: list[int]
 ) -> Iterator[bytes]:
-    """What identifies the original of each perturbed sentence, whatever its language.
+    """What identifies the original of each perturbed sentence: its tokens in their order.
 
-    in_order: by its tokens in their order. If false, or for a language that cannot be undone: by
-    its tokens in the order of their ids.
+    For a language that cannot be undone, the tokens are in the order of their ids.
     """
     known = perturb.get(language)
     for tokens in sentences:
-        if in_order and known.invert:
+        if known.invert:
             yield known.undo(tokens, markers).tobytes()
         else:
             yield np.sort(tokens[~np.isin(tokens, markers)]).tobytes()
 
 
 def losses(
-    scorer: Scorer, sentences: Sentences, world: World, last_instead: np.ndarray | None = None
+    scorer: Scorer,
+    sentences: Sentences,
+    world: World,
+    last_instead: np.ndarray | None = None,
+    whole_lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """The loss of each token but the first of each sentence, in nats, (N - S,) float32.
 
     The losses are in the order of the sentences. If a sentence is longer than the model's context,
     its losses are NaN; sentences are never truncated. last_instead: (S,) tokens, whose losses in
-    place of the last token of each sentence come after the others, (N,) in all. The processes
-    share the work: all must call this function, and all get the complete result.
+    place of the last token of each sentence come after the others, (N,) in all. whole_lengths:
+    (S,), if `sentences` are only the beginnings of sentences: the tokens of the whole ones, which
+    must fit the context. The processes share the work: all must call this function, and all get
+    the complete result.
     """
+    whole_lengths = sentences.lengths if whole_lengths is None else whole_lengths
     count = len(sentences.tokens) - len(sentences.lengths)
     extra = 0 if last_instead is None else len(last_instead)
     found = np.full(count + extra, np.nan, np.float32)
-    batches = _batches(sentences.lengths, scorer)
+    batches = _batches(sentences.lengths, whole_lengths <= scorer.context, scorer)
     # The longest first, in turns: equal shares for all.
     own = batches[world.rank :: world.size]
     progress = tqdm(own, "scoring", disable=None if world.is_first else True, leave=False)
@@ -213,15 +221,17 @@ def losses(
     return found
 
 
-def _batches(lengths: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
+def _batches(lengths: np.ndarray, fits: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
     """The sentences that fit the context, as batches of rows of sentences, the longest first.
+
+    lengths: (S,). fits: whether each sentence fits, (S,) bool.
 
     The rows of a batch have room for its longest sentence, or for _ROW tokens. Each row is filled
     with the longest remaining sentences that fit, so there is hardly any padding.
     """
     budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
     inputs = lengths - 1  # the last token of a sentence predicts nothing
-    left = [i for i in np.argsort(lengths, kind="stable").tolist() if lengths[i] <= scorer.context]
+    left = [i for i in np.argsort(lengths, kind="stable").tolist() if fits[i]]
     batches = []
     while left:
         width = max(int(inputs[left[-1]]), _ROW)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,8 +22,8 @@ from impossible.settings import Evaluate, Sample
 from impossible.training import checkpoint
 from impossible.training.checkpoint import Checkpoint
 
-_SEEDS = ("init_seed", "order_seed")
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
+_EXPORTS = checkpoint.hf_dir(Path()).name
 _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
@@ -50,16 +50,29 @@ class Member:
         return int(match[1]) if match else None
 
 
+class Seeds(NamedTuple):
+    """The seeds that a run used, whichever settings gave them; columns of every table."""
+
+    seed: int
+    init_seed: int
+    order_seed: int
+    data_seed: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._asdict().items())
+
+
 @dataclass(frozen=True)
 class Series:
     """The models of one curve."""
 
     label: str
+    name: str  # in tables: the name of the run's folder or of the repo, without a local path
     place: str  # where the models are: a run's folder, another folder, a repo
     folder: str  # for their results: within eval_dir, or of a run within its own folder
     members: list[Member]
     language: str = ""  # that the models were trained on, if that is known
-    seed: str = ""
+    seeds: Seeds | None = None  # of a run
     test_sha256: str = ""  # of the test split of the data that it was trained on
     recipe: str = ""  # all else that results depend on: shared by the seeds of all languages
 
@@ -135,23 +148,23 @@ def _of_run(settings: Evaluate | Sample) -> Series:
     variant = "" if last.settings["position_embeddings"] else " without positions"
     return Series(
         label=perturb.get(language).title + variant,
+        name=out_dir.resolve().name,
         place=str(out_dir),
         folder="evaluation",
         members=[_checkpoint(path) for path in paths],
         language=language,
         test_sha256=last.data["splits"]["test"]["sha256"],
-        seed=_seeds(last),
+        seeds=_seeds(last),
         recipe=_recipe(last),
     )
 
 
-def _seeds(last: Checkpoint) -> str:
-    """The seeds of a run, for tables: those of weights and order where they have their own."""
+def _seeds(last: Checkpoint) -> Seeds:
+    """The seeds of a run: init_seed and order_seed are `seed` where the settings leave them out."""
     s = last.settings
-    own = [
-        f"{name.removesuffix('_seed')} seed {s[name]}" for name in _SEEDS if s.get(name, -1) >= 0
-    ]
-    return ", ".join([f"seed {s['seed']}", *own, f"data seed {last.data['data_seed']}"])
+    own = (s.get(name, -1) for name in ("init_seed", "order_seed"))
+    used = (s["seed"] if seed < 0 else seed for seed in own)
+    return Seeds(s["seed"], *used, last.data["data_seed"])
 
 
 def _recipe(last: Checkpoint) -> str:
@@ -192,8 +205,25 @@ def _of_folder(folder: Path) -> Series:
             "or folders checkpoint-N with them (convert_to_hf.py makes them)."
         )
     members = [_exported(files.require_utf8(path)) for path in found]
-    name = name_of(resolved)
-    return Series(str(folder), str(folder), name, _by_step(members))
+    parts = resolved.parts[-3:]  # of exports in a run's folder: the run, hf, perhaps a checkpoint
+    is_of_run = _EXPORTS in parts[1:]
+    name = "/".join(parts[parts.index(_EXPORTS) - 1 :]) if is_of_run else resolved.name
+    return Series(name, name, str(folder), name_of(resolved), _by_step(members))
+
+
+def told_apart(found: list[Series]) -> list[Series]:
+    """The same series; names that stand for several places get some digits that tell them apart."""
+    places: dict[str, set[str]] = {}
+    for series in found:
+        places.setdefault(series.name, set()).add(series.place)
+    renamed = []
+    for series in found:
+        if len(places[series.name]) > 1:
+            name = f"{series.name}-{name_of(Path(series.place)).rpartition('-')[2]}"
+            label = name if series.label == series.name else series.label
+            series = dataclasses.replace(series, name=name, label=label)
+        renamed.append(series)
+    return renamed
 
 
 def name_of(folder: Path) -> str:
@@ -285,7 +315,7 @@ def _of_repo(repo: str, revisions: list[str]) -> Series:
     commits = {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
     commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
     members = [_revision(repo, name, commit) for name, commit in commits.items()]
-    return Series(repo, repo, repo.replace("/", "--"), _by_step(members))
+    return Series(repo, repo, repo, repo.replace("/", "--"), _by_step(members))
 
 
 def _revision(repo: str, name: str, commit: str) -> Member:

@@ -1,23 +1,33 @@
 """Tables of an evaluation, with one row per checkpoint and genre, sentence or token."""
 
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import perturb
 from impossible import files
-from impossible.evaluation import entropies
-from impossible.evaluation.results import Evaluation
+from impossible.evaluation import entropies, pictures
+from impossible.evaluation.results import Evaluation, OfSeries
 from impossible.evaluation.scoring import TestSet
+from impossible.evaluation.series import Seeds
 from impossible.settings import Evaluate
+from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 
-_ALL = "all"  # in place of a genre: all sentences together
+_ALL = token_files.ALL_GENRES
 
 
 def perplexities(evaluation: Evaluation) -> pd.DataFrame:
-    """A row for each checkpoint and genre, and for each checkpoint on all sentences."""
+    """A row for each checkpoint and genre, and for each checkpoint on all sentences.
+
+    Entropies are of the whole test split, so they stand in the row of all sentences alone.
+    """
     test, rows = evaluation.test, []
     beside = entropies.columns(evaluation) if evaluation.settings.entropies else {}
     duplicates = dict(zip(test.genres, test.duplicates, strict=True)) | {
@@ -44,7 +54,7 @@ def perplexities(evaluation: Evaluation) -> pd.DataFrame:
                     "scored_tokens": int((test.sentences.lengths[counted] - 1).sum()),
                     "too_long": int((chosen & np.isnan(losses)).sum()),
                     "duplicates": int(duplicates[genre]),
-                    **beside,
+                    **{name: beside[name] if genre == _ALL else np.nan for name in beside},
                 }
             )
     return pd.DataFrame(rows).astype({"step": "Int64"})
@@ -62,30 +72,24 @@ def _sentence_ids(test: TestSet) -> np.ndarray:
     return np.array([f"{genre}:{i}" for genre, i in zip(genres, test.ids, strict=True)], object)
 
 
-def sentences(evaluation: Evaluation) -> pd.DataFrame:
-    """A row for each sentence, with a column of perplexities for each checkpoint."""
+def sentences(evaluation: Evaluation) -> Iterator[pd.DataFrame]:
+    """For each checkpoint, a row for each sentence with its perplexity."""
     test = evaluation.test
     decode = Tokenizer(perturb.get(test.language).markers).decode
     parts = np.split(test.sentences.tokens, test.sentences.offsets[1:-1])
-    columns = {
-        member.name: np.exp(evaluation.sentence_losses(member))
-        for member in evaluation.series.members
+    of_sentence = {
+        "sentence_id": _sentence_ids(test),
+        "genre": pd.Categorical.from_codes(test.genre, test.genres),
+        "tokens": test.sentences.lengths,
+        "token_ids": [" ".join(map(str, part)) for part in parts],
+        "sentence": [decode(part) for part in parts],
     }
-    return pd.DataFrame(
-        {
-            **test.columns,
-            "sentence_id": _sentence_ids(test),
-            "genre": pd.Categorical.from_codes(test.genre, test.genres),
-            "tokens": test.sentences.lengths,
-            "token_ids": [" ".join(map(str, part)) for part in parts],
-            "sentence": [decode(part) for part in parts],
-            **columns,
-        }
-    )
+    values = (np.exp(evaluation.sentence_losses(m)) for m in evaluation.series.members)
+    return _by_checkpoint(evaluation, of_sentence, "perplexity", values)
 
 
-def surprisals(evaluation: Evaluation) -> pd.DataFrame:
-    """A row for each checkpoint and token (except the first of a sentence), with its surprisal."""
+def surprisals(evaluation: Evaluation) -> Iterator[pd.DataFrame]:
+    """For each checkpoint, a row for each token but the first of a sentence, with its surprisal."""
     test = evaluation.test
     lengths = test.sentences.lengths
     sentence = np.repeat(np.arange(len(lengths)), lengths)
@@ -93,51 +97,103 @@ def surprisals(evaluation: Evaluation) -> pd.DataFrame:
     scored = position > 0
     ids, which = np.unique(test.sentences.tokens[scored], return_inverse=True)
     pieces = Tokenizer(perturb.get(test.language).markers).pieces(ids)
-    common = pd.DataFrame(
-        {
-            **test.columns,
-            "sentence_id": _sentence_ids(test)[sentence[scored]],
-            "genre": pd.Categorical.from_codes(test.genre, test.genres)[sentence[scored]],
-            "position": position[scored] + 1,
-            "token_id": ids[which],
-            "token": np.array(pieces, object)[which],
-        }
-    )
-    parts = [
-        common.assign(surprisal=evaluation.losses[member.name] / np.log(2).astype(np.float32))
-        for member in evaluation.series.members
-    ]
-    names = [member.name for member in evaluation.series.members]
-    table = pd.concat(parts, keys=names, names=["checkpoint"])
-    return table.reset_index("checkpoint").reset_index(drop=True)
+    of_token = {
+        "sentence_id": _sentence_ids(test)[sentence[scored]],
+        "genre": pd.Categorical.from_codes(test.genre, test.genres)[sentence[scored]],
+        "position": position[scored] + 1,
+        "token_id": ids[which],
+        "token": np.array(pieces, object)[which],
+    }
+    losses = (evaluation.losses[member.name] for member in evaluation.series.members)
+    bits = (found / np.log(2).astype(np.float32) for found in losses)
+    return _by_checkpoint(evaluation, of_token, "surprisal", bits)
 
 
-def write_all(evaluation: Evaluation) -> None:
-    """The tables of one series, to its own folder."""
-    settings = evaluation.settings
-    tell_of_revisions(settings)
-    with files.locked(evaluation.folder):
-        write(perplexities(evaluation), evaluation.folder / "perplexity.csv")
-        for wanted, table in ((settings.sentences, sentences), (settings.surprisals, surprisals)):
-            for kind in ("csv", "parquet"):
-                path = evaluation.folder / f"{table.__name__}.{kind}"
-                if wanted and kind == settings.table_format:
-                    write(table(evaluation), path)
-                elif path.exists():
-                    print(f"{path}: written by an earlier command, left unchanged")
+def _by_checkpoint(
+    e: Evaluation, columns: dict[str, Any], name: str, values: Iterable[np.ndarray]
+) -> Iterator[pd.DataFrame]:
+    """For each checkpoint, a table of some columns (n,) and its values (n,), under a name."""
+    about = {**e.columns, **e.test.columns}
+    for member, found in zip(e.series.members, values, strict=True):
+        models = about | {"checkpoint": member.name, "step": member.step}
+        table = pd.DataFrame({**columns, name: found}).assign(**models)
+        yield table[[*models, *columns, name]].astype({"step": "Int64"})
+
+
+class Folder:
+    """A folder for the tables and pictures of one measure.
+
+    A hidden file there records what was written, and from which models and sentences. If these are
+    others now, the recorded files are removed first, so that no table of an earlier command stays
+    beside newer ones. Files that were not written by an evaluation, or changed later, are never
+    removed.
+    """
+
+    def __init__(self, path: Path, measure: str, evaluations: list[OfSeries]) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path, self.measure, self._record = path, measure, path / f".{measure}.json"
+        self._source, self._files = _source(evaluations), {}
+        with contextlib.suppress(FileNotFoundError, ValueError):  # none, or a damaged one
+            stored = json.loads(self._record.read_text(encoding="utf-8"))
+            self._files = stored["files"]
+            if stored["source"] != self._source:
+                self._remove()
+
+    def _remove(self) -> None:
+        """Remove the files of an earlier evaluation."""
+        for path, sha256 in ((self.path / name, found) for name, found in self._files.items()):
+            if path.is_file() and sha256 in ("", files.sha256(path)):
+                path.unlink()
+            elif path.is_file():
+                print(f"{path}: of an earlier evaluation, but changed since: left as it is")
+        self._files = {}
+
+    def _add(self, name: str, sha256: str = "") -> None:
+        self._files[name] = sha256
+        files.write_json(self._record, {"source": self._source, "files": self._files})
+
+    def table(self, name: str, parts: Iterable[pd.DataFrame]) -> None:
+        """Write tables with the same columns, one below the other, as NAME.csv."""
+        path, rows = self.path / f"{name}.csv", 0
+        self._add(path.name)
+        with files.atomic_write(path) as file:
+            for number, part in enumerate(map(_plain, parts)):
+                part.to_csv(file, index=False, header=number == 0)
+                rows += len(part)
+        self._add(path.name, files.sha256(path))
+        print(f"{path}: {rows:,} rows")
+
+    def picture(self, name: str, found: list[pictures.Curve], label: str, **options: Any) -> None:
+        """Write a picture of curves as NAME.png, and print their labels. options: of draw."""
+        path = self.path / f"{name}.png"
+        self._add(path.name)
+        pictures.draw(found, label, path, **options)
+        self._add(path.name, files.sha256(path))
+        print(f"{path}: {'; '.join(curve.label for curve in found)}")
+
+
+def _source(evaluations: list[OfSeries]) -> str:
+    """A hash of the models and of their losses, on which all results depend."""
+    digest = hashlib.sha256()
+    for e in evaluations:
+        digest.update(repr(e.columns).encode())
+        for member in e.series.members:
+            digest.update(member.name.encode() + e.losses[member.name].tobytes())
+    return digest.hexdigest()
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as every program reads it: 1 and 0 for truth values, seeds as whole numbers."""
+    kinds = dict.fromkeys(table.select_dtypes("bool").columns, "int64")
+    return table.astype(kinds | {name: "Int64" for name in Seeds._fields if name in table})
+
+
+def together(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of several series, one below the other."""
+    return pd.concat([_plain(part) for part in parts], ignore_index=True)
 
 
 def tell_of_revisions(settings: Evaluate) -> None:
     """Print that tables are not complete, if only some revisions are evaluated."""
     if settings.revisions:
         print("the tables contain only these revisions; without --revisions= they contain all")
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as csv or parquet, by the ending of its path."""
-    with files.atomic_write(path) as file:
-        if path.suffix == ".parquet":
-            table.to_parquet(file, index=False)
-        else:
-            table.to_csv(file, index=False)
-    print(f"{path}: {len(table):,} rows")

@@ -30,12 +30,12 @@ S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent.parent
 _COMMANDS = (Prepare, Train, Convert, Evaluate)
 # What the study itself decides for each run.
-_OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "results_dir", "model", "revisions")
+_OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "model", "revisions")
 _OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
 _OWN += ("overwrite", "init_seed", "order_seed")
 # Settings of evaluate.py for one kind of evaluation alone.
-_OF_PERPLEXITY = ("sentences", "surprisals", "entropies", "losses")
-_OF_PAIRS = ("pair_items", "leading_space")
+_OF_PERPLEXITY = ("sentences", "surprisals", "entropies")
+_OF_PAIRS = ("leading_space",)
 # Settings that results do not depend on.
 _PLACES = ("data_dir", "out_dir", "eval_dir", "device")
 # Options that somebody who repeats a study does not need.
@@ -188,11 +188,10 @@ class Plan:
     def joint(self, runs: list[Run]) -> list[Command]:
         """The commands that evaluate several runs together."""
         return [
-            found._replace(options=[*found.options, *more])
+            # On a CPU, as the scores are there already.
+            found._replace(options=[*found.options, "--device=cpu"])
             for kind in self.settings.evaluations
             for found in self._evaluate(kind, runs)
-            # On a CPU, as the scores are there already; and the losses of all runs in a picture.
-            for more in [["--device=cpu", *(["--losses"] if kind == "perplexity" else [])]]
         ]
 
     def _evaluate(self, kind: str, runs: list[Run]) -> list[Command]:

@@ -15,7 +15,7 @@ import torch
 
 import perturb
 from impossible import files
-from impossible.evaluation import pictures
+from impossible.evaluation import differences, pictures
 from impossible.settings import Prepare
 from impossible.study import states
 from impossible.study.plan import ROOT, Plan, missing_controls, of
@@ -150,18 +150,21 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
             "control": perturb.get(row["control"]).title,
             "difference": f"{row['difference']:+.3f}",
             "interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
-            "p": _p(row["p"]),
+            "p": _p(row["p_holm"]),
             "n": row["n"],
+            "sentences": f"{row['sentences']:,}",
             "unmarked": f"{without.loc[row['label'], 'difference']:+.3f}",
             "sentence": sentence(row),
         }
         for row in with_markers.to_dict("records")
     ]
     kinds = set(with_markers["interval"])
+    warnings = map(differences.lacking, with_markers.to_dict("records"))
+    lacking = [f"Warning: {warning}" for warning in warnings if warning]
     notes = {
         "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide "
         "for fewer than five seeds; p is from a t-test of the hypothesis that the mean difference "
-        "is zero.",
+        "after the last step is zero, corrected for the number of languages by Holm's method.",
         "bootstrap, over sentences": "Intervals over sentences are bootstrapped; with one seed, "
         "they do not say how much other seeds would differ.",
     }
@@ -170,7 +173,7 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
         "comparisons": found,
         "over": over,
         "has_markers": any(perturb.get(name).markers for name in with_markers["language"]),
-        "interval_note": " ".join(notes[kind] for kind in sorted(kinds)),
+        "interval_note": " ".join([*(notes[kind] for kind in sorted(kinds)), *lacking]),
     }
 
 

@@ -38,7 +38,7 @@ def plain(export: Path, test: scoring.TestSet) -> np.ndarray:
     for tokens in np.split(test.sentences.tokens, test.sentences.offsets[1:-1]):
         ids = [*tokens.tolist(), 50256]
         place = next(i for i, token in enumerate(ids) if token in (50257, 50258))
-        if place + 1 > 64:
+        if len(tokens) > 64:
             found.append([np.nan, np.nan])
             continue
         with torch.no_grad():
@@ -71,7 +71,42 @@ def test_surprisals_of_markers_are_those_of_transformers(
             half = 1.96 * (following - marker).std(ddof=1) / len(scored) ** 0.5
             assert row.low == pytest.approx(row.difference - half, abs=half / 4)
             assert row.sentences == len(scored)
-            assert row.too_long == len(expected) - len(scored)
+            assert row.too_long == len(expected) - len(scored) > 0
+
+
+def test_seeds_are_summarized_and_paired_with_those_of_the_control(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = []
+    for language, config in runs.items():
+        for seed in ("1", "2"):
+            name = f"{language}-{seed}"
+            places = {"data_dir": str(config.parent / language), "out_dir": str(tmp_path / name)}
+            shape = {"block_size": "64", "tokens_per_step": "512", "max_steps": "3"}
+            made = write_config(
+                tmp_path / f"{name}.py", **places, **shape, language=language, seed=seed
+            )
+            succeed("train.py", made)
+            paths.append(made)
+    succeed("evaluate.py", *paths, *SAMPLE, "--markers", f"--eval_dir={tmp_path / 'joint'}")
+    table = pd.read_csv(tmp_path / "joint" / "markers.csv")
+    values = table.pivot_table(values="difference", index="seed", columns="test_language")
+    means = pd.read_csv(tmp_path / "joint" / "markers_means.csv")
+    for row in means.itertuples():
+        own = values["no_hop" if row.label == "NoHop" else "token_hop"]
+        half = 12.706205 * own.std(ddof=1) / 2**0.5  # t(0.975, 1) by tables
+        assert (row.step, row.n, row.interval, row.seeds) == (3, 2, "over seeds", "1 2")
+        assert (row.mean, row.low, row.high) == pytest.approx(
+            (own.mean(), own.mean() - half, own.mean() + half), abs=1e-6
+        )
+    assert means.label.tolist() == ["NoHop", "TokenHop"]
+    (row,) = pd.read_csv(tmp_path / "joint" / "markers_differences.csv").itertuples()
+    paired = values["token_hop"] - values["no_hop"]
+    assert (row.label, row.measure, row.n) == ("TokenHop - NoHop", "surprisal_difference", 2)
+    assert row.difference == pytest.approx(paired.mean(), abs=1e-6), "on the same sentences"
+    assert row.p == row.p_holm
+    assert {row.sentences} == set(table.sentences)
+    assert {row.sentences_drawn} == set(table.sentences + table.too_long)
 
 
 def test_other_languages_have_no_marker_to_be_known(trained: Path, data_dir: Path) -> None:

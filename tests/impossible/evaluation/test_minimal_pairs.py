@@ -70,10 +70,18 @@ def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
+def copied(config: Path, folder: Path) -> Path:
+    """The config of a copy of a run."""
+    shutil.copytree(config.parent / "out", folder / "out")
+    text = config.read_text(encoding="utf-8").replace(f"{config.parent}/out", f"{folder}/out")
+    (folder / "config.py").write_text(text, encoding="utf-8")
+    return folder / "config.py"
+
+
 def evaluated(config: Path, *options: str, tmp_path: Path) -> pd.DataFrame:
-    results = tmp_path / "results"
-    succeed("evaluate.py", config, f"--results_dir={results}", "--pair_items", *options)
-    (place,) = results.glob("*/pairs_mine*")
+    out_dir = shutil.copytree(config.parent / "out", tmp_path / "results", dirs_exist_ok=True)
+    succeed("evaluate.py", config, f"--out_dir={out_dir}", *options)
+    (place,) = out_dir.glob("evaluation/pairs_mine*")
     table = pd.read_csv(place / "pairs.csv").set_index(["checkpoint", "paradigm"])
     assert (place / "pairs.png").stat().st_size > 10_000
     table.attrs["items"] = pd.read_csv(place / "pair_items.csv")
@@ -245,8 +253,9 @@ def test_a_damaged_zip_is_told(tmp_path: Path) -> None:
 def test_languages_are_compared_on_the_pairs_that_all_have(
     runs: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
-    options = (f"--pairs={folder}", f"--eval_dir={tmp_path}", f"--results_dir={tmp_path / 'own'}")
-    printed = succeed("evaluate.py", *runs.values(), *options)
+    configs = [copied(config, tmp_path / name) for name, config in runs.items()]
+    options = (f"--pairs={folder}", f"--eval_dir={tmp_path}")
+    printed = succeed("evaluate.py", *configs, *options)
     table = pd.read_csv(tmp_path / "pairs_mine" / "pairs.csv")
     table = table[(table.paradigm == "all") & (table.step == 6)].set_index("test_language")
     both = table.loc["partial_reverse"].pairs
@@ -260,10 +269,11 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
 def test_results_in_another_language_do_not_replace_those_in_the_own(
     runs: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
-    options = (f"--pairs={folder}", f"--results_dir={tmp_path}", "--revisions=6")
+    options = (f"--pairs={folder}", "--revisions=6")
+    runs = {name: copied(config, tmp_path / name) for name, config in runs.items()}
     succeed("evaluate.py", runs["partial_reverse"], *options)
     succeed("evaluate.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
-    names = sorted(path.name for path in tmp_path.glob("*/pairs_*"))
+    names = sorted(path.name for path in tmp_path.rglob("pairs_*"))
     assert names == ["pairs_mine", "pairs_mine_on_no_shuffle"]
     export = runs["partial_reverse"].parent / "out" / "hf" / "checkpoint-6"
     printed = succeed(

@@ -90,9 +90,8 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
         rows.to_json(path, orient="records", lines=True)
     out_dir = shutil.copytree(trained, tmp_path / "out")
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
-    options = (f"--stimuli={path}", f"--results_dir={tmp_path / 'results'}")
-    succeed("evaluate.py", f"--out_dir={out_dir}", *options)
-    (place,) = (tmp_path / "results").glob("*/stimuli_mine/stimuli.csv")
+    succeed("evaluate.py", f"--out_dir={out_dir}", f"--stimuli={path}")
+    (place,) = out_dir.glob("evaluation/stimuli_mine*/stimuli.csv")
     table = pd.read_csv(place)
     assert table.step.unique().tolist() == [3, 6]
     for step in (3, 6):

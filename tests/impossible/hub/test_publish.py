@@ -140,6 +140,7 @@ def test_tables_and_pictures_of_the_evaluation_are_published_with_main(
         for name in ("perplexity.csv", "perplexity.png"):
             assert tree[f"evaluation/{name}"][0] == (out_dir / "evaluation" / name).read_bytes()
         assert sorted(name for name in tree if "/" in name) == [
+            "evaluation/losses.png",
             "evaluation/perplexity.csv",
             "evaluation/perplexity.png",
             "training/log.jsonl",

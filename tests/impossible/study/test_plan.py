@@ -71,7 +71,7 @@ def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) 
     assert not any("--markers" in c.arguments for c in made.commands(other)), "it has none"
     perplexity, markers, pairs = made.joint(made.runs)
     assert perplexity.configs == [str(run.config) for run in made.runs]
-    assert perplexity.options == ["--device=cpu", "--losses"]
+    assert perplexity.options == ["--device=cpu"]
     assert markers.configs == [str(run.config) for run in made.runs[:2]]
     assert markers.options == ["--markers", "--device=cpu"]
     assert len(pairs.configs) == 4
@@ -108,10 +108,10 @@ def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path)
 
 def test_settings_of_one_evaluation_are_options_of_its_command(tmp_path: Path) -> None:
     evaluations = "--evaluations=perplexity,pairs=blimp"
-    made = plan(tmp_path, evaluations, "--pair_items=true", "--surprisals=true")
+    made = plan(tmp_path, evaluations, "--leading_space=true", "--surprisals=true")
     _, _, perplexity, pairs = made.commands(made.runs[0])
     assert perplexity.options == ["--surprisals"]
-    assert pairs.options == ["--pairs=blimp", "--pair_items"]
+    assert pairs.options == ["--pairs=blimp", "--leading_space"]
 
 
 def test_a_missing_control_is_told(tmp_path: Path) -> None:

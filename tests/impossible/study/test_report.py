@@ -96,15 +96,17 @@ def test_only_a_failed_preparation_is_a_problem(tmp_path: Path) -> None:
     assert states.problem_of_data(plan) == "The data are not prepared: no text there"
 
 
-def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drawn", [1000, 2000])
+def test_the_numbers_of_the_page_are_those_of_the_tables(drawn: int, tmp_path: Path) -> None:
     config = tmp_path / "study.py"
     config.write_text('languages = ["no_reverse", "full_reverse"]\nseeds = [1, 2]\n')
     plan = plans.read([str(config), f"--study_dir={tmp_path}"], "usage")
     rows = [
         {"label": "F - N", "measure": measure, "low": d - 0.01, "high": d + 0.01, "difference": d}
-        | {"p": p, "n": 2, "language": "full_reverse", "control": "no_reverse", "step": step}
+        | {"p": p / 2, "p_holm": p, "sentences": 1000 - step, "sentences_drawn": drawn}
+        | {"n": 2, "language": "full_reverse", "control": "no_reverse", "step": step}
         | {"interval": "t, over seeds"}
-        for step, d, p in ((1, 0.5, 0.5), (2, 0.25, 0.00001))
+        for step, d, p in ((1, 0.5, math.nan), (2, 0.25, 0.00001))
         for measure in ("perplexity", "perplexity_without_markers")
     ]
     rows[-1]["difference"] = 0.125
@@ -119,7 +121,9 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None
     pd.DataFrame(perplexities).to_csv(tmp_path / "perplexity.csv")
     report.write(plan, pd.DataFrame(columns=["run", "state", "error", "device"]))
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
-    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2"]
+    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2", "998"]
+    told = "Warning: F - N: only 998 of 2,000 test sentences are compared."
+    assert (told in page) == (drawn == 2000)
     assert "\n".join(f"<td>{cell}</td>" for cell in cells[:1]) in page
     for cell in (*cells, "+0.125", "107.0", "212.0", "43.5 to 170.5"):  # 107 +- 12.706 * 5
         assert f"<td>{cell}</td>" in page, cell
