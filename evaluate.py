@@ -178,9 +178,8 @@ def write(evaluations: list[OfSeries], name: str, measure: Measure) -> None:
     for e in evaluations:
         with files.locked(e.folder):
             tables.write(measure.table(e), e.folder / f"{name}.csv")
-            if settings.pair_items and name == "pairs":
-                path = e.folder / f"pair_items.{settings.table_format}"
-                tables.write(minimal_pairs.items(e), path)
+            if name == "pairs":
+                tables.write(minimal_pairs.items(e), e.folder / "pair_items.csv")
     if len(evaluations) > 1:
         folder = evaluations[0].joint_folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -334,12 +334,12 @@ class Evaluate(_Models):
     """instead of perplexities, the surprisal of the first marker of sentences in a Hop language"""
     pairs: str = ""
     """instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
-    sentence_good and sentence_bad (one file, or a folder or zip of them)"""
+    sentence_good and sentence_bad (one file, or a folder of them)"""
     leading_space: bool = False
     """encode the sentences of minimal pairs after a space, as lm-evaluation-harness does"""
     stimuli: str = ""
     """instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
-    condition and text, and optionally place (words before the marker), perturbed and region"""
+    condition and text, and optionally marker_place, perturbed, region and occurrence"""
     pair_items: bool = False
     """also write a table of every pair and the log-probabilities of its sentences"""
     losses: bool = False

@@ -12,7 +12,7 @@ from conftest import fail, succeed
 
 from impossible.errors import UserError
 from impossible.evaluation import stimuli
-from impossible.evaluation.stimuli import Stimulus
+from impossible.evaluation.stimulus_files import Region, Stimulus
 from impossible.text.tokenizer import Tokenizer
 
 TEXT = "He cleans his very messy bookshelf."
@@ -22,12 +22,16 @@ def pieces(made: stimuli.Prepared, markers: str) -> list[str]:
     return [piece.strip() for piece in Tokenizer(tuple(markers)).pieces(made.tokens)]
 
 
+def regions(*texts: str) -> tuple[Region, ...]:
+    return tuple(Region("region", text) for text in texts)
+
+
 def region(made: stimuli.Prepared, markers: str) -> list[str]:
-    return [p for p, inside in zip(pieces(made, markers), made.in_region, strict=True) if inside]
+    return [p for p, number in zip(pieces(made, markers), made.region, strict=True) if number >= 0]
 
 
 def test_the_marker_comes_after_so_many_words_and_regions_move_with_their_words() -> None:
-    stimulus = Stimulus("1", "a", TEXT, place="2", region="his very")
+    stimulus = Stimulus("1", "a", TEXT, marker_place=2, regions=regions("his very"))
     (made,) = stimuli.prepared([stimulus], "partial_reverse")
     assert " ".join(pieces(made, "🅁")) == "He cleans 🅁 . lf he books messy very his"
     assert made.spelled == ["He", "cleans", "his", "very", "messy", "bookshelf."]
@@ -50,22 +54,22 @@ def test_conditions_of_an_item_have_the_same_draw() -> None:
 
 def test_a_perturbed_string_is_read_as_it_is() -> None:
     perturbed = "He cleans 🅁 his messy"
-    stimulus = Stimulus("1", "a", TEXT, perturbed=perturbed, region="messy")
+    stimulus = Stimulus("1", "a", TEXT, perturbed=perturbed, regions=regions("messy"))
     (made,) = stimuli.prepared([stimulus], "partial_reverse")
     assert pieces(made, "🅁") == ["He", "cleans", "🅁", "his", "messy"]
     assert region(made, "🅁") == ["messy"]
     assert made.words.tolist() == [0, 1, -1, 2, 3]
     assert made.spelled == ["He", "cleans", "his", "messy"]
-    twice = Stimulus("1", "a", "x", perturbed="I 🅂 a 🄿 . é dog", region="é dog")
+    twice = Stimulus("1", "a", "x", perturbed="I 🅂 a 🄿 . é dog", regions=regions("é dog"))
     (made,) = stimuli.prepared([twice], "no_hop")
     assert made.words.tolist()[:6] == [0, -1, 1, -1, 2, 3]
     assert region(made, "🅂🄿") == ["é", "dog"]
-    (made,) = stimuli.prepared([twice._replace(region="a 🄿")], "no_hop")
+    (made,) = stimuli.prepared([twice._replace(regions=regions("a 🄿"))], "no_hop")
     assert region(made, "🅂🄿") == ["a", "🄿"]
 
 
 def test_a_hop_language_marks_the_verbs_of_stimuli() -> None:
-    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, region="cleans")], "token_hop")
+    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, regions=regions("cleans"))], "token_hop")
     assert " ".join(pieces(made, "🅂🄿")) == "He clean his very messy books 🅂 he lf ."
     assert made.words.tolist() == [0, 1, 2, 3, 4, 5, -1, 5, 5, 5], "of the original text"
     assert made.spelled == TEXT.split()
@@ -79,7 +83,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
             "item": [1, 1, 2],
             "condition": ["good", "bad", "good"],
             "text": [TEXT, "He clean his very messy bookshelf.", "It rains."],
-            "place": ["2", "2.0", ""],
+            "marker_place": ["2", "2.0", ""],
             "region": ["his very", "his very", ""],
         }
     )
@@ -92,7 +96,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
     options = (f"--stimuli={path}", f"--results_dir={tmp_path / 'results'}")
     succeed("evaluate.py", f"--out_dir={out_dir}", *options)
-    (place,) = (tmp_path / "results").glob("*/stimuli_mine/stimuli.csv")
+    (place,) = (tmp_path / "results").glob("*/stimuli_mine-*/stimuli.csv")
     table = pd.read_csv(place)
     assert table.step.unique().tolist() == [3, 6]
     for step in (3, 6):
@@ -122,22 +126,26 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("item,text\n1,A b.\n", "row 2 has no condition"),
+        ("item,text\n1,A b.\n", "x.csv has no column condition"),
         ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
         ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
         ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
-        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "begins or ends within a token"),
+        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
+        ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
         ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
         ("item,condition,text\n", "holds no stimulus"),
         ("item,condition,text\n1,a,\n", "row 2: text is empty"),
-        ("item,condition,text,place\n1,a,A b.,x\n", "row 2: place = 'x'"),
-        ("item,condition,text,place\n1,a,A b.,3\n", "place = 3. Expected 0 to 2"),
+        ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
+        ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
         ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
         ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
         ('item,condition,text\n1,a,"A\n', "cannot be read"),
         ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
         ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
-        ("item,condition,text,place\n1,a,A b.,1\n1,b,A c.,\n", "a place in some conditions only"),
+        (
+            "item,condition,text,marker_place\n1,a,A b.,1\n1,b,A c.,\n",
+            "a marker_place in some conditions only",
+        ),
         ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
     ],
 )
