@@ -113,10 +113,8 @@ def _name(name: str) -> str:
 def _require_once(names: Iterable[str], where: str) -> None:
     for name, count in Counter(names).items():
         if count > 1:
-            raise UserError(
-                f"{where} has {count} columns {name!r}. Rename or remove one. (Several regions are "
-                f"columns {_REGION}_NAME.)"
-            )
+            more = f" Name further regions {_REGION}_NAME." if name == _REGION else ""
+            raise UserError(f"{where} has {name!r} {count} times. Rename or remove one.{more}")
 
 
 def _require_known(path: Path, names: set[str]) -> None:

@@ -1,8 +1,11 @@
 """Corpora that the datasets library loads: from the Hub, a folder or a file."""
 
+import contextlib
+import functools
+import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impossible.errors import UserError
 from impossible.text.documents import CHUNK, Document, Part, Source, Splits, hold_out, text_lines
@@ -49,15 +52,15 @@ def _hash(place: Path) -> str:
     return content_hash({"": paths}, place if place.is_dir() else place.parent)
 
 
-def _load(name: str) -> "datasets.DatasetDict":
-    """The splits of a dataset. Raises what datasets raises."""
+def _load(name: str, column: str) -> "datasets.DatasetDict":
+    """The splits of a dataset, with texts in a column. Raises what datasets raises."""
     import datasets
 
     place = local(name)
     if place is None:
         path, _, revision = name.removeprefix("hf:").partition("@")
         path, _, config = path.partition(":")
-        return datasets.load_dataset(path, config or None, revision=revision or None)
+        return _read(column, path, config or None, revision=revision or None)
     if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
         stored = datasets.load_from_disk(str(place))
         is_one = isinstance(stored, datasets.Dataset)
@@ -65,7 +68,7 @@ def _load(name: str) -> "datasets.DatasetDict":
     # The library knows what it has read by path and time: for other bytes, another cache.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _hash(place)[:16]
     if place.is_dir():
-        return datasets.load_dataset(str(place), cache_dir=str(cache))
+        return _read(column, str(place), cache_dir=str(cache))
     ending = plain_name(place).suffix.lower()
     if ending not in _KINDS:
         raise UserError(
@@ -73,15 +76,28 @@ def _load(name: str) -> "datasets.DatasetDict":
         )
     separator = {"sep": "\t"} if ending == ".tsv" else {}
     kind = _KINDS[ending]
-    return datasets.load_dataset(kind, data_files=str(place), cache_dir=str(cache), **separator)
+    return _read(column, kind, data_files=str(place), cache_dir=str(cache), **separator)
+
+
+def _read(column: str, *arguments: Any, **options: Any) -> "datasets.DatasetDict":
+    """What datasets loads. In csv files, `None`, `null` and the like are texts, no missing ones."""
+    import datasets
+
+    if hasattr(datasets.load_dataset_builder(*arguments, **options).config, "keep_default_na"):
+        # Only that column: others may hold numbers, and words that mean a missing one.
+        only = {"usecols": functools.partial(operator.eq, column), "keep_default_na": False}
+        with contextlib.suppress(ValueError):  # it has no such column: see what it has
+            return datasets.load_dataset(*arguments, **options, **only)
+    return datasets.load_dataset(*arguments, **options)
 
 
 def splits(name: str, column: str) -> Splits:
     """The splits of a dataset; for a missing split, every twentieth row of train is held out."""
     import datasets
+    import pyarrow.compute as pc
 
     try:
-        loaded = _load(name)
+        loaded = _load(name, column)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error  # which is told last
         raise UserError(
@@ -110,6 +126,9 @@ def splits(name: str, column: str) -> Splits:
             raise UserError(
                 f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. {advice}"
             )
+        texts = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
+        if empty := pc.sum(pc.equal(texts, "")).as_py():
+            print(f"{name}, {split}: left out {empty:,} of {len(rows):,} rows, which have no text")
     places = hold_out([split for split in SPLITS if split not in parts])
     return {
         split: [_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]

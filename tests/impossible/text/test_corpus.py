@@ -319,6 +319,30 @@ def test_a_dataset_may_be_a_file_of_any_of_these_kinds(name: str, tmp_path: Path
     assert sentences_of(splits["val"]) == ["row 9, of many", "row 29, of many"]
 
 
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_words_that_mean_nothing_elsewhere_are_texts_of_a_csv_file_and_empty_rows_are_counted(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["None", "null", "NA", "nan", "", "7", "so"]
+    rows = [f"{i},{word}" for i, word in enumerate(words * 20)]
+    place = tmp_path / "mine" / "train.csv"
+    place.parent.mkdir()
+    place.write_text("n,text\n" + "\n".join(rows), encoding="utf-8")
+    name = f"hf:{place if form == 'file' else place.parent}"
+    splits = corpus.open_corpus(name, "", "text")
+    found = [text for split in token_files.SPLITS for text in sentences_of(splits[split])]
+    assert {word: found.count(word) for word in words} == {
+        word: 20 if word else 0 for word in words
+    }
+    assert "train: left out 20 of 140 rows, which have no text" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no column 'body'. Set --text_column= to one of: text"):
+        corpus.open_corpus(name, "", "body")
+    missing = [{"text": text} for text in ["a", None, " "] * 10]
+    datasets.Dataset.from_list(missing).save_to_disk(tmp_path / "saved")
+    corpus.open_corpus(f"hf:{tmp_path / 'saved'}", "", "text")
+    assert "left out 20 of 30 rows" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["./a.jsonl", "../a", "/none/a", "a.jsonl", "b/c.csv", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
