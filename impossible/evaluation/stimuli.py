@@ -115,7 +115,7 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
         places = {token: place for place, token in enumerate(stand_ins.tolist())}
         origins = np.array([places.get(token, -1) for token in moved.tolist()], np.int64)
         is_old = origins >= 0
-        is_clear = len(hidden) == count or len(np.unique(origins[is_old])) == is_old.sum()
+        is_clear = len(hidden) in (0, count) or len(set(origins[is_old])) == is_old.sum()
         if is_clear and np.array_equal(np.where(is_old, original[origins], moved), tokens):
             return tokens, origins
     is_old = np.isin(tokens, original)
@@ -256,13 +256,14 @@ class _Base:
             before, after = (r"\b" if re.match(r"\w", end) else "" for end in (text[0], text[-1]))
             pattern = before + pattern + after
         starts = [match.start() for match in re.finditer(f"(?={pattern})", self.text)]
-        if len(starts) != 1 and not 1 <= (region.occurrence or 0) <= len(starts):
+        number = region.occurrence or int(len(starts) == 1)
+        if not 1 <= number <= len(starts):
             raise UserError(
                 f"{self.stimulus.where}: the region {region.text!r} occurs {len(starts)} times as "
                 f"whole words in {self.text!r}. "
                 + ("Say which one is meant in the column occurrence." if starts else "")
             )
-        start = len(self.text[: starts[(region.occurrence or 1) - 1]].encode())
+        start = len(self.text[: starts[number - 1]].encode())
         end = start + len(text.encode())
         inside = (self.spans[:, 0] >= start) & (self.spans[:, 1] <= end)
         crossing = (self.spans[:, 0] < end) & (self.spans[:, 1] > start) & ~inside
