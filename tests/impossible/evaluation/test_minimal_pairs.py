@@ -135,6 +135,10 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
     assert (rows.loc[ORDER].left_out, rows.loc[ORDER].pairs) == (len(PAIRS[ORDER]), 0)
     assert np.isnan(rows.loc[ORDER].accuracy)
     assert rows.loc["all"].pairs == rows.pairs[:-1].sum() == len(right)
+    assert rows.loc["all"].accuracy_over_paradigms == rows.loc[AGREEMENT].accuracy
+    assert rows.accuracy_over_paradigms.isna().sum() == 2
+    assert rows.pairs_from.unique().tolist() == [pair_files.folder_name("", str(folder))[1:]]
+    assert items.is_right.isin([0, 1]).all()
     low, high = rows.loc["all"].low, rows.loc["all"].high
     assert 0 <= low < rows.loc["all"].accuracy < high <= 1
 
@@ -245,6 +249,8 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     assert table.pairs_common.tolist() == [both, both]
     assert table.loc["no_shuffle"].pairs > both
     assert table.loc["partial_reverse"].accuracy_common == table.loc["partial_reverse"].accuracy
+    both_means = table[["accuracy_over_paradigms", "accuracy_common_over_paradigms"]]
+    assert both_means.loc["partial_reverse"].nunique() == 1
     count = sum(map(len, PAIRS.values()))
     assert f"{both} of {count} pairs are evaluated in all languages" in printed
 
@@ -263,3 +269,97 @@ def test_results_in_another_language_do_not_replace_those_in_the_own(
         "evaluate.py", *runs.values(), *options, f"--model={export}", f"--eval_dir={tmp_path}"
     )
     assert "on NoShuffle" in printed and "on PartialReverse" in printed
+
+
+def write_pairs(path: Path, *rows: dict[str, object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"sentence_good": "A b.", "sentence_bad": "B a.", **row}) for row in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> None:
+    rows = [{"pairID": None, "UID": None, "field": None}, {"pairID": 7.0}, {"UID": 5}]
+    path = write_pairs(tmp_path / "x.jsonl", *rows)
+    found = [(p.paradigm, p.field, p.item) for p in minimal_pairs.read(str(path))]
+    assert found == [("x", "", "0"), ("x", "", "7"), ("5", "", "2")]
+    for folder in ("morphology", "syntax"):
+        write_pairs(tmp_path / "two" / folder / "agreement.jsonl", {}, {})
+    with pytest.raises(UserError) as error:
+        minimal_pairs.read(str(tmp_path / "two"))
+    for place in ("morphology", "syntax"):
+        assert f"{tmp_path / 'two' / place / 'agreement.jsonl'}, line 1" in str(error.value)
+    write_pairs(tmp_path / "y.jsonl", {"pairID": 1}, {"pairID": "1"})
+    with pytest.raises(
+        UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1'"
+    ):
+        minimal_pairs.read(str(tmp_path / "y.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"UID": "all"}, "line 1: the paradigm 'all' has the name that tables give to the total"),
+        ({"UID": ["a"]}, r'line 1: UID = \["a"\]. Expected a text or a number'),
+        ({"sentence_bad": ["B", "a"]}, r'line 1: sentence_bad = \["B", "a"\]. Expected a text'),
+        ({"sentence_bad": None}, "line 1: sentence_good or sentence_bad is empty"),
+        ({"sentence_good": "A\u200b b."}, r"character 2 of sentence_good .*U\+200B"),
+    ],
+)
+def test_what_is_not_clear_in_a_pair_is_refused(
+    row: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told):
+        minimal_pairs.read(str(write_pairs(tmp_path / "x.jsonl", row)))
+
+
+def test_white_space_in_pairs_is_replaced_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_pairs(tmp_path / "x.jsonl", {}, {"sentence_good": "A\u00a0 b.\t"})
+    assert minimal_pairs.read(str(path))[1].good == "A b."
+    assert "line 2: each tab, line break, no-break space" in (out := capsys.readouterr().out)
+    assert "(1 text in all)" in out
+
+
+def test_results_on_different_pairs_go_to_different_folders(tmp_path: Path) -> None:
+    one, same, other = (
+        write_pairs(tmp_path / folder / "blimp" / "p.jsonl", {"sentence_bad": bad}).parent
+        for folder, bad in (("a", "B a."), ("b", "B a."), ("c", "C a."))
+    )
+    names = [pair_files.folder_name("pairs", str(source)) for source in (one, same, other, "blimp")]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+    (one / ".DS_Store").write_bytes(b"x")
+    assert pair_files.folder_name("pairs", str(one)) == names[0]
+    (one / "p.jsonl").rename(one / "q.jsonl")  # another paradigm
+    assert pair_files.folder_name("pairs", str(one)) != names[0]
+    assert pair_files.folder_name("pairs", "blimp", True) == f"{names[3]}_leading_space"
+
+
+def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shuffled(s: perturb.Sentences, markers: list[int], rng: np.random.Generator) -> object:
+        return s._replace(tokens=s.tokens[rng.permutation(len(s.tokens))])
+
+    rule = perturb.Language("Own", shuffled, "", any_length=True)
+    monkeypatch.setitem(perturb.LANGUAGES, "own", rule)
+    pairs = [
+        Pair("p", "", str(i), "The dog sees the cat.", "The dog see the cat.") for i in range(9)
+    ]
+    found = perturbed(pairs, "own")
+    tokens = found.sentences.tokens.reshape(9, 2, -1)
+    assert ((tokens[:, 0] != tokens[:, 1]).sum(axis=1) == 1).all()
+
+
+def test_the_total_gives_the_mean_over_pairs_and_the_mean_over_paradigms() -> None:
+    pairs = [Pair(p, "", str(i), "", "") for i, p in enumerate("aaab")]
+    sums = np.array([[-1, -2], [-2, -1], [-2, -1], [-1, -2]], float)
+    right = minimal_pairs._right(sums)
+    assert right.tolist() == [1, 0, 0, 1]
+    assert minimal_pairs._over_paradigms(pairs, right) == pytest.approx((1 / 3 + 1) / 2)
+    printed = minimal_pairs._result(pairs, sums)
+    assert printed == "50.0% of pairs right (mean over paradigms: 66.7%)"
+    sums[1, 0] = np.nan
+    assert minimal_pairs._right(sums).isna().tolist() == [False, True, False, False]
