@@ -94,7 +94,6 @@ def _read(column: str, *arguments: Any, **options: Any) -> "datasets.DatasetDict
 def splits(name: str, column: str) -> Splits:
     """The splits of a dataset; for a missing split, every twentieth row of train is held out."""
     import datasets
-    import pyarrow.compute as pc
 
     try:
         loaded = _load(name, column)
@@ -126,14 +125,21 @@ def splits(name: str, column: str) -> Splits:
             raise UserError(
                 f"the {split} split of {name.removeprefix('hf:')!r} has {what} {column!r}. {advice}"
             )
-        texts = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
-        if empty := pc.sum(pc.equal(texts, "")).as_py():
-            print(f"{name}, {split}: left out {empty:,} of {len(rows):,} rows, which have no text")
+        _tell_of_empty(f"{name}, {split}", rows, column)
     places = hold_out([split for split in SPLITS if split not in parts])
     return {
         split: [_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]
         for split in SPLITS
     }
+
+
+def _tell_of_empty(title: str, rows: "datasets.Dataset", column: str) -> None:
+    """Print how many rows have no text in a column, if there are any."""
+    import pyarrow.compute as pc
+
+    texts = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
+    if empty := pc.sum(pc.equal(texts, "")).as_py():
+        print(f"{title}: left out {empty:,} of {len(rows):,} rows, which have no text")
 
 
 def _rows(
