@@ -25,6 +25,7 @@ from impossible.errors import UserError
 from impossible.evaluation import series as all_series
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member, Series
+from impossible.evaluation.stimulus_files import sentence
 from impossible.settings import Sample
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.training import checkpoint, processes
@@ -36,7 +37,10 @@ def main(settings: Sample) -> None:
     """Print continuations of the prompt, by every model that is named."""
     language = perturb.get(settings.language)
     tokenizer = Tokenizer(language.markers)
-    prompt = tokenizer.encode_with_markers(settings.prompt)
+    text = sentence(settings.prompt, "prompt", Sample.command, may_begin_with_space=True)
+    if text != settings.prompt:
+        print(f"the prompt is read with single spaces and none at its end: {text!r}")
+    prompt = tokenizer.encode_with_markers(text)
     device = devices.pick_device(settings.device, processes.World())
     for series in all_series.find(settings, revisions_of(settings)):
         for member in chosen(series, settings):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -190,3 +190,18 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def name_by_content(path: Path, paths: Sequence[Path] = ()) -> str:
+    """A name for a file or folder by its content, such as `items-1a2b3c4d`.
+
+    The digits are the first of a SHA-256: of the file, or of those files of the folder that are in
+    `paths`, with their names. So equal content of one name gives one name, wherever it is.
+    """
+    if path.is_dir():
+        name = path.resolve().name
+        lines = [f"{sha256(p)} {p.relative_to(path).as_posix()}\n" for p in paths]
+        digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    else:
+        name, digest = path.stem, sha256(path)
+    return f"{require_utf8(Path(name))}-{digest[:8]}"

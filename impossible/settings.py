@@ -330,12 +330,12 @@ class Evaluate(_Models):
     """instead of perplexities, the surprisal of the first marker of sentences in a Hop language"""
     pairs: str = ""
     """instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
-    sentence_good and sentence_bad (one file, or a folder or zip of them)"""
+    sentence_good and sentence_bad (one file, or a folder of them)"""
     leading_space: bool = False
     """encode the sentences of minimal pairs after a space, as lm-evaluation-harness does"""
     stimuli: str = ""
     """instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
-    condition and text, and optionally place (words before the marker), perturbed and region"""
+    condition and text, and optionally marker_place, perturbed, region and occurrence"""
     eval_dir: str = "out/evaluation"
     """folder for joint results of several runs, and for results of exported models, of models from
     the Hub and of runs whose own folder is read-only"""

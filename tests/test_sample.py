@@ -76,6 +76,7 @@ def test_top_k_of_one_is_greedy_too(trained: Path) -> None:
     ("arguments", "told"),
     [
         (["--prompt="], "the prompt is empty"),
+        (["--prompt=He\u200b cleans"], "sample.py: character 3 of prompt cannot be seen: U+200B"),
         (["--new_tokens=100"], "reads 32 tokens; the prompt has 2, and new_tokens = 100"),
         (["--checkpoint=9"], "has no checkpoint-9"),
         (
@@ -98,3 +99,10 @@ def test_what_was_generated_is_shown_with_the_perturbation_undone(trained: Path)
     assert undone.strip() == f"undone: {f'He cleans{last} very his'!r}"
     undone = succeed("sample.py", where, *QUIET, "--temperature=0", "--undo", "--prompt=🅁 🅁")
     assert "undone: not possible (2 markers, 1 expected)" in undone
+
+
+def test_white_space_of_a_prompt_is_replaced_and_told(trained: Path) -> None:
+    command = ("sample.py", f"--out_dir={trained}", *QUIET, "--temperature=0")
+    first, *odd = succeed(*command, "--prompt= He\u00a0 cleans\t").splitlines()
+    assert first == "the prompt is read with single spaces and none at its end: ' He cleans'"
+    assert odd == succeed(*command, "--prompt= He cleans").splitlines()

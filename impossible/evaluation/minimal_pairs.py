@@ -19,17 +19,16 @@ import torch
 import perturb
 from impossible.errors import UserError
 from impossible.evaluation import results, scoring
-from impossible.evaluation.pair_files import Pair, read
+from impossible.evaluation.pair_files import Pair, folder_name, read
 from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Member, Series
+from impossible.evaluation.stimulus_files import TOTAL
 from impossible.settings import Evaluate
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import annotated
 from impossible.training.processes import World
 from perturb import Sentences, from_lengths
-
-_ALL = "all"  # in place of a paradigm: all pairs together
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,8 @@ def perturbed(source: str, language: str, leading_space: bool = False) -> PairSe
     if not rule.any_length:
         kept &= both[0].lengths == both[1].lengths
     chosen, markers = np.flatnonzero(kept), list(tokenizer.markers.values())
-    if rule.any_length:  # nothing is drawn
-        rng = np.random.default_rng(rule.seed)
-        both = [rule.perturb(sentences, markers, rng).take(kept) for sentences in both]
-    else:
-        seeds = [_seed(pairs[i], rule) for i in chosen]
-        both = [_drawn(sentences, chosen, seeds, rule, markers) for sentences in both]
+    seeds = [_seed(pairs[i], rule) for i in chosen]
+    both = [_drawn(sentences, chosen, seeds, rule, markers) for sentences in both]
     parts = [np.split(s.tokens, s.offsets[1:-1]) for s in both] if len(chosen) else [[], []]
     return _different(source, language, [pairs[i] for i in chosen], *parts)
 
@@ -113,7 +108,7 @@ def _drawn(
 ) -> Sentences:
     """The chosen sentences, each perturbed with a generator of its own."""
     parts = [
-        rule.perturb(sentences.part(i, i + 1), markers, np.random.default_rng(seed)).tokens
+        rule.apply(sentences.part(i, i + 1), markers, np.random.default_rng(seed)).tokens
         for i, seed in zip(chosen.tolist(), seeds, strict=True)
     ]
     lengths = np.array(list(map(len, parts)), np.int64)
@@ -148,14 +143,13 @@ class PairEvaluation(OnMaterial):
 
     @property
     def test_place(self) -> str:
-        """Where the pairs come from."""
-        return self.pairs.source
+        """The name of the pairs: that of their file or folder, and a hash of the content."""
+        return folder_name("pairs", self.pairs.source).removeprefix("pairs_")
 
     def interval(self, member: Member) -> tuple[float, float]:
         """The ends of the 95% Wilson interval of the accuracy."""
-        good, bad = self.log_probabilities(member)[self.is_common].T
-        is_scored = ~np.isnan(good + bad)
-        return _wilson(int((good > bad)[is_scored].sum()), int(is_scored.sum()))
+        right = _right(self.log_probabilities(member))[self.is_common]
+        return _wilson(int(right.sum()), int(right.count()))
 
     @property
     def is_common(self) -> np.ndarray:
@@ -165,7 +159,7 @@ class PairEvaluation(OnMaterial):
 
     def accuracy(self, member: Member) -> float:
         """The share of pairs that a model gets right, of those that all series have."""
-        return _accuracy(self.log_probabilities(member)[self.is_common])
+        return float(_right(self.log_probabilities(member))[self.is_common].mean())
 
     def log_probabilities(self, member: Member) -> np.ndarray:
         """Those of the good and the bad sentence of each pair, in nats, (K, 2) float64."""
@@ -178,7 +172,7 @@ def folder_of(settings: Evaluate, series: Series) -> Path:
 
 
 def _name_of(settings: Evaluate) -> str:
-    return f"pairs_{Path(settings.pairs).stem}{'_leading_space' * settings.leading_space}"
+    return folder_name("pairs", settings.pairs, settings.leading_space)
 
 
 def key_of(pair: Pair) -> tuple[str, str]:
@@ -208,7 +202,7 @@ def evaluate(
         series,
         Material(evaluation.title, made.language, made.sentences),
         evaluation.folder,
-        lambda losses: f"{_accuracy(_sums(losses, made.sentences)):.1%} of pairs right",
+        lambda losses: _result(made.pairs, _sums(losses, made.sentences)),
         world,
         device,
     )
@@ -220,52 +214,63 @@ def _sums(losses: np.ndarray, sentences: Sentences) -> np.ndarray:
     return -(means * (sentences.lengths - 1)).reshape(-1, 2)
 
 
-def _accuracy(log_probabilities: np.ndarray) -> float:
-    good, bad = log_probabilities[~np.isnan(log_probabilities).any(axis=1)].T
-    return float((good > bad).mean()) if len(good) else np.nan
+def _result(pairs: list[Pair], log_probabilities: np.ndarray) -> str:
+    """The accuracy of a model, for people."""
+    right = _right(log_probabilities)
+    return (
+        f"{right.mean():.1%} of pairs right (mean over paradigms: "
+        f"{_over_paradigms(pairs, right):.1%})"
+    )
+
+
+def _over_paradigms(pairs: list[Pair], right: pd.Series) -> float:
+    """The mean of the accuracies of all paradigms, as BLiMP reports it. right: as of `_right`."""
+    return float(right.groupby(np.array([pair.paradigm for pair in pairs])).mean().mean())
+
+
+def _right(log_probabilities: np.ndarray) -> pd.Series:
+    """Of each pair, 1 if it is right, 0 if it is wrong, and NaN if it is not scored, (K,)."""
+    good, bad = log_probabilities.T
+    return pd.Series(good > bad, dtype=float).where(~np.isnan(good + bad))
 
 
 # Tables and curves
 
 
 def table(e: PairEvaluation) -> pd.DataFrame:
-    """A row for each checkpoint and paradigm, and one for all pairs."""
-    paradigms = {(p.paradigm, p.field): [] for p in e.pairs.pairs} | {
-        key: [] for key in e.pairs.left_out
-    }
+    """A row for each checkpoint and paradigm, and one for all pairs.
+
+    In the latter, `accuracy` is the mean over pairs, `accuracy_over_paradigms` that over paradigms.
+    """
+    paradigms: dict[tuple[str, str], list[int]] = {key: [] for key in e.pairs.left_out}
     for i, pair in enumerate(e.pairs.pairs):
-        paradigms[pair.paradigm, pair.field].append(i)
+        paradigms.setdefault((pair.paradigm, pair.field), []).append(i)
+    groups = [*sorted(paradigms.items()), ((TOTAL, ""), list(range(len(e.pairs.pairs))))]
+    about = {**e.columns, "test_language": e.pairs.language, "pairs_from": e.test_place}
     rows = []
     for member in e.series.members:
-        found = e.log_probabilities(member)
-        is_scored = ~np.isnan(found).any(axis=1)
-        is_right = found[:, 0] > found[:, 1]
-        of_all = is_scored & e.is_common
-        everything = {(_ALL, ""): list(range(len(found)))}
-        for (paradigm, field), places in (*sorted(paradigms.items()), *everything.items()):
-            scored = np.array(places, np.int64)[is_scored[places]]
-            right, count = int(is_right[scored].sum()), len(scored)
-            lost = e.pairs.left_out
-            left_out = lost.total() if paradigm == _ALL else lost[paradigm, field]
-            low, high = _wilson(right, count)
-            rows.append(
-                {
-                    **e.columns,
-                    "test_language": e.pairs.language,
-                    "pairs_from": e.pairs.source,
-                    "checkpoint": member.name,
-                    "step": member.step,
-                    "paradigm": paradigm,
-                    "field": field,
-                    "accuracy": right / count if count else np.nan,
-                    "low": low,
-                    "high": high,
-                    "pairs": count,
-                    "left_out": left_out + len(places) - count,
-                    **(_on_common(is_right, of_all, places) if e.common is not None else {}),
-                }
-            )
+        right = _right(e.log_probabilities(member))
+        common = right.where(e.is_common)
+        named = about | {"checkpoint": member.name, "step": member.step}
+        for (paradigm, field), places in groups:
+            row = {"paradigm": paradigm, "field": field, **_accuracy(right[places])}
+            left_out = e.pairs.left_out
+            unread = left_out.total() if paradigm == TOTAL else left_out[paradigm, field]
+            row["left_out"] = unread + len(places) - row["pairs"]
+            if e.common is not None:
+                row["accuracy_common"] = common[places].mean()
+                row["pairs_common"] = int(common[places].count())
+            rows.append(named | row)
+        rows[-1]["accuracy_over_paradigms"] = _over_paradigms(e.pairs.pairs, right)
+        if e.common is not None:
+            rows[-1]["accuracy_common_over_paradigms"] = _over_paradigms(e.pairs.pairs, common)
     return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def _accuracy(right: pd.Series) -> dict[str, float | int]:
+    """The share of right pairs, its 95% Wilson interval, and the number of scored pairs."""
+    low, high = _wilson(int(right.sum()), int(right.count()))
+    return {"accuracy": right.mean(), "low": low, "high": high, "pairs": int(right.count())}
 
 
 def _wilson(right: int, count: int) -> tuple[float, float]:
@@ -275,12 +280,6 @@ def _wilson(right: int, count: int) -> tuple[float, float]:
         return np.nan, np.nan
     found = binomtest(right, count).proportion_ci(method="wilson")
     return found.low, found.high
-
-
-def _on_common(is_right: np.ndarray, of_all: np.ndarray, places: list[int]) -> dict[str, float]:
-    chosen = np.array(places, np.int64)[of_all[places]]
-    accuracy = float(is_right[chosen].mean()) if len(chosen) else np.nan
-    return {"accuracy_common": accuracy, "pairs_common": len(chosen)}
 
 
 def items(e: PairEvaluation) -> pd.DataFrame:
@@ -294,7 +293,8 @@ def items(e: PairEvaluation) -> pd.DataFrame:
     tables = []
     for member in e.series.members:
         good, bad = e.log_probabilities(member).T
-        values = {"log_probability_good": good, "log_probability_bad": bad, "is_right": good > bad}
+        is_right = _right(e.log_probabilities(member))  # empty in csv if it is not scored
+        values = {"log_probability_good": good, "log_probability_bad": bad, "is_right": is_right}
         about = e.columns | {"test_language": e.pairs.language, "checkpoint": member.name}
         tables.append(common.assign(**about, step=member.step, **values))
-    return pd.concat(tables, ignore_index=True).astype({"step": "Int64"})
+    return pd.concat(tables, ignore_index=True).astype({"step": "Int64", "is_right": "Int64"})

@@ -1,15 +1,19 @@
 """Minimal pairs: BLiMP from the Hub, or jsonl files of one's own."""
 
 import functools
-import io
-import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from impossible import asking
+from impossible import asking, files
 from impossible.errors import UserError
+from impossible.evaluation.stimulus_files import (
+    json_object,
+    label,
+    require_not_total,
+    sentence,
+    tell_of_spaces,
+)
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
 COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
@@ -27,82 +31,92 @@ class Pair(NamedTuple):
     bad: str
 
 
+def folder_name(kind: str, source: str, leading_space: bool = False) -> str:
+    """The name of the folder for results on one's own sentences: KIND_NAME-HASH.
+
+    HASH is of the content: the same content gives the same name, other content another one. kind:
+    `pairs` or `stimuli`; source: the value of that setting. Raises UserError if it does not exist.
+    """
+    if kind == "stimuli":
+        if not Path(source).is_file():
+            raise UserError(f"stimuli = {source!r} is no file. Expected a csv or jsonl file.")
+        name = files.name_by_content(Path(source))
+    elif source == BLIMP:
+        name = f"{BLIMP}-{COMMIT[:8]}"
+    else:
+        name = files.name_by_content(Path(source), _paths(Path(source)))
+    return f"{kind}_{name}{'_leading_space' * leading_space}"
+
+
 @functools.lru_cache(1)
 def read(source: str) -> list[Pair]:
-    """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, a folder or a zip.
+    """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, or a folder of them.
 
-    Raises UserError if there are none, or for a line that is not a pair.
+    Raises UserError if there are none, for a line that is not a pair, and for two pairs of one
+    paradigm with the same name.
     """
-    if source == BLIMP:
-        pairs = list(_of_blimp())
-    else:
-        lines = _lines_of(Path(source))
-        pairs = [_pair(Path(name).stem, i, line, f"{name}, line {i}") for name, i, line in lines]
-    if not pairs:
+    rows = list(_of_blimp() if source == BLIMP else _of_files(Path(source)))
+    if not rows:
         raise UserError(f"pairs = {source!r} holds no minimal pair. Expected jsonl files.")
+    places: dict[tuple[str, str], str] = {}
+    pairs = [_pair(*row) for row in rows]
+    for pair, (where, *_) in zip(pairs, rows, strict=True):
+        require_not_total(pair.paradigm, "paradigm", where)
+        first = places.setdefault((pair.paradigm, pair.item), where)
+        if first != where:
+            raise UserError(
+                f"{where}: the paradigm {pair.paradigm!r} already has a pair {pair.item!r} "
+                f"({first}). Give each pair of a paradigm a pairID of its own. (The paradigm is "
+                "the UID, or else the name of the file.)"
+            )
+    tell_of_spaces((where, row[name]) for where, row, *_ in rows for name in (_GOOD, _BAD))
     return pairs
 
 
-def _lines_of(place: Path) -> Iterator[tuple[str, int, str]]:
-    """Each line of the jsonl files at a place that is not blank: name of the file, number, text."""
-    if place.is_dir():
-        for path in sorted(p for p in place.rglob("*.jsonl") if _is_wanted(p.relative_to(place))):
-            yield from _lines_of(path)
-    elif not place.is_file():
+# Where a row is, the row, and its paradigm and the name of the pair if the row does not give them.
+_Row = tuple[str, dict[str, Any], str, str]
+
+
+def _paths(source: Path) -> list[Path]:
+    """The jsonl files of a folder, in order; or the one file. Raises UserError if it is neither."""
+    if source.is_dir():
+        # macOS adds others to a folder, with names that begin so.
+        found = ((path, path.relative_to(source).parts) for path in source.rglob("*.jsonl"))
+        return sorted(p for p, parts in found if not any(x.startswith(".") for x in parts))
+    if not source.is_file():
         raise UserError(
-            f"pairs = {str(place)!r} does not exist. Expected blimp, a folder or a zip of jsonl "
-            "files, or one such file."
+            f"pairs = {str(source)!r} does not exist. Expected blimp, a folder of jsonl files, or "
+            "one such file."
         )
-    elif place.suffix == ".zip":
+    return [source]
+
+
+def _of_files(source: Path) -> Iterator[_Row]:
+    for path in _paths(source):
         try:
-            with zipfile.ZipFile(place) as packed:
-                names = [n for n in packed.namelist() if n.endswith(".jsonl")]
-                for name in sorted(n for n in names if _is_wanted(Path(n))):
-                    with packed.open(name) as file:
-                        yield from _numbered(f"{place}/{name}", file)
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{place} is damaged ({error}). Download it again.")
-    else:
-        with open(place, "rb") as file:
-            yield from _numbered(str(place), file)
-
-
-def _is_wanted(path: Path) -> bool:
-    """Whether a file is one of its author's: macOS adds others, with names that begin so."""
-    return not any(part.startswith((".", "__MACOSX")) for part in path.parts)
-
-
-def _numbered(name: str, file: IO[bytes]) -> Iterator[tuple[str, int, str]]:
-    try:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error}). Expected jsonl. (Unpack a zip.)")
+        for number, line in enumerate(lines, 1):
             if line.strip():
-                yield name, number, line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 ({error}).")
+                where = f"{path}, line {number}"
+                yield where, json_object(line, where), path.stem, str(number - 1)
 
 
-def _pair(paradigm: str, number: int, line: str, place: str) -> Pair:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{place} is no JSON object. Expected one a line, with {_GOOD} and {_BAD}.")
-    if missing := [name for name in (_GOOD, _BAD) if name not in found]:
-        raise UserError(f"{place} has no {' and no '.join(missing)}. Found: {', '.join(found)}.")
-    texts = [found[name] for name in (_GOOD, _BAD)]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{place}: {_GOOD} and {_BAD} must be sentences. Found: {texts}")
-    return _made(found, str(found.get("UID", paradigm)), number - 1)
+def _pair(where: str, row: dict[str, Any], paradigm: str, item: str) -> Pair:
+    """A pair from its row. Raises UserError."""
+    if missing := [name for name in (_GOOD, _BAD) if name not in row]:
+        raise UserError(f"{where} has no {' and no '.join(missing)}. Found: {', '.join(row)}.")
+    good, bad = (sentence(row[name], name, where) for name in (_GOOD, _BAD))
+    if not (good and bad):
+        raise UserError(f"{where}: {_GOOD} or {_BAD} is empty.")
+    uid, field, number, other = (
+        label(row.get(name), name, where) for name in ("UID", "field", "pairID", "pair_id")
+    )
+    return Pair(uid or paradigm, field, number or other or item, good, bad)
 
 
-def _made(row: dict[str, Any], paradigm: str, number: int) -> Pair:
-    """A pair from a row of BLiMP or of a file that has at least its two sentences."""
-    item = str(row.get("pairID", row.get("pair_id", number)))
-    return Pair(paradigm, str(row.get("field", "")), item, row[_GOOD].strip(), row[_BAD].strip())
-
-
-def _of_blimp() -> Iterator[Pair]:
+def _of_blimp() -> Iterator[_Row]:
     import pyarrow.parquet as pq
     from huggingface_hub.utils import httpx
 
@@ -114,8 +128,9 @@ def _of_blimp() -> Iterator[Pair]:
     except (httpx.HTTPError, OSError) as error:
         raise UserError(
             f"BLiMP could not be fetched from the Hub ({asking.text_of(error)}). Without a "
-            "network, name a folder or a zip of its jsonl files: --pairs=BLiMP.zip"
+            "network, name a folder of its jsonl files: --pairs=FOLDER"
         )
     for path in sorted(folder.glob(_FILES)):
         for number, row in enumerate(pq.read_table(path).to_pylist()):
-            yield _made(row, path.parent.name, number)
+            row["UID"] = path.parent.name
+            yield f"{path}, row {number}", row, path.parent.name, str(number)

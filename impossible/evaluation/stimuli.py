@@ -1,7 +1,7 @@
 """Sentences of one's own in an impossible language: surprisal by token, word and critical region.
 
 A stimulus is a row of a csv or jsonl file: item, condition and text, and optionally the place of
-the marker (in words), the exact perturbed string, and a critical region. The first token is
+the marker (in words), the exact perturbed string, and critical regions. The first token is
 predicted from <|endoftext|>. In all conditions of an item, the marker has the same place and the
 tokens of sentences of one length are shuffled alike.
 """
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,10 @@ import torch
 import perturb
 from impossible.errors import UserError
 from impossible.evaluation import results
+from impossible.evaluation.pair_files import folder_name
 from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Series
-from impossible.evaluation.stimulus_files import Stimulus, read
+from impossible.evaluation.stimulus_files import Region, Stimulus, read
 from impossible.settings import Evaluate
 from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
@@ -31,17 +32,22 @@ from impossible.text.words.verbs import Word, annotated
 from impossible.training.processes import World
 from perturb import PLURAL, REVERSE, SINGULAR, Language, Sentences, from_lengths
 
-_MARKER = 1 << 15  # where tokens are replaced by their places: more than any sentence has
-
 
 class Prepared(NamedTuple):
     """A stimulus in one language."""
 
     stimulus: Stimulus
-    tokens: np.ndarray  # (n,) as the model reads them
-    words: np.ndarray  # (n,) int64: the word of each token, from 0; -1 for a marker
+    tokens: np.ndarray  # (n,) uint16, as the model reads them
+    words: np.ndarray  # (n,) int64: the word of each token, from 0; -1 for one that was inserted
     spelled: list[str]  # the words of the text (or of the perturbed string)
-    in_region: np.ndarray  # (n,) bool
+    region: np.ndarray  # (n,) int64: the number of each token's region, from 0; -1 outside of all
+    marker_place: int | None  # words before the (first) marker; None without a marker
+    is_placed: bool = False  # whether the language put the marker where it was told to
+
+    @property
+    def is_marker(self) -> np.ndarray:
+        """Whether each token is a marker, (n,) bool."""
+        return self.tokens >= FIRST_MARKER_ID
 
 
 def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
@@ -53,19 +59,72 @@ def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
     for base in bases:
         item, length = base.stimulus.item, len(base.tokens)
         shortest[item] = min(shortest.get(item, length), length)
-    found = []
-    for base in bases:
-        item = base.stimulus.item
-        rng = np.random.default_rng([rule.seed, zlib.crc32(item.encode())])
-        order = base.order(rule, rng, shortest[item])
-        # The markers come after the tokens in the arrays that are read by place.
-        at = np.where(order < _MARKER, order, order - _MARKER + len(base.tokens))
-        markers = list(tokenizer.markers.values())
-        none = np.full(len(markers), -1)
-        tokens = np.append(base.tokens, markers).astype(np.uint16)[at]
-        words, region = np.append(base.words, none)[at], np.append(base.in_region, none > 0)[at]
-        found.append(Prepared(base.stimulus, tokens, words, base.spelled, region))
-    return found
+    return [_prepared(base, rule, shortest[base.stimulus.item]) for base in bases]
+
+
+def _prepared(base: "_Base", rule: Language, shortest: int) -> Prepared:
+    """A stimulus in a language. shortest: as in `_Base.marker_place`."""
+    draw = None
+    tokens, origins = base.tokens, np.arange(len(base.tokens))
+    if not base.stimulus.perturbed:
+        seeds = [rule.seed, zlib.crc32(base.stimulus.item.encode())]
+        place = base.marker_place(np.random.default_rng(seeds), shortest)
+        draw = _Draw(seeds, len(tokens), place)
+        tokens, origins = _perturbed(base, rule, draw)
+    words = np.append(base.words, -1)[origins]
+    before = base.words[: draw.place] if draw and draw.is_used else words[: _first_marker(tokens)]
+    return Prepared(
+        stimulus=base.stimulus,
+        tokens=tokens,
+        words=words,
+        spelled=base.spelled,
+        region=np.append(base.region, -1)[origins],
+        marker_place=len(set(before) - {-1}) if (tokens >= FIRST_MARKER_ID).any() else None,
+        is_placed=bool(draw and draw.is_used),
+    )
+
+
+def _first_marker(tokens: np.ndarray) -> int:
+    return int((tokens >= FIRST_MARKER_ID).argmax())
+
+
+def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a stimulus in a language, and the place that each had before.
+
+    The place is -1 for a token that was inserted. The language gets the real tokens, as it may look
+    at them. To see which one goes where, it then gets others in their place: for all of them, or,
+    if it does something else to those, for those that repeat an earlier one. Raises UserError for a
+    sentence that the language drops, and if the places remain unknown.
+    """
+    original, markers = base.tokens, Tokenizer(rule.markers).markers
+    result = rule.apply(base.sentences, list(markers.values()), draw.again())
+    where = base.stimulus.where
+    if not len(result.lengths):
+        raise UserError(f"{where}: {rule.title} drops such sentences ({rule.drops}): {base.text!r}")
+    tokens, count = result.tokens, len(original)
+    repeats = np.setdiff1d(np.arange(count), np.unique(original, return_index=True)[1])
+    others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))[-count:]
+    for hidden in (np.arange(count), repeats):
+        stand_ins = original.copy()
+        stand_ins[hidden] = others[: len(hidden)]
+        sentences = base.sentences._replace(tokens=stand_ins)
+        try:
+            moved = rule.apply(sentences, list(markers.values()), draw.again()).tokens
+        except Exception:  # such as a table of tokens that lacks these
+            continue
+        places = {token: place for place, token in enumerate(stand_ins.tolist())}
+        origins = np.array([places.get(token, -1) for token in moved.tolist()], np.int64)
+        is_old = origins >= 0
+        is_clear = len(hidden) in (0, count) or len(set(origins[is_old])) == is_old.sum()
+        if is_clear and np.array_equal(np.where(is_old, original[origins], moved), tokens):
+            return tokens, origins
+    is_old = np.isin(tokens, original)
+    if np.array_equal(tokens[is_old], original):  # it only inserted some
+        return tokens, np.where(is_old, np.cumsum(is_old) - 1, -1)
+    raise UserError(
+        f"{where}: {rule.title} depends on the tokens, and some of {base.text!r} occur twice. So "
+        "it is unknown which of them is which in the perturbed sentence. Give the column perturbed."
+    )
 
 
 def _bases(stimuli: list[Stimulus], rule: Language, tokenizer: Tokenizer) -> Iterator["_Base"]:
@@ -175,69 +234,87 @@ class _Base:
         return np.where(is_marker, -1, found)
 
     @property
-    def in_region(self) -> np.ndarray:
-        """Whether each token lies in the region, (n,) bool. Raises UserError if it is not clear."""
-        region = self.stimulus.region
-        if not region:
-            return np.zeros(len(self.tokens), bool)
+    def region(self) -> np.ndarray:
+        """The region of each token, from 0, (n,) int64; -1 outside of all. Raises UserError."""
+        numbers = np.full(len(self.tokens), -1)
+        for number, region in enumerate(self.stimulus.regions):
+            inside = self._inside(region)
+            if (numbers[inside] >= 0).any():
+                raise UserError(
+                    f"{self.stimulus.where}: the region {region.text!r} overlaps with another one."
+                )
+            numbers[inside] = number
+        return numbers
+
+    def _inside(self, region: Region) -> np.ndarray:
+        """Whether each token lies in a region, (n,) bool. Raises UserError if it is not clear."""
+        text = region.text
         for marker in self.markers:  # which takes the space before it
-            region = re.sub(rf"\s+{marker}", marker, region)
-        if self.text.count(region) != 1:
+            text = re.sub(rf"\s+{marker}", marker, text)
+        pattern = re.escape(text)
+        if not self.stimulus.perturbed:  # in which words may stand next to each other
+            before, after = (r"\b" if re.match(r"\w", end) else "" for end in (text[0], text[-1]))
+            pattern = before + pattern + after
+        starts = [match.start() for match in re.finditer(f"(?={pattern})", self.text)]
+        number = region.occurrence or int(len(starts) == 1)
+        if not 1 <= number <= len(starts):
             raise UserError(
-                f"{self.stimulus.where}: the region {region!r} occurs {self.text.count(region)} "
-                f"times in {self.text!r}. Expected once."
+                f"{self.stimulus.where}: the region {region.text!r} occurs {len(starts)} times as "
+                f"whole words in {self.text!r}. "
+                + ("Say which one is meant in the column occurrence." if starts else "")
             )
-        ((start, end),) = _places([region], self.text)
+        start = len(self.text[: starts[number - 1]].encode())
+        end = start + len(text.encode())
         inside = (self.spans[:, 0] >= start) & (self.spans[:, 1] <= end)
         crossing = (self.spans[:, 0] < end) & (self.spans[:, 1] > start) & ~inside
         if crossing.any() or not inside.any():
             raise UserError(
-                f"{self.stimulus.where}: the region {region!r} begins or ends within a token of "
-                f"{self.text!r}. Extend it to whole words."
+                f"{self.stimulus.where}: the region {region.text!r} begins or ends within a token "
+                f"of {self.text!r}. Extend it to whole words."
             )
         return inside
 
-    def order(self, rule: Language, rng: np.random.Generator, shortest: int) -> np.ndarray:
-        """The place of each perturbed token in `tokens`; of markers _MARKER, _MARKER + 1.
+    def marker_place(self, rng: np.random.Generator, shortest: int) -> int:
+        """The number of tokens before the marker, in a language that draws it.
 
-        shortest: the fewest tokens of a condition of the item, within which the marker is placed.
+        shortest: the fewest tokens of a condition of the item, within which it is drawn.
         """
-        count = len(self.tokens)
-        if self.stimulus.perturbed:
-            return np.arange(count)
-        if not rule.keeps(self.sentences)[0]:
-            raise UserError(
-                f"{self.stimulus.where}: {rule.title} drops such sentences ({rule.drops}): "
-                f"{self.text!r}"
-            )
-        places = self.sentences._replace(tokens=np.arange(count, dtype=np.uint16))
-        draws = rng
-        if rule.markers and not rule.hops:
-            draws = _Draw(self._marker_place(rng, shortest))
-        markers = [_MARKER + i for i in range(len(rule.markers))]
-        return rule.perturb(places, markers, draws).tokens.astype(np.int64)
-
-    def _marker_place(self, rng: np.random.Generator, shortest: int) -> int:
-        """The number of tokens before the marker."""
-        if not self.stimulus.place:
+        words = self.stimulus.marker_place
+        if words is None:
             return int(rng.integers(0, shortest + 1))
-        place = int(self.stimulus.place)
-        if place > len(self.spelled):
+        if words > len(self.spelled):
             raise UserError(
-                f"{self.stimulus.where}: place = {place}. Expected 0 to {len(self.spelled)}, the "
-                "number of words."
+                f"{self.stimulus.where}: marker_place = {words}. Expected 0 to "
+                f"{len(self.spelled)}, the number of words."
             )
-        return int((self.words < place).sum())
+        return int((self.words < words).sum())
 
 
-class _Draw(NamedTuple):
-    """In place of a random generator: draws the same place for the marker every time."""
+class _Draw:
+    """A random generator that draws a given place for the marker, as often as it is asked for one.
 
-    place: int
+    A language asks for one by `integers(0, count + 1)`, where count is the number of tokens.
+    """
 
-    def integers(self, low: int, high: np.ndarray) -> np.ndarray:
-        """The place, as many times as are asked for."""
-        return np.full(len(high), self.place)
+    def __init__(self, seeds: list[int], count: int, place: int) -> None:
+        self._seeds, self._count, self.place = seeds, count, place
+        self.is_used = False
+        self.again()
+
+    def again(self) -> "_Draw":
+        """The same generator at its beginning."""
+        self._rng = np.random.default_rng(self._seeds)
+        return self
+
+    def integers(self, low: Any, high: Any = None, *args: Any, **options: Any) -> Any:
+        """The place of the marker, or else what a generator draws."""
+        if np.any(low) or high is None or np.any(np.asarray(high) != self._count + 1):
+            return self._rng.integers(low, high, *args, **options)
+        self.is_used = True
+        return np.full(np.shape(high), self.place)[()]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rng, name)
 
 
 # Scoring
@@ -258,7 +335,7 @@ def folder_of(settings: Evaluate, series: Series) -> Path:
 
 
 def _name_of(settings: Evaluate) -> str:
-    return f"stimuli_{Path(settings.stimuli).stem}"
+    return folder_name("stimuli", settings.stimuli)
 
 
 def evaluate(
@@ -285,14 +362,35 @@ def evaluate(
 
 def _tell(title: str, made: list[Prepared], rule: Language) -> None:
     """Print what may surprise about stimuli in a language."""
-    unmarked = sum(bool((x.words >= 0).all()) for x in made)
+    unmarked = sum(not x.is_marker.any() for x in made)
     if rule.hops and unmarked:
         print(
             f"{title}: no verb is marked in {unmarked} of {len(made)} stimuli; see the column "
             "perturbed"
         )
-    if any(x.stimulus.place for x in made) and (rule.hops or not rule.markers):
-        print(f"{title}: place is not used in {rule.title}")
+    given = [x for x in made if x.stimulus.marker_place is not None and not x.stimulus.perturbed]
+    if any(not x.is_placed for x in given):
+        print(f"{title}: marker_place is not used in {rule.title}")
+    if items := on_different_sides(made):
+        more = ", ..." if len(items) > 5 else ""
+        print(
+            f"warning: {title}: in {len(items)} of {len({x.stimulus.item for x in made})} items "
+            f"({', '.join(items[:5])}{more}), the marker stands before a region in one condition "
+            "and after it in another, which changes surprisal by itself. Set marker_place, or "
+            "leave these items out."
+        )
+
+
+def on_different_sides(made: list[Prepared]) -> list[str]:
+    """The items with a region that markers precede in one condition and follow in another."""
+    sides: dict[tuple[str, str], set[tuple[bool, bool]]] = {}
+    for x in made:
+        for number, region in enumerate(x.stimulus.regions):
+            inside, markers = np.flatnonzero(x.region == number), np.flatnonzero(x.is_marker)
+            if len(inside) and len(markers):
+                side = (bool(markers[0] < inside[0]), bool(markers[-1] > inside[-1]))
+                sides.setdefault((x.stimulus.item, region.name), set()).add(side)
+    return list(dict.fromkeys(item for (item, _), found in sides.items() if len(found) > 1))
 
 
 def table(e: StimulusEvaluation) -> pd.DataFrame:
@@ -311,10 +409,12 @@ def table(e: StimulusEvaluation) -> pd.DataFrame:
                 "condition": made.stimulus.condition,
                 "text": made.stimulus.text,
                 "perturbed": tokenizer.decode(made.tokens),
+                "marker_place": made.marker_place,
             }
             units = _units(made, surprisals.astype(np.float64), tokenizer)
             rows += [common | unit for unit in units]
-    return pd.DataFrame(rows).astype({"step": "Int64", "word_index": "Int64", "position": "Int64"})
+    whole = ("step", "marker_place", "position", "word_index")
+    return pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
 
 
 def _ends(stimuli: list[Prepared]) -> np.ndarray:
@@ -324,36 +424,38 @@ def _ends(stimuli: list[Prepared]) -> np.ndarray:
 def _units(
     made: Prepared, surprisals: np.ndarray, tokenizer: Tokenizer
 ) -> Iterator[dict[str, str | int | float | None]]:
-    """The tokens as the model reads them, markers, words in their original order, the region."""
+    """The tokens as the model reads them, markers, words in their original order, the regions."""
+    names = [region.name for region in made.stimulus.regions] + [""]
     for i, piece in enumerate(tokenizer.pieces(made.tokens)):
-        is_marker = made.words[i] < 0
         row = {
             "position": i + 1,
             "unit_text": piece,
-            "word_index": None if is_marker else int(made.words[i]) + 1,
-            "in_region": bool(made.in_region[i]),
+            "word_index": int(made.words[i]) + 1 if made.words[i] >= 0 else None,
+            "region": names[made.region[i]],
             "surprisal": surprisals[i],
         }
         yield {"unit": "token"} | row
-        if is_marker:
+        if made.is_marker[i]:
             yield {"unit": "marker"} | row
     for number, word in enumerate(made.spelled):
-        is_of_word = made.words == number
-        if is_of_word.any():
+        places = np.flatnonzero(made.words == number)
+        if len(places):
             yield {
                 "unit": "word",
-                "position": int(np.flatnonzero(is_of_word)[0]) + 1,
+                "position": int(places[0]) + 1,
                 "unit_text": word,
                 "word_index": number + 1,
-                "in_region": bool(made.in_region[is_of_word].any()),
-                "surprisal": surprisals[is_of_word].sum(),
+                "region": names[made.region[places].max()],
+                "surprisal": surprisals[places].sum(),
             }
-    if made.stimulus.region:
-        yield {
-            "unit": "region",
-            "position": None,
-            "unit_text": made.stimulus.region,
-            "word_index": None,
-            "in_region": True,
-            "surprisal": surprisals[made.in_region].sum(),
-        }
+    for number, region in enumerate(made.stimulus.regions):
+        is_inside = made.region == number
+        if is_inside.any():  # a language may leave tokens out
+            yield {
+                "unit": "region",
+                "position": None,
+                "unit_text": region.text,
+                "word_index": None,
+                "region": region.name,
+                "surprisal": surprisals[is_inside].sum(),
+            }

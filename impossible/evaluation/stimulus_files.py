@@ -2,15 +2,34 @@
 
 import csv
 import difflib
+import functools
+import io
 import json
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from impossible.errors import UserError
 
-_NEEDED, _OPTIONAL = ("item", "condition", "text"), ("place", "perturbed", "region")
+TOTAL = "all"  # in tables, the row of everything together: nothing else may have this name
+_NEEDED = ("item", "condition", "text")
+_REGION, _OCCURRENCE = "region", "occurrence"  # also region_NAME and occurrence_NAME
+_SPACED = ("text", "perturbed")
+_KNOWN = (*_NEEDED, "marker_place", "perturbed", _REGION, _OCCURRENCE)
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+
+Row = dict[str, Any]
+
+
+class Region(NamedTuple):
+    """Critical words of a sentence."""
+
+    name: str  # `region`, or NAME of the column region_NAME
+    text: str
+    occurrence: int | None = None  # from 1; None: the text has to occur once
 
 
 class Stimulus(NamedTuple):
@@ -19,53 +38,99 @@ class Stimulus(NamedTuple):
     item: str
     condition: str
     text: str
-    place: str = ""  # words before the marker
+    marker_place: int | None = None  # words before the marker
     perturbed: str = ""
-    region: str = ""
+    regions: tuple[Region, ...] = ()
     where: str = ""  # for errors
 
 
+@functools.lru_cache(1)
 def read(path: Path) -> list[Stimulus]:
     """The stimuli of a csv or jsonl file. Raises UserError, with the row."""
-    if not path.is_file():
-        raise UserError(f"stimuli = {str(path)!r} is no file. Expected a csv or jsonl file.")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(_csv_rows(file) if path.suffix == ".csv" else _json_rows(file))
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}). In a spreadsheet, save it as CSV UTF-8.")
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}). Expected csv, or one object a line.")
+    is_json = text.lstrip().startswith(("{", "["))
+    rows = list(_json_rows(text, path) if is_json else _csv_rows(text, path))
     if not rows:
         raise UserError(f"{path} holds no stimulus.")
-    _require_known(path, {name for _, row in rows for name in row if name is not None})
+    _require_known(path, {name for _, row in rows for name in row})
     stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in rows]
     _require_alike(stimuli)
+    texts = [(f"{path}, row {n}", row.get(name)) for n, row in rows for name in _SPACED]
+    tell_of_spaces((place, text) for place, text in texts if isinstance(text, str))
     return stimuli
 
 
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str | None, Any]]]:
-    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones."""
-    reader = csv.DictReader(file, strict=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    for row in reader:
-        if any(row.values()):
-            yield reader.line_num, row
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones.
+
+    They are separated by commas, semicolons or tabs, as the header shows; or as Excel's first line
+    `sep=;` says, which it does not count.
+    """
+    first, _, rest = text.partition("\n")
+    if line := re.fullmatch('"?sep=(.)"?', first):
+        text = rest
+    delimiter = line[1] if line else max(_SEPARATORS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [_name(name) for name in next(reader, [])]
+        _require_once(filter(None, header), f"{path}, row 1")
+        for number, values in enumerate(reader, 2):
+            if not any(value.strip() for value in values):
+                continue
+            named = dict(zip(header, values, strict=False))
+            if len(values) != len(header) or named.pop("", "").strip():
+                raise UserError(
+                    f"{path}, row {number} has more or fewer values than there are columns. A text "
+                    f"with {_SEPARATORS.get(delimiter, delimiter)} needs quotation marks."
+                )
+            yield number, named
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read ({error}). Expected csv, or one object a line.")
 
 
-def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str | None, Any]]]:
-    for number, line in enumerate(file, 1):
+def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            if not isinstance(row := json.loads(line), dict):
-                raise ValueError(f"row {number} is no object")
-            yield number, row
+            where = f"{path}, row {number}"
+            row = json_object(line, where)
+            _require_once(map(_name, row), where)
+            yield number, {_name(name): value for name, value in row.items()}
+
+
+def _name(name: str) -> str:
+    """The name of a column: a known one in lower case."""
+    name = name.strip()
+    known = re.fullmatch(rf"({'|'.join(_KNOWN)})|({_REGION}|{_OCCURRENCE})_.+", name, re.I)
+    if not known:
+        return name
+    head, mark, tail = name.partition("_")
+    return name.lower() if known[1] else head.lower() + mark + tail
+
+
+def _require_once(names: Iterable[str], where: str) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            more = f" Name further regions {_REGION}_NAME." if name == _REGION else ""
+            raise UserError(f"{where} has {name!r} {count} times. Rename or remove one.{more}")
 
 
 def _require_known(path: Path, names: set[str]) -> None:
     """Raise UserError for a column that looks misspelled; name others that are not read."""
-    known = (*_NEEDED, *_OPTIONAL)
-    for name in sorted(names - set(known)):
-        if near := difflib.get_close_matches(name, known, 1):
+    if missing := [name for name in _NEEDED if name not in names]:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and "
+            f"optionally {', '.join(_KNOWN[3:])}. Found: {', '.join(sorted(names))}."
+        )
+    for name in sorted(names - {*_KNOWN}):
+        kind, _, suffix = name.partition("_")
+        if kind == _REGION or (kind == _OCCURRENCE and f"{_REGION}_{suffix}" in names):
+            continue
+        near = difflib.get_close_matches(name.lower(), _KNOWN, 1, 0.8)
+        if near or name == "place":
+            near = near or ["marker_place"]
             raise UserError(f"{path} has the unknown column {name!r}. Did you mean {near[0]}?")
         print(f"{path}: the column {name!r} is not read")
 
@@ -81,31 +146,126 @@ def _require_alike(stimuli: list[Stimulus]) -> None:
                 f"{s.where} repeats item {s.item}, condition {s.condition} (first: {seen[key]})."
             )
         seen[key] = s.where
-        if not s.perturbed and placed.setdefault(s.item, bool(s.place)) != bool(s.place):
+        is_placed = s.marker_place is not None
+        if not s.perturbed and placed.setdefault(s.item, is_placed) != is_placed:
             raise UserError(
-                f"{s.where}: item {s.item} has a place in some conditions only. Give it for all "
-                "conditions of an item, or for none."
+                f"{s.where}: item {s.item} has a marker_place in some conditions only. Give it for "
+                "all conditions of an item, or for none."
             )
 
 
-def _stimulus(row: dict[str | None, Any], where: str) -> Stimulus:
+def _stimulus(row: Row, where: str) -> Stimulus:
     """A stimulus from its row. Raises UserError."""
-    if None in row or None in row.values():
-        raise UserError(
-            f"{where} has more or fewer values than there are columns. A text with a comma needs "
-            "quotation marks."
-        )
-    if missing := [name for name in _NEEDED if name not in row]:
-        raise UserError(
-            f"{where} has no {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and optionally "
-            f"{', '.join(_OPTIONAL)}, separated by commas. Found: {', '.join(row)}."
-        )
-    values = {name: str(row[name]).strip() for name in (*_NEEDED, *_OPTIONAL) if name in row}
+    item, condition, place = (
+        label(row.get(name), name, where) for name in ("item", "condition", "marker_place")
+    )
+    require_not_total(condition, "condition", where)
+    text = sentence(row.get("text"), "text", where)
+    values = {"item": item, "condition": condition, "text": text}
     if empty := [name for name in _NEEDED if not values[name]]:
         raise UserError(f"{where}: {', '.join(empty)} is empty.")
-    stimulus = Stimulus(**values, where=where)
-    if not re.fullmatch(r"(\d+(\.0)?)?", stimulus.place):  # spreadsheets write 2.0
+    if not re.fullmatch(r"\d*", place):
         raise UserError(
-            f"{where}: place = {stimulus.place!r}. Expected how many words stand before the marker."
+            f"{where}: marker_place = {place!r}. Expected how many words stand before the marker."
         )
-    return stimulus._replace(place=stimulus.place.removesuffix(".0"))
+    return Stimulus(
+        **values,
+        marker_place=int(place) if place else None,
+        perturbed=sentence(row.get("perturbed"), "perturbed", where, may_begin_with_space=True),
+        regions=tuple(_regions(row, where)),
+        where=where,
+    )
+
+
+def _regions(row: Row, where: str) -> Iterator[Region]:
+    for column in row:
+        kind, _, name = column.partition("_")
+        if kind != _REGION:
+            continue
+        text = sentence(row[column], column, where)
+        counted = _OCCURRENCE + column.removeprefix(_REGION)
+        occurrence = label(row.get(counted), counted, where)
+        if occurrence and (not text or not re.fullmatch(r"[1-9]\d*", occurrence)):
+            raise UserError(
+                f"{where}: {counted} = {occurrence!r}. Expected which occurrence of {column} in "
+                f"the text is meant: 1, 2, ... Found {column} = {text!r}."
+            )
+        if text:
+            yield Region(name or _REGION, text, int(occurrence) if occurrence else None)
+
+
+# Values of one's own files
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object of a line. Raises UserError if it is none, or has two values of one name."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _require_once((name for name, _ in pairs), where)
+        return dict(pairs)
+
+    try:
+        row = json.loads(line, object_pairs_hook=unique)
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON object ({error}). Expected one a line.")
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no JSON object. Expected one a line.")
+    return row
+
+
+def label(value: Any, name: str, where: str) -> str:
+    """A name, such as that of an item, as text: 1 for 1.0, and "" for a missing value (null).
+
+    Raises UserError for a list, an object, true or false.
+    """
+    if _is_missing(value):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text or a number.")
+    text = str(value).strip()
+    is_whole = re.fullmatch(r"-?\d+\.0+", text)  # as spreadsheets write whole numbers
+    return text.partition(".")[0] if is_whole else text
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # as pandas writes it to JSON: null or NaN
+
+
+def require_not_total(name: str, kind: str, where: str) -> None:
+    """Raise UserError for a name that tables need for the total."""
+    if name == TOTAL:
+        raise UserError(
+            f"{where}: the {kind} {name!r} has the name that tables give to the total. Rename it."
+        )
+
+
+def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = False) -> str:
+    """A text with single spaces, and none at its ends; "" for a missing value (null).
+
+    may_begin_with_space: keep one space at its beginning. Raises UserError for anything but a text,
+    and for a character that cannot be seen (such as a zero-width space), with its place.
+    """
+    if _is_missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text.")
+    for place, character in enumerate("" if value.isprintable() else value, 1):
+        kind = unicodedata.category(character)
+        if kind in ("Cc", "Cf", "Cs") and not character.isspace():
+            title = unicodedata.name(character, "a control character")
+            raise UserError(
+                f"{where}: character {place} of {name} cannot be seen: U+{ord(character):04X} "
+                f"({title.lower()}). Remove it: {value!a}"
+            )
+    space = " " if may_begin_with_space and value[:1].isspace() else ""
+    return space + " ".join(value.split())
+
+
+def tell_of_spaces(texts: Iterable[tuple[str, str]]) -> None:
+    """Print how many texts have white space that `sentence` replaces. texts: place, text."""
+    odd = [place for place, text in texts if text.strip() != " ".join(text.split())]
+    if odd:
+        print(
+            f"{odd[0]}: each tab, line break, no-break space or double space was replaced by a "
+            f"single space ({len(odd):,} text{'s' if len(odd) > 1 else ''} in all)"
+        )

@@ -96,6 +96,7 @@ def _read(path: str, **options: Any) -> "datasets.DatasetDict":
 def splits(name: str, column: str) -> Splits:
     """The splits of a dataset; for a missing split, every twentieth row of train is held out."""
     import datasets
+    import pyarrow.compute as pc
 
     try:
         with asking.writable_cache():
@@ -118,8 +119,9 @@ def splits(name: str, column: str) -> Splits:
             parts["val"] = loaded[other]
     for split, rows in parts.items():
         _require_text(rows, column, f"the {split} split of {name.removeprefix('hf:')!r}")
-        if missing := rows.data[column].null_count:
-            print(f"{split}: {missing:,} of {len(rows):,} rows are left out ({column} is null)")
+        texts = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
+        if empty := pc.sum(pc.equal(texts, "")).as_py():
+            print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
     places = hold_out([split for split in SPLITS if split not in parts])
     return {
         split: [_rows(parts.get(split, loaded["train"]), column, name, places.get(split))]

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -144,6 +143,10 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
     assert (rows.loc[ORDER].left_out, rows.loc[ORDER].pairs) == (len(PAIRS[ORDER]), 0)
     assert np.isnan(rows.loc[ORDER].accuracy)
     assert rows.loc["all"].pairs == rows.pairs[:-1].sum() == len(right)
+    assert rows.loc["all"].accuracy_over_paradigms == rows.loc[AGREEMENT].accuracy
+    assert rows.accuracy_over_paradigms.isna().sum() == 2
+    assert rows.pairs_from.unique().tolist() == [pair_files.folder_name("", str(folder))[1:]]
+    assert items.is_right.isin([0, 1]).all()
     low, high = rows.loc["all"].low, rows.loc["all"].high
     assert 0 <= low < rows.loc["all"].accuracy < high <= 1
 
@@ -188,14 +191,13 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
         perturbed([other], "no_hop", leading_space=True)
 
 
-def test_pairs_come_from_a_file_a_folder_or_a_zip(folder: Path, tmp_path: Path) -> None:
+def test_pairs_come_from_a_file_or_a_folder(folder: Path, tmp_path: Path) -> None:
     expected = minimal_pairs.read(str(folder))
     assert [(p.good, p.bad) for p in expected] == PAIRS[ORDER] + PAIRS[AGREEMENT]
-    with zipfile.ZipFile(tmp_path / "pairs.zip", "w") as packed:
-        for path in folder.iterdir():
-            packed.write(path, f"data/{path.name}")
-            packed.writestr(f"__MACOSX/data/._{path.name}", b"\xff\xfe of macOS")
-    assert minimal_pairs.read(str(tmp_path / "pairs.zip")) == expected
+    copy = shutil.copytree(folder, tmp_path / "pairs")
+    for path in folder.iterdir():
+        (copy / f"._{path.name}").write_bytes(b"\xff\xfe of macOS")
+    assert minimal_pairs.read(str(copy)) == expected
     assert minimal_pairs.read(str(folder / f"{ORDER}.jsonl")) == expected[: len(PAIRS[ORDER])]
     bare = tmp_path / "bare.jsonl"
     bare.write_text('\n{"sentence_good": "A b.", "sentence_bad": "B a."}\n', encoding="utf-8")
@@ -218,11 +220,11 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     with serve(made) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
         succeed(*command, "--pairs=blimp", env=env)
-    found = pd.read_csv(copy / "evaluation" / "pairs_blimp" / "pairs.csv")
+    found = pd.read_csv(copy / "evaluation" / f"pairs_blimp-{pair_files.COMMIT[:8]}" / "pairs.csv")
     assert found.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
     assert found.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
     error = fail(*command, "--pairs=blimp", env={"HF_HOME": str(tmp_path / "empty")})
-    assert "name a folder or a zip of its jsonl files: --pairs=BLiMP.zip" in error
+    assert "name a folder of its jsonl files: --pairs=FOLDER" in error
 
 
 @pytest.mark.parametrize(
@@ -231,8 +233,8 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
         ("[]", "x.jsonl, line 2 is no JSON object"),
         ("{", "x.jsonl, line 2 is no JSON object"),
         ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
-        ('{"sentence_good": "A.", "sentence_bad": " "}', "x.jsonl, line 2: .* must be sentences"),
-        ('{"sentence_good": "A.", "sentence_bad": 5}', "must be sentences"),
+        ('{"sentence_good": "A.", "sentence_bad": " "}', "x.jsonl, line 2: .* is empty"),
+        ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),
         ("", "holds no minimal pair"),
     ],
 )
@@ -240,14 +242,8 @@ def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
     with pytest.raises(UserError, match=told):
         minimal_pairs.read(str(tmp_path))
-    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder or a zip"):
+    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder"):
         minimal_pairs.read(str(tmp_path / "none"))
-
-
-def test_a_damaged_zip_is_told(tmp_path: Path) -> None:
-    (tmp_path / "x.zip").write_bytes(b"PK of nothing")
-    with pytest.raises(UserError, match="is damaged"):
-        minimal_pairs.read(str(tmp_path / "x.zip"))
 
 
 def test_languages_are_compared_on_the_pairs_that_all_have(
@@ -256,12 +252,14 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     configs = [copied(config, tmp_path / name) for name, config in runs.items()]
     options = (f"--pairs={folder}", f"--eval_dir={tmp_path}")
     printed = succeed("evaluate.py", *configs, *options)
-    table = pd.read_csv(tmp_path / "pairs_mine" / "pairs.csv")
+    table = pd.read_csv(tmp_path / pair_files.folder_name("pairs", str(folder)) / "pairs.csv")
     table = table[(table.paradigm == "all") & (table.step == 6)].set_index("test_language")
     both = table.loc["partial_reverse"].pairs
     assert table.pairs_common.tolist() == [both, both]
     assert table.loc["no_shuffle"].pairs > both
     assert table.loc["partial_reverse"].accuracy_common == table.loc["partial_reverse"].accuracy
+    both_means = table[["accuracy_over_paradigms", "accuracy_common_over_paradigms"]]
+    assert both_means.loc["partial_reverse"].nunique() == 1
     count = sum(map(len, PAIRS.values()))
     assert f"{both} of {count} pairs are evaluated in all languages" in printed
 
@@ -274,9 +272,104 @@ def test_results_in_another_language_do_not_replace_those_in_the_own(
     succeed("evaluate.py", runs["partial_reverse"], *options)
     succeed("evaluate.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
     names = sorted(path.name for path in tmp_path.rglob("pairs_*"))
-    assert names == ["pairs_mine", "pairs_mine_on_no_shuffle"]
+    name = pair_files.folder_name("pairs", str(folder))
+    assert names == [name, f"{name}_on_no_shuffle"]
     export = runs["partial_reverse"].parent / "out" / "hf" / "checkpoint-6"
     printed = succeed(
         "evaluate.py", *runs.values(), *options, f"--model={export}", f"--eval_dir={tmp_path}"
     )
     assert "on NoShuffle" in printed and "on PartialReverse" in printed
+
+
+def write_pairs(path: Path, *rows: dict[str, object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"sentence_good": "A b.", "sentence_bad": "B a.", **row}) for row in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> None:
+    rows = [{"pairID": None, "UID": None, "field": None}, {"pairID": 7.0}, {"UID": 5}]
+    path = write_pairs(tmp_path / "x.jsonl", *rows)
+    found = [(p.paradigm, p.field, p.item) for p in minimal_pairs.read(str(path))]
+    assert found == [("x", "", "0"), ("x", "", "7"), ("5", "", "2")]
+    for folder in ("morphology", "syntax"):
+        write_pairs(tmp_path / "two" / folder / "agreement.jsonl", {}, {})
+    with pytest.raises(UserError) as error:
+        minimal_pairs.read(str(tmp_path / "two"))
+    for place in ("morphology", "syntax"):
+        assert f"{tmp_path / 'two' / place / 'agreement.jsonl'}, line 1" in str(error.value)
+    write_pairs(tmp_path / "y.jsonl", {"pairID": 1}, {"pairID": "1"})
+    with pytest.raises(
+        UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1'"
+    ):
+        minimal_pairs.read(str(tmp_path / "y.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"UID": "all"}, "line 1: the paradigm 'all' has the name that tables give to the total"),
+        ({"UID": ["a"]}, r'line 1: UID = \["a"\]. Expected a text or a number'),
+        ({"sentence_bad": ["B", "a"]}, r'line 1: sentence_bad = \["B", "a"\]. Expected a text'),
+        ({"sentence_bad": None}, "line 1: sentence_good or sentence_bad is empty"),
+        ({"sentence_good": "A\u200b b."}, r"character 2 of sentence_good .*U\+200B"),
+    ],
+)
+def test_what_is_not_clear_in_a_pair_is_refused(
+    row: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told):
+        minimal_pairs.read(str(write_pairs(tmp_path / "x.jsonl", row)))
+
+
+def test_white_space_in_pairs_is_replaced_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_pairs(tmp_path / "x.jsonl", {}, {"sentence_good": "A\u00a0 b.\t"})
+    assert minimal_pairs.read(str(path))[1].good == "A b."
+    assert "line 2: each tab, line break, no-break space" in (out := capsys.readouterr().out)
+    assert "(1 text in all)" in out
+
+
+def test_results_on_different_pairs_go_to_different_folders(tmp_path: Path) -> None:
+    one, same, other = (
+        write_pairs(tmp_path / folder / "blimp" / "p.jsonl", {"sentence_bad": bad}).parent
+        for folder, bad in (("a", "B a."), ("b", "B a."), ("c", "C a."))
+    )
+    names = [pair_files.folder_name("pairs", str(source)) for source in (one, same, other, "blimp")]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+    (one / ".DS_Store").write_bytes(b"x")
+    assert pair_files.folder_name("pairs", str(one)) == names[0]
+    (one / "p.jsonl").rename(one / "q.jsonl")  # another paradigm
+    assert pair_files.folder_name("pairs", str(one)) != names[0]
+    assert pair_files.folder_name("pairs", "blimp", True) == f"{names[3]}_leading_space"
+
+
+def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shuffled(s: perturb.Sentences, markers: list[int], rng: np.random.Generator) -> object:
+        return s._replace(tokens=s.tokens[rng.permutation(len(s.tokens))])
+
+    rule = perturb.Language("Own", shuffled, "", any_length=True)
+    monkeypatch.setitem(perturb.LANGUAGES, "own", rule)
+    pairs = [
+        Pair("p", "", str(i), "The dog sees the cat.", "The dog see the cat.") for i in range(9)
+    ]
+    found = perturbed(pairs, "own")
+    tokens = found.sentences.tokens.reshape(9, 2, -1)
+    assert ((tokens[:, 0] != tokens[:, 1]).sum(axis=1) == 1).all()
+
+
+def test_the_total_gives_the_mean_over_pairs_and_the_mean_over_paradigms() -> None:
+    pairs = [Pair(p, "", str(i), "", "") for i, p in enumerate("aaab")]
+    sums = np.array([[-1, -2], [-2, -1], [-2, -1], [-1, -2]], float)
+    right = minimal_pairs._right(sums)
+    assert right.tolist() == [1, 0, 0, 1]
+    assert minimal_pairs._over_paradigms(pairs, right) == pytest.approx((1 / 3 + 1) / 2)
+    printed = minimal_pairs._result(pairs, sums)
+    assert printed == "50.0% of pairs right (mean over paradigms: 66.7%)"
+    sums[1, 0] = np.nan
+    assert minimal_pairs._right(sums).isna().tolist() == [False, True, False, False]

@@ -1,6 +1,9 @@
 """Sentences of one's own: where tokens, words and regions go, and what surprisal they get."""
 
+import functools
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +11,15 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import fail, succeed
+from conftest import ROOT, fail, succeed
 
+import perturb
 from impossible.errors import UserError
 from impossible.evaluation import stimuli
-from impossible.evaluation.stimuli import Stimulus
+from impossible.evaluation.pair_files import folder_name
+from impossible.evaluation.stimulus_files import Region, Stimulus
 from impossible.text.tokenizer import Tokenizer
+from perturb import Sentences, from_lengths
 
 TEXT = "He cleans his very messy bookshelf."
 
@@ -22,12 +28,16 @@ def pieces(made: stimuli.Prepared, markers: str) -> list[str]:
     return [piece.strip() for piece in Tokenizer(tuple(markers)).pieces(made.tokens)]
 
 
+def regions(*texts: str) -> tuple[Region, ...]:
+    return tuple(Region("region", text) for text in texts)
+
+
 def region(made: stimuli.Prepared, markers: str) -> list[str]:
-    return [p for p, inside in zip(pieces(made, markers), made.in_region, strict=True) if inside]
+    return [p for p, number in zip(pieces(made, markers), made.region, strict=True) if number >= 0]
 
 
 def test_the_marker_comes_after_so_many_words_and_regions_move_with_their_words() -> None:
-    stimulus = Stimulus("1", "a", TEXT, place="2", region="his very")
+    stimulus = Stimulus("1", "a", TEXT, marker_place=2, regions=regions("his very"))
     (made,) = stimuli.prepared([stimulus], "partial_reverse")
     assert " ".join(pieces(made, "🅁")) == "He cleans 🅁 . lf he books messy very his"
     assert made.spelled == ["He", "cleans", "his", "very", "messy", "bookshelf."]
@@ -50,22 +60,22 @@ def test_conditions_of_an_item_have_the_same_draw() -> None:
 
 def test_a_perturbed_string_is_read_as_it_is() -> None:
     perturbed = "He cleans 🅁 his messy"
-    stimulus = Stimulus("1", "a", TEXT, perturbed=perturbed, region="messy")
+    stimulus = Stimulus("1", "a", TEXT, perturbed=perturbed, regions=regions("messy"))
     (made,) = stimuli.prepared([stimulus], "partial_reverse")
     assert pieces(made, "🅁") == ["He", "cleans", "🅁", "his", "messy"]
     assert region(made, "🅁") == ["messy"]
     assert made.words.tolist() == [0, 1, -1, 2, 3]
     assert made.spelled == ["He", "cleans", "his", "messy"]
-    twice = Stimulus("1", "a", "x", perturbed="I 🅂 a 🄿 . é dog", region="é dog")
+    twice = Stimulus("1", "a", "x", perturbed="I 🅂 a 🄿 . é dog", regions=regions("é dog"))
     (made,) = stimuli.prepared([twice], "no_hop")
     assert made.words.tolist()[:6] == [0, -1, 1, -1, 2, 3]
     assert region(made, "🅂🄿") == ["é", "dog"]
-    (made,) = stimuli.prepared([twice._replace(region="a 🄿")], "no_hop")
+    (made,) = stimuli.prepared([twice._replace(regions=regions("a 🄿"))], "no_hop")
     assert region(made, "🅂🄿") == ["a", "🄿"]
 
 
 def test_a_hop_language_marks_the_verbs_of_stimuli() -> None:
-    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, region="cleans")], "token_hop")
+    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, regions=regions("cleans"))], "token_hop")
     assert " ".join(pieces(made, "🅂🄿")) == "He clean his very messy books 🅂 he lf ."
     assert made.words.tolist() == [0, 1, 2, 3, 4, 5, -1, 5, 5, 5], "of the original text"
     assert made.spelled == TEXT.split()
@@ -79,7 +89,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
             "item": [1, 1, 2],
             "condition": ["good", "bad", "good"],
             "text": [TEXT, "He clean his very messy bookshelf.", "It rains."],
-            "place": ["2", "2.0", ""],
+            "marker_place": ["2", "2.0", ""],
             "region": ["his very", "his very", ""],
         }
     )
@@ -91,7 +101,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
     out_dir = shutil.copytree(trained, tmp_path / "out")
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
     succeed("evaluate.py", f"--out_dir={out_dir}", f"--stimuli={path}")
-    (place,) = out_dir.glob("evaluation/stimuli_mine*/stimuli.csv")
+    (place,) = out_dir.glob("evaluation/stimuli_mine-*/stimuli.csv")
     table = pd.read_csv(place)
     assert table.step.unique().tolist() == [3, 6]
     for step in (3, 6):
@@ -121,22 +131,26 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("item,text\n1,A b.\n", "row 2 has no condition"),
+        ("item,text\n1,A b.\n", "x.csv has no column condition"),
         ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
         ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
         ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
-        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "begins or ends within a token"),
+        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
+        ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
         ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
         ("item,condition,text\n", "holds no stimulus"),
         ("item,condition,text\n1,a,\n", "row 2: text is empty"),
-        ("item,condition,text,place\n1,a,A b.,x\n", "row 2: place = 'x'"),
-        ("item,condition,text,place\n1,a,A b.,3\n", "place = 3. Expected 0 to 2"),
+        ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
+        ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
         ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
         ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
         ('item,condition,text\n1,a,"A\n', "cannot be read"),
         ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
         ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
-        ("item,condition,text,place\n1,a,A b.,1\n1,b,A c.,\n", "a place in some conditions only"),
+        (
+            "item,condition,text,marker_place\n1,a,A b.,1\n1,b,A c.,\n",
+            "a marker_place in some conditions only",
+        ),
         ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
     ],
 )
@@ -146,3 +160,250 @@ def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_pa
         stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_reverse")
     error = fail("evaluate.py", f"--out_dir={trained}", f"--stimuli={tmp_path / 'none.csv'}")
     assert "is no file. Expected a csv or jsonl file" in error
+
+
+HIS, VERY, THE = (Tokenizer().encode_ordinary(word)[0] for word in (" his", " very", " the"))
+
+
+def reversed_with(s: Sentences, markers: list[int], rng: object, *, token: int) -> Sentences:
+    """Only a sentence with that token is reversed."""
+    return s._replace(tokens=s.tokens[::-1] if token in s.tokens else s.tokens)
+
+
+def marked_after(s: Sentences, markers: list[int], rng: object, *, token: int) -> Sentences:
+    """A marker after each such token; the id of the marker is written out."""
+    places = np.flatnonzero(s.tokens == token) + 1
+    tokens = np.insert(s.tokens, places, 50257)
+    return from_lengths(tokens, np.array([len(tokens)]))
+
+
+def marked_anywhere(
+    s: Sentences, markers: list[int], rng: np.random.Generator, *, token: int
+) -> Sentences:
+    """A marker at a place that is drawn in another way, and the rest shuffled."""
+    place = int(rng.random() * len(s.tokens))
+    tokens = np.insert(s.tokens[rng.permutation(len(s.tokens))], place, markers[0])
+    return from_lengths(tokens, np.array([len(tokens)]))
+
+
+def doubled(s: Sentences, markers: list[int], rng: object, *, token: int) -> Sentences:
+    """A table of tokens says which are said twice."""
+    table = {HIS: 2, VERY: 1}
+    counts = np.array([table.get(t, 1) if token else table[t] for t in s.tokens.tolist()])
+    tokens = np.repeat(s.tokens, counts)
+    return from_lengths(tokens, np.array([len(tokens)]))
+
+
+def own(
+    patch: pytest.MonkeyPatch, function: Callable[..., Sentences], token: int, *markers: str
+) -> None:
+    """Make `own` a language."""
+    rule = perturb.Language("Own", functools.partial(function, token=token), "", markers)
+    patch.setitem(perturb.LANGUAGES, "own", rule)
+
+
+def test_a_language_of_ones_own_gets_the_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    stimulus = Stimulus("1", "a", TEXT, regions=regions("his very"))
+    own(monkeypatch, reversed_with, VERY)
+    (made,) = stimuli.prepared([stimulus], "own")
+    assert pieces(made, "") == [".", "lf", "he", "books", "messy", "very", "his", "cleans", "He"]
+    assert made.words.tolist() == [5, 5, 5, 5, 4, 3, 2, 1, 0]
+    assert region(made, "") == ["very", "his"]
+    assert made.marker_place is None
+    (made,) = stimuli.prepared([stimulus._replace(text="He sees his dog.", regions=())], "own")
+    assert pieces(made, "") == ["He", "sees", "his", "dog", "."]
+    own(monkeypatch, doubled, 1)
+    (made,) = stimuli.prepared([stimulus], "own")
+    assert made.words.tolist() == [0, 1, 2, 2, 3, 4, 5, 5, 5, 5]
+
+
+def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    stimulus = Stimulus("1", "a", "I saw the very dog and the cat")
+    own(monkeypatch, reversed_with, VERY)
+    (made,) = stimuli.prepared([stimulus], "own")
+    assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    own(monkeypatch, reversed_with, THE)
+    (made,) = stimuli.prepared([stimulus], "own")
+    assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+
+    def last_first(s: Sentences, *_: object, **__: object) -> Sentences:
+        order = np.argsort(s.tokens == THE, kind="stable")
+        return s._replace(tokens=s.tokens[order])
+
+    own(monkeypatch, last_first, THE)
+    with pytest.raises(UserError, match=r"Own depends on the tokens, .* Give the column perturbed"):
+        stimuli.prepared([stimulus], "own")
+
+
+def test_a_language_of_ones_own_inserts_its_own_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+    stimulus = Stimulus("1", "a", "I saw the very dog and the cat", regions=regions("dog"))
+    own(monkeypatch, marked_after, THE, "🅇")
+    (made,) = stimuli.prepared([stimulus], "own")
+    assert " ".join(pieces(made, "🅇")) == "I saw the 🅇 very dog and the 🅇 cat"
+    assert made.words.tolist() == [0, 1, 2, -1, 3, 4, 5, 6, -1, 7]
+    assert made.is_marker.tolist() == [i in (3, 8) for i in range(10)]
+    assert made.marker_place == 3
+    own(monkeypatch, marked_anywhere, THE, "🅇")
+    texts = ("I saw the very dog and the cat", "I saw the very dog and the cat and", "I saw it")
+    items = [Stimulus("1", c, text) for c, text in zip("abc", texts, strict=True)]
+    made = stimuli.prepared(items, "own")
+    for x, stimulus in zip(made, items, strict=True):
+        assert sorted(x.words) == [-1, *range(len(stimulus.text.split()))]
+        assert x.marker_place == x.words.tolist().index(-1)
+    again = stimuli.prepared([items[0]._replace(condition="b")], "own")
+    assert again[0].tokens.tolist() == made[0].tokens.tolist()
+
+
+def test_the_table_says_where_the_marker_stands_and_on_which_side_of_a_region(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    conditions = [
+        Stimulus("1", "a", "She saw him.", 1, regions=regions("him")),
+        Stimulus("1", "b", "She saw him.", 3, regions=regions("him")),
+        Stimulus("2", "a", "He saw her.", 2, regions=regions("saw")),
+        Stimulus("2", "b", "The man saw her.", 3, regions=regions("saw")),
+    ]
+    for language, places in (("partial_reverse", [1, 3, 2, 3]), ("full_reverse", [1, 3, 2, 3])):
+        made = stimuli.prepared(conditions, language)
+        assert [x.marker_place for x in made] == places
+        assert stimuli.on_different_sides(made) == ["1"]
+        stimuli._tell("T", made, perturb.get(language))
+        assert "warning: T: in 1 of 2 items (1), the marker stands" in capsys.readouterr().out
+    made = stimuli.prepared(conditions, "even_odd_shuffle")
+    assert [x.marker_place for x in made] == [None] * 4
+    stimuli._tell("T", made, perturb.get("even_odd_shuffle"))
+    assert capsys.readouterr().out == "T: marker_place is not used in EvenOddShuffle\n"
+    drawn = [s._replace(item=str(i), marker_place=None) for i in range(20) for s in conditions[:2]]
+    for x in stimuli.prepared(drawn, "no_reverse"):
+        assert x.marker_place == len(set(x.words[: x.is_marker.argmax()]))
+
+
+def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(
+        "item,condition,text,region,occurrence,region_Late,occurrence_Late\n"
+        "1,a,This is the dog that the is-cat saw.,is,1,the,2\n"
+        "1,b,This was all.,,,was,\n",
+        encoding="utf-8",
+    )
+    first, second = stimuli.read(path)
+    assert first.regions == (Region("region", "is", 1), Region("Late", "the", 2))
+    assert second.regions == (Region("Late", "was", None),)
+    (made,) = stimuli.prepared([first], "no_shuffle")
+    assert made.region.tolist() == [-1, 0, -1, -1, -1, 1, *[-1] * (len(made.tokens) - 6)]
+    units = list(stimuli._units(made, np.ones(len(made.tokens)), Tokenizer()))
+    assert [(u["region"], u["unit_text"]) for u in units if u["unit"] == "region"] == [
+        ("region", "is"),
+        ("Late", "the"),
+    ]
+    named = {u["word_index"]: u["region"] for u in units if u["unit"] == "word" and u["region"]}
+    assert named == {2: "region", 6: "Late"}
+    for texts, told in (
+        (("is", "is the"), "overlaps"),
+        (("hi",), "occurs 0 times as whole words"),
+        (("the",), "occurs 2 times .* Say which one is meant in the column occurrence"),
+    ):
+        with pytest.raises(UserError, match=told):
+            stimulus = first._replace(text="It is the dog, the big one.", regions=regions(*texts))
+            stimuli.prepared([stimulus], "no_shuffle")
+
+
+ROWS = [Stimulus("1", "a", "He left early.", regions=regions("early"))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "item,condition,text,region\n1,a,He left early.,early\n",
+        "\ufeffitem;condition;text;region\n1;a;He left early.;early\n",
+        "item\tcondition\ttext\tregion\n1\ta\tHe left early.\tearly\n",
+        "\ufeffsep=,\r\nitem,condition,text,region\r\n1,a,He left early.,early\r\n",
+        "sep=;\nitem;condition;text;region\n1.0;a;He left early.;early\n",
+        "Item, Condition ,TEXT,Region,,\n1,a,He left early.,early,,\n,,,,,\n",
+        "item,condition,text,region\n1,a,He  left\u00a0early.,early\n",
+        'item,condition,text,region\n1,a,"He left\n\tearly.",early\n',
+        '{"item": 1, "condition": "a", "text": "He left early.", "region": "early"}',
+        '{"item": 1.0, "condition": "a", "text": "He left early.", "region": "early", '
+        '"marker_place": NaN, "perturbed": null}\n',
+    ],
+)
+def test_files_of_spreadsheets_and_programs_are_read_alike(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.CSV"
+    path.write_bytes(text.encode())
+    assert [s._replace(where="") for s in stimuli.read(path)] == ROWS
+
+
+def test_replaced_white_space_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("item,condition,text\n1,a,A b.\n1,b,A\tb.\n1,c,A  b.\n", encoding="utf-8")
+    assert {s.text for s in stimuli.read(path)} == {"A b."}
+    assert "x.csv, row 3: each tab, line break" in (out := capsys.readouterr().out)
+    assert "(2 texts in all)" in out
+
+
+def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("item,condition,text,perturbed\n1,a,A b., b🅁A\n", encoding="utf-8")
+    (made,) = stimuli.prepared(stimuli.read(path), "full_reverse")
+    assert Tokenizer(("🅁",)).decode(made.tokens) == " b🅁A"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"item": 1, "condition": true, "text": "A."}', "row 1: condition = true. Expected a"),
+        ('{"item": 1, "condition": "a", "text": ["A", "b"]}', r'row 1: text = \["A", "b"\]'),
+        ('{"item": 1, "condition": "a", "text": 5}', "row 1: text = 5. Expected a text"),
+        ('{"item": 1, "condition": "a", "text": null}', "row 1: text is empty"),
+        ('{"item": 1, "condition": null, "text": "A."}', "row 1: condition is empty"),
+        ('{"item": 1, "condition": "a", "text": "A.", "text": "B."}', "row 1 has 'text' 2 times"),
+        ('{"item": 1, "condition": "a", "text": "A."}\n[]', "row 2 is no JSON object"),
+        ("item,condition,text,text\n1,a,A.,B.\n", "row 1 has 'text' 2 times"),
+        ("item,condition,text,region,Region\n1,a,A.,A,A\n", "Name further regions region_NAME"),
+        ("item;condition;text\n1;a;A;b.\n", "A text with a semicolon needs quotation marks"),
+        ("item,condition,text,\n1,a,A, b.\n", "A text with a comma needs quotation marks"),
+        ("item,condition,text\n1,a,A\u200b b.\n", r"row 2: character 2 of text .*U\+200B \(zero"),
+        ("item,condition,text\n1,a,A\u00ad b.\n", r"cannot be seen: U\+00AD"),
+        ("item,condition,text\n1,all,A b.\n", "row 2: the condition 'all' has the name that"),
+        ("item,condition,text\n1,a,A.\n1.0,a,B.\n", "row 3 repeats item 1, condition a"),
+        ("item,condition,text,place\n1,a,A b.,1\n", "'place'. Did you mean marker_place"),
+        ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),
+        ("item,condition,text,region,occurrence\n1,a,A.,,1\n", "occurrence = '1'. Expected"),
+        ("item,condition,text,region,occurrence\n1,a,A.,A,2\n", "occurs 1 times as whole words"),
+    ],
+)
+def test_what_is_not_clear_in_a_file_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=told):
+        stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_shuffle")
+
+
+def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
+    trained: Path, tmp_path: Path
+) -> None:
+    out_dir = shutil.copytree(trained, tmp_path / "out")
+    names = []
+    for folder, conditions in (("a", "null,overt"), ("b", "NA,None"), ("c", "NA,None")):
+        path = tmp_path / folder / "mine.csv"
+        path.parent.mkdir()
+        rows = [f"1,{condition},He left early.,2,left" for condition in conditions.split(",")]
+        header = "item,condition,text,marker_place,region\n"
+        path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+        succeed("evaluate.py", f"--out_dir={out_dir}", f"--stimuli={path}", "--revisions=6")
+        names.append(folder_name("stimuli", str(path)))
+    assert names[0] != names[1] == names[2]
+    places = {p.parent.name: p for p in (out_dir / "evaluation").glob("*/stimuli.csv")}
+    assert places.keys() == set(names)
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for name, conditions in zip(names, (["null", "overt"], ["NA", "None"]), strict=False):
+        code = re.sub(r'"out/[^"]*"', repr(str(places[name])), snippet)
+        found: dict[str, object] = {}
+        exec(code.replace("d.pivot_table", "wide = d.pivot_table"), found)
+        assert [condition for _, condition in found["wide"].columns] == conditions
+        table = pd.read_csv(places[name], keep_default_na=False, dtype=str)
+        assert set(table.marker_place) == {"2"}
+        assert set(table.position) == {"", "1", "2", "3", "4", "5"}
+        assert set(table.region) == {"", "region"}
