@@ -5,7 +5,7 @@ import contextlib
 import datetime
 import math
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,10 @@ def write(
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     problems = _problems(plan, runs, error, "perplexity.csv" in names, is_current)
-    tables = _tables(plan, names, problems)
     found = {
         **_about(plan, runs, names),
-        **_comparisons(tables.get("differences.csv")),
-        **_perplexities(tables.get("perplexity.csv")),
+        **_of_table(plan, "differences.csv", names, _comparisons, problems),
+        **_of_table(plan, "perplexity.csv", names, _perplexities, problems),
         "problems": problems,
         "curves": _picture(plan, "perplexity.png", names),
         "differences": _picture(plan, "differences.png", names),
@@ -83,19 +82,22 @@ def write(
         file.write(template.render(found).encode())
 
 
-def _tables(plan: Plan, names: Sequence[str], problems: list[str]) -> dict[str, pd.DataFrame]:
-    """The joint tables that the report shows, by name; one that is damaged is a problem."""
-    found = {}
-    for name in ("differences.csv", "perplexity.csv"):
-        try:
-            if name in names:
-                found[name] = pd.read_csv(plan.folder / name)
-        except (OSError, ValueError) as error:
-            problems.append(
-                f"{plan.folder / name} cannot be read ({error}). To write it again, delete "
-                f"{plan.folder / 'results.json'} and run the same command again."
-            )
-    return found
+def _of_table(
+    plan: Plan,
+    name: str,
+    names: Sequence[str],
+    show: Callable[[pd.DataFrame | None], dict[str, Any]],
+    problems: list[str],
+) -> dict[str, Any]:
+    """What is shown of a joint table; if it is damaged, that is a problem."""
+    try:
+        return show(pd.read_csv(plan.folder / name) if name in names else None)
+    except (OSError, ValueError, KeyError) as error:
+        problems.append(
+            f"{plan.folder / name} cannot be read ({error}). To write it again, delete "
+            f"{plan.folder / 'results.json'} and run the same command again."
+        )
+        return show(None)
 
 
 def _about(plan: Plan, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:

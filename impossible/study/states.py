@@ -25,7 +25,7 @@ _KILLED = (
 _SHOWN = 3  # lines of the output, where it has no error
 # What errors of the commands advise, and what helps in a study.
 _FOLDERS = re.compile(r"--(data|out|eval)_dir=( or --(data|out|eval)_dir=)*")
-_AGAIN = re.compile(r"run the same command again", re.IGNORECASE)
+_AGAIN = re.compile(r"(R|r)un the same command again")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool 
         write(run.folder, State(state.done, seconds))
         return "interrupted"
     reason = _KILLED if is_killed else error_in(run.output)
-    reason = _AGAIN.sub("run the study again with --retry", reason)
+    reason = _AGAIN.sub(r"\1un the study again with --retry", reason)
     failed = f"{command.script}: {reason} (in {run.output})"
     write(run.folder, State(state.done, seconds, failed=failed))
     return "failed"
