@@ -310,8 +310,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(study: Config, tmp_path: P
     assert "(3 done, 1 failed). The results below are from the 3 runs that are done." in page
     assert "training has diverged" in page
     table = pd.read_csv(folder / "perplexity.csv")
-    assert set(table["seed"].str.split(",").str[0]) == {"seed 1", "seed 2"}
-    assert len(set(table["place"])) == 3
+    assert len(table[["model", "seed"]].drop_duplicates()) == 3
 
     (bad / "training_state.pt").unlink(missing_ok=True)  # of the steps before
     for path in bad.glob("checkpoint-*.pt"):

@@ -143,7 +143,7 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None
     rows = [
         {"label": "F - N", "measure": measure, "low": d - 0.01, "high": d + 0.01, "difference": d}
         | {"p": p, "n": 2, "language": "full_reverse", "control": "no_reverse", "step": step}
-        | {"interval": "t, over seeds"}
+        | {"interval": "t, over seeds", "sentences": 1234}
         for step, d, p in ((1, 0.5, 0.5), (2, 0.25, 0.00001))
         for measure in ("perplexity", "perplexity_without_markers")
     ]
@@ -167,6 +167,7 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None
     for cell in (*cells, "+0.125", "107.0", "212.0", "43.5 to 170.5"):  # 107 +- 12.706 * 5
         assert f"<td>{cell}</td>" in page, cell
     assert "+0.500" not in page, "only the last step"
+    assert "<td>1,234</td>" in page, "the number of sentences"
     assert "<th>p</th>" in page
     assert "The last step is the test" in page
     assert "Bands are pointwise 95%" in page
@@ -175,11 +176,12 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(tmp_path: Path) -> None
         {**row, "label": "O - N", "step": step, "p": 0.9} for row in rows[:2] for step in (1, 2, 3)
     ]
     corrected = pd.DataFrame(rows + more).assign(p_holm=[0.75] * len(rows + more))
-    corrected.to_csv(tmp_path / "differences.csv")
+    corrected.assign(sentences_drawn=1300).to_csv(tmp_path / "differences.csv")
     report.write(plan, no_runs, names)
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
     assert "<th>p (Holm)</th>" in page
     assert "<td>0.7500</td>" in page
+    assert "<td>1,234 of 1,300</td>" in page
     assert "&lt; 0.0001" not in page
     assert "After step 2, " in page, "the last that all have"
     assert "After step 3, " not in page
