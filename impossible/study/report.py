@@ -195,7 +195,7 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
             "interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
             "p": _p(row[p]),
             "n": row["n"],
-            "sentences": f"{row['sentences']:,}{_drawn(row)}",
+            "sentences": f"{row['sentences']:,}",
             "unmarked": f"{without.loc[row['label'], 'difference']:+.3f}",
             "sentence": sentence(row),
         }
@@ -210,12 +210,6 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
         "p_name": "p (Holm)" if p == "p_holm" else "p",
         "interval_note": " ".join(_NOTES[kind] for kind in sorted(kinds)),
     }
-
-
-def _drawn(row: dict[str, Any]) -> str:
-    """How many test sentences were drawn, if not all of them are compared."""
-    drawn = row.get("sentences_drawn", row["sentences"])
-    return f" of {drawn:,}" if drawn > row["sentences"] else ""
 
 
 def sentence(row: dict[str, Any]) -> str:
