@@ -36,7 +36,7 @@ def main() -> None:
     for warning in plan.missing_controls(study):
         print(f"warning: {warning}")
     if study.settings.cluster == "slurm":
-        slurm.require()
+        slurm.require(study)
     if study.settings.publish:
         sign_in(study.repo(study.runs[0]))  # before days of work: this may fail
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def execute(study: Plan) -> None:
             "them with scancel."
         )
     stop, output = local.Stop(), study.folder / states.PREPARING
-    if not study.is_prepared and (error := local.watch(study.preparing, output, stop)):
+    if error := local.watch(study.preparing, output, stop):  # it refuses data of other text
         if stop.count:
             sys.exit(states.EXIT_STOPPED)
         raise UserError(f"the data could not be prepared: {error} (in {output})")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -99,6 +100,64 @@ def test_mistakes_are_told_and_nothing_is_begun(study: Config, tmp_path: Path) -
     )
     assert "n_head = 3 is invalid" in fail("study.py", study(n_head=3))
     assert not (tmp_path / "study").exists()
+
+
+def test_a_failed_preparation_locks_nothing_and_other_text_is_refused(
+    study: Config, corpus_dir: Path, tmp_path: Path
+) -> None:
+    config, folder = study(), tmp_path / "study"
+    error = fail("study.py", config, f"--corpus={tmp_path / 'gone'}")
+    assert "the data could not be prepared" in error
+    assert f"(in {folder / 'prepare.txt'})" in error
+    assert "4 of them are done" not in succeed("study.py", config, "--dry_run"), "it may go on"
+
+    for language in ("no_reverse", "partial_reverse"):
+        options = (f"--corpus={corpus_dir}", "--segmenter=line", f"--language={language}")
+        succeed("prepare.py", *options, f"--data_dir={folder / 'data' / language}")
+    edited = tmp_path / "edited"
+    shutil.copytree(corpus_dir, edited)
+    with open(edited / "100M" / "first.txt", "a") as file:
+        file.write("One more.\n")
+    error = fail("study.py", config, "--seeds=5,6", f"--corpus={edited}")
+    assert "contains data that were prepared with other settings (corpus_version" in error
+    assert "Choose another folder with --study_dir=, or delete this one." in error
+    assert not list(folder.glob("runs/*/log.jsonl")), "nothing was trained"
+    status = succeed("study.py", config, "--status")
+    assert "The data are not prepared: " in status
+    assert "4 runs: 4 waiting" in status
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_edited_material_is_evaluated_again_and_files_of_one_name_are_kept_apart(
+    study: Config, tmp_path: Path
+) -> None:
+    texts = {"a": "He cleans his messy bookshelf.", "b": "They walk to the old house."}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        rows = f"item,condition,text\n1,x,{text}\n"
+        (tmp_path / name / "items.csv").write_text(rows)
+    evaluations = ["perplexity", *(f"stimuli={tmp_path / name}/items.csv" for name in texts)]
+    config, folder = study(seeds=[1], evaluations=evaluations), tmp_path / "study"
+    succeed("study.py", config, processes=1, timeout=600)
+
+    def joint() -> set[str]:
+        paths = [path for path in folder.glob("*/stimuli.csv") if path.parent.name != "runs"]
+        tables = list(map(pd.read_csv, paths))
+        assert all(table["text"].nunique() == 1 for table in tables)
+        return {table["text"].iloc[0] for table in tables}
+
+    assert joint() == set(texts.values())
+    own = (folder / "runs" / "no_reverse-seed-1" / "evaluation").glob("*/stimuli.csv")
+    assert {pd.read_csv(path)["text"].iloc[0] for path in own} == set(texts.values())
+
+    path = tmp_path / "a" / "items.csv"
+    path.write_text(path.read_text().replace("messy", "muddy"))
+    assert "2 outdated" in succeed("study.py", config, "--status")
+    again = succeed("study.py", config, processes=1, timeout=600)
+    assert "train.py" not in again
+    assert again.count("-seed-1: python evaluate.py") == 2, "of each run, the edited one"
+    assert joint() == {texts["a"].replace("messy", "muddy"), texts["b"]}
 
 
 class Page(HTMLParser):
@@ -251,7 +310,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(study: Config, tmp_path: P
     assert "training has diverged" in page
     table = pd.read_csv(folder / "perplexity.csv")
     assert set(table["seed"]) == {1, 2}
-    assert len(set(table["run"])) == 3
+    assert len(table[["model", "seed"]].drop_duplicates()) == 3
 
     (bad / "training_state.pt").unlink(missing_ok=True)  # of the steps before
     for path in bad.glob("checkpoint-*.pt"):
@@ -321,7 +380,7 @@ def test_a_study_on_slurm_gives_the_same_and_survives_what_happens_there(
         succeed("study.py", config, *options, "--status", env=env).split()
     )
     last = dict(re.findall(r"(\S+): job (\d+)", succeed("study.py", config, *options, env=env)))
-    assert set(last) == {"no_reverse-seed-2", "results"}
+    assert set(last) == {"prepare", "no_reverse-seed-2", "results"}
     wait_for(lambda: shown(last["results"], cluster)["JobState"] in ended, 400)
     assert shown(last["results"], cluster)["JobState"] == "COMPLETED"
     found, expected = contents(folder), contents(tmp_path / "here")

@@ -143,7 +143,7 @@ def show_states(plan: Plan) -> None:
         print(table[columns].to_string(index=False, formatters=formatters))
     for run, error in zip(table["run"], table["error"], strict=True):
         if error:
-            print(f"{run} failed. {error}")
+            print(f"{run}: {error}")
     if problem := states.problem_of_data(plan):
         print(problem)
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())

@@ -21,7 +21,6 @@ from impossible import files, options
 from impossible.errors import UserError
 from impossible.hub import publish
 from impossible.settings import Convert, Evaluate, Prepare, Settings, Study, Train
-from impossible.text import token_files
 from impossible.text.tokenizer import END_OF_TEXT_ID
 from impossible.training import checkpoint
 from model import GPT, GPTConfig
@@ -171,11 +170,6 @@ class Plan:
         language = run.language.replace("_", "-")
         return f"{self.settings.publish}-{language}-seed-{run.seed}"
 
-    @property
-    def is_prepared(self) -> bool:
-        """Whether all token files exist."""
-        return all((run.data_dir / token_files.META).exists() for run in self.runs)
-
     def commands(self, run: Run) -> list[Command]:
         """The commands that train, export and evaluate one run, in order."""
         config = [str(run.config)]
@@ -209,12 +203,39 @@ class Plan:
 
 
 def digest(run: Run, command: Command) -> str:
-    """A hash of the settings that the result of a command depends on."""
+    """A hash of the settings and the material that the result of a command depends on."""
     kind = next(kind for kind in _COMMANDS if kind.command == command.script)
     names = Train.fixed() if kind is Train else list(kind.types())
     chosen = of(kind, run.values)
     values = {name: getattr(chosen, name) for name in names if name not in _PLACES}
+    if material := _material(run, command):
+        values["contents"] = [_content(path) for path in material]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _material(run: Run, command: Command) -> list[Path]:
+    """The existing files and folders that are given by name, and that a command depends on."""
+    if command.script == "train.py":
+        text = of(Prepare, run.values)
+        names = [text.corpus.removeprefix("hf:"), text.annotations]
+    else:
+        options = (option.partition("=") for option in command.options)
+        names = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
+    paths = [Path(name).expanduser() for name in names if name]
+    return [path for path in paths if path.exists()]
+
+
+def _content(path: Path) -> str:
+    """The SHA-256 of a file; of a folder, one over the names and contents of its files."""
+    paths = [path] if path.is_file() else sorted(path.rglob("*"))
+    stats = [(p, p.stat()) for p in paths if p.is_file() and not p.name.startswith(".")]
+    return _sha256_of(path, tuple((p, stat.st_size, stat.st_mtime_ns) for p, stat in stats))
+
+
+@functools.lru_cache  # a file is read again when its size or its time has changed
+def _sha256_of(folder: Path, described: tuple[tuple[Path, int, int], ...]) -> str:
+    hashes = [(str(path.relative_to(folder)), files.sha256(path)) for path, *_ in described]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def of(kind: type[S], values: dict[str, Any]) -> S:
@@ -228,6 +249,7 @@ def read(arguments: list[str], usage: str | None) -> Plan:
     Raises UserError for a setting that the study decides itself.
     """
     study, shared, config = options.load_study(arguments, usage)
+    study.require(bool(study.study_dir.strip()), "study_dir", "the name of a folder")
     for name in _OWN:
         if name in shared:
             raise UserError(
@@ -246,7 +268,7 @@ def read(arguments: list[str], usage: str | None) -> Plan:
             f"device = {shared['device']} names one GPU, but a study chooses one for each run. Set "
             "--device=cuda, and the variable CUDA_VISIBLE_DEVICES to the GPUs that it may use."
         )
-    line = shlex.join(["python", "study.py", *(a for a in arguments if not _is_of_one_start(a))])
+    line = shlex.join(["python", "study.py", *_repeatable(arguments)])
     text = config.read_text(encoding="utf-8-sig").strip()
     processes = study.gpus if is_on_gpus(study, shared) else 1
     plan = Plan(study, _runs(study, shared), line, text, shared, max(1, processes))
@@ -254,8 +276,17 @@ def read(arguments: list[str], usage: str | None) -> Plan:
     return plan
 
 
-def _is_of_one_start(argument: str) -> bool:
-    return argument.removeprefix("--").partition("=")[0].replace("-", "_") in _OF_ONE_START
+def _repeatable(arguments: list[str]) -> list[str]:
+    """The arguments without options, and their values, that a repetition does not need."""
+    kept, is_value = [], False
+    for argument in arguments:
+        name, equals, _ = argument.removeprefix("--").replace("-", "_").partition("=")
+        name = name.removeprefix("no_")
+        is_left_out = argument.startswith("--") and name in _OF_ONE_START
+        if not is_left_out and not is_value:
+            kept.append(argument)
+        is_value = is_left_out and not equals and Study.types()[name] is not bool
+    return kept
 
 
 def is_on_gpus(study: Study, shared: dict[str, Any]) -> bool:
@@ -332,9 +363,13 @@ def write_configs(plan: Plan) -> None:
 
 
 def require_same(plan: Plan) -> None:
-    """Raise UserError if a run was begun with other settings that weights or data depend on."""
+    """Raise UserError if a run was begun with other settings that weights or data depend on.
+
+    A run is begun once it has a checkpoint or a state to resume from.
+    """
     for run in plan.runs:
-        if not run.config.exists():
+        is_begun = checkpoint.has_state(run.folder) or checkpoint.list_checkpoints(run.folder)
+        if not run.config.exists() or not is_begun:
             continue
         before, changed = options.read_config(run.config), []
         for kind, names in ((Train, Train.fixed()), (Prepare, _OF_TEXT)):

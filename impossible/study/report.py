@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import math
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import perturb
 from impossible import files
+from impossible.errors import UserError
 from impossible.evaluation import differences, pictures
 from impossible.settings import Prepare
 from impossible.study import states
@@ -29,37 +31,76 @@ _MORE = {
     "pairs.png": "Share of minimal pairs that the models get right, against training step",
     "markers.png": "Surprisal at the marker against training step",
 }
+_IN_PERCENT = 3.0  # nats: a perplexity that is 1,909% higher
+_OF_ONE_MODEL = (
+    "This interval is over test sentences and of this one model only: it does not say how much "
+    "models with other seeds would differ."
+)
+_NOTES = {
+    "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide for "
+    "fewer than five seeds. The last step is the test of this study: p is from a t-test of the "
+    "hypothesis that the mean difference is zero. “p (Holm)” is corrected for the number of "
+    "languages. At the other steps, nothing is tested.",
+    "bootstrap, over sentences": "Intervals over sentences are bootstrapped. With one seed, they "
+    "are of one model only, and do not say how much other seeds would differ.",
+}
 _OLDER = (
     "The results below are from an earlier evaluation, perhaps of other runs or with other "
     "settings. To update them, run the same command again."
 )
 
 
-def write(plan: Plan, runs: pd.DataFrame, error: str = "", is_current: bool = True) -> None:
+def write(
+    plan: Plan,
+    runs: pd.DataFrame,
+    names: Sequence[str] = (),
+    error: str = "",
+    is_current: bool = True,
+) -> None:
     """Write the report from the results in the folder of the study.
 
-    runs: a row for each run, as in runs.csv. error: of the joint evaluation.
-    is_current: whether the joint results are those of the runs that are done, as they are now.
+    runs: a row for each run, as in runs.csv. names: the files of the joint results, as paths from
+    that folder. error: of the joint evaluation. is_current: whether the joint results are those of
+    the runs that are done, as they are now.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    problems = _problems(plan, runs, error, "perplexity.csv" in names, is_current)
     found = {
-        **_about(plan, runs),
-        "problems": _problems(plan, runs, error, is_current),
-        **_comparisons(plan),
-        **_perplexities(plan),
-        "curves": _picture(plan.folder / "perplexity.png"),
-        "differences": _picture(plan.folder / "differences.png"),
-        "more": _more(plan),
+        **_about(plan, runs, names),
+        **_of_table(plan, "differences.csv", names, _comparisons, problems),
+        **_of_table(plan, "perplexity.csv", names, _perplexities, problems),
+        "problems": problems,
+        "curves": _picture(plan, "perplexity.png", names),
+        "differences": _picture(plan, "differences.png", names),
+        "more": _more(plan, names),
         "runs": [_shown(run) for run in runs.to_dict("records")],
     }
     with files.atomic_write(plan.folder / NAME) as file:
         file.write(template.render(found).encode())
 
 
-def _about(plan: Plan, runs: pd.DataFrame) -> dict[str, Any]:
+def _of_table(
+    plan: Plan,
+    name: str,
+    names: Sequence[str],
+    show: Callable[[pd.DataFrame | None], dict[str, Any]],
+    problems: list[str],
+) -> dict[str, Any]:
+    """What is shown of a joint table; if it is damaged, that is a problem."""
+    try:
+        return show(pd.read_csv(plan.folder / name) if name in names else None)
+    except (OSError, ValueError, KeyError) as error:
+        problems.append(
+            f"{plan.folder / name} cannot be read ({error}). To write it again, delete "
+            f"{plan.folder / 'results.json'} and run the same command again."
+        )
+        return show(None)
+
+
+def _about(plan: Plan, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     """What was studied, and how to repeat it."""
     first, study = plan.runs[0], plan.settings
     devices = dict.fromkeys(device for device in runs["device"] if device)
@@ -72,7 +113,7 @@ def _about(plan: Plan, runs: pd.DataFrame) -> dict[str, Any]:
         "command": plan.line,
         "config": plan.text,
         "commands": "\n".join(map(str, commands)),
-        "tables": ", ".join(sorted(path.name for path in plan.folder.glob("*.csv"))),
+        "tables": ", ".join(sorted(["runs.csv", *(n for n in names if n.endswith(".csv"))])),
         "version": _version(),
         "corpus": _corpus(plan),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -80,19 +121,21 @@ def _about(plan: Plan, runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _problems(plan: Plan, runs: pd.DataFrame, error: str, is_current: bool) -> list[str]:
+def _problems(
+    plan: Plan, runs: pd.DataFrame, error: str, has_results: bool, is_current: bool
+) -> list[str]:
     """What is missing, in words."""
     found = [states.problem_of_data(plan)]
     counts = runs["state"].value_counts().items()
     done = int((runs["state"] == "done").sum())
     if missing := ", ".join(f"{n} {state}" for state, n in counts if state != "done"):
         told = "There are no results yet."
-        if (plan.folder / "perplexity.csv").exists():
+        if has_results:
             told = _OLDER
             if is_current:
                 told = f"The results below are from the {done} runs that are done."
         found.append(f"Not all of the {len(runs)} runs are done ({done} done, {missing}). {told}")
-    elif not is_current and (plan.folder / "perplexity.csv").exists():
+    elif has_results and not is_current:
         found.append(_OLDER)
     if error:
         found.append(f"The evaluation of all runs together failed: {error}")
@@ -111,7 +154,7 @@ def _version() -> str:
 
 def _corpus(plan: Plan) -> str:
     """The version of the corpus, from the token files; or its name."""
-    if plan.is_prepared:
+    with contextlib.suppress(UserError):
         return token_files.read_meta(plan.runs[0].data_dir).corpus_version
     return of(Prepare, plan.runs[0].values).corpus
 
@@ -135,13 +178,12 @@ def summary(plan: Plan) -> str:
     )
 
 
-def _comparisons(plan: Plan) -> dict[str, Any]:
-    """Each language beside its control after the last step."""
-    path = plan.folder / "differences.csv"
-    if not path.exists():
-        return {"comparisons": [], "over": "", "interval_note": "", "has_markers": False}
-    table = pd.read_csv(path)
-    table = table[table["step"] == table["step"].max()]
+def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
+    """Each language beside its control after the last step that all of them have."""
+    if table is None:
+        return {"comparisons": []}
+    languages = table.groupby("step")["label"].nunique()
+    table = table[table["step"] == languages.index[languages == table["label"].nunique()].max()]
     with_markers = table[table["measure"] == "perplexity"]
     without = table[table["measure"] == "perplexity_without_markers"].set_index("label")
     found = [
@@ -152,7 +194,7 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
             "interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
             "p": _p(row["p_holm"]),
             "n": row["n"],
-            "sentences": f"{row['sentences']:,}",
+            "sentences": f"{row['sentences']:,}{_drawn(row)}",
             "unmarked": f"{without.loc[row['label'], 'difference']:+.3f}",
             "sentence": sentence(row),
         }
@@ -161,42 +203,50 @@ def _comparisons(plan: Plan) -> dict[str, Any]:
     kinds = set(with_markers["interval"])
     warnings = map(differences.lacking, with_markers.to_dict("records"))
     lacking = [f"Warning: {warning}" for warning in warnings if warning]
-    notes = {
-        "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide "
-        "for fewer than five seeds; p is from a t-test of the hypothesis that the mean difference "
-        "after the last step is zero, corrected for the number of languages by Holm's method.",
-        "bootstrap, over sentences": "Intervals over sentences are bootstrapped; with one seed, "
-        "they do not say how much other seeds would differ.",
-    }
     over = " or ".join(sorted(kind.partition(", ")[2] for kind in kinds))
     return {
         "comparisons": found,
         "over": over,
         "has_markers": any(perturb.get(name).markers for name in with_markers["language"]),
-        "interval_note": " ".join([*(notes[kind] for kind in sorted(kinds)), *lacking]),
+        "interval_note": " ".join([*(_NOTES[kind] for kind in sorted(kinds)), *lacking]),
     }
 
 
+def _drawn(row: dict[str, Any]) -> str:
+    """How many test sentences were drawn, if not all of them are compared."""
+    is_all = row["sentences_drawn"] == row["sentences"]
+    return "" if is_all else f" of {row['sentences_drawn']:,}"
+
+
 def sentence(row: dict[str, Any]) -> str:
-    """What a difference means, in words. row: of differences.csv."""
+    """What a difference means, in words. row: of differences.csv.
+
+    A difference or interval of more than _IN_PERCENT nats is given in nats of log-perplexity.
+    """
     language, control = perturb.get(row["language"]).title, perturb.get(row["control"]).title
-    low, middle, high = ((math.exp(row[name]) - 1) * 100 for name in ("low", "difference", "high"))
-    seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
-    start = f"After step {row['step']:,}, the perplexity of {language} is {abs(middle):.1f}%"
+    low, middle, high = (float(row[name]) for name in ("low", "difference", "high"))
+    start = f"After step {row['step']:,}, the perplexity of {language}"
+    if not math.isfinite(middle):
+        return f"{start} cannot be compared with that of {control}: the difference is not a number."
+    start, unit, decimals = f"{start} is", "%", 1
+    if any(abs(value) > _IN_PERCENT for value in (low, middle, high)):
+        start = f"After step {row['step']:,}, the log-perplexity of {language} is"
+        unit, decimals = " nats", 2
+    else:
+        low, middle, high = (100 * math.expm1(value) for value in (low, middle, high))
     word = "higher" if middle > 0 else "lower"
-    ends = sorted((abs(low), abs(high)))
-    if math.isnan(low):
-        return (
-            f"{start} {word} than that of {control} ({seeds}; too few sentences for an interval)."
-        )
-    if row["low"] > 0 or row["high"] < 0:
-        return (
-            f"{start} {word} than that of {control} (95% interval {ends[0]:.1f}% to "
-            f"{ends[1]:.1f}%, {seeds})."
-        )
+    start = f"{start} {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
+    seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
+    if math.isnan(low) or math.isnan(high):
+        return f"{start} ({seeds}; too few sentences for an interval)."
+    alone = f" {_OF_ONE_MODEL}" if row["n"] == 1 else ""
+    if low > 0 or high < 0:
+        near, far = (f"{end:,.{decimals}f}{unit}" for end in sorted((abs(low), abs(high))))
+        return f"{start} (95% interval {near} to {far}, {seeds}).{alone}"
+    low_end, high_end = (f"{end:+,.{decimals}f}{unit}" for end in (low, high))
     return (
-        f"{start} {word} than that of {control}, but the 95% interval ({low:+.1f}% to "
-        f"{high:+.1f}%, {seeds}) includes zero: this study does not show a difference."
+        f"{start}, but the 95% interval ({low_end} to {high_end}, {seeds}) includes zero: this "
+        f"study does not show a difference.{alone}"
     )
 
 
@@ -206,12 +256,10 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _perplexities(plan: Plan) -> dict[str, Any]:
+def _perplexities(table: pd.DataFrame | None) -> dict[str, Any]:
     """The test perplexity of each language after the last step: its mean over runs."""
-    path = plan.folder / "perplexity.csv"
-    if not path.exists():
-        return {"perplexities": [], "last_step": "", "band_note": ""}
-    table = pd.read_csv(path)
+    if table is None:
+        return {"perplexities": []}
     last = table["step"].max()
     table = table[(table["genre"] == "all") & (table["step"] == last)]
     rows = []
@@ -225,28 +273,29 @@ def _perplexities(plan: Plan) -> dict[str, Any]:
         rows.append({"language": label, "mean": mean, "interval": interval, "n": len(values)})
     is_of_seeds = any(row["n"] > 1 for row in rows)
     band = (
-        "Lines are means over seeds, and bands 95% t-intervals of these means."
+        "Lines are means over seeds, and bands pointwise 95% t-intervals of these means."
         if is_of_seeds
         else ""
     )
     return {"perplexities": rows, "last_step": f"{int(last):,}", "band_note": band}
 
 
-def _picture(path: Path) -> str:
-    """A picture as a data URI; empty if there is none."""
-    if not path.exists():
+def _picture(plan: Plan, name: str, names: Sequence[str]) -> str:
+    """A picture of the joint results as a data URI; empty if there is none."""
+    path = plan.folder / name
+    if name not in names or not path.exists():
         return ""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _more(plan: Plan) -> list[dict[str, str]]:
-    """Further pictures, in the folder of the study or in subfolders with joint results."""
-    found = []
-    for name, caption in _MORE.items():
-        for path in sorted([*plan.folder.glob(name), *plan.folder.glob(f"*/{name}")]):
-            place = str(path.relative_to(plan.folder))
-            found.append({"data": _picture(path), "caption": caption, "name": place})
-    return found
+def _more(plan: Plan, names: Sequence[str]) -> list[dict[str, str]]:
+    """Further pictures of the joint results, some of which are in subfolders."""
+    return [
+        {"data": _picture(plan, name, names), "caption": caption, "name": name}
+        for file, caption in _MORE.items()
+        for name in sorted(names)
+        if Path(name).name == file
+    ]
 
 
 def _shown(run: dict[str, Any]) -> dict[str, Any]:

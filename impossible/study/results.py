@@ -3,8 +3,13 @@
 import hashlib
 import json
 import math
+import os
 import statistics
-from typing import Any
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -12,13 +17,20 @@ from impossible import files
 from impossible.errors import UserError
 from impossible.study import local, report, slurm, states
 from impossible.study.local import Stop
-from impossible.study.plan import Plan, Run
+from impossible.study.plan import Plan, Run, digest
 from impossible.training import checkpoint, log
 
 RUNS = "runs.csv"
-_MADE = "results.json"  # what the joint results were made from
-# Tables and pictures of the joint results, in the folder of the study or in subfolders.
-_JOINT = ("perplexity", "differences", "losses", "pairs", "markers", "stimuli")
+_MADE = "results.json"  # what the joint results were made from, and their files
+_OUTPUT = "results.txt"  # what their commands print
+T = TypeVar("T")
+
+
+class Made(NamedTuple):
+    """The joint results in the folder of a study."""
+
+    source: str = ""  # a hash of what they were made from
+    files: tuple[str, ...] = ()  # paths from that folder
 
 
 def write(plan: Plan, stop: Stop) -> None:
@@ -29,47 +41,81 @@ def write(plan: Plan, stop: Stop) -> None:
     done = [run for run in plan.runs if states.following(plan, run) is None]
     error = ""
     if len(done) > 1 and not stop.count:
-        error = _evaluate(plan, done, stop)
-    is_current = _made(plan) == _source(plan, done)
+        try:
+            _evaluate(plan, done, stop)
+        except UserError as problem:
+            error = "" if stop.count else str(problem)
+    made = read_made(plan)
     table = runs_table(plan)
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
-    report.write(plan, table, error, is_current)
+    report.write(plan, table, made.files, error, made.source == _source(plan, done))
     print(f"to see the results, open {plan.folder / report.NAME}", flush=True)
-    if error and not stop.count:
-        raise UserError(f"{error} (in {plan.folder / 'results.txt'})")
+    if error:
+        raise UserError(error)
 
 
-def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> str:
-    """The joint evaluation of runs. Returns an error, if there is one."""
-    if _made(plan) == _source(plan, runs):
-        return ""
-    (plan.folder / _MADE).unlink(missing_ok=True)
-    for name in _JOINT:  # of other runs or evaluations
-        for pattern in (f"{name}.csv", f"{name}.png"):
-            for path in [*plan.folder.glob(pattern), *plan.folder.glob(f"*/{pattern}")]:
-                path.unlink()
-    for command in plan.joint(runs):
-        if error := local.watch(command, plan.folder / "results.txt", stop):
-            return error
-    files.write_json(plan.folder / _MADE, _source(plan, runs))
-    return ""
+def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> None:
+    """Evaluate runs together, unless that is done. Raises UserError if it fails.
+
+    The earlier results stay until the new ones are whole.
+    """
+    source, output = _source(plan, runs), plan.folder / _OUTPUT
+    if read_made(plan).source == source:
+        return
+    with tempfile.TemporaryDirectory(files.TEMPORARY, "results-", plan.folder) as folder:
+        for command in plan.joint(runs):
+            to_folder = command._replace(options=[*command.options, f"--eval_dir={folder}"])
+            if error := local.watch(to_folder, output, stop):
+                raise UserError(f"{error} (in {output})")
+        _replace(plan, Path(folder), source)
 
 
-def _made(plan: Plan) -> dict[str, str]:
-    """What the joint results were made from; {} if there are none that are whole."""
-    path = plan.folder / _MADE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _replace(plan: Plan, folder: Path, source: str) -> None:
+    """Replace the joint results by those in a folder.
+
+    Raises UserError if another file would be overwritten that the study did not write.
+    """
+    before, record = set(read_made(plan).files), plan.folder / _MADE
+    written = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+    new = {path.relative_to(folder).as_posix(): path for path in written}
+    for name, path in new.items():
+        target = plan.folder / name
+        is_other = target.exists() and target.read_bytes() != path.read_bytes()
+        if is_other and name not in before:
+            raise UserError(
+                f"{target} was not written by this study, which has results of that name. Move "
+                "that file elsewhere, or choose another folder with --study_dir="
+            )
+    files.write_json(record, {"from": "", "files": sorted(before | set(new))})
+    for name in before - set(new):
+        (plan.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty
+            (plan.folder / name).parent.rmdir()
+    for name, path in new.items():
+        (plan.folder / name).parent.mkdir(exist_ok=True)
+        os.replace(path, plan.folder / name)
+    files.write_json(record, {"from": source, "files": sorted(new)})
 
 
-def _source(plan: Plan, runs: list[Run]) -> dict[str, str]:
-    """What the joint results of these runs are made from."""
-    commands = plan.joint(runs)
+def read_made(plan: Plan) -> Made:
+    """The joint results that the study has written; none if their record is damaged."""
+    try:
+        found = json.loads((plan.folder / _MADE).read_text(encoding="utf-8"))
+        return Made(str(found["from"]), tuple(map(str, found["files"])))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return Made()
+
+
+def _source(plan: Plan, runs: list[Run]) -> str:
+    """A hash of what the joint results of these runs are made from."""
+    commands = [str(command) for command in plan.joint(runs)]
     configs = [run.config.read_text(encoding="utf-8") for run in runs]
-    weights = [run.folder / f"checkpoint-{run.training.max_steps}.pt" for run in runs]
+    weights = [checkpoint.path_of(run.folder, run.training.max_steps) for run in runs]
     times = [path.stat().st_mtime_ns for path in weights]
-    described = json.dumps([list(map(str, commands)), configs, times])
-    return {"from": hashlib.sha256(described.encode()).hexdigest()}
+    hashes = [[digest(run, command) for command in plan.commands(run)] for run in runs]
+    described = json.dumps([commands, configs, times, hashes])
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def runs_table(plan: Plan) -> pd.DataFrame:
@@ -84,7 +130,18 @@ def runs_table(plan: Plan) -> pd.DataFrame:
 
 
 def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str, Any]:
-    records = log.read(run.folder)
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], T], otherwise: T) -> T:
+        """What can be read of a run; a damaged file is a problem of this run alone."""
+        try:
+            return read()
+        except Exception as error:  # libraries have many for a damaged file
+            told = f"a file in {run.folder} is damaged: {error!r}"
+            problems.append(str(error) if isinstance(error, UserError) else told)
+            return otherwise
+
+    records = attempt(lambda: log.read(run.folder), [])
     last = records[-1] if records else {"step": 0}
     losses = [record["loss"] for record in records if record.get("loss")]
     val_losses = [record["val_loss"] for record in records if record.get("val_loss")]
@@ -99,17 +156,21 @@ def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str,
         "max_steps": run.training.max_steps,
         "loss": losses[-1] if losses else math.nan,
         "val_loss": val_losses[-1] if val_losses else math.nan,
-        "perplexity": math.nan if states.following(plan, run) else _perplexity(run),
+        "perplexity": attempt(lambda: _perplexity(plan, run), math.nan),
         "minutes": round(minutes, 2),
-        "tokens_per_second": round(speed(run)) or math.nan,
-        "device": _device(run),
-        "error": state.failed,
+        "tokens_per_second": round(_speed(records)) or math.nan,
+        "device": attempt(lambda: _device(run), ""),
+        "error": "; ".join([*filter(None, [state.failed]), *problems]),
     }
 
 
 def speed(run: Run) -> float:
     """The median speed of a run in tokens per second; 0 if it has not begun."""
-    found = [r["tokens_per_second"] for r in log.read(run.folder) if "tokens_per_second" in r]
+    return _speed(log.read(run.folder))
+
+
+def _speed(records: list[dict[str, Any]]) -> float:
+    found = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
     return statistics.median(found) if found else 0.0
 
 
@@ -134,10 +195,10 @@ def state_of(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> str:
     return "interrupted" if state.seconds or state.running else "waiting"
 
 
-def _perplexity(run: Run) -> float:
-    """The test perplexity after the last step."""
+def _perplexity(plan: Plan, run: Run) -> float:
+    """The test perplexity after the last step, of a run that is done."""
     path = run.folder / "evaluation" / "perplexity.csv"
-    if not path.exists():
+    if states.following(plan, run) or not path.exists():
         return math.nan
     table = pd.read_csv(path)
     rows = table[(table["genre"] == "all") & (table["step"] == run.training.max_steps)]

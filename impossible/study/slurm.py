@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from impossible import files
 from impossible.errors import UserError
@@ -22,7 +22,6 @@ from impossible.study.plan import ROOT, Command, Plan, Run
 
 NAME = "jobs.json"  # name of a run, `prepare` or `results` -> number of its latest job
 PREPARE = "prepare"
-_OF_DATA = "data of prepare"  # in the same file: the folders that the job prepares
 _LONGEST_WAIT = 3600.0  # seconds for another process that writes results
 _PAUSE = 0.5  # seconds between two looks at a process
 _NOTICE = 120  # seconds before its time limit in which a job may save the last whole step
@@ -30,7 +29,7 @@ _RESTARTS = 100_000  # after time limits: as many as it takes
 
 
 class StoppedError(Exception):
-    """A command was stopped or killed; the study resumes it when it is started again."""
+    """Another process executes the run; the study resumes it when it is started again."""
 
 
 class Chain:
@@ -54,6 +53,8 @@ class Chain:
         if self.run is None:
             output = self.plan.folder / states.PREPARING
             if self._execute(self.plan.preparing, output):
+                if self._is_stopped:
+                    _give_way()
                 raise RuntimeError(states.error_in(output))
             return
         if files.is_locked(self.run.folder):
@@ -68,7 +69,7 @@ class Chain:
             if how == "failed":
                 raise RuntimeError(states.read(self.run.folder).failed)
             if self._is_stopped or (how == "interrupted" and code == states.EXIT_STOPPED):
-                raise StoppedError(f"{command} was stopped")
+                _give_way()
 
     def _execute(self, command: Command, output: Path) -> int:
         threads = max(1, self.plan.settings.cpus // command.processes)
@@ -76,6 +77,7 @@ class Chain:
         self._child = children.start(command, output, {"OMP_NUM_THREADS": str(threads)})
         while (code := self._child.poll()) is None:
             time.sleep(_PAUSE)
+        children.end_group(self._child)
         return code
 
     def _stop(self) -> None:
@@ -112,7 +114,10 @@ class Results:
         from impossible.study import results
 
         with files.locked(self.plan.folder, wait=_LONGEST_WAIT):
-            results.write(self.plan, Stop())
+            stop = Stop()
+            results.write(self.plan, stop)
+        if stop.count:
+            _give_way()
 
     def checkpoint(self) -> Any:
         """Begin again in another job."""
@@ -121,8 +126,24 @@ class Results:
         return DelayedSubmission(self)
 
 
-def require() -> None:
-    """Raise UserError if there is no SLURM here."""
+def _give_way() -> NoReturn:
+    """End a job that was asked to end. Unless it was cancelled, it goes back into the queue."""
+    job = os.environ["SLURM_JOB_ID"]
+    shown = subprocess.run(
+        ["scontrol", "show", "job", job], capture_output=True, text=True, check=False
+    )
+    if {"JobState=RUNNING", "JobState=PREEMPTED"} & set(shown.stdout.split()):
+        subprocess.run(["scontrol", "requeue", job], check=False)
+    sys.exit(states.EXIT_STOPPED)
+
+
+def require(plan: Plan) -> None:
+    """Raise UserError if there is no SLURM here, or if its jobs cannot write to the study."""
+    if "%" in str(plan.folder.absolute()):
+        raise UserError(
+            f"study_dir = {plan.folder.absolute()} contains %, which SLURM replaces in the names "
+            "of files. Choose another folder with --study_dir="
+        )
     if not shutil.which("sbatch"):
         raise UserError(
             "cluster = slurm, but there is no command sbatch. Run this on a login node of the "
@@ -136,32 +157,19 @@ def submit(plan: Plan) -> None:
     Raises UserError if SLURM refuses a job.
     """
     alive, recorded = jobs(plan), _recorded(plan)
-    after = _prepared_by(plan, alive)
     left = [run for run in plan.runs if states.following(plan, run)]
-    submitted = [
-        _submit(plan, run.name, Chain(plan, run), after)
-        for run in left
-        if run.name not in alive and not states.read(run.folder).failed
-    ]
+    new = [run for run in left if run.name not in alive and not states.read(run.folder).failed]
+    after = ""
+    if new:  # it does nothing where all is prepared, and refuses data of other text
+        before = f"afterany:{recorded[PREPARE]}" if PREPARE in alive else ""
+        after = f"afterok:{_submit(plan, PREPARE, Chain(plan, None), before)}"
+    submitted = [_submit(plan, run.name, Chain(plan, run), after) for run in new]
     if not submitted and "results" in alive:
         return
     if "results" in alive:  # it waits for fewer runs than there are now
         subprocess.run(["scancel", recorded["results"]], check=False)
     waited = submitted + [recorded[run.name] for run in left if run.name in alive]
     _submit(plan, "results", Results(plan), f"afterany:{':'.join(waited)}" if waited else "")
-
-
-def _prepared_by(plan: Plan, alive: dict[str, str]) -> str:
-    """Submit the preparation of the data, if that is left to do; what jobs of runs depend on."""
-    if plan.is_prepared:
-        return ""
-    folders, recorded = sorted({str(run.data_dir) for run in plan.runs}), _recorded(plan)
-    if PREPARE in alive and recorded.get(_OF_DATA) == folders:
-        return f"afterok:{recorded[PREPARE]}"
-    after = f"afterany:{recorded[PREPARE]}" if PREPARE in alive else ""  # of fewer languages
-    number = _submit(plan, PREPARE, Chain(plan, None), after)
-    files.write_json(plan.folder / NAME, _recorded(plan) | {_OF_DATA: folders})
-    return f"afterok:{number}"
 
 
 def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str:
@@ -201,15 +209,24 @@ def _submit(plan: Plan, name: str, job: Chain | Results, dependency: str) -> str
     return number
 
 
-def _recorded(plan: Plan) -> dict[str, Any]:
+def _recorded(plan: Plan) -> dict[str, str]:
     path = plan.folder / NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). It contains the numbers of the study's jobs. If "
+            f"squeue --me shows jobs named {plan.name}-..., cancel them with scancel. Then delete "
+            "the file."
+        )
 
 
 def jobs(plan: Plan) -> dict[str, str]:
     """The jobs of the study that SLURM still has, by name: their states.
 
-    Raises UserError if SLURM does not answer.
+    Raises UserError if SLURM does not answer, or if their record is damaged.
     """
     recorded = _recorded(plan)
     if not recorded or not shutil.which("squeue"):
@@ -219,9 +236,5 @@ def jobs(plan: Plan) -> dict[str, str]:
     if told.returncode:
         raise UserError(f"squeue failed ({told.stderr.strip()}). Run the same command again later.")
     states_of = dict(line.split() for line in told.stdout.splitlines())
-    alive = {
-        name: states_of[job]
-        for name, job in recorded.items()
-        if name != _OF_DATA and job in states_of
-    }
+    alive = {name: states_of[job] for name, job in recorded.items() if job in states_of}
     return {name: state for name, state in alive.items() if state != "COMPLETING"}

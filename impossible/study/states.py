@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from impossible import files
-from impossible.errors import UserError
 from impossible.study.plan import Command, Plan, Run, digest
 from impossible.training import checkpoint
 
@@ -23,7 +22,10 @@ _KILLED = (
     f"killed {ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
     "--at_once=, or more --memory_gb= on SLURM."
 )
-_SHOWN = 3  # lines of the output, where it has no line that begins with "error: "
+_SHOWN = 3  # lines of the output, where it has no error
+# What errors of the commands advise, and what helps in a study.
+_FOLDERS = re.compile(r"--(data|out|eval)_dir=( or --(data|out|eval)_dir=)*")
+_AGAIN = re.compile(r"(R|r)un the same command again")
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,20 @@ class State:
 
 
 def read(folder: Path) -> State:
-    """The state of a run; an empty one if it has not begun. Raises UserError if it is damaged."""
+    """The state of a run: empty if it has not begun, and failed if its file is damaged."""
     path = folder / NAME
     try:
-        return State(**json.loads(path.read_text(encoding="utf-8")))
+        state = State(**json.loads(path.read_text(encoding="utf-8")))
+        if [type(value) for value in vars(state).values()] != [dict, dict, str, dict]:
+            raise TypeError("a field has another type")
     except FileNotFoundError:
         return State()
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Delete it: the commands of the run will be started "
-            "again, and skip what they have done."
+        return State(
+            failed=f"{path} is damaged ({error}). Run the study again with --retry: it starts the "
+            "commands of this run again, and they skip what they have done."
         )
+    return state
 
 
 def write(folder: Path, state: State) -> None:
@@ -80,7 +85,8 @@ def begin(run: Run, command: Command, job: str = "") -> None:
     if state.running and run.output.exists():  # killed, with what would have recorded its end
         until = run.output.stat().st_mtime
         seconds = _added(seconds, state.running["command"], until - state.running["since"])
-    running = {"command": command.key, "since": time.time()} | ({"job": job} if job else {})
+    running = {"command": command.key, "since": time.time(), "digest": digest(run, command)}
+    running |= {"job": job} if job else {}
     write(run.folder, State(state.done, seconds, running=running))
 
 
@@ -94,7 +100,7 @@ def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool 
     since = state.running.get("since", time.time())
     seconds = _added(state.seconds, command.key, time.time() - since)
     if code == 0:
-        done = state.done | {command.key: digest(run, command)}
+        done = state.done | {command.key: state.running.get("digest", "")}  # at its start
         write(run.folder, State(done, seconds))
         return "done"
     under_torchrun = command.processes > 1 and _BY_SIGNAL.search(_tail(run.output))
@@ -103,7 +109,9 @@ def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool 
         write(run.folder, State(state.done, seconds))
         return "interrupted"
     reason = _KILLED if is_killed else error_in(run.output)
-    write(run.folder, State(state.done, seconds, failed=f"{command.script}: {reason}"))
+    reason = _AGAIN.sub(r"\1un the study again with --retry", reason)
+    failed = f"{command.script}: {reason} (in {run.output})"
+    write(run.folder, State(state.done, seconds, failed=failed))
     return "failed"
 
 
@@ -118,18 +126,36 @@ def forget_failure(run: Run) -> None:
 
 
 def error_in(output: Path) -> str:
-    """The last error in the output of the latest command, or else its last lines."""
+    """The last error in the output of the latest command, or else its last lines.
+
+    For an unexpected error, this is the last line of its traceback.
+    """
     lines = _lines(output)
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else " / ".join(lines[-_SHOWN:]) or "no output"
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    reason = lines[errors[-1]].removeprefix("error: ") if errors else ""
+    if not errors or reason.startswith("unexpected error"):
+        cause = _exception(lines[: errors[-1]] if errors else lines)
+        reason = cause or " / ".join(lines[-_SHOWN:]) or "no output"
+    return _FOLDERS.sub("--study_dir=", reason)
+
+
+def _exception(lines: list[str]) -> str:
+    """The exception of the last traceback that is not torchrun's own; empty if there is none."""
+    found = ""
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback (most recent call last)"):
+            after = (line for line in lines[number + 1 :] if not line.startswith(" "))
+            exception = next(after, "")
+            found = found if "ChildFailedError" in exception else exception
+    return found
 
 
 def problem_of_data(plan: Plan) -> str:
     """Why the data could not be prepared; empty if prepare.py has not failed."""
     output = plan.folder / PREPARING
-    if plan.is_prepared or "error: " not in _tail(output):
+    if "error: " not in _tail(output):
         return ""
-    return f"The data are not prepared: {error_in(output)}"
+    return f"The data are not prepared: {error_in(output)} (in {output})"
 
 
 def last_line(output: Path) -> str:

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT, wait_for
 
 from impossible import files
 from impossible.errors import UserError
-from impossible.study import local, results, states
+from impossible.study import children, local, overview, results, states
 from impossible.study import plan as plans
 from impossible.study.local import Stop
 from impossible.study.plan import Command, Plan, Run
+from impossible.training import checkpoint
 
 Scripts = dict[str, list[str]]  # language -> the scripts of its runs, one after the other
 NOTE = "import sys, time, pathlib; out = pathlib.Path(sys.argv[1]); "
@@ -36,15 +38,21 @@ class Scripted(Plan):
     """A plan whose commands are scripts."""
 
     scripts: Scripts
+    evaluation = "pass"  # of all runs together; its argument is the folder of the results
 
     def commands(self, run: Run) -> list[Command]:
         return [Script(script, [str(run.folder)]) for script in self.scripts[run.language]]
+
+    def joint(self, runs: list[Run]) -> list[Command]:
+        before = "out = pathlib.Path(sys.argv[-1].removeprefix('--eval_dir=')); "
+        return [Script(before + self.evaluation, [run.name for run in runs])]
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts have none."""
-    monkeypatch.setattr(states, "digest", lambda run, command: "")
+    for module in (states, results):
+        monkeypatch.setattr(module, "digest", lambda run, command: "")
 
 
 @pytest.fixture
@@ -114,10 +122,10 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again_on_request
     local.execute(plan, Stop())
     assert list(words(plan).values()) == ["failed", "failed", "done", "done"]
     run = plan.runs[0]
-    assert states.read(run.folder).failed.endswith(": no memory. Do this.")
+    assert states.read(run.folder).failed.endswith(f": no memory. Do this. (in {run.output})")
     told = capfd.readouterr().out
     assert "no_shuffle-seed-1: failed. " in told
-    assert "no memory. Do this.\n" in told
+    assert "no memory. Do this. (in " in told
     assert "(2 of 4 runs are done)" in told
 
     for one in plan.runs:
@@ -142,6 +150,187 @@ def test_a_run_that_is_killed_is_resumed_but_not_for_ever(
     assert list(words(plan).values()) == ["done", "done", "failed", "failed"]
     assert (plan.runs[2].folder / "y").read_text() == "..."
     assert "perhaps because memory ran out" in states.read(plan.runs[2].folder).failed
+
+
+def test_each_command_of_a_run_has_attempts_of_its_own(scripted: Callable[..., Plan]) -> None:
+    twice = (
+        "import os; log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
+        "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
+    )
+    plan = scripted({"no_shuffle": [twice.format("one"), twice.format("two")]})
+    local.execute(plan, Stop())
+    assert set(words(plan).values()) == {"done"}, "each was killed twice, and three are allowed"
+    assert (plan.runs[0].folder / "two").read_text() == "..."
+
+
+def test_what_a_killed_command_has_started_ends_too(scripted: Callable[..., Plan]) -> None:
+    leaves = (
+        "import os, subprocess; first = not (out / 'pid').exists(); "
+        "first and (out / 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid)); "
+        "first and os.kill(os.getpid(), 9)"
+    )
+    plan = scripted({"no_shuffle": [leaves]})
+    local.execute(plan, Stop())
+    for run in plan.runs:
+        pid = int((run.folder / "pid").read_text())
+        wait_for(lambda pid=pid: not is_alive(pid), seconds=10)
+
+
+def is_alive(pid: int) -> bool:
+    command = ["ps", "-o", "stat=", "-p", str(pid)]
+    state = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_the_time_of_an_attempt_that_was_killed_with_its_study_counts(
+    scripted: Callable[..., Plan],
+) -> None:
+    plan = scripted({"no_shuffle": ["pass"]})
+    run, command = plan.runs[0], plan.commands(plan.runs[0])[0]
+    states.begin(run, command)
+    run.output.write_text("the last that it printed")
+    since = states.read(run.folder).running["since"]
+    os.utime(run.output, (since + 40, since + 40))
+    states.begin(run, command)  # nobody recorded the end of the attempt before
+    assert states.read(run.folder).seconds[command.key] == pytest.approx(40, abs=0.1)
+    assert states.end(run, command, 0, False) == "done"
+    assert states.read(run.folder).seconds[command.key] == pytest.approx(40, abs=5)
+
+
+class Torchrun(Script):
+    """The script in two processes of torchrun."""
+
+    @property
+    def line(self) -> list[str]:
+        script = Path(self.arguments[0]) / "script.py"
+        script.write_text(NOTE + self.script)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        return [sys.executable, *torchrun, str(script), *self.arguments]
+
+
+def test_a_kill_is_recognised_under_torchrun_too(scripted: Callable[..., Plan]) -> None:
+    plan = scripted({"no_shuffle": []})
+    for run, script, expected in (
+        (plan.runs[0], "import os; os.kill(os.getpid(), 9)", "interrupted"),
+        (plan.runs[0], "sys.exit(75)", "interrupted"),
+        (plan.runs[1], "sys.exit('error: no memory')", "failed"),
+    ):
+        command = Torchrun(script, [str(run.folder)], processes=2)
+        states.begin(run, command)
+        code = children.start(command, run.output, {}).wait()
+        assert code == 1, "torchrun's own"
+        assert states.end(run, command, code, is_stopped=False) == expected
+    states.begin(plan.runs[0], command)
+    assert states.end(plan.runs[0], command, -9, is_stopped=False, gives_up=True) == "failed"
+
+
+def test_the_reason_of_a_failure_is_its_exception_and_the_advice_helps(
+    scripted: Callable[..., Plan],
+) -> None:
+    unexpected = "from impossible import command; command.guarded(lambda: [][5])"
+    advises = "sys.exit('error: it is full. Run the same command again, or set --out_dir=.')"
+    plan = scripted({"no_shuffle": [unexpected], "no_hop": ["1 / 0"], "no_reverse": [advises]})
+    local.execute(plan, Stop())
+    crashed, raised, advised = plan.runs[0], plan.runs[2], plan.runs[4]
+    for run, reason in (
+        (crashed, "IndexError: list index out of range"),
+        (raised, "ZeroDivisionError: division by zero"),
+        (advised, "it is full. Run the study again with --retry, or set --study_dir=."),
+    ):
+        assert states.read(run.folder).failed.endswith(f": {reason} (in {run.output})")
+
+
+def test_the_exception_is_that_of_a_process_and_not_that_of_torchrun(tmp_path: Path) -> None:
+    traceback = "Traceback (most recent call last):\n  File x\n    call()\n"
+    output = tmp_path / "output.txt"
+    output.write_text(
+        f"\n$ torchrun\n{traceback}ImportError: no module\n  \n{traceback}"
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n====\ntrain.py FAILED"
+    )
+    assert states.error_in(output) == "ImportError: no module"
+
+
+def test_joint_results_replace_only_what_the_study_wrote(
+    scripted: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan, folder = scripted({"no_shuffle": ["pass"]}), tmp_path / "study"
+    for name in ("other/perplexity.csv", "other/pairs.png", "entropies.csv", "notes/markers.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("of another run")
+    for run in plan.runs:
+        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+    local.execute(plan, Stop())
+
+    def write(script: str) -> dict[str, str]:
+        object.__setattr__(plan, "evaluation", script)
+        try:
+            results.write(plan, Stop())
+        finally:
+            own = ("config.py", "state.json", "output.txt", "runs.csv", "report.html")
+            own += ("results.json", "results.txt", ".lock")
+            paths = [p for p in folder.rglob("*") if p.is_file() and p.name not in own]
+            texts = {str(p.relative_to(folder)): p.read_text() for p in paths if p.stat().st_size}
+        return texts
+
+    others = dict.fromkeys(
+        ("other/perplexity.csv", "other/pairs.png", "entropies.csv", "notes/markers.csv"),
+        "of another run",
+    )
+    first = (
+        "(out / 'a.csv').write_text('1'); (out / 'b').mkdir(); "
+        "(out / 'b' / 'pairs.png').write_text('1')"
+    )
+    assert write(first) == others | {"a.csv": "1", "b/pairs.png": "1"}
+    page = (folder / "report.html").read_text()
+    assert "b/pairs.png" in page
+    assert "other/pairs.png" not in page, "another run's"
+    assert "tables are beside this page: a.csv, runs.csv." in " ".join(page.split())
+
+    with pytest.raises(UserError, match=r"error after a table \(in .*results\.txt\)"):
+        write("(out / 'c.csv').write_text('2'); sys.exit('error: error after a table')")
+    assert write(first) == others | {"a.csv": "1", "b/pairs.png": "1"}, "nothing is half new"
+    assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}
+    assert not (folder / "b").exists()
+
+    with pytest.raises(UserError, match=r"entropies\.csv was not written by this study"):
+        write("[(out / name).write_text('4') for name in ('a.csv', 'entropies.csv')]")
+    assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}
+
+
+def test_a_damaged_file_is_the_problem_of_its_run_alone(
+    scripted: Callable[..., Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saves = "(out / 'checkpoint-3000.pt').write_bytes(b'PK damaged')"
+    plan = scripted({"no_shuffle": [saves], "no_reverse": ["pass"], "no_hop": ["pass"]})
+    local.execute(plan, Stop())
+    damaged, table, other = plan.runs[0], plan.runs[2], plan.runs[4]
+    for text in ("", '{"done": ', "[1]", '{"done": null}', "\0\0"):
+        (damaged.folder / states.NAME).write_text(text)
+        assert "state.json is damaged" in states.read(damaged.folder).failed
+    (table.folder / "evaluation").mkdir()
+    (table.folder / "evaluation" / "perplexity.csv").touch()
+    (plan.folder / "results.json").write_text("{")
+    (plan.folder / "jobs.json").write_text("[")
+    for run in plan.runs:
+        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+
+    overview.show_states(plan)
+    told = capfd.readouterr().out
+    assert f"warning: {plan.folder / 'jobs.json'} is damaged" in told
+    assert f"{damaged.name}: {damaged.folder / 'state.json'} is damaged" in told
+    assert "checkpoint-3000.pt is damaged" in told
+    assert f"{table.name}: a file in {table.folder} is damaged: EmptyDataError" in told
+    assert "6 runs: 5 done, 1 failed" in told
+
+    (plan.folder / "jobs.json").unlink()
+    results.write(plan, Stop())
+    shown = pd.read_csv(plan.folder / "runs.csv").set_index("run")
+    assert shown.loc[damaged.name, "state"] == "failed"
+    assert shown.loc[other.name, "state"] == "done"
+    assert "state.json is damaged" in (plan.folder / "report.html").read_text()
+    states.forget_failure(damaged)  # --retry
+    local.execute(plan, Stop())
+    assert set(words(plan).values()) == {"done"}
 
 
 def test_ctrl_c_asks_all_runs_to_end_and_a_second_one_ends_them(

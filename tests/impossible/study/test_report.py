@@ -23,7 +23,46 @@ ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000}
         (
             *(-0.15, -0.1, -0.05, 1),
             "After step 2,000, the perplexity of FullReverse is 9.5% lower than that of NoReverse "
-            "(95% interval 4.9% to 13.9%, one seed).",
+            "(95% interval 4.9% to 13.9%, one seed). This interval is over test sentences and of "
+            "this one model only: it does not say how much models with other seeds would differ.",
+        ),
+        (
+            *(-0.01, 0.01, 0.03, 1),
+            "After step 2,000, the perplexity of FullReverse is 1.0% higher than that of "
+            "NoReverse, but the 95% interval (-1.0% to +3.0%, one seed) includes zero: "
+            "this study does not show a difference. This interval is over test sentences and of "
+            "this one model only: it does not say how much models with other seeds would differ.",
+        ),
+        (
+            *(math.nan, math.nan, math.nan, 5),
+            "After step 2,000, the perplexity of FullReverse cannot be compared with that of "
+            "NoReverse: the difference is not a number.",
+        ),
+        (
+            *(-math.inf, math.inf, math.inf, 5),
+            "After step 2,000, the perplexity of FullReverse cannot be compared with that of "
+            "NoReverse: the difference is not a number.",
+        ),
+        (
+            *(math.nan, 0.1, math.nan, 1),
+            "After step 2,000, the perplexity of FullReverse is 10.5% higher than that of "
+            "NoReverse (one seed; too few sentences for an interval).",
+        ),
+        (
+            *(math.nan, 1000.0, math.nan, 1),
+            "After step 2,000, the log-perplexity of FullReverse is 1,000.00 nats higher than that "
+            "of NoReverse (one seed; too few sentences for an interval).",
+        ),
+        (
+            *(700.0, 800.0, 900.0, 5),
+            "After step 2,000, the log-perplexity of FullReverse is 800.00 nats higher than that "
+            "of NoReverse (95% interval 700.00 nats to 900.00 nats, 5 seeds).",
+        ),
+        (
+            *(-800.0, 0.5, 800.0, 2),
+            "After step 2,000, the log-perplexity of FullReverse is 0.50 nats higher than that "
+            "of NoReverse, but the 95% interval (-800.00 nats to +800.00 nats, 2 seeds) includes "
+            "zero: this study does not show a difference.",
         ),
         (
             *(-0.01, 0.01, 0.03, 5),
@@ -78,7 +117,7 @@ def test_the_page_does_not_pass_old_results_off_as_new_ones(tmp_path: Path) -> N
         runs = pd.DataFrame(
             [{"run": n, "state": s, **common} for n, s in (("a", "done"), ("b", state))]
         )
-        report.write(plan, runs, is_current=is_current)
+        report.write(plan, runs, ["perplexity.csv"], is_current=is_current)
         page = (tmp_path / report.NAME).read_text(encoding="utf-8")
         assert told in page
         assert ("The results below" in page) == bool(told)
@@ -93,7 +132,8 @@ def test_only_a_failed_preparation_is_a_problem(tmp_path: Path) -> None:
     output.write_text("\n$ python prepare.py\nNoReverse is ready\n")
     assert states.problem_of_data(plan) == "", "of another language, or not yet at its end"
     output.write_text("\n$ python prepare.py\nerror: no text there\n")
-    assert states.problem_of_data(plan) == "The data are not prepared: no text there"
+    problem = f"The data are not prepared: no text there (in {output})"
+    assert states.problem_of_data(plan) == problem
 
 
 @pytest.mark.parametrize("drawn", [1000, 2000])
@@ -119,12 +159,39 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(drawn: int, tmp_path: P
         for step in (1, 2)
     ]
     pd.DataFrame(perplexities).to_csv(tmp_path / "perplexity.csv")
-    report.write(plan, pd.DataFrame(columns=["run", "state", "error", "device"]))
+    (tmp_path / "differences.png").touch()
+    names = ["differences.csv", "perplexity.csv", "differences.png"]
+    no_runs = pd.DataFrame(columns=["run", "state", "error", "device"])
+    report.write(plan, no_runs, names)
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
-    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2", "998"]
+    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2", f"998 of {drawn:,}"]
     told = "Warning: F - N: only 998 of 2,000 test sentences are compared."
     assert (told in page) == (drawn == 2000)
     assert "\n".join(f"<td>{cell}</td>" for cell in cells[:1]) in page
     for cell in (*cells, "+0.125", "107.0", "212.0", "43.5 to 170.5"):  # 107 +- 12.706 * 5
         assert f"<td>{cell}</td>" in page, cell
     assert "+0.500" not in page, "only the last step"
+    assert "<th>p (Holm)</th>" in page
+    assert "The last step is the test" in page
+    assert "Bands are pointwise 95%" in page
+
+    more = [{**row, "label": "O - N", "step": step} for row in rows[:2] for step in (1, 2, 3)]
+    compared_in_full = pd.DataFrame(rows + more).assign(p_holm=0.75, sentences=drawn)
+    compared_in_full.to_csv(tmp_path / "differences.csv")
+    report.write(plan, no_runs, names)
+    page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    assert page.count("<td>0.7500</td>") == 2
+    assert page.count(f"<td>{drawn:,}</td>") == 2
+    assert "Warning" not in page
+    assert "After step 2, " in page, "the last that all have"
+    assert "After step 3, " not in page
+
+    (tmp_path / "perplexity.csv").write_bytes(b"\0")
+    (tmp_path / "differences.csv").unlink()
+    report.write(plan, no_runs, names)
+    page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    assert page.count("cannot be read") == 2
+    assert "<h2>All runs</h2>" in page
+    report.write(plan, no_runs)
+    page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    assert "cannot be read" not in page, "files that the study did not write are not its results"

@@ -351,7 +351,9 @@ def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [json.dumps({"text": f"row {i}" if i % 4 else [None, " "][i % 8 // 4]}) for i in range(40)]
+    rows = [
+        json.dumps({"text": f"row {i}" if i % 4 else [None, " "][i % 8 // 4]}) for i in range(40)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     splits = corpus.open_corpus(f"hf:{tmp_path / 'a.jsonl'}", "", "text")
     assert sum(len(sentences_of(documents)) for documents in splits.values()) == 30
