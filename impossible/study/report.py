@@ -194,7 +194,7 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
             "interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
             "p": _p(row["p_holm"]),
             "n": row["n"],
-            "sentences": f"{row['sentences']:,}{_drawn(row)}",
+            "sentences": f"{row['sentences']:,}",
             "unmarked": f"{without.loc[row['label'], 'difference']:+.3f}",
             "sentence": sentence(row),
         }
@@ -210,12 +210,6 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
         "has_markers": any(perturb.get(name).markers for name in with_markers["language"]),
         "interval_note": " ".join([*(_NOTES[kind] for kind in sorted(kinds)), *lacking]),
     }
-
-
-def _drawn(row: dict[str, Any]) -> str:
-    """How many test sentences were drawn, if not all of them are compared."""
-    is_all = row["sentences_drawn"] == row["sentences"]
-    return "" if is_all else f" of {row['sentences_drawn']:,}"
 
 
 def sentence(row: dict[str, Any]) -> str:

@@ -164,7 +164,7 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(drawn: int, tmp_path: P
     no_runs = pd.DataFrame(columns=["run", "state", "error", "device"])
     report.write(plan, no_runs, names)
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
-    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2", f"998 of {drawn:,}"]
+    cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2", "998"]
     told = "Warning: F - N: only 998 of 2,000 test sentences are compared."
     assert (told in page) == (drawn == 2000)
     assert "\n".join(f"<td>{cell}</td>" for cell in cells[:1]) in page
