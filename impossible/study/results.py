@@ -31,6 +31,7 @@ class Made(NamedTuple):
 
     source: str = ""  # a hash of what they were made from
     files: tuple[str, ...] = ()  # paths from that folder
+    hashes: frozenset[str] = frozenset()  # SHA-256 of all that the study wrote
 
 
 def write(plan: Plan, stop: Stop) -> None:
@@ -76,35 +77,44 @@ def _replace(plan: Plan, folder: Path, source: str) -> None:
 
     Raises UserError if another file would be overwritten that the study did not write.
     """
-    before, record = set(read_made(plan).files), plan.folder / _MADE
+    before, record = read_made(plan), plan.folder / _MADE
     written = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     new = {path.relative_to(folder).as_posix(): path for path in written}
-    for name, path in new.items():
+    hashes = {files.sha256(path) for path in written}
+    for name in new:
         target = plan.folder / name
-        is_other = target.exists() and target.read_bytes() != path.read_bytes()
-        if is_other and name not in before:
+        if target.exists() and files.sha256(target) not in hashes | before.hashes:
             raise UserError(
-                f"{target} was not written by this study, which has results of that name. Move "
-                "that file elsewhere, or choose another folder with --study_dir="
+                f"{target} was not written by this study, or was changed since. The study has "
+                "results of that name. Move that file elsewhere, or choose another folder with "
+                "--study_dir="
             )
-    files.write_json(record, {"from": "", "files": sorted(before | set(new))})
-    for name in before - set(new):
-        (plan.folder / name).unlink(missing_ok=True)
+    names = {*before.files, *new}
+    both = {"from": "", "files": sorted(names), "sha256": sorted(hashes | before.hashes)}
+    files.write_json(record, both)
+    for name in names - new.keys():
+        (plan.folder / name).unlink()
         with suppress(OSError):  # it is not empty
             (plan.folder / name).parent.rmdir()
     for name, path in new.items():
-        (plan.folder / name).parent.mkdir(exist_ok=True)
+        (plan.folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, plan.folder / name)
-    files.write_json(record, {"from": source, "files": sorted(new)})
+    files.write_json(record, {"from": source, "files": sorted(new), "sha256": sorted(hashes)})
 
 
 def read_made(plan: Plan) -> Made:
-    """The joint results that the study has written; none if their record is damaged."""
+    """The joint results that the study has written; none if their record is damaged.
+
+    A file that is gone or was changed since is left out, and the results are not whole.
+    """
     try:
-        found = json.loads((plan.folder / _MADE).read_text(encoding="utf-8"))
-        return Made(str(found["from"]), tuple(map(str, found["files"])))
+        record = json.loads((plan.folder / _MADE).read_text(encoding="utf-8"))
+        source, names, hashes = record["from"], record["files"], frozenset(record["sha256"])
+        paths = {name: plan.folder / name for name in names}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return Made()
+    same = [n for n, path in paths.items() if path.is_file() and files.sha256(path) in hashes]
+    return Made(source if len(same) == len(names) else "", tuple(same), hashes)
 
 
 def _source(plan: Plan, runs: list[Run]) -> str:

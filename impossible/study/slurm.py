@@ -61,6 +61,8 @@ class Chain:
             raise StoppedError(f"another process is writing to {self.run.folder}")
         attempts: Counter[str] = Counter()
         while command := states.following(self.plan, self.run):
+            if self._is_stopped:
+                _give_way()
             states.begin(self.run, command, os.environ["SLURM_JOB_ID"])
             code = self._execute(command, self.run.output)
             attempts[command.key] += 1
@@ -68,8 +70,7 @@ class Chain:
             how = states.end(self.run, command, code, self._is_stopped, gives_up)
             if how == "failed":
                 raise RuntimeError(states.read(self.run.folder).failed)
-            if self._is_stopped or (how == "interrupted" and code == states.EXIT_STOPPED):
-                _give_way()
+            self._is_stopped |= how == "interrupted" and code == states.EXIT_STOPPED
 
     def _execute(self, command: Command, output: Path) -> int:
         threads = max(1, self.plan.settings.cpus // command.processes)

@@ -16,7 +16,9 @@ NAME = "state.json"
 PREPARING = "prepare.txt"  # what prepare.py prints
 EXIT_STOPPED = 75  # of train.py: the last whole step is saved
 ATTEMPTS = 3  # of a command that is killed
-# What torchrun, whose own exit code is 1, says of a process that was killed or asked to end.
+# What torchrun, whose own exit code is 1, says of a process that was killed or asked to end, after
+# the heading of the process that ended first. (It then asks the others to end.)
+_FIRST = "Root Cause"
 _BY_SIGNAL = re.compile(rf"Signal (9|15) \(SIG|exitcode *: {EXIT_STOPPED}\b")
 _KILLED = (
     f"killed {ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
@@ -103,7 +105,8 @@ def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool 
         done = state.done | {command.key: state.running.get("digest", "")}  # at its start
         write(run.folder, State(done, seconds))
         return "done"
-    under_torchrun = command.processes > 1 and _BY_SIGNAL.search(_tail(run.output))
+    first = _tail(run.output).rpartition(_FIRST)[2]
+    under_torchrun = command.processes > 1 and _BY_SIGNAL.search(first)
     is_killed = not is_stopped and (code < 0 or bool(under_torchrun))
     if is_stopped or code == EXIT_STOPPED or (is_killed and not gives_up):
         write(run.folder, State(state.done, seconds))

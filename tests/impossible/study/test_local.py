@@ -215,11 +215,14 @@ def test_a_kill_is_recognised_under_torchrun_too(scripted: Callable[..., Plan]) 
         (plan.runs[0], "sys.exit(75)", "interrupted"),
         (plan.runs[1], "sys.exit('error: no memory')", "failed"),
     ):
-        command = Torchrun(script, [str(run.folder)], processes=2)
+        # torchrun asks the other process to end, which it does.
+        of_one = f"import os; os.environ['RANK'] == '1' or time.sleep(60); {script}"
+        command = Torchrun(of_one, [str(run.folder)], processes=2)
         states.begin(run, command)
         code = children.start(command, run.output, {}).wait()
         assert code == 1, "torchrun's own"
         assert states.end(run, command, code, is_stopped=False) == expected
+    assert ": no memory (in " in states.read(plan.runs[1].folder).failed
     states.begin(plan.runs[0], command)
     assert states.end(plan.runs[0], command, -9, is_stopped=False, gives_up=True) == "failed"
 
@@ -291,6 +294,15 @@ def test_joint_results_replace_only_what_the_study_wrote(
     assert write(first) == others | {"a.csv": "1", "b/pairs.png": "1"}, "nothing is half new"
     assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}
     assert not (folder / "b").exists()
+
+    (folder / "a.csv").unlink()
+    assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}, "it is written anew"
+    (folder / "a.csv").write_text("edited by a person")
+    with pytest.raises(UserError, match=r"a\.csv was not written by this study, or was changed"):
+        write("(out / 'a.csv').write_text('3')")
+    assert (folder / "a.csv").read_text() == "edited by a person"
+    (folder / "a.csv").unlink()
+    write("(out / 'a.csv').write_text('3')")
 
     with pytest.raises(UserError, match=r"entropies\.csv was not written by this study"):
         write("[(out / name).write_text('4') for name in ('a.csv', 'entropies.csv')]")
@@ -442,6 +454,8 @@ def test_the_state_of_a_run_in_a_word(
     assert results.state_of(plan, run, False, {run.name: "RUNNING"}) == "running"
     run.output.write_text("")
     assert states.end(run, command, -9, False) == "interrupted"
+    states.begin(run, command)
+    assert states.end(run, command, states.EXIT_STOPPED, False) == "interrupted", "no failure"
     states.begin(run, command)
     assert states.end(run, command, 3, False) == "failed"
     states.begin(run, command)

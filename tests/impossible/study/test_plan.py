@@ -244,6 +244,25 @@ def test_the_content_of_what_is_given_by_name_counts(tmp_path: Path) -> None:
     assert digests()[2] != before[2], "names of files are those of paradigms"
 
 
+def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> None:
+    made = plan(tmp_path)
+    plans.write_configs(made)
+    run = made.runs[0]
+    train, convert, evaluate = made.commands(run)
+    checkpoint.path_of(run.folder, run.training.max_steps).touch()
+    (checkpoint.hf_dir(run.folder)).mkdir()
+    (checkpoint.hf_dir(run.folder) / "manifest.json").touch()
+    for command in (train, convert, evaluate):
+        assert states.following(made, run) == command
+        states.begin(run, command)
+        states.end(run, command, 0, False)
+    assert states.following(made, run) is None
+    (checkpoint.hf_dir(run.folder) / "manifest.json").unlink()
+    assert states.following(made, run) == convert
+    checkpoint.path_of(run.folder, run.training.max_steps).unlink()
+    assert states.following(made, run) == train
+
+
 def test_a_study_needs_a_folder(tmp_path: Path) -> None:
     for name in ("", " "):
         with pytest.raises(UserError, match=r"study_dir = .* is invalid\. It must be the"):
