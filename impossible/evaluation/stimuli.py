@@ -26,7 +26,7 @@ from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Series
 from impossible.evaluation.stimulus_files import Region, Stimulus, read
 from impossible.settings import Evaluate
-from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer
+from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer, marker_ids
 from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import Word, annotated
 from impossible.training.processes import World
@@ -71,21 +71,17 @@ def _prepared(base: "_Base", rule: Language, shortest: int) -> Prepared:
         place = base.marker_place(np.random.default_rng(seeds), shortest)
         draw = _Draw(seeds, len(tokens), place)
         tokens, origins = _perturbed(base, rule, draw)
-    words = np.append(base.words, -1)[origins]
-    before = base.words[: draw.place] if draw and draw.is_used else words[: _first_marker(tokens)]
+    words, is_marker = np.append(base.words, -1)[origins], tokens >= FIRST_MARKER_ID
+    before = base.words[: draw.place] if draw and draw.is_used else words[: is_marker.argmax()]
     return Prepared(
         stimulus=base.stimulus,
         tokens=tokens,
         words=words,
         spelled=base.spelled,
         region=np.append(base.region, -1)[origins],
-        marker_place=len(set(before) - {-1}) if (tokens >= FIRST_MARKER_ID).any() else None,
+        marker_place=len(set(before) - {-1}) if is_marker.any() else None,
         is_placed=bool(draw and draw.is_used),
     )
-
-
-def _first_marker(tokens: np.ndarray) -> int:
-    return int((tokens >= FIRST_MARKER_ID).argmax())
 
 
 def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray, np.ndarray]:
@@ -96,12 +92,11 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
     if it does something else to those, for those that repeat an earlier one. Raises UserError for a
     sentence that the language drops, and if the places remain unknown.
     """
-    original, markers = base.tokens, Tokenizer(rule.markers).markers
-    result = rule.apply(base.sentences, list(markers.values()), draw.again())
-    where = base.stimulus.where
+    markers, where = list(marker_ids(rule.markers).values()), base.stimulus.where
+    result = rule.apply(base.sentences, markers, draw.again())
     if not len(result.lengths):
         raise UserError(f"{where}: {rule.title} drops such sentences ({rule.drops}): {base.text!r}")
-    tokens, count = result.tokens, len(original)
+    original, tokens, count = base.tokens, result.tokens, len(base.tokens)
     repeats = np.setdiff1d(np.arange(count), np.unique(original, return_index=True)[1])
     others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))[-count:]
     for hidden in (np.arange(count), repeats):
@@ -109,7 +104,7 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
         stand_ins[hidden] = others[: len(hidden)]
         sentences = base.sentences._replace(tokens=stand_ins)
         try:
-            moved = rule.apply(sentences, list(markers.values()), draw.again()).tokens
+            moved = rule.apply(sentences, markers, draw.again()).tokens
         except Exception:  # such as a table of tokens that lacks these
             continue
         places = {token: place for place, token in enumerate(stand_ins.tolist())}
