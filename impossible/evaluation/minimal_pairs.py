@@ -43,16 +43,17 @@ class PairSet:
 
 
 @functools.lru_cache
-def perturbed(source: str, language: str, leading_space: bool = False) -> PairSet:
+def perturbed(source: str, language: str, leading_space: bool = False, name: str = "") -> PairSet:
     """Both sentences of each pair of a source in a language, perturbed with the same draw.
 
     leading_space: encode each sentence after a space. (In training data, none begins with one.)
+    name: as of `folder_name`, so that files that have changed are read again.
 
     Left out are pairs of which one sentence is dropped in that language; pairs of unequal length
     in tokens, if the language's rule depends on it; and pairs whose sentences become the same (as
     the *Hop languages replace verbs by lemmas).
     """
-    pairs, rule = read(source), perturb.get(language)
+    pairs, rule = read(source, name), perturb.get(language)
     tokenizer = Tokenizer(rule.markers)
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
@@ -66,17 +67,22 @@ def perturbed(source: str, language: str, leading_space: bool = False) -> PairSe
     seeds = [_seed(pairs[i], rule) for i in chosen]
     both = [_drawn(sentences, chosen, seeds, rule, markers) for sentences in both]
     parts = [np.split(s.tokens, s.offsets[1:-1]) for s in both] if len(chosen) else [[], []]
-    return _different(source, language, [pairs[i] for i in chosen], *parts)
+    lost = Counter((p.paradigm, p.field) for p in pairs)
+    return _different(source, language, lost, [pairs[i] for i in chosen], *parts)
 
 
 def _different(
     source: str,
     language: str,
+    lost: Counter[tuple[str, str]],
     pairs: list[Pair],
     good: list[np.ndarray],
     bad: list[np.ndarray],
 ) -> PairSet:
-    """The pairs whose sentences differ in their tokens. Raises UserError if there are none."""
+    """The pairs whose sentences differ in their tokens. Raises UserError if there are none.
+
+    lost: the number of pairs of each paradigm and field before any was left out.
+    """
     differ = [not np.array_equal(a, b) for a, b in zip(good, bad, strict=True)]
     rows = [
         np.append(END_OF_TEXT_ID, tokens)
@@ -88,7 +94,6 @@ def _different(
         title = perturb.get(language).title
         raise UserError(f"no pair of {source} can be compared in {title}.")
     kept = [pair for pair, is_pair in zip(pairs, differ, strict=True) if is_pair]
-    lost = Counter((p.paradigm, p.field) for p in read(source))
     lost.subtract((p.paradigm, p.field) for p in kept)
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
     return PairSet(language, source, kept, sentences, lost)
@@ -108,7 +113,7 @@ def _drawn(
 ) -> Sentences:
     """The chosen sentences, each perturbed with a generator of its own."""
     parts = [
-        rule.apply(sentences.part(i, i + 1), markers, np.random.default_rng(seed)).tokens
+        rule.perturb(sentences.part(i, i + 1), markers, np.random.default_rng(seed)).tokens
         for i, seed in zip(chosen.tolist(), seeds, strict=True)
     ]
     lengths = np.array(list(map(len, parts)), np.int64)
@@ -186,7 +191,7 @@ def on_common(evaluations: list["PairEvaluation"]) -> list["PairEvaluation"]:
         return evaluations
     kept = [set(map(key_of, e.pairs.pairs)) for e in evaluations]
     common = frozenset(set.intersection(*kept))
-    of_all = len(read(evaluations[0].settings.pairs))
+    of_all = len(evaluations[0].pairs.pairs) + evaluations[0].pairs.left_out.total()
     print(f"{len(common):,} of {of_all:,} pairs are evaluated in all languages (see left_out)")
     return [dataclasses.replace(e, common=common) for e in evaluations]
 
@@ -196,8 +201,9 @@ def evaluate(
 ) -> PairEvaluation:
     """Score the pairs with all models of a series; all processes must call it."""
     language = results.test_language(settings)
-    made = perturbed(settings.pairs, language, settings.leading_space)
-    evaluation = PairEvaluation(settings, series, _name_of(settings), made, {})
+    name = _name_of(settings)
+    made = perturbed(settings.pairs, language, settings.leading_space, name)
+    evaluation = PairEvaluation(settings, series, name, made, {})
     found = results.score(
         series,
         Material(evaluation.title, made.language, made.sentences),

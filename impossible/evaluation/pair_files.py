@@ -49,9 +49,10 @@ def folder_name(kind: str, source: str, leading_space: bool = False) -> str:
 
 
 @functools.lru_cache(1)
-def read(source: str) -> list[Pair]:
+def read(source: str, name: str = "") -> list[Pair]:
     """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, or a folder of them.
 
+    name: as of `folder_name`, so that files that have changed are read again.
     Raises UserError if there are none, for a line that is not a pair, and for two pairs of one
     paradigm with the same name.
     """

@@ -338,10 +338,11 @@ def evaluate(
 ) -> StimulusEvaluation:
     """Score the stimuli with all models of a series; all processes must call it."""
     language = results.test_language(settings)
-    made = prepared(read(Path(settings.stimuli)), language)
+    name = _name_of(settings)
+    made = prepared(read(Path(settings.stimuli), name), language)
     rows = [np.append(END_OF_TEXT_ID, stimulus.tokens).astype(np.uint16) for stimulus in made]
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
-    evaluation = StimulusEvaluation(settings, series, _name_of(settings), language, made, {})
+    evaluation = StimulusEvaluation(settings, series, name, language, made, {})
     if world.is_first:
         _tell(evaluation.title, made, perturb.get(language))
     found = results.score(

@@ -45,8 +45,11 @@ class Stimulus(NamedTuple):
 
 
 @functools.lru_cache(1)
-def read(path: Path) -> list[Stimulus]:
-    """The stimuli of a csv or jsonl file. Raises UserError, with the row."""
+def read(path: Path, name: str = "") -> list[Stimulus]:
+    """The stimuli of a csv or jsonl file. Raises UserError, with the row.
+
+    name: one that depends on the content, so that a file that has changed is read again.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -155,7 +155,7 @@ def perturbed(
     pairs: list[Pair], language: str, leading_space: bool = False
 ) -> minimal_pairs.PairSet:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minimal_pairs, "read", lambda source: pairs)
+        patch.setattr(minimal_pairs, "read", lambda source, name: pairs)
         return minimal_pairs.perturbed.__wrapped__("mine", language, leading_space)
 
 

@@ -385,20 +385,21 @@ def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
 ) -> None:
     out_dir = shutil.copytree(trained, tmp_path / "out")
     names = []
-    for folder, conditions in (("a", "null,overt"), ("b", "NA,None"), ("c", "NA,None")):
+    for folder, conditions in (("a", "null,overt"), ("b", "null,NA"), ("b", "NA,None")):
         path = tmp_path / folder / "mine.csv"
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         rows = [f"1,{condition},He left early.,2,left" for condition in conditions.split(",")]
         header = "item,condition,text,marker_place,region\n"
         path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
         succeed("evaluate.py", f"--out_dir={out_dir}", f"--stimuli={path}", "--revisions=6")
         names.append(folder_name("stimuli", str(path)))
-    assert names[0] != names[1] == names[2]
+    same = Path(shutil.copy(path, tmp_path / "mine.csv"))
+    assert folder_name("stimuli", str(same)) == names[2]
     places = {p.parent.name: p for p in (out_dir / "evaluation").glob("*/stimuli.csv")}
-    assert places.keys() == set(names)
+    assert len(places.keys() & set(names)) == 3
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    for name, conditions in zip(names, (["null", "overt"], ["NA", "None"]), strict=False):
+    for name, conditions in zip(names[::2], (["null", "overt"], ["NA", "None"]), strict=True):
         code = re.sub(r'"out/[^"]*"', repr(str(places[name])), snippet)
         found: dict[str, object] = {}
         exec(code.replace("d.pivot_table", "wide = d.pivot_table"), found)
