@@ -22,8 +22,8 @@ from impossible.evaluation import results, scoring
 from impossible.evaluation.pair_files import Pair, folder_name, read
 from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Member, Series
-from impossible.evaluation.stimulus_files import TOTAL
 from impossible.settings import Evaluate
+from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import annotated

@@ -10,10 +10,10 @@ from impossible.errors import UserError
 from impossible.evaluation.stimulus_files import (
     json_object,
     label,
-    require_not_total,
     sentence,
     tell_of_spaces,
 )
+from impossible.text import token_files
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
 COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
@@ -62,7 +62,11 @@ def read(source: str, name: str = "") -> list[Pair]:
     places: dict[tuple[str, str], str] = {}
     pairs = [_pair(*row) for row in rows]
     for pair, (where, *_) in zip(pairs, rows, strict=True):
-        require_not_total(pair.paradigm, "paradigm", where)
+        if pair.paradigm == token_files.ALL_GENRES:
+            raise UserError(
+                f"{where}: the paradigm {pair.paradigm!r} has the name that tables give to the "
+                "total. Rename it."
+            )
         first = places.setdefault((pair.paradigm, pair.item), where)
         if first != where:
             raise UserError(

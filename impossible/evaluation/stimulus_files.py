@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from impossible.errors import UserError
 
-TOTAL = "all"  # in tables, the row of everything together: nothing else may have this name
 _NEEDED = ("item", "condition", "text")
 _REGION, _OCCURRENCE = "region", "occurrence"  # also region_NAME and occurrence_NAME
 _SPACED = ("text", "perturbed")
@@ -162,7 +161,6 @@ def _stimulus(row: Row, where: str) -> Stimulus:
     item, condition, place = (
         label(row.get(name), name, where) for name in ("item", "condition", "marker_place")
     )
-    require_not_total(condition, "condition", where)
     text = sentence(row.get("text"), "text", where)
     values = {"item": item, "condition": condition, "text": text}
     if empty := [name for name in _NEEDED if not values[name]]:
@@ -232,14 +230,6 @@ def label(value: Any, name: str, where: str) -> str:
 
 def _is_missing(value: Any) -> bool:
     return value is None or value != value  # as pandas writes it to JSON: null or NaN
-
-
-def require_not_total(name: str, kind: str, where: str) -> None:
-    """Raise UserError for a name that tables need for the total."""
-    if name == TOTAL:
-        raise UserError(
-            f"{where}: the {kind} {name!r} has the name that tables give to the total. Rename it."
-        )
 
 
 def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = False) -> str:

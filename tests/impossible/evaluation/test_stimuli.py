@@ -366,7 +366,6 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,\n1,a,A, b.\n", "A text with a comma needs quotation marks"),
         ("item,condition,text\n1,a,A\u200b b.\n", r"row 2: character 2 of text .*U\+200B \(zero"),
         ("item,condition,text\n1,a,A\u00ad b.\n", r"cannot be seen: U\+00AD"),
-        ("item,condition,text\n1,all,A b.\n", "row 2: the condition 'all' has the name that"),
         ("item,condition,text\n1,a,A.\n1.0,a,B.\n", "row 3 repeats item 1, condition a"),
         ("item,condition,text,place\n1,a,A b.,1\n", "'place'. Did you mean marker_place"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),
