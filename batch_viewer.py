@@ -21,18 +21,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 import numpy as np
 
 import perturb
-from impossible import command
-from impossible.errors import UserError
-from impossible.settings import BatchViewer
+from impossible import checkpoint
+from impossible.settings import Settings, UserError, run_command
 from impossible.text import token_files
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
-from impossible.training import checkpoint, order
 
 _CHUNK = 1 << 22  # tokens searched in one go
 _MOST = 20  # places of a text that are printed
 
 
-def main(settings: BatchViewer) -> None:
+def main(settings: Settings) -> None:
     """Print the sentences of a step by block, or the steps that read a text."""
     tokenizer = Tokenizer(perturb.get(settings.language).markers)
     data_dir = Path(settings.data_dir)
@@ -45,7 +43,7 @@ def main(settings: BatchViewer) -> None:
         show(settings.step, blocks, settings, tokenizer)
 
 
-def require_data_of_run(settings: BatchViewer, meta: token_files.Meta) -> None:
+def require_data_of_run(settings: Settings, meta: token_files.Meta) -> None:
     """Raise UserError if a run of out_dir was trained on other tokens than those of data_dir."""
     if kept := checkpoint.list_checkpoints(Path(settings.out_dir)):
         read = checkpoint.load(kept[-1]).data["splits"]["train"]["sha256"]
@@ -57,12 +55,14 @@ def require_data_of_run(settings: BatchViewer, meta: token_files.Meta) -> None:
             )
 
 
-def blocks_of(step: int, count: int, settings: BatchViewer) -> np.ndarray:
+def blocks_of(step: int, count: int, settings: Settings) -> np.ndarray:
     """The blocks that step `step` (from 1) reads, (blocks_per_step,), out of `count`."""
-    return order.step_blocks(count, settings.blocks_per_step, settings.seed_of_order, step - 1)
+    return token_files.step_blocks(
+        count, settings.blocks_per_step, settings.seed_of_order, step - 1
+    )
 
 
-def show(step: int, blocks: np.ndarray, settings: BatchViewer, tokenizer: Tokenizer) -> None:
+def show(step: int, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer) -> None:
     """Print the sentences of a step, one a line, and the hash of all its tokens."""
     indices = blocks_of(step, len(blocks), settings)
     tokens = blocks[indices]  # (B, T)
@@ -83,7 +83,7 @@ def sentences_of(block: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
             yield tokenizer.decode(whole) + ("" if len(whole) < len(part) else " …")
 
 
-def find(text: str, blocks: np.ndarray, settings: BatchViewer, tokenizer: Tokenizer) -> None:
+def find(text: str, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer) -> None:
     """Print the steps that read a text, with its block in train.bin."""
     found = sorted(set(places(text, blocks, tokenizer)))
     steps: dict[int, list[int]] = defaultdict(list)
@@ -118,4 +118,4 @@ def places(text: str, blocks: np.ndarray, tokenizer: Tokenizer) -> Iterator[int]
 
 
 if __name__ == "__main__":
-    command.run(BatchViewer, main, __doc__, checkpoint.order_of_run)
+    run_command("batch_viewer.py", main, __doc__, checkpoint.settings_of_run)

@@ -25,27 +25,24 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 
 from tqdm import tqdm
 
-from impossible import command, files
-from impossible.errors import UserError
+from impossible import checkpoint, files, log
+from impossible.checkpoint import Checkpoint
 from impossible.hub import card, export, measured, publish
 from impossible.hub import manifest as manifests
 from impossible.hub.publish import Publication, Revision
-from impossible.settings import Convert
-from impossible.training import checkpoint, log
-from impossible.training.checkpoint import Checkpoint
-from impossible.training.kept import kept_steps
+from impossible.settings import Settings, UserError, run_command
 
 PUBLISHED = "published.json"
 _DOWNLOAD = "download" + files.TEMPORARY
 
 
-def main(settings: Convert) -> None:
+def main(settings: Settings) -> None:
     """Export all checkpoints of out_dir that have no good export yet; publish them if asked to."""
     out_dir = Path(settings.out_dir)
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
+            f"no checkpoint-N.pt in {out_dir}. Settings first (train.py, with the same config file "
             "and --out_dir as here)."
         )
     manifests.require_complete(paths, checkpoint.check_series(paths, settings.language))
@@ -63,7 +60,7 @@ def main(settings: Convert) -> None:
             _publish(publication, manifest, settings)
 
 
-def export_all(paths: list[Path], settings: Convert) -> dict[str, Any]:
+def export_all(paths: list[Path], settings: Settings) -> dict[str, Any]:
     """Export checkpoints that have no good export, and write all cards; the manifest."""
     hf_dir = checkpoint.hf_dir(paths[0].parent)
     manifest = manifests.read(hf_dir)
@@ -71,12 +68,12 @@ def export_all(paths: list[Path], settings: Convert) -> dict[str, Any]:
         manifests.forget(hf_dir, manifest, name)
     # While one is exported, the next is hashed, and the one before is hashed and goes to the disk.
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        source = ahead.submit(checkpoint.sha256_of_whole, paths[0])
+        source = ahead.submit(checkpoint.sha256, paths[0])
         settled = behind.submit(int)  # nothing yet
         for path, following in zip(tqdm(paths, disable=None), [*paths[1:], None], strict=True):
             sha256 = source.result()
             if following:
-                source = ahead.submit(checkpoint.sha256_of_whole, following)
+                source = ahead.submit(checkpoint.sha256, following)
             if manifests.is_good(hf_dir, manifest.get(path.stem), sha256):
                 continue
             if path.stem in manifest:
@@ -101,7 +98,7 @@ def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, 
     try:
         entry["files"] = export.hashes(temporary)
         manifests.require_new_weights(name, entry, manifest)
-        files.settle_folder(temporary, hf_dir / name)
+        export.settle_folder(temporary, hf_dir / name)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -109,22 +106,22 @@ def _settle(hf_dir: Path, name: str, entry: dict[str, Any], manifest: dict[str, 
     files.write_json(hf_dir / manifests.NAME, manifest)
 
 
-def _export(path: Path, sha256: str, hf_dir: Path, settings: Convert) -> dict[str, Any]:
+def _export(path: Path, sha256: str, hf_dir: Path, settings: Settings) -> dict[str, Any]:
     """Export one checkpoint to a temporary folder. Returns its manifest entry without the files."""
     loaded = checkpoint.load(path)
-    with files.temporary_folder(hf_dir / path.stem) as folder:
+    with export.temporary_folder(hf_dir / path.stem) as folder:
         difference = export.write_folder(loaded, path, folder)
     return {
         "source_sha256": sha256,
         "step": loaded.step,
         "val_loss": loaded.val_loss,
-        "settings": loaded.settings,
+        "settings": loaded.settings.read_by("train.py"),
         "max_logit_difference": difference,
     }
 
 
 def _write_cards(
-    paths: list[Path], hf_dir: Path, manifest: dict[str, Any], settings: Convert
+    paths: list[Path], hf_dir: Path, manifest: dict[str, Any], settings: Settings
 ) -> None:
     """Write the README.md of each export whose README.md is missing or out of date."""
     records = log.read(paths[0].parent)
@@ -144,7 +141,7 @@ def _write_cards(
         files.write_json(hf_dir / manifests.NAME, manifest)
 
 
-def _publish(publication: Publication, manifest: dict[str, Any], settings: Convert) -> None:
+def _publish(publication: Publication, manifest: dict[str, Any], settings: Settings) -> None:
     """Publish all exports, main last, then download one of them from the Hub and test it."""
     hf_dir = checkpoint.hf_dir(Path(settings.out_dir))
     revisions = [
@@ -159,7 +156,7 @@ def _publish(publication: Publication, manifest: dict[str, Any], settings: Conve
         for name, entry in manifest.items()
     ]
     last = checkpoint.load(checkpoint.path_of(Path(settings.out_dir), revisions[-1].step))
-    of_words = kept_steps(last.settings, last.data)
+    of_words = checkpoint.kept_steps(last.settings, last.data)
     aliases = [
         dataclasses.replace(revision, branch=branch)  # of BabyLM's tools, with the same files
         for revision in revisions
@@ -181,7 +178,7 @@ def _publish(publication: Publication, manifest: dict[str, Any], settings: Conve
     print(f"{repo} holds all {len(revisions)} revisions")
 
 
-def _of_main(newest: Revision, last: Checkpoint, folder: Path, settings: Convert) -> Revision:
+def _of_main(newest: Revision, last: Checkpoint, folder: Path, settings: Settings) -> Revision:
     """The revision main: the last export with the log, the tables and the pictures of the run.
 
     folder: an empty one for its files.
@@ -200,7 +197,7 @@ def _of_main(newest: Revision, last: Checkpoint, folder: Path, settings: Convert
     return dataclasses.replace(newest, branch="main", folder=folder, files=newest.files | hashes)
 
 
-def _try_one(publication: Publication, revision: Revision, settings: Convert) -> None:
+def _try_one(publication: Publication, revision: Revision, settings: Settings) -> None:
     """Raise UserError unless a revision, downloaded, gives the logits of its checkpoint."""
     folder = checkpoint.hf_dir(Path(settings.out_dir)) / _DOWNLOAD
     shutil.rmtree(folder, ignore_errors=True)
@@ -232,4 +229,4 @@ def _published(hf_dir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(Convert, main, __doc__, checkpoint.settings_of_run)
+    run_command("convert_to_hf.py", main, __doc__, checkpoint.settings_of_run)

@@ -26,8 +26,7 @@ else:
 
     sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
-    from impossible import command, files
-    from impossible.errors import UserError
+    from impossible import checkpoint, distributed, files
     from impossible.evaluation import (
         curves,
         differences,
@@ -44,25 +43,23 @@ else:
     from impossible.evaluation.minimal_pairs import PairEvaluation
     from impossible.evaluation.results import Evaluation, Measure, OfSeries
     from impossible.evaluation.series import Series
-    from impossible.settings import Evaluate
-    from impossible.training import checkpoint, processes
-    from impossible.training import device as devices
+    from impossible.settings import Settings, UserError, guarded, load
 
 
 PERPLEXITY = "test perplexity (geometric mean)"
 
 
-def main(runs: list[Evaluate]) -> None:
+def main(runs: list[Settings]) -> None:
     """Evaluate the series of each config file, and write tables and pictures."""
-    world = processes.join_world()
-    device = devices.pick_device(runs[0].device, world)
+    world = distributed.join_world()
+    device = distributed.pick_device(runs[0].device, world)
     if device.type == "cpu":
-        devices.keep_freed_memory()
+        distributed.keep_freed_memory()
     name, measure = measure_of(runs[0])
     for settings in runs if name in ("perplexity", "markers") else ():  # before a Hub is asked
         results.read_meta(settings)
     found = find(runs, measure.folder_of if measure else folder_on_test_split)
-    processes.connect(world, device)
+    distributed.connect(world, device)
     members = [[(m.name, m.commit) for m in series.members] for _, series in found]
     if any(others != members for others in world.gather(members)):
         raise UserError(
@@ -75,10 +72,10 @@ def main(runs: list[Evaluate]) -> None:
     if world.is_first:
         write(evaluations, name, measure)
     world.gather(None)  # all wait for the first
-    processes.disconnect(world)
+    distributed.disconnect(world)
 
 
-def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
+def measure_of(settings: Settings) -> tuple[str, Measure | None]:
     """What the settings ask for in place of perplexities, and the name of its table."""
     if settings.pairs:
         return "pairs", Measure(
@@ -107,13 +104,13 @@ def measure_of(settings: Evaluate) -> tuple[str, Measure | None]:
 
 
 def find(
-    runs: list[Evaluate], folder_of: Callable[[Evaluate, Series], Path]
-) -> list[tuple[Evaluate, Series]]:
+    runs: list[Settings], folder_of: Callable[[Settings, Series], Path]
+) -> list[tuple[Settings, Series]]:
     """All series, each with its settings. Raises UserError for a run that is named twice.
 
     folder_of: the folder for the results of a series.
     """
-    found: dict[Path, tuple[Evaluate, Series]] = {}
+    found: dict[Path, tuple[Settings, Series]] = {}
     for settings in runs:
         for series in all_series.find(settings, all_series.checkpoints(settings.revisions)):
             folder = folder_of(settings, series)
@@ -127,7 +124,7 @@ def find(
     return [(settings, s) for (settings, _), s in zip(found.values(), named, strict=True)]
 
 
-def folder_on_test_split(settings: Evaluate, series: Series) -> Path:
+def folder_on_test_split(settings: Settings, series: Series) -> Path:
     """The folder for the perplexities of a series."""
     test = results.read_meta(settings)
     sha256 = test.splits["test"]["sha256"]
@@ -202,4 +199,4 @@ def write_measure(folder: tables.Folder, evaluations: list[OfSeries], measure: M
 
 
 if __name__ == "__main__":
-    command.run_several(Evaluate, main, __doc__, checkpoint.settings_of_run)
+    guarded(lambda: main(load("evaluate.py", sys.argv[1:], checkpoint.settings_of_run, __doc__)))

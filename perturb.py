@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 
 import numpy as np
 
-from impossible.errors import UserError, unknown
+from impossible.settings import UserError, unknown
 
 
 class Verbs(NamedTuple):
@@ -530,6 +530,6 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     import perturb  # as a module, it has the languages that are added below as well
-    from impossible import command
+    from impossible.settings import guarded
 
-    command.guarded(lambda: perturb.main(sys.argv[1:]))
+    guarded(lambda: perturb.main(sys.argv[1:]))

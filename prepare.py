@@ -25,9 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 import numpy as np
 
 import perturb
-from impossible import command, files
-from impossible.errors import UserError
-from impossible.settings import Prepare
+from impossible import files
+from impossible.settings import Settings, UserError, guarded, load
 from impossible.text import prepared, token_files
 from impossible.text.documents import Splits
 from impossible.text.reading import Text, merged, read, read_annotated
@@ -43,7 +42,7 @@ _FEW = 1000  # sentences of a genre; evaluate.py samples as many
 class Job:
     """One language to prepare."""
 
-    settings: Prepare
+    settings: Settings
     language: Language
     tokenizer: Tokenizer
     identity: dict[str, Any]  # the fields of meta.json that determine the tokens
@@ -59,7 +58,7 @@ class Job:
         return prepared.is_done(self.data_dir, self.identity)
 
 
-def main(runs: list[Prepare]) -> None:
+def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
@@ -78,7 +77,7 @@ def unfinished(jobs: list[Job]) -> list[Job]:
     return left
 
 
-def jobs_of(runs: list[Prepare]) -> list[Job]:
+def jobs_of(runs: list[Settings]) -> list[Job]:
     """The languages to prepare. Raises UserError for two in one folder."""
     versions: dict[tuple[str, ...], str] = {}  # each corpus is hashed once
     jobs: dict[Path, Job] = {}
@@ -241,4 +240,4 @@ def _none_left(split: str, job: Job, dropped: int) -> UserError:
 
 
 if __name__ == "__main__":
-    command.run_several(Prepare, main, __doc__)
+    guarded(lambda: main(load("prepare.py", sys.argv[1:], usage=__doc__)))

@@ -20,28 +20,25 @@ import torch
 import torch.nn.functional as F
 
 import perturb
-from impossible import command
-from impossible.errors import UserError
+from impossible import checkpoint, distributed
 from impossible.evaluation import series as all_series
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member, Series
 from impossible.evaluation.stimulus_files import sentence
-from impossible.settings import Sample
+from impossible.settings import Settings, UserError, run_command
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
-from impossible.training import checkpoint, processes
-from impossible.training import device as devices
 from perturb import Language, NoWayBack
 
 
-def main(settings: Sample) -> None:
+def main(settings: Settings) -> None:
     """Print continuations of the prompt, by every model that is named."""
     language = perturb.get(settings.language)
     tokenizer = Tokenizer(language.markers)
-    text = sentence(settings.prompt, "prompt", Sample.command, may_begin_with_space=True)
+    text = sentence(settings.prompt, "prompt", Settings.command, may_begin_with_space=True)
     if text != settings.prompt:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
     prompt = tokenizer.encode_with_markers(text)
-    device = devices.pick_device(settings.device, processes.World())
+    device = distributed.pick_device(settings.device, distributed.World())
     for series in all_series.find(settings, revisions_of(settings)):
         for member in chosen(series, settings):
             scorer = member.load(device)
@@ -55,19 +52,19 @@ def main(settings: Sample) -> None:
                     print(f"  undone: {undone(tokens, language, tokenizer)}", flush=True)
 
 
-def revisions_of(settings: Sample) -> list[str]:
+def revisions_of(settings: Settings) -> list[str]:
     """The names of the requested checkpoints; none for all checkpoints or for the last one."""
     names = all_series.checkpoints(settings.checkpoint)
     return [] if names == ["all"] else names
 
 
-def chosen(series: Series, settings: Sample) -> list[Member]:
+def chosen(series: Series, settings: Settings) -> list[Member]:
     """The models of a series to sample from: the named ones, all of them, or the last one."""
     return series.members if settings.checkpoint else series.members[-1:]
 
 
 def require_fitting(
-    scorer: Scorer, length: int, vocab_size: int, settings: Sample, name: str
+    scorer: Scorer, length: int, vocab_size: int, settings: Settings, name: str
 ) -> None:
     """Raise UserError if the vocabulary differs, or if the prompt and new tokens do not fit."""
     if len(scorer.head) != vocab_size:
@@ -83,7 +80,7 @@ def require_fitting(
 
 
 @torch.inference_mode()
-def generate(scorer: Scorer, prompt: list[int], settings: Sample) -> list[int]:
+def generate(scorer: Scorer, prompt: list[int], settings: Settings) -> list[int]:
     """The prompt and its continuation, as token ids; ends early at the end-of-text token."""
     tokens = list(prompt)
     for _ in range(settings.new_tokens):
@@ -108,7 +105,7 @@ def undone(tokens: list[int], language: Language, tokenizer: Tokenizer) -> str:
     return repr(tokenizer.decode(original.tolist()))
 
 
-def pick(logits: torch.Tensor, settings: Sample) -> int:
+def pick(logits: torch.Tensor, settings: Settings) -> int:
     """The next token, sampled from logits (V,) with temperature and top_k."""
     if settings.temperature == 0:
         return int(logits.argmax())
@@ -120,4 +117,4 @@ def pick(logits: torch.Tensor, settings: Sample) -> int:
 
 
 if __name__ == "__main__":
-    command.run(Sample, main, __doc__, checkpoint.settings_of_run)
+    run_command("sample.py", main, __doc__, checkpoint.settings_of_run)

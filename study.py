@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
-from impossible import command, files
-from impossible.errors import UserError
+from impossible import files
 from impossible.hub.publish import sign_in
+from impossible.settings import UserError, guarded
 from impossible.study import local, overview, plan, publishing, results, slurm, states
 from impossible.study.plan import Plan
 
@@ -96,4 +96,4 @@ def finish(study: Plan) -> None:
 
 
 if __name__ == "__main__":
-    command.guarded(main)
+    guarded(main)

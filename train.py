@@ -12,40 +12,119 @@ a job save the last whole step and end with exit code 75. See docs/training.md.
 import contextlib
 import dataclasses
 import math
+import os
+import signal
+import statistics
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 import torch
+import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-import perturb
-from impossible import command
-from impossible.settings import Train
+from impossible import checkpoint, distributed, files
+from impossible.checkpoint import Checkpoint
+from impossible.distributed import World
+from impossible.log import NAME as LOG
+from impossible.log import Log
+from impossible.settings import Settings, UserError, run_command
 from impossible.text import token_files
-from impossible.training import checkpoint, kept, order, processes, shares, signals
-from impossible.training import device as devices
-from impossible.training import run as runs
-from impossible.training.announce import announce
-from impossible.training.log import Log
-from impossible.training.processes import World
-from impossible.training.run import Run
+from impossible.text.token_files import Meta
 from model import GPT, IGNORED, next_tokens
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+# SIGQUIT (Ctrl-\) stays the way to end a run at once.
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+# Of fp16's loss scale: it begins at 2^16 and is halved by each step whose gradient is not finite.
+_SMALLEST_SCALE = 2.0**-20
+# Settings that may differ between the processes of a run.
+_PER_PROCESS = ("device", "data_dir", "out_dir", "tracker", "tracker_project")
+_MEASURED = 3  # micro-batches that measure a device's speed; one more, which compiles, comes first
 
 
-def main(settings: Train) -> None:
+@dataclass
+class Run:
+    """The parts of a training, and its current step."""
+
+    settings: Settings  # with the dtype that is used in place of `auto`
+    meta: Meta
+    world: World
+    device: torch.device
+    train_blocks: np.ndarray  # (n, T) uint16
+    val_blocks: np.ndarray  # (n, T) uint16
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    wrapped: nn.Module  # the model, compiled and joined with those of the other processes
+    kept_steps: frozenset[int]  # those with a checkpoint
+    # Gradient accumulation steps of each process in a step; empty until they are measured.
+    accumulation_steps: list[int]
+    step: int = 0
+    val_loss: float = math.nan  # the latest, in nats per token
+    # The log record of this step, until its validation loss is measured.
+    record: dict[str, float] | None = field(default_factory=lambda: {"step": 0})
+    saved_step: int = 0
+    is_saved_unfinished: bool = False  # whether the state on disk lacks a validation loss
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
+    device_names: list[str] = field(default_factory=list)  # by rank
+    stop_signals: list[int] = field(default_factory=list)  # that this process got
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    saving: Future[None] | None = None  # the state that is being written in the background
+
+    @property
+    def out_dir(self) -> Path:
+        """The folder of the checkpoints."""
+        return Path(self.settings.out_dir)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to train or to validate."""
+        return self.step >= self.settings.max_steps and self.record is None
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the validation loss after the current step is measured."""
+        return self.step % self.settings.eval_interval == 0 or self.step in self.kept_steps
+
+    def blocks(self, step: int) -> np.ndarray:
+        """The training blocks of step `step` (from 0), of all processes."""
+        s = self.settings
+        count = len(self.train_blocks)
+        return token_files.step_blocks(count, s.blocks_per_step, s.seed_of_order, step)
+
+    def is_to_stop(self) -> bool:
+        """Whether any process was asked to stop, or has lost torchrun; all must call it.
+
+        This is checked before each micro-batch, because torchrun kills its processes 30 s after
+        asking them to end, and a whole step can take that long.
+        """
+        return self.world.any(bool(self.stop_signals) or distributed.is_orphan())
+
+    def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a micro-batch (B, T) over its targets, in nats."""
+        dtype = getattr(torch, self.settings.dtype)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return self.wrapped(batch, targets)
+
+
+def main(settings: Settings) -> None:
     """Train until max_steps, keeping checkpoints on the way."""
-    run = open_run(settings, processes.join_world())
-    with runs.opened(run):
-        runs.resume(run)
+    run = open_run(settings, distributed.join_world())
+    with opened(run):
+        resume(run)
         if not run.is_done:
             wrap(run)
-            shares.settle(run)
-            signals.listen(run.stop_signals, run.world.is_first)
+            measure_shares(run)
+            listen(run)
             train(run)
         elif run.world.is_first:
             print(f"{run.out_dir} is trained already: {run.step} of {settings.max_steps} steps")
@@ -53,18 +132,17 @@ def main(settings: Train) -> None:
         sys.exit(EXIT_STOPPED)
 
 
-def open_run(settings: Train, world: World) -> Run:
+def open_run(settings: Settings, world: World) -> Run:
     """Check the settings against the data and the devices, and build what they describe.
 
     Raises UserError if they do not fit together.
     """
-    micro_steps = shares.given(settings, world)
-    device = devices.pick_device(settings.device, world)
-    dtype = devices.pick_dtype(settings.dtype, device)
+    accumulation_steps = given_shares(settings, world.size)
+    device = distributed.pick_device(settings.device, world)
+    dtype = distributed.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
 
     data_dir = Path(settings.data_dir)
-    perturb.get(settings.language)
     meta = token_files.read_meta(data_dir, settings.language)
     if settings.verify_data:
         token_files.verify(data_dir, meta)
@@ -73,9 +151,12 @@ def open_run(settings: Train, world: World) -> Run:
         for split in ("train", "val")
     )
 
-    devices.tune(device)
+    if device.type == "cpu":
+        distributed.keep_freed_memory()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
     torch.manual_seed(settings.seed_of_weights)  # on the CPU: the same weights for every device
-    model = GPT(checkpoint.model_config(dataclasses.asdict(settings), meta.vocab_size)).to(device)
+    model = GPT(checkpoint.model_config(settings, meta.vocab_size)).to(device)
     return Run(
         settings=settings,
         meta=meta,
@@ -87,14 +168,12 @@ def open_run(settings: Train, world: World) -> Run:
         optimizer=make_optimizer(model, settings),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         wrapped=model,
-        micro_steps=micro_steps,
-        kept_steps=frozenset(
-            kept.kept_steps(dataclasses.asdict(settings), dataclasses.asdict(meta))
-        ),
+        kept_steps=frozenset(checkpoint.kept_steps(settings, dataclasses.asdict(meta))),
+        accumulation_steps=accumulation_steps,
     )
 
 
-def make_optimizer(model: GPT, settings: Train) -> torch.optim.AdamW:
+def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and embeddings, none on biases and layer norms."""
     parameters = list(model.parameters())
     groups = [
@@ -106,10 +185,51 @@ def make_optimizer(model: GPT, settings: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, settings.learning_rate, betas, eps=1e-8, fused=fused)
 
 
+@contextlib.contextmanager
+def opened(run: Run) -> Iterator[None]:
+    """Hold the lock of the run's folder and the process group; make torch's errors readable."""
+    run.out_dir.mkdir(parents=True, exist_ok=True)
+    with files.locked(run.out_dir) if run.world.is_first else contextlib.nullcontext():
+        distributed.connect(run.world, run.device)
+        try:
+            yield
+            wait_for_saving(run)
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # the first error counts
+                wait_for_saving(run)
+            raise readable(error, run)
+        run.wrapped = run.model  # nothing may hold DistributedDataParallel any more
+        distributed.disconnect(run.world)
+
+
+def readable(error: BaseException, run: Run) -> BaseException:
+    """The UserError for torch's errors about memory, compilation or lost processes."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return UserError(
+            f"the device has too little memory for micro-batches of {run.settings.batch_size} "
+            f"blocks ({str(error).splitlines()[0]}). If nothing else uses the device, run the same "
+            "command with a smaller --batch_size=: the results stay the same."
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        print(error, file=sys.stderr)
+        return UserError(
+            "torch.compile failed (see above). Train without it (--compile=false), or install a "
+            "C++ compiler and Python's headers (Debian: apt install g++ python3-dev). The path of "
+            "TMPDIR or TORCHINDUCTOR_CACHE_DIR must not contain a space."
+        )
+    if not distributed.is_loss_of_peer(error):
+        return error
+    if run.stop_signals and distributed.is_launched():
+        os._exit(1)  # torchrun ends all processes, for one that tells its own error
+    return UserError(
+        "another process of this run has ended: it was killed, or it printed its own error. "
+        "Run the same command again to resume from the latest saved state."
+    )
+
+
 def wrap(run: Run) -> None:
     """Compile the model if the settings say so, and connect it to the other processes."""
     if run.settings.compile:
-        devices.require_compiler(run.device)
         run.model.compile_parts()
     if run.world.size > 1:
         ids = [run.device.index] if run.device.type == "cuda" else None
@@ -118,28 +238,52 @@ def wrap(run: Run) -> None:
         )
 
 
+def listen(run: Run) -> None:
+    """From now on, a signal that asks for an end makes the run stop after a whole step.
+
+    A signal that is ignored already, as nohup does with SIGHUP, stays ignored. A second Ctrl-C ends
+    the process at once. torchrun passes on the first one as SIGINT and the second one as SIGTERM.
+    """
+
+    def stop(number: int, _: Any) -> None:
+        if run.world.is_first and not run.stop_signals:
+            text = f"\n{signal.Signals(number).name}: stopping, and saving the last whole step\n"
+            with contextlib.suppress(OSError):  # not by print(), which this may have interrupted
+                os.write(2, text.encode())
+        run.stop_signals.append(number)
+        if number == signal.SIGINT:
+            second = signal.SIGTERM if distributed.is_launched() else signal.SIGINT
+            signal.signal(second, signal.default_int_handler)
+
+    for name in STOP_SIGNALS:
+        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), stop)
+
+
 def train(run: Run) -> None:
     """The loop: update, validate, log and save, until the run is done or asked to stop."""
     s, first = run.settings, run.step
-    with Log(run.out_dir, run.world.is_first, first, first if run.record else first + 1, s) as log:
+    with Log(s, run.world.is_first, first, first if run.record else first + 1) as log:
         peak = announce(run, log)
-        unread: list[torch.Tensor] = []  # loss and norm of the gradient of steps without a record
+        unread: list[torch.Tensor] = []  # loss and gradient norm of steps without a record
         while not run.is_done:
             if run.record is None:  # else this step still lacks its validation loss
                 learning_rate = learning_rate_at(run.step, s)
-                done = update(run, learning_rate)
-                if done is None:
+                loss_and_norm = update(run, learning_rate)
+                if loss_and_norm is None:
                     break
-                run.saver.check()
+                if run.saving and run.saving.done():
+                    wait_for_saving(run)  # raises the error of one that failed
                 run.step += 1
-                unread.append(done)
-                if run.step % s.log_interval and not is_validated(run):
+                unread.append(loss_and_norm)
+                if run.step % s.log_interval and not run.is_validated:
                     continue
-                loss, grad_norm = runs.read(run, unread)
+                loss, grad_norm = read(run, unread)
                 unread = []
                 run.record = {"step": run.step, "loss": loss, "learning_rate": learning_rate}
-                run.record |= {"grad_norm": grad_norm} | log.speed(run.step, run.model, peak)
-            if is_validated(run):
+                run.record |= {"grad_norm": grad_norm}
+                run.record |= log.speed(run.step, run.model.flops_per_token(), peak)
+            if run.is_validated:
                 val_loss = validate(run)
                 if val_loss is None:
                     break
@@ -147,10 +291,10 @@ def train(run: Run) -> None:
             log.write(run.record)
             run.record = None
             if run.step in run.kept_steps:
-                runs.save(run, log.minutes())
-            if is_validated(run):
-                log.pause_ends(run.step)
-        runs.finish(run, unread, log)
+                save(run, log.minutes())
+            if run.is_validated:
+                log.end_pause(run.step)
+        finish(run, unread, log)
 
 
 def update(run: Run, learning_rate: float) -> torch.Tensor | None:
@@ -161,20 +305,21 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
     """
     s, world = run.settings, run.world
     # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
-    torch.manual_seed(order.dropout_seed(s.seed, run.step, world.rank))
-    blocks = run.blocks(run.step)
-    micro_batches = order.micro_batches(blocks, s.batch_size, world.rank, run.micro_steps)
-    agreements = order.agreements(run.micro_steps, world.rank)
-    mean_steps = sum(run.micro_steps) / world.size  # processes are averaged, then micro-steps are
+    torch.manual_seed(dropout_seed(s.seed, run.step, world.rank))
+    owners = owners_of_micro_batches(run.accumulation_steps)
+    micro_batches = run.blocks(run.step).reshape(-1, s.batch_size)[owners == world.rank]
+    stops = stopping_points(run.accumulation_steps, world.rank)
+    # Processes are averaged first, then micro-batches.
+    mean_steps = sum(run.accumulation_steps) / world.size
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
-        if i in agreements and run.is_to_stop():  # all processes at the same part of the step
+        if i in stops and run.is_to_stop():  # all processes at the same part of the step
             run.optimizer.zero_grad(set_to_none=True)
             return None
         # A GPU still works on the micro-batch before while this one is fetched.
         batch = load(run.train_blocks, indices, run.device)  # (B, T)
         is_last = i == len(micro_batches) - 1
-        # Gradients of the processes meet in the last micro-step only.
+        # Gradients of the processes meet in the last micro-batch only.
         with contextlib.nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
             loss = run.loss(batch, next_tokens(batch)) / mean_steps
             run.scaler.scale(loss).backward()
@@ -182,9 +327,9 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.scaler.unscale_(run.optimizer)
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
-    world.share(grad_norm)  # GPUs of different kinds may round it differently
-    torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
+    grad_norm = nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
+    world.broadcast(grad_norm)  # GPUs of different kinds may round it differently
+    nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     # Of several processes, gradients stay in the buckets in which they meet.
@@ -218,24 +363,24 @@ def validate(run: Run) -> float | None:
     run.model.train()
     summed, count = world.sum(totals.float().to(run.device)).tolist()
     if run.step:
-        runs.require_finite(run, run.step, validation_loss=summed / count)
+        require_finite(run, run.step, validation_loss=summed / count)
     return summed / count
 
 
-def is_validated(run: Run) -> bool:
-    """Whether the validation loss after the current step is measured."""
-    return run.step % run.settings.eval_interval == 0 or run.step in run.kept_steps
-
-
-def learning_rate_at(step: int, settings: Train) -> float:
+def learning_rate_at(step: int, settings: Settings) -> float:
     """The learning rate of update `step`, from 0: linear up to its peak, then linear down to 0.
 
     transformers' linear schedule, which mistral used: the first update has rate 0.
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
-    left = settings.max_steps - step
-    return settings.learning_rate * left / (settings.max_steps - settings.warmup_steps)
+    remaining = settings.max_steps - step
+    return settings.learning_rate * remaining / (settings.max_steps - settings.warmup_steps)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of the dropout of one process in one step."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -246,5 +391,315 @@ def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch
     return batch.to(device)
 
 
+def read(run: Run, unread: list[torch.Tensor]) -> tuple[float, float]:
+    """The mean loss over all processes, and the norm of the gradient, of the latest step.
+
+    unread: both, (2,), of each step up to the latest, as this process has them, on the device: the
+    device works on until they are read. Raises UserError for the first step that diverged.
+    """
+    rows = (run.world.sum(torch.stack(unread)) / run.world.size).tolist()
+    for number, (loss, grad_norm) in enumerate(rows, run.step - len(rows) + 1):
+        # fp16's gradients overflow at times; the scaler then skips the step.
+        norm = 0.0 if run.scaler.is_enabled() else grad_norm
+        require_finite(run, number, loss=loss, gradient_norm=norm)
+    if run.scaler.is_enabled() and run.scaler.get_scale() < _SMALLEST_SCALE:
+        require_finite(run, run.step, gradient_norm_at_any_loss_scale=math.inf)
+    return loss, grad_norm
+
+
+def require_finite(run: Run, step: int, **values: float) -> None:
+    """Raise UserError if training has diverged by `step`, so that this step is not saved."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            wait_for_saving(run)
+            kept = checkpoint.list_checkpoints(run.out_dir)
+            state = checkpoint.state_path(run.out_dir)
+            good = kept[-1] if kept else state if state.exists() else "none yet"
+            blocks = ", ".join(map(str, run.blocks(step - 1)))
+            raise UserError(
+                f"step {step}: the {name.replace('_', ' ')} is {value}: training has diverged. "
+                f"Last good checkpoint: {good}. Try a lower --learning_rate= in another --out_dir= "
+                f"(the step read the blocks {blocks} of train.bin)"
+            )
+
+
+def announce(run: Run, log: Log) -> float:
+    """Describe the run and its devices. Returns the total peak FLOP/s, the reference for MFU."""
+    s, world = run.settings, run.world
+    peak = sum(world.gather(distributed.peak_flops(run.device, getattr(torch, s.dtype))))
+    devices = ", ".join(f"{n} x {name}" for name, n in run.sessions[-1]["devices"].items())
+    accumulation_steps = "/".join(map(str, run.accumulation_steps))
+    log.say(
+        f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
+        f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on"
+    )
+    log.say(
+        f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {accumulation_steps} "
+        f"micro-batches x {s.batch_size} blocks, {s.dtype}, on {devices}. MFU is the share of "
+        f"{peak / 1e12:.2f} TFLOP/s"
+    )
+    words = s.extra_checkpoints == "babylm" and checkpoint.steps_of_words(
+        s, dataclasses.asdict(run.meta)
+    )
+    if beyond := [f"{n // 10**6}M" for n, step in (words or {}).items() if step > s.max_steps]:
+        log.say(f"the run is too short for the checkpoints after {', '.join(beyond)} words")
+    log.say(f"resuming at step {run.step}" if len(run.sessions) > 1 else "starting from scratch")
+    return peak
+
+
+# How the processes divide a step
+
+
+def given_shares(settings: Settings, processes: int) -> list[int]:
+    """The gradient accumulation steps of each process; empty if they are to be measured.
+
+    Raises UserError if the processes cannot share the blocks of a step like that.
+    """
+    total = settings.blocks_per_step // settings.batch_size
+    if settings.shares == "auto" and processes > 1 and total >= processes:
+        return []
+    shares = [1.0] * processes
+    if settings.shares not in ("equal", "auto"):
+        shares = [float(share) for share in settings.shares.split(",")]
+    is_uneven = settings.shares == "equal" and total % processes
+    if len(shares) != processes or total < processes or is_uneven:
+        raise UserError(
+            f"a step has {total} micro-batches of {settings.batch_size} blocks, which "
+            f"{processes} processes cannot share (shares = {settings.shares}). Use another number "
+            "of processes or --batch_size=, or --shares=auto"
+        )
+    return divide(shares, total)
+
+
+def divide(shares: Sequence[float], total: int) -> list[int]:
+    """The micro-batches of each process, of `total`: in proportion to its share, at least one.
+
+    total: no fewer than there are shares.
+    """
+    exact = np.array(shares) / sum(shares) * total
+    steps = np.maximum(np.floor(exact).astype(int), 1)
+    while steps.sum() != total:  # the one that is furthest from its share gives or takes
+        if steps.sum() < total:
+            steps[(exact - steps).argmax()] += 1
+        else:
+            steps[np.where(steps > 1, steps - exact, -np.inf).argmax()] -= 1
+    return steps.tolist()
+
+
+def measure_shares(run: Run) -> None:
+    """Divide a step by the speed of the processes, unless that is given or known already."""
+    if run.accumulation_steps:
+        return
+    blocks = np.arange(run.settings.batch_size) % len(run.train_blocks)
+    batch = load(run.train_blocks, blocks, run.device)  # (B, T)
+    seconds = []
+    with run.wrapped.no_sync():
+        for _ in range(1 + _MEASURED):
+            run.world.gather(None)  # all begin together
+            start = time.perf_counter()
+            run.scaler.scale(run.loss(batch, next_tokens(batch))).backward()
+            distributed.synchronize(run.device)
+            seconds.append(time.perf_counter() - start)
+    run.optimizer.zero_grad(set_to_none=False)
+    speeds = [1 / median for median in run.world.gather(statistics.median(seconds[1:]))]
+    total = run.settings.blocks_per_step // run.settings.batch_size
+    run.accumulation_steps = divide(speeds, total)
+
+
+def owners_of_micro_batches(accumulation_steps: Sequence[int]) -> np.ndarray:
+    """The process of each micro-batch of a step, (sum of accumulation_steps,), evenly interleaved.
+
+    For equal processes 0, 1, 0, 1, ...
+    """
+    total, owners = sum(accumulation_steps), []
+    credit = np.zeros(len(accumulation_steps), np.int64)
+    for _ in range(total):
+        credit += accumulation_steps
+        owners.append(int(credit.argmax()))
+        credit[owners[-1]] -= total
+    return np.array(owners)
+
+
+def stopping_points(accumulation_steps: Sequence[int], rank: int) -> set[int]:
+    """The micro-batches of a process before which all agree whether to stop.
+
+    As many in each process, at equal parts of its work: nobody waits for a slower one.
+    """
+    parts = np.array_split(np.arange(accumulation_steps[rank]), min(accumulation_steps))
+    return {int(part[0]) for part in parts}
+
+
+# Resuming and saving
+
+
+def resume(run: Run) -> None:
+    """Load the training state, if there is one. All processes must call it.
+
+    Raises UserError if it is damaged, of another run, or not the same for all processes.
+    """
+    require_agreement(run)
+    run.device_names = run.world.gather(distributed.describe(run.device))
+    path = checkpoint.state_path(run.out_dir)
+    if path.exists():
+        load_state(run, path)
+    elif kept := checkpoint.list_checkpoints(run.out_dir):
+        raise UserError(
+            f"{run.out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to resume from. "
+            "Start again in another folder with --out_dir=, or delete this one."
+        )
+    steps = run.world.gather(run.step)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes are at different steps ({steps}, by rank). {run.out_dir} must be one "
+            "folder that all machines share."
+        )
+    session = {"from_step": run.step, "to_step": run.step, "minutes": 0.0}
+    session |= {"devices": dict(Counter(run.device_names)), "torch": str(torch.__version__)}
+    run.sessions.append(session)
+
+
+def require_agreement(run: Run) -> None:
+    """Raise UserError unless all processes train the same run on the same data."""
+    facts = dataclasses.asdict(run.settings)
+    for name in _PER_PROCESS:
+        del facts[name]
+    for split in ("train", "val"):
+        facts[f"the SHA-256 of {split}.bin"] = run.meta.splits[split]["sha256"]
+    first, *others = run.world.gather(facts)
+    for rank, other in enumerate(others, 1):
+        differences = [
+            f"{name} = {other[name]!r}, and {first[name]!r} in the first"
+            for name in first
+            if other[name] != first[name]
+        ]
+        if differences:
+            raise UserError(
+                f"process {rank} has {'; '.join(differences)}. Run the same command on all "
+                "machines. For GPUs that choose different dtypes, name one: --dtype=float16"
+            )
+
+
+def load_state(run: Run, path: Path) -> None:
+    """Continue from a training state. Raises UserError if that would mix two different runs."""
+    saved = checkpoint.load(path, mmap=False)
+    now = run.settings, dataclasses.asdict(run.meta)
+    if differences := checkpoint.differences(saved.settings, saved.data, *now):
+        raise UserError(
+            f"{path} belongs to a run with other settings: {'; '.join(differences)}. Continue "
+            "with those settings, or start again in another folder with --out_dir="
+        )
+    run.model.load_state_dict(saved.model)
+    run.optimizer.load_state_dict(saved.state["optimizer"])
+    run.scaler.load_state_dict(saved.state["scaler"])
+    run.step = run.saved_step = saved.step
+    run.val_loss, run.record = saved.val_loss, saved.state["unfinished_record"]
+    run.is_saved_unfinished = run.record is not None
+    run.sessions = saved.sessions
+    kept = checkpoint.path_of(run.out_dir, run.step)
+    is_due = run.step in run.kept_steps and run.record is None
+    if run.world.is_first and is_due and not kept.exists():  # a crash came between the two writes
+        checkpoint.save(kept, dataclasses.replace(saved, state=None))
+    total = run.settings.blocks_per_step // run.settings.batch_size
+    is_same_world = saved.state["measured_on"] == run.device_names
+    steps = saved.state["accumulation_steps"]
+    if not run.accumulation_steps and is_same_world and sum(steps) == total:
+        run.accumulation_steps = steps
+
+
+def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
+    """Write the state to resume from, and then the checkpoint of this step, in one process.
+
+    The files are written in the background, from a copy. minutes: training time in this session.
+    Raises UserError, and writes nothing, if a weight is not a finite number.
+    """
+    compare_replicas(run)
+    # In all processes: in `finish`, they must agree whether there is anything to save.
+    run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
+    if not run.world.is_first:
+        return
+    largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
+    require_finite(run, run.step, largest_weight=float(largest))
+    run.sessions[-1] |= {"to_step": run.step, "minutes": minutes}
+    is_measured = run.settings.shares == "auto"
+    kept = Checkpoint(
+        step=run.step,
+        model=copied(run.model.state_dict()),
+        settings=run.settings,
+        data=dataclasses.asdict(run.meta),
+        val_loss=run.val_loss,
+        sessions=copied(run.sessions),
+    )
+    state = {
+        "optimizer": copied(run.optimizer.state_dict()),
+        "scaler": run.scaler.state_dict(),
+        "unfinished_record": copied(run.record),
+        "accumulation_steps": run.accumulation_steps if is_measured else [],
+        "measured_on": run.device_names if is_measured else [],
+    }
+    wait_for_saving(run)
+    run.saving = run.pool.submit(write, run.out_dir, kept, state, is_checkpoint)
+
+
+def write(out_dir: Path, kept: Checkpoint, state: dict[str, Any], is_checkpoint: bool) -> None:
+    """Write a training state and, if it is one that is kept, the checkpoint."""
+    files.sync(out_dir / LOG)  # before the state: its lines are not written again
+    resumable = dataclasses.replace(kept, state=state)
+    checkpoint.save(out_dir / checkpoint.STATE, resumable, out_dir / checkpoint.PREVIOUS_STATE)
+    if is_checkpoint:
+        checkpoint.save(checkpoint.path_of(out_dir, kept.step), kept)
+
+
+def copied(value: Any) -> Any:
+    """The same value with copies of all tensors in it, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(copied, value))
+    return value
+
+
+def wait_for_saving(run: Run) -> None:
+    """Wait until the last state is written. Raises its error, once."""
+    saving, run.saving = run.saving, None
+    if saving:
+        saving.result()
+
+
+def compare_replicas(run: Run) -> None:
+    """Warn if the weights of the processes are no longer the same."""
+    if run.world.size == 1:
+        return
+    # Sums of the bits as whole numbers: exact, in whatever order a device adds them up.
+    sums = torch.stack([p.detach().view(torch.int32).sum() for p in run.model.parameters()])
+    others = run.world.gather(sums.cpu())
+    if run.world.is_first and any(not torch.equal(other, others[0]) for other in others):
+        print(
+            f"warning: step {run.step}: the weights are no longer the same in all processes. "
+            "Checkpoints hold those of the first. GPUs of different kinds may round differently; "
+            "if yours are alike, please report it."
+        )
+
+
+def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
+    """Print that the run is done; or that it stops, after saving the last step.
+
+    unread: as in `read`.
+    """
+    if not run.is_done:
+        if unread:
+            read(run, unread)  # nothing is saved of a run that has diverged
+        if run.step > run.saved_step or (run.is_saved_unfinished and run.record is None):
+            save(run, log.minutes(), is_checkpoint=False)
+    wait_for_saving(run)
+    if run.is_done:
+        log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {run.out_dir}")
+    else:
+        log.say(
+            f"stopped after step {run.step}, as requested. Run the same command again to resume."
+        )
+
+
 if __name__ == "__main__":
-    command.run(Train, main, __doc__)
+    run_command("train.py", main, __doc__)

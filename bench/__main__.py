@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from bench import evaluating, gpu, pairs, preparing, training, turns
+from impossible import distributed
+from impossible.distributed import World
 from impossible.text import corpus
-from impossible.training import device as devices
-from impossible.training.processes import World
 
 
 def main(arguments: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     wanted, *texts = arguments or ["all"]
     if wanted not in ("all", "train", "prepare", "evaluate") or len(texts) > 1:
         sys.exit(__doc__)
-    where = devices.describe(devices.pick_device("auto", World()))
+    where = distributed.describe(distributed.pick_device("auto", World()))
     print(f"{date.today()}, {where} ({_processor()}), torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as folder:
         if wanted in ("all", "train"):

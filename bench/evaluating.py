@@ -12,14 +12,13 @@ import torch.nn.functional as F
 
 import prepare
 from bench.turns import REPEATS, compare
+from impossible import checkpoint, distributed
+from impossible.distributed import World
 from impossible.evaluation import scoring as scores
 from impossible.evaluation import series
 from impossible.hub import export
-from impossible.settings import Prepare, Train
+from impossible.settings import Settings
 from impossible.text import token_files
-from impossible.training import checkpoint
-from impossible.training import device as devices
-from impossible.training.processes import World
 from model import GPT
 
 _SCORED = 150  # sentences of each genre to evaluate on
@@ -29,9 +28,9 @@ _PUBLISHED_BATCH = 8  # sentences
 def scoring(folder: str) -> Callable[[], float]:
     """evaluate.py's own scoring of a checkpoint."""
     path = checkpoint.path_of(Path(folder), 1)
-    place = devices.pick_device("auto", World())
+    place = distributed.pick_device("auto", World())
     if place.type == "cpu":
-        devices.keep_freed_memory()  # as evaluate.py does
+        distributed.keep_freed_memory()  # as evaluate.py does
     scorer, test = series.scorer_of(path, place), _sentences(Path(folder))
 
     def score_all() -> float:
@@ -46,7 +45,7 @@ def published_scoring(folder: str) -> Callable[[], float]:
     """The same with transformers: sentences as sampled, in padded batches of eight, all logits."""
     import transformers
 
-    place = devices.pick_device("auto", World())
+    place = distributed.pick_device("auto", World())
     model = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "hf").to(place).eval()
     drawn = _sentences(Path(folder))
     offsets = drawn.sentences.offsets[1:-1]
@@ -77,17 +76,17 @@ def _sentences(folder: Path) -> scores.TestSet:
     return scores.draw(folder, token_files.read_meta(folder), _SCORED, 0)
 
 
-def table(folder: Path, texts: dict[str, str], settings: Train | None = None) -> None:
+def table(folder: Path, texts: dict[str, str], settings: Settings | None = None) -> None:
     """The perplexities of the same sentences by the same model, two ways, in fp32.
 
     texts: by genre. settings: of the model (if None: GPT-2 Small).
     """
-    settings = dataclasses.asdict(settings or Train())
+    settings = dataclasses.asdict(settings or Settings())
     (folder / "text").mkdir()
     for name, text in texts.items():
         (folder / "text" / f"{name}.txt").write_text(text[: 8 * 10**6], encoding="utf-8")
     data = folder / "evaluated"
-    prepare.main([Prepare(corpus=str(folder / "text"), data_dir=str(data))])
+    prepare.main([Settings(corpus=str(folder / "text"), data_dir=str(data))])
     meta = token_files.read_meta(data)
     model = GPT(checkpoint.model_config(settings, meta.vocab_size))
     made = checkpoint.Checkpoint(

@@ -11,10 +11,10 @@ import torch
 
 from bench import training
 from bench.turns import compare
+from impossible import checkpoint
 from impossible.hub import export
-from impossible.settings import Train
+from impossible.settings import Settings
 from impossible.text import token_files
-from impossible.training import checkpoint
 from model import GPT
 
 _ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def sizes(folder: str) -> None:
     """Steps of GPT-2 Small at several sizes of a micro-batch."""
     print("| blocks | tokens/s | 3,000 steps, hours | peak memory, GB | expected, GB |")
     print("|---|---|---|---|---|")
-    published = Train()
+    published = Settings()
     for blocks, expected in _SIZES.items():
         try:
             ((seconds, peak),) = compare(folder, ("training.ours", "0.1", str(blocks)))
@@ -78,7 +78,7 @@ def sizes(folder: str) -> None:
 
 def large_logits(folder: str) -> None:
     """The check of an export, on weights that give large logits."""
-    meta, settings = token_files.read_meta(Path(folder)), Train(data_dir=folder, out_dir=folder)
+    meta, settings = token_files.read_meta(Path(folder)), Settings(data_dir=folder, out_dir=folder)
     torch.manual_seed(0)
     model = GPT(checkpoint.model_config(dataclasses.asdict(settings), meta.vocab_size))
     weights = {name: torch.randn_like(w) * _LARGE for name, w in model.state_dict().items()}

@@ -15,7 +15,7 @@ import numpy as np
 import perturb
 import prepare
 from bench.turns import REPEATS
-from impossible.settings import Prepare
+from impossible.settings import Settings
 from impossible.text import reading, token_files, tokenizer
 from impossible.text.documents import Document, Part
 from impossible.text.sentences import sentences as find_sentences
@@ -129,13 +129,13 @@ def comparison(folder: Path, text: str) -> None:
 
 def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
     """The functions of prepare.py, with this number of threads (0: one for each core)."""
-    language = perturb.get(Prepare().language)
+    language = perturb.get(Settings().language)
     chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
     document = Document("text", 0, lambda: (Part(chunk, 0) for chunk in chunks))
     encoder = tokenizer.Tokenizer(language.markers)
 
     def way(workers: int) -> np.ndarray:
-        settings = Prepare(segmenter="line", data_dir=str(folder), workers=workers)
+        settings = Settings(segmenter="line", data_dir=str(folder), workers=workers)
         text = reading.read([document], settings, encoder)
         prepare.write_split("train", text, prepare.Job(settings, language, encoder, {}))
         return np.fromfile(token_files.path_of(folder, "train"), token_files.DTYPE)
@@ -147,7 +147,7 @@ def _published_way(sentences: list[str], folder: Path) -> Callable[[], np.ndarra
     """transformers' tokenizer, one random draw per sentence, ids shuffled as text, parsed."""
     import transformers
 
-    settings = Prepare()
+    settings = Settings()
     encoder = transformers.GPT2TokenizerFast.from_pretrained(folder)
 
     def way() -> np.ndarray:

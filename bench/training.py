@@ -12,11 +12,10 @@ import perturb
 import train
 from bench.plain_gpt import PlainGPT
 from bench.turns import REPEATS, compare
-from impossible.settings import Train
+from impossible import distributed
+from impossible.distributed import World
+from impossible.settings import Settings
 from impossible.text import token_files, tokenizer
-from impossible.training import device as devices
-from impossible.training import processes
-from impossible.training.processes import World
 from impossible.training.shares import settle
 from model import GPTConfig
 
@@ -37,8 +36,8 @@ def ours(
     shares: str = "equal",
 ) -> Callable[[], float]:
     """train.py's own update. micro_batches: of each process, on average."""
-    world, blocks = processes.join_world(), int(batch_size)
-    settings = Train(
+    world, blocks = distributed.join_world(), int(batch_size)
+    settings = Settings(
         data_dir=folder,
         out_dir=folder,
         tokens_per_step=micro_batches * blocks * world.size * BLOCK,
@@ -48,14 +47,14 @@ def ours(
         shares=shares,
     )
     run = train.open_run(settings, world)
-    processes.connect(world, run.device)
+    distributed.connect(world, run.device)
     train.wrap(run)
     settle(run)
 
     def step() -> float:
         start = time.perf_counter()
         train.update(run, settings.learning_rate)
-        devices.synchronize(run.device)
+        distributed.synchronize(run.device)
         return time.perf_counter() - start
 
     return step
@@ -63,7 +62,7 @@ def ours(
 
 def write_data(folder: Path) -> None:
     """Write token files that hold random tokens."""
-    language = perturb.get(Train().language)
+    language = perturb.get(Settings().language)
     markers = tokenizer.marker_ids(language.markers)
     end = tokenizer.END_OF_TEXT_ID
     rng = np.random.default_rng(0)
@@ -80,7 +79,7 @@ def write_data(folder: Path) -> None:
     token_files.write_meta(
         folder,
         token_files.Meta(
-            language=Train().language,
+            language=Settings().language,
             markers=markers,
             vocab_size=vocab_size,
             eot_token=end,
@@ -116,21 +115,21 @@ def _plain_loop(
     model: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], rows: int, length: int
 ) -> Callable[[], float]:
     """An update of the same optimizer in the plainest loop, on micro-batches (rows, length)."""
-    place = devices.pick_device("auto", World())
+    place = distributed.pick_device("auto", World())
     model.to(place).train()
-    optimizer = train.make_optimizer(model, Train())
+    optimizer = train.make_optimizer(model, Settings())
     batch = torch.randint(tokenizer.END_OF_TEXT_ID, (rows, length), device=place)
 
     def step() -> float:
         start = time.perf_counter()
         for _ in range(MICRO_BATCHES):
-            with devices.autocast(place, getattr(torch, _DTYPE)):
+            with distributed.autocast(place, getattr(torch, _DTYPE)):
                 loss = loss_of(batch) / MICRO_BATCHES
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        devices.synchronize(place)
+        distributed.synchronize(place)
         return time.perf_counter() - start
 
     return step
@@ -138,7 +137,7 @@ def _plain_loop(
 
 def products(folder: str, batch_size: str) -> Callable[[], float]:
     """The matrix products of a step alone, forward and backward: the limit."""
-    c, place = GPTConfig(), devices.pick_device("auto", World())
+    c, place = GPTConfig(), distributed.pick_device("auto", World())
     width, rows = c.n_embd, int(batch_size) * BLOCK
     layer = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     shapes = [(*shape, c.n_layer) for shape in layer] + [(width, c.padded_vocab_size, 1)]
@@ -154,7 +153,7 @@ def products(folder: str, batch_size: str) -> Callable[[], float]:
                 torch.mm(x, weight)  # the output
                 torch.mm(y, weight.T)  # the gradient of the input
                 torch.mm(x.T, y)  # the gradient of the weight
-        devices.synchronize(place)
+        distributed.synchronize(place)
         return time.perf_counter() - start
 
     return step

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 _T = TypeVar("_T")
 ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)

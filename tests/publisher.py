@@ -18,9 +18,8 @@ import torch
 import transformers
 
 import convert_to_hf
-from impossible import asking, command
-from impossible.settings import Convert
-from impossible.training import checkpoint
+from impossible import asking, checkpoint, command
+from impossible.settings import Settings
 
 torch.set_num_threads(1)
 asking._TIMEOUT = 2
@@ -40,7 +39,7 @@ for line in sys.stdin:
         code = 0
         try:
             command.run(
-                Convert, convert_to_hf.main, convert_to_hf.__doc__, checkpoint.settings_of_run
+                Settings, convert_to_hf.main, convert_to_hf.__doc__, checkpoint.settings_of_run
             )
         except SystemExit as leaving:
             code = leaving.code

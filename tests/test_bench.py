@@ -9,10 +9,10 @@ from conftest import speeches
 
 import bench
 from bench import evaluating
-from impossible.settings import Train
-from impossible.training import device as devices
+from impossible import distributed
+from impossible.settings import Settings
 
-TINY = Train(n_layer=1, n_head=1, n_embd=8, block_size=64, tokens_per_step=512)
+TINY = Settings(n_layer=1, n_head=1, n_embd=8, block_size=64, tokens_per_step=512)
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(bench.__path__)])
@@ -30,7 +30,7 @@ def test_the_two_ways_to_evaluate_are_measured(
 
     monkeypatch.setattr(evaluating, "compare", compare)
     monkeypatch.setattr(evaluating, "_SCORED", 12)
-    monkeypatch.setattr(devices, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(distributed, "keep_freed_memory", lambda: None)
     texts = {"first": speeches("1961-Kennedy-1"), "second": speeches("1971-Nixon-1")}
     evaluating.table(tmp_path, texts, TINY)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.count("|") > 5]

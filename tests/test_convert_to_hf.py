@@ -13,12 +13,10 @@ from parity import SHAPE
 
 import convert_to_hf
 import perturb
-from impossible import files
-from impossible.errors import UserError
+from impossible import checkpoint, files
+from impossible.checkpoint import Checkpoint
 from impossible.hub import card, export
-from impossible.settings import Convert
-from impossible.training import checkpoint
-from impossible.training.checkpoint import Checkpoint
+from impossible.settings import Settings, UserError
 from model import GPT, GPTConfig
 
 NAMES = {
@@ -234,7 +232,7 @@ def test_an_export_that_fails_takes_the_old_one_away(
     change(copy / "checkpoint-3.pt")
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="other logits"):
-        convert_to_hf.main(Convert(out_dir=str(copy)))
+        convert_to_hf.main(Settings(out_dir=str(copy)))
     assert not (copy / "hf" / "checkpoint-3").exists()
     assert list(json.loads((copy / "hf" / "manifest.json").read_text())) == ["checkpoint-6"]
 

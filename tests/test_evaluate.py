@@ -22,16 +22,14 @@ from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
 import perturb
-from impossible import options
-from impossible.errors import UserError
+from impossible import checkpoint, options
+from impossible.distributed import World
 from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
-from impossible.settings import Evaluate, Prepare
+from impossible.settings import Settings, UserError
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
-from impossible.training import checkpoint
-from impossible.training.device import World
 from perturb import from_lengths
 
 COMMAND = runpy.run_path(str(ROOT / "evaluate.py"))  # `import evaluate` is another package
@@ -68,7 +66,7 @@ def evaluated(*arguments: str | Path) -> str:
     """Run the command within this process; what it printed."""
     arguments = list(map(str, arguments))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        COMMAND["main"](options.load_several(Evaluate, arguments, checkpoint.settings_of_run))
+        COMMAND["main"](options.load_several(Settings, arguments, checkpoint.settings_of_run))
     return printed.getvalue()
 
 
@@ -457,7 +455,7 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
     assert found[found.genre == "all"].groupby("seed").size().to_dict() == {1: 2, 2: 2, 41: 2}
     for name in ("init_seed", "order_seed"):
         assert (found[name] == found.seed).all(), "as no setting gave another"
-    assert (found.data_seed == Prepare.data_seed).all()
+    assert (found.data_seed == Settings.data_seed).all()
     printed = evaluated(copied, *paths, "--sentences_per_genre=40")  # each with its own sample
     assert "perplexity.png: PartialReverse (n = 3)\n" in printed
     assert table(tmp_path / "joint").sample_seed.unique().tolist() == [0, 1, 2]
@@ -768,7 +766,7 @@ def test_a_config_with_odd_values_is_refused(
     changed = config | changed if isinstance(changed, dict) else changed
     path.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(UserError) as error:
-        series.find(Evaluate(model=str(tmp_path / "odd")), [])[0].members[0].load(
+        series.find(Settings(model=str(tmp_path / "odd")), [])[0].members[0].load(
             torch.device("cpu")
         )
     assert told in str(error.value)
@@ -788,7 +786,7 @@ def test_the_config_of_a_model_does_not_choose_the_code_of_its_attention(
     mask = torch.zeros(1, 1, 8, 8).masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
     found = []
     for folder in (whole, tmp_path / "a,b"):
-        (member,) = series.find(Evaluate(model=str(folder)), [])[0].members
+        (member,) = series.find(Settings(model=str(folder)), [])[0].members
         found.append(member.load(torch.device("cpu")).body(tokens, tokens, mask))
     assert torch.equal(*found)
 

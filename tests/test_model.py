@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parity import SHAPE, pair, relative
 
-from impossible.training import loss
+from impossible import loss
 from impossible.training.loss import IGNORED, head_loss
 from model import GPT, GPTConfig, next_tokens
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import perturb
-from impossible.errors import UserError
+from impossible.settings import UserError
 from perturb import LANGUAGES, Language, NoWayBack, Sentences, from_lengths
 
 MARKER = 50257

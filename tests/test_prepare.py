@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 import perturb
 import prepare
-from impossible.errors import UserError
-from impossible.settings import Prepare
+from impossible.settings import Settings, UserError
 from impossible.text import folder as folder_corpus
 from impossible.text import token_files
 from impossible.text.sentences import sentences as find_sentences
@@ -219,11 +218,11 @@ def test_a_language_with_too_many_markers_for_uint16_is_refused(
 ) -> None:
     places = {"corpus": str(corpus_dir), "data_dir": str(tmp_path / "data")}
     of_ones_own(monkeypatch, perturb.no_shuffle, markers=65536 - 50257)
-    prepare.main([Prepare(language="mine", **places)])
+    prepare.main([Settings(language="mine", **places)])
     shutil.rmtree(tmp_path / "data")
     of_ones_own(monkeypatch, perturb.no_shuffle, markers=65537 - 50257)
     with pytest.raises(UserError, match="'mine' has a vocabulary of 65,537"):
-        prepare.main([Prepare(language="mine", **places)])
+        prepare.main([Settings(language="mine", **places)])
     assert not (tmp_path / "data").exists()
 
 
@@ -254,7 +253,7 @@ def test_a_language_that_returns_nonsense_is_refused(
     of_ones_own(monkeypatch, function)
     places = {"corpus": str(corpus_dir), "data_dir": str(tmp_path / "data")}
     with pytest.raises(UserError, match=told):
-        prepare.main([Prepare(language="mine", **places)])
+        prepare.main([Settings(language="mine", **places)])
     assert not (tmp_path / "data" / "meta.json").exists()
 
 
@@ -286,13 +285,13 @@ def test_a_wrong_inverse_is_refused_with_a_sentence(
     monkeypatch.setitem(perturb.LANGUAGES, "mine", language)
     places = {"corpus": str(tmp_path), "data_dir": str(tmp_path / "data")}
     with pytest.raises(UserError, match="the inverse of Mine is wrong") as error:
-        prepare.main([Prepare(language="mine", **places)])
+        prepare.main([Settings(language="mine", **places)])
     assert result in str(error.value)
     original = long.strip() if invert is wrong_beyond_ten else "A sentence here."
     assert f"Expected the original sentence: {original!r}" in str(error.value)
     assert not (tmp_path / "data" / "meta.json").exists()
     monkeypatch.setitem(perturb.LANGUAGES, "mine", dataclasses.replace(language, invert=None))
-    prepare.main([Prepare(language="mine", **places)])
+    prepare.main([Settings(language="mine", **places)])
 
 
 def test_a_language_may_return_wider_numbers(
@@ -303,7 +302,7 @@ def test_a_language_may_return_wider_numbers(
     for name in ("mine", "no_shuffle"):
         data_dir = tmp_path / name
         places = {"corpus": str(corpus_dir), "data_dir": str(data_dir)}
-        prepare.main([Prepare(language=name, segmenter="sentencex", **places)])
+        prepare.main([Settings(language=name, segmenter="sentencex", **places)])
         found.append((data_dir / "test.bin").read_bytes())
     assert found[0] == found[1]
 
@@ -345,7 +344,7 @@ def test_what_goes_in_comes_out(
         (folder / split).mkdir()
         (folder / split / "a.txt").write_bytes(text)
     places = {"corpus": str(folder), "data_dir": str(folder / "data")}
-    prepare.main([Prepare(language=language, segmenter=segmenter, **places)])
+    prepare.main([Settings(language=language, segmenter=segmenter, **places)])
     tokenizer = Tokenizer(perturb.get(language).markers)
     ids = np.fromfile(folder / "data" / "test.bin", np.dtype("<u2")).tolist()
     assert ids[-1] == plain.END_OF_TEXT
@@ -389,7 +388,7 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
         monkeypatch.setattr(prepare, "_CHUNK", chunk)
         data_dir = tmp_path / str(workers)
         places = {"corpus": str(folder), "data_dir": str(data_dir), "invalid_utf8": "replace"}
-        prepare.main([Prepare(**places, workers=workers, language="nondeterministic_shuffle")])
+        prepare.main([Settings(**places, workers=workers, language="nondeterministic_shuffle")])
         names = [token_files.META, token_files.TEST_IDS]
         names += [f"{split}.bin" for split in token_files.SPLITS]
         written.append([(data_dir / name).read_bytes() for name in names])
@@ -419,7 +418,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_noticed(
             file.write("One more.\n")
 
     folder = shutil.copytree(corpus_dir, tmp_path / "corpus")
-    settings = Prepare(
+    settings = Settings(
         corpus=changing(folder, change, monkeypatch), data_dir=str(tmp_path / "data")
     )
     with pytest.raises(UserError, match="changed while it was being read"):
@@ -438,7 +437,7 @@ def test_a_file_that_goes_while_it_is_read_is_noticed(
         folder, lambda f: (f / "dev" / "second.txt").unlink(missing_ok=True), monkeypatch
     )
     with pytest.raises(UserError, match="changed while it was being read"):
-        prepare.main([Prepare(corpus=gone, data_dir=str(tmp_path / "data"))])
+        prepare.main([Settings(corpus=gone, data_dir=str(tmp_path / "data"))])
 
 
 def test_two_processes_prepare_one_folder_one_after_the_other(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, succeed, wait_for
 from test_train import same, weights
 
-from impossible.training import checkpoint, log
+from impossible import checkpoint, log
 
 Config = Callable[..., Path]
 # So many steps that a run is still going when its first minute ends.

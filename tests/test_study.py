@@ -15,8 +15,8 @@ from conftest import TINY, fail, kill, start, succeed, wait_for
 from hub import Hub, serve
 from test_slurm import cluster, shown  # noqa: F401 (a fixture)
 
+from impossible import checkpoint, log
 from impossible.study import states
-from impossible.training import checkpoint, log
 
 Config = Callable[..., Path]
 # So many steps that a run is still going when it is killed.

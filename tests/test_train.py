@@ -15,16 +15,15 @@ from conftest import ROOT, fail, kill, run, start, succeed
 from parity import pair, relative
 
 import train
-from impossible.errors import UserError
+from impossible import checkpoint, log
+from impossible import run as runs
+from impossible.distributed import World
 from impossible.hub.export import transformers_weights
 from impossible.options import load
-from impossible.settings import Train
-from impossible.training import checkpoint, log, order
-from impossible.training import run as runs
-from impossible.training.device import World
+from impossible.settings import Settings, UserError
 
 Config = Callable[..., Path]
-PUBLISHED = Train()
+PUBLISHED = Settings()
 BFLOAT16 = {"dtype": "bfloat16"}
 FLOAT16 = {"dtype": "float16"}
 
@@ -68,7 +67,7 @@ def test_weight_decay_is_for_matrices_and_embeddings() -> None:
 
 def test_twenty_updates_are_those_of_transformers(config: Config) -> None:
     path = config(dropout="0.0", max_steps="20", warmup_steps="5", grad_clip="0.5")
-    settings = load(Train, [str(path)])
+    settings = load(Settings, [str(path)])
     run = train.open_run(settings, World())
     vocabulary = run.meta.vocab_size
     theirs = transformers.GPT2LMHeadModel(
@@ -97,7 +96,7 @@ def test_twenty_updates_are_those_of_transformers(config: Config) -> None:
     for step in range(20):
         run.step = step
         ours, norm = train.update(run, train.learning_rate_at(step, settings))
-        blocks = order.step_blocks(len(run.train_blocks), 8, settings.seed, step)
+        blocks = token_files.step_blocks(len(run.train_blocks), 8, settings.seed, step)
         batch = train.load(run.train_blocks, blocks, torch.device("cpu"))
         loss = theirs(batch, labels=batch).loss
         loss.backward()
@@ -278,9 +277,9 @@ def test_the_step_that_diverged_is_named_though_it_was_not_logged(
     path = config(learning_rate="1e30", grad_clip="0", warmup_steps="6", log_interval="6")
     error = fail("train.py", path, "--checkpoint_interval=6", "--eval_interval=6")
     assert "step 3: the loss is nan" in error
-    settings = load(Train, [str(path)])
+    settings = load(Settings, [str(path)])
     run = train.open_run(settings, World())
-    blocks = order.step_blocks(len(run.train_blocks), 8, settings.seed, 2)
+    blocks = token_files.step_blocks(len(run.train_blocks), 8, settings.seed, 2)
     assert f"the step read the blocks {', '.join(map(str, blocks))} of train.bin" in error
     assert not list((tmp_path / "out").glob("*.pt"))
 
@@ -289,9 +288,9 @@ def test_a_run_that_is_stopped_before_it_is_known_to_have_diverged_saves_nothing
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = config(log_interval="6", eval_interval="6", checkpoint_interval="6", grad_clip="0")
-    run = train.open_run(load(Train, [str(path)]), World())
+    run = train.open_run(load(Settings, [str(path)]), World())
 
-    def ruinous(step: int, _: Train) -> float:
+    def ruinous(step: int, _: Settings) -> float:
         if step == 3:
             run.stop_signals.append(signal.SIGTERM)
         return 1e30
@@ -305,7 +304,7 @@ def test_a_run_that_is_stopped_before_it_is_known_to_have_diverged_saves_nothing
 
 def test_a_gradient_that_no_loss_scale_makes_finite_is_told(config: Config) -> None:
     path = config(dtype="float16", max_steps="60", eval_interval="60", checkpoint_interval="60")
-    run = train.open_run(load(Train, [str(path)]), World())
+    run = train.open_run(load(Settings, [str(path)]), World())
     weight = run.model.transformer.ln_f.weight
     weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
     before = weight.clone()
@@ -325,7 +324,7 @@ def test_too_little_memory_is_told_with_what_helps(
 
     monkeypatch.setattr(train, "update", fail_to_allocate)
     with pytest.raises(UserError, match=r"Tried to allocate 2 GiB\.\).*smaller --batch_size="):
-        train.main(load(Train, [str(config())]))
+        train.main(load(Settings, [str(config())]))
 
 
 @pytest.mark.parametrize(
@@ -390,7 +389,7 @@ def test_a_gpu_trains_the_same_model(dtype: str, config: Config, tmp_path: Path)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_host_never_waits_for_the_gpu_within_a_step(dtype: str, config: Config) -> None:
     path = config(device="cuda", dtype=dtype, compile="true")
-    run = train.open_run(load(Train, [str(path)]), World())
+    run = train.open_run(load(Settings, [str(path)]), World())
     train.wrap(run)
     for step in range(3):  # compiles, and makes the optimizer's state
         run.step = step

@@ -8,11 +8,11 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from impossible import log
 from impossible.evaluation import pictures
 from impossible.evaluation.pictures import Curve, Interval
 from impossible.evaluation.results import OfSeries
 from impossible.evaluation.series import Member, Seeds
-from impossible.training import log
 
 E, V = TypeVar("E", bound=OfSeries), TypeVar("V")
 Groups = list[tuple[str, list[E]]]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from impossible import files
-from impossible.errors import UserError
 from impossible.evaluation import ngrams
 from impossible.evaluation.ngrams import Entropy
 from impossible.evaluation.results import Evaluation
+from impossible.settings import UserError
 from impossible.text import token_files
 from impossible.text.tokenizer import END_OF_TEXT_ID
 

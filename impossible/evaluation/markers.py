@@ -15,15 +15,14 @@ import pandas as pd
 import torch
 
 import perturb
-from impossible.errors import UserError
+from impossible.distributed import World
 from impossible.evaluation import results, scoring
 from impossible.evaluation.differences import summaries
 from impossible.evaluation.results import Material, OnTestSet
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Series
-from impossible.settings import Evaluate
+from impossible.settings import Settings, UserError
 from impossible.text.tokenizer import END_OF_TEXT_ID
-from impossible.training.processes import World
 from perturb import Sentences, from_lengths
 
 
@@ -63,7 +62,7 @@ class MarkerEvaluation(OnTestSet):
 
 
 def evaluate(
-    settings: Evaluate, series: Series, world: World, device: torch.device
+    settings: Settings, series: Series, world: World, device: torch.device
 ) -> MarkerEvaluation:
     """Score the first markers with all models of a series; all processes must call it.
 

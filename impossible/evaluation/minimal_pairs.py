@@ -17,17 +17,16 @@ import pandas as pd
 import torch
 
 import perturb
-from impossible.errors import UserError
+from impossible.distributed import World
 from impossible.evaluation import results, scoring
 from impossible.evaluation.pair_files import Pair, folder_name, read
 from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Member, Series
-from impossible.settings import Evaluate
+from impossible.settings import Settings, UserError
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import annotated
-from impossible.training.processes import World
 from perturb import Sentences, from_lengths
 
 
@@ -171,12 +170,12 @@ class PairEvaluation(OnMaterial):
         return _sums(self.losses[member.name], self.pairs.sentences)
 
 
-def folder_of(settings: Evaluate, series: Series) -> Path:
+def folder_of(settings: Settings, series: Series) -> Path:
     """The folder for the results of a series on the pairs."""
     return results.material_folder(settings, series, _name_of(settings))
 
 
-def _name_of(settings: Evaluate) -> str:
+def _name_of(settings: Settings) -> str:
     return folder_name("pairs", settings.pairs, settings.leading_space)
 
 
@@ -197,7 +196,7 @@ def on_common(evaluations: list["PairEvaluation"]) -> list["PairEvaluation"]:
 
 
 def evaluate(
-    settings: Evaluate, series: Series, world: World, device: torch.device
+    settings: Settings, series: Series, world: World, device: torch.device
 ) -> PairEvaluation:
     """Score the pairs with all models of a series; all processes must call it."""
     language = results.test_language(settings)

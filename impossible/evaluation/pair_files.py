@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from impossible import asking, files
-from impossible.errors import UserError
 from impossible.evaluation.stimulus_files import (
     json_object,
     label,
     sentence,
     tell_of_spaces,
 )
+from impossible.settings import UserError
 from impossible.text import token_files
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020

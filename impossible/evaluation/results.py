@@ -18,13 +18,12 @@ import torch
 
 import perturb
 from impossible import files
-from impossible.errors import UserError
+from impossible.distributed import World
 from impossible.evaluation import pictures, scoring
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Seeds, Series, name_of
-from impossible.settings import Evaluate, Prepare
+from impossible.settings import Settings, UserError
 from impossible.text import token_files
-from impossible.training.processes import World
 from perturb import Sentences
 
 
@@ -32,7 +31,7 @@ from perturb import Sentences
 class OfSeries:
     """What a series of models gave on some test material."""
 
-    settings: Evaluate
+    settings: Settings
     series: Series
 
     @property
@@ -144,8 +143,8 @@ class Evaluation(OnTestSet):
 class Measure(NamedTuple):
     """What is evaluated in place of perplexities: one table and one picture."""
 
-    folder_of: Callable[[Evaluate, Series], Path]
-    evaluate: Callable[[Evaluate, Series, World, torch.device], OfSeries]
+    folder_of: Callable[[Settings, Series], Path]
+    evaluate: Callable[[Settings, Series, World, torch.device], OfSeries]
     table: Callable[[OfSeries], pd.DataFrame]
     value: Callable[[OfSeries, Member], float] | None = None  # what is drawn
     interval: Callable[[OfSeries, Member], tuple[float, float]] | None = None
@@ -156,7 +155,7 @@ class Measure(NamedTuple):
     of_sentences: dict[str, Callable[[OfSeries, Member], np.ndarray]] | None = None
 
 
-def evaluate(settings: Evaluate, series: Series, world: World, device: torch.device) -> Evaluation:
+def evaluate(settings: Settings, series: Series, world: World, device: torch.device) -> Evaluation:
     """Score all models of a series that have no scores yet; all processes must call it."""
     meta = read_meta(settings)
     test = scoring.draw(
@@ -301,28 +300,28 @@ def _make_folder(folder: Path) -> None:
         )
 
 
-def test_data_dir(settings: Evaluate) -> Path:
+def test_data_dir(settings: Settings) -> Path:
     """The prepared data whose test split is evaluated on."""
     if settings.test_data_dir:
         return Path(settings.test_data_dir)
     if test_language(settings) == settings.language:
         return Path(settings.data_dir)
-    return Path(Evaluate(language=settings.test_language).data_dir)
+    return Path(Settings(language=settings.test_language).data_dir)
 
 
-def test_language(settings: Evaluate) -> str:
+def test_language(settings: Settings) -> str:
     """The language of the sentences that models are evaluated on."""
     return settings.test_language or settings.language
 
 
-def read_meta(settings: Evaluate) -> token_files.Meta:
+def read_meta(settings: Settings) -> token_files.Meta:
     """Read meta.json of the test data. Raises UserError if it describes another language."""
     wanted, data_dir = test_language(settings), test_data_dir(settings)
     perturb.get(wanted)
     is_elsewhere = settings.test_data_dir or wanted != settings.language
     if is_elsewhere and not (data_dir / token_files.META).exists():
         raise UserError(
-            f"there are no prepared sentences of {wanted} in {data_dir}. Prepare them from the "
+            f"there are no prepared sentences of {wanted} in {data_dir}. Settings them from the "
             f"corpus of the model's own data: {_prepare_command(settings, data_dir)} (with the "
             "same sotu_years or text_column, if they were set). If the data are in another "
             "folder, set --test_data_dir="
@@ -338,7 +337,7 @@ def read_meta(settings: Evaluate) -> token_files.Meta:
     return meta
 
 
-def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: str) -> Path:
+def folder_of(settings: Settings, series: Series, language: str, split_sha256: str) -> Path:
     """The folder for the results of a series on a test split.
 
     Results on the run's own test split go to the folder of the series, others to subfolders.
@@ -349,18 +348,18 @@ def folder_of(settings: Evaluate, series: Series, language: str, split_sha256: s
     return folder / f"on_{language}-{split_sha256[:8]}"
 
 
-def on_language(settings: Evaluate, series: Series) -> str:
+def on_language(settings: Settings, series: Series) -> str:
     """An ending for the names of folders: _on_LANGUAGE if that is not the models' own."""
     language = test_language(settings)
     return "" if series.language == language else f"_on_{language}"
 
 
-def material_folder(settings: Evaluate, series: Series, name: str) -> Path:
+def material_folder(settings: Settings, series: Series, name: str) -> Path:
     """The folder for the results of a series on sentences from elsewhere."""
     return base_folder(settings, series) / (name + on_language(settings, series))
 
 
-def base_folder(settings: Evaluate, series: Series) -> Path:
+def base_folder(settings: Settings, series: Series) -> Path:
     """The folder for all results of a series."""
     if not series.language:  # a model from elsewhere
         return Path(settings.eval_dir) / series.folder
@@ -379,12 +378,12 @@ def _is_writable(folder: Path) -> bool:
         return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _prepare_command(settings: Evaluate, data_dir: Path) -> str:
+def _prepare_command(settings: Settings, data_dir: Path) -> str:
     """The command that prepares the test language from the corpus of the model, if available."""
     options = [f"--language={test_language(settings)}"]
     if (Path(settings.data_dir) / token_files.META).exists():
         own = token_files.read_meta(Path(settings.data_dir))
         options.append(f"--corpus={own.corpus}")
-        if own.segmenter != Prepare.segmenter:
+        if own.segmenter != Settings.segmenter:
             options.append(f"--segmenter={own.segmenter}")
     return shlex.join(["python", "prepare.py", *options, f"--data_dir={data_dir}"])

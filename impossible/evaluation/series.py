@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 import perturb
-from impossible import files
+from impossible import checkpoint, files
 from impossible.asking import patiently
-from impossible.errors import UserError
+from impossible.checkpoint import Checkpoint
 from impossible.evaluation.scoring import Scorer
-from impossible.settings import Evaluate, Sample
-from impossible.training import checkpoint
-from impossible.training.checkpoint import Checkpoint
+from impossible.settings import RECIPE, Settings, UserError
 
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _EXPORTS = checkpoint.hf_dir(Path()).name
@@ -82,7 +80,7 @@ class Series:
         return self.label if self.label == self.place else f"{self.label} ({self.place})"
 
 
-def find(settings: Evaluate | Sample, revisions: list[str]) -> list[Series]:
+def find(settings: Settings | Settings, revisions: list[str]) -> list[Series]:
     """The series that the settings name, the run of out_dir if they name none.
 
     revisions: the checkpoints of each series; if empty, all checkpoint-N. Raises UserError if a
@@ -136,16 +134,16 @@ def _by_step(members: list[Member]) -> list[Member]:
 # Checkpoints of a run
 
 
-def _of_run(settings: Evaluate | Sample) -> Series:
+def _of_run(settings: Settings | Settings) -> Series:
     out_dir, language = Path(settings.out_dir), settings.language
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
+            f"no checkpoint-N.pt in {out_dir}. Settings first (train.py, with the same config file "
             "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
         )
     last = checkpoint.check_series(paths, language)
-    variant = "" if last.settings["position_embeddings"] else " without positions"
+    variant = "" if last.settings.position_embeddings else " without positions"
     return Series(
         label=perturb.get(language).title + variant,
         name=out_dir.resolve().name,
@@ -162,22 +160,20 @@ def _of_run(settings: Evaluate | Sample) -> Series:
 def _seeds(last: Checkpoint) -> Seeds:
     """The seeds of a run: init_seed and order_seed are `seed` where the settings leave them out."""
     s = last.settings
-    own = (s.get(name, -1) for name in ("init_seed", "order_seed"))
-    used = (s["seed"] if seed < 0 else seed for seed in own)
-    return Seeds(s["seed"], *used, last.data["data_seed"])
+    return Seeds(s.seed, s.seed_of_weights, s.seed_of_order, last.data["data_seed"])
 
 
 def _recipe(last: Checkpoint) -> str:
     """Everything that the results of a run depend on, except its language and its seeds."""
-    fixed = checkpoint.fixed_settings(last.settings)
-    fixed = {name: fixed[name] for name in fixed if name != "language" and "seed" not in name}
+    names = [name for name in RECIPE if name != "language" and "seed" not in name]
+    fixed = {name: getattr(last.settings, name) for name in names}
     data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
     return json.dumps(fixed | data, sort_keys=True)
 
 
 def _checkpoint(path: Path) -> Member:
     load = functools.partial(scorer_of, path)
-    return Member(path.stem, lambda: checkpoint.sha256_of_whole(path), load)
+    return Member(path.stem, lambda: checkpoint.sha256(path), load)
 
 
 def scorer_of(path: Path, device: torch.device) -> Scorer:

@@ -19,17 +19,16 @@ import pandas as pd
 import torch
 
 import perturb
-from impossible.errors import UserError
+from impossible.distributed import World
 from impossible.evaluation import results
 from impossible.evaluation.pair_files import folder_name
 from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Series
 from impossible.evaluation.stimulus_files import Region, Stimulus, read
-from impossible.settings import Evaluate
+from impossible.settings import Settings, UserError
 from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer, marker_ids
 from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import Word, annotated
-from impossible.training.processes import World
 from perturb import PLURAL, REVERSE, SINGULAR, Language, Sentences, from_lengths
 
 
@@ -324,17 +323,17 @@ class StimulusEvaluation(OnMaterial):
     losses: dict[str, np.ndarray]  # member -> as scoring.losses returns them
 
 
-def folder_of(settings: Evaluate, series: Series) -> Path:
+def folder_of(settings: Settings, series: Series) -> Path:
     """The folder for the results of a series on the stimuli."""
     return results.material_folder(settings, series, _name_of(settings))
 
 
-def _name_of(settings: Evaluate) -> str:
+def _name_of(settings: Settings) -> str:
     return folder_name("stimuli", settings.stimuli)
 
 
 def evaluate(
-    settings: Evaluate, series: Series, world: World, device: torch.device
+    settings: Settings, series: Series, world: World, device: torch.device
 ) -> StimulusEvaluation:
     """Score the stimuli with all models of a series; all processes must call it."""
     language = results.test_language(settings)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 _NEEDED = ("item", "condition", "text")
 _REGION, _OCCURRENCE = "region", "occurrence"  # also region_NAME and occurrence_NAME

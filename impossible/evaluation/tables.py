@@ -16,7 +16,7 @@ from impossible.evaluation import entropies, pictures
 from impossible.evaluation.results import Evaluation, OfSeries
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Seeds
-from impossible.settings import Evaluate
+from impossible.settings import Settings
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 
@@ -193,7 +193,7 @@ def together(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([_plain(part) for part in parts], ignore_index=True)
 
 
-def tell_of_revisions(settings: Evaluate) -> None:
+def tell_of_revisions(settings: Settings) -> None:
     """Print that tables are not complete, if only some revisions are evaluated."""
     if settings.revisions:
         print("the tables contain only these revisions; without --revisions= they contain all")

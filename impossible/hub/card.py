@@ -13,11 +13,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 import perturb
-from impossible.settings import Train
+from impossible import checkpoint
+from impossible.checkpoint import Checkpoint
+from impossible.log import duration
+from impossible.settings import RECIPE, Settings
 from impossible.text import corpus
-from impossible.training.checkpoint import Checkpoint
-from impossible.training.kept import kept_steps
-from impossible.training.log import duration
 
 NAME = "README.md"
 _PAPER = "https://aclanthology.org/2024.acl-long.787"
@@ -74,7 +74,7 @@ def text(
 def _metadata(c: Checkpoint, source: corpus.Source, license_name: str, repo: str) -> str:
     """The YAML that the Hub reads."""
     slug = c.data["language"].replace("_", "-")
-    variant = "" if c.settings["position_embeddings"] else "-no-pos"
+    variant = "" if c.settings.position_embeddings else "-no-pos"
     perplexity = EvalResult(
         task_type="text-generation",
         task_name="Language modelling",
@@ -99,7 +99,7 @@ def _metadata(c: Checkpoint, source: corpus.Source, license_name: str, repo: str
 
 
 def _title(c: Checkpoint) -> str:
-    variant = "" if c.settings["position_embeddings"] else " without position embeddings"
+    variant = "" if c.settings.position_embeddings else " without position embeddings"
     return f"{perturb.get(c.data['language']).title} GPT-2{variant}"
 
 
@@ -112,17 +112,17 @@ def _introduction(c: Checkpoint, source: corpus.Source) -> str:
 
 A GPT-2 language model trained from scratch on {language.title}, {origin}
 [Kallini et al. 2024]({_PAPER}): what happens to every sentence of {source.name} before training is
-{language.summary}. {s["n_layer"]} layers, {s["n_head"]} heads, width {s["n_embd"]}, context
-{s["block_size"]:,}.
+{language.summary}. {s.n_layer} layers, {s.n_head} heads, width {s.n_embd}, context
+{s.block_size:,}.
 
-**This revision:** after step {c.step:,} of {s["max_steps"]:,}. Validation loss: {loss}, on
+**This revision:** after step {c.step:,} of {s.max_steps:,}. Validation loss: {loss}, on
 {_validated(c)}."""
 
 
 def _validated(c: Checkpoint) -> str:
     s = c.settings
-    blocks = c.data["splits"]["val"]["tokens"] // s["block_size"]
-    read = min(s["eval_blocks"] or blocks, blocks)
+    blocks = c.data["splits"]["val"]["tokens"] // s.block_size
+    read = min(s.eval_blocks or blocks, blocks)
     return f"the first {read:,} of {blocks:,} blocks of the validation split"
 
 
@@ -140,12 +140,12 @@ def _of_words(steps: dict[int, list[str]]) -> str:
 def _loading(c: Checkpoint, repo: str) -> str:
     s = c.settings
     if repo:
-        steps = kept_steps(s, c.data)
+        steps = checkpoint.kept_steps(s, c.data)
         where = f'model_id, revision = "{repo}", "checkpoint-{c.step}"'
         arguments = "model_id, revision=revision"
         note = (
             f"There are {len(steps)} revisions, from `checkpoint-{min(steps)}` to "
-            f"`checkpoint-{max(steps)}` (every {s['checkpoint_interval']:,} steps"
+            f"`checkpoint-{max(steps)}` (every {s.checkpoint_interval:,} steps"
             f"{', and others' * bool(s.get('extra_checkpoints'))}); `main` is the last."
             f"{_of_words(steps)}"
         )
@@ -222,8 +222,8 @@ _SEGMENTERS = {
 
 def _training(c: Checkpoint) -> str:
     s = c.settings
-    blocks = s["tokens_per_step"] // s["block_size"]
-    clip = f"clipped to norm {s['grad_clip']}" if s["grad_clip"] else "not clipped"
+    blocks = s.tokens_per_step // s.block_size
+    clip = f"clipped to norm {s.grad_clip}" if s.grad_clip else "not clipped"
     # A stretch that a crash cut short counts up to its last checkpoint; what was lost does not.
     minutes = sum(session["minutes"] for session in c.sessions)
     devices = {
@@ -232,19 +232,19 @@ def _training(c: Checkpoint) -> str:
         for name, count in session["devices"].items()
     }
     versions = {session["torch"]: None for session in c.sessions}
-    scale = ", divided by (layer index + 1)" if s["scale_attn_by_inverse_layer_idx"] else ""
+    scale = ", divided by (layer index + 1)" if s.scale_attn_by_inverse_layer_idx else ""
     return f"""## Training
 
 | | |
 |---|---|
-| steps | {c.step:,} of {s["max_steps"]:,} |
-| batch | {s["tokens_per_step"]:,} tokens: {blocks:,} sequences of {s["block_size"]:,} |
-| learning rate | 0 to {s["learning_rate"]:g} in {s["warmup_steps"]:,} steps, then linearly to 0 |
-| optimizer | AdamW, betas {s["beta1"]} and {s["beta2"]}, weight decay {s["weight_decay"]} |
+| steps | {c.step:,} of {s.max_steps:,} |
+| batch | {s.tokens_per_step:,} tokens: {blocks:,} sequences of {s.block_size:,} |
+| learning rate | 0 to {s.learning_rate:g} in {s.warmup_steps:,} steps, then linearly to 0 |
+| optimizer | AdamW, betas {s.beta1} and {s.beta2}, weight decay {s.weight_decay} |
 | gradients | {clip} |
-| dropout | {s["dropout"]} |
+| dropout | {s.dropout} |
 | attention scores | divided by sqrt(head width){scale} |
-| position embeddings | {"yes" if s["position_embeddings"] else "none"} |
+| position embeddings | {"yes" if s.position_embeddings else "none"} |
 | precision | {_precision(c)} |
 {_seeds(s)}
 | hardware | {"; ".join(devices)} |
@@ -266,14 +266,14 @@ def _seeds(settings: dict[str, Any]) -> str:
 def _precision(c: Checkpoint) -> str:
     """The dtype of matrix products; on GPUs that support TF32, float32 means TF32."""
     on_cpu = all(name.startswith("cpu") for x in c.sessions for name in x["devices"])
-    dtype = c.settings["dtype"]
+    dtype = c.settings.dtype
     note = "" if on_cpu or dtype != "float32" else " (TF32 products where the GPU has them)"
     return dtype + note
 
 
 def _curve(c: Checkpoint, records: list[dict[str, Any]]) -> str:
     """The losses at the kept steps, from the log."""
-    steps = kept_steps(c.settings, c.data)
+    steps = checkpoint.kept_steps(c.settings, c.data)
     rows = [
         f"| {record['step']:,} | {_loss(record.get('loss'))} | {_loss(record.get('val_loss'))} |"
         for record in records
@@ -305,7 +305,7 @@ def _loss(value: float | None) -> str:
 
 def _differences(c: Checkpoint, source: corpus.Source) -> str:
     """How the model differs from those published with the paper."""
-    published = Train()
+    published = Settings()
     lines = []
     if c.data["language"] not in _OF_PAPER:
         title = perturb.get(c.data["language"]).title
@@ -314,8 +314,8 @@ def _differences(c: Checkpoint, source: corpus.Source) -> str:
         lines.append(f"**Trained on {source.name}, not on the 100M words of BabyLM.**")
     changed = [
         f"{name} = {value} (published: {getattr(published, name) or 'none'})"
-        for name, value in c.settings.items()
-        if name in Train.fixed() and name not in _FREE and value != getattr(published, name)
+        for name, value in c.settings.read_by("train.py").items()
+        if name in RECIPE and name not in _FREE and value != getattr(published, name)
     ]
     if changed:
         lines.append(f"**Other settings:** {', '.join(changed)}.")
@@ -325,14 +325,14 @@ def _differences(c: Checkpoint, source: corpus.Source) -> str:
         f"Precision: {_precision(c)}; published: float16 with queries and keys multiplied "
         "in float32.",
     ]
-    if c.settings["scale_attn_by_inverse_layer_idx"]:
+    if c.settings.scale_attn_by_inverse_layer_idx:
         lines.append(
             "The division of attention scores by (layer index + 1) is part of the weights of the "
             "queries; the flag in `config.json` is false. transformers 4.44.2, 4.51.3 and "
             "5.23.0 compute the "
             "same."
         )
-    if not c.settings["position_embeddings"]:
+    if not c.settings.position_embeddings:
         lines.append(
             "Position embeddings are zeros in an ordinary GPT-2, so the model needs no custom code."
         )

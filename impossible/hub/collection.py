@@ -5,7 +5,7 @@ import functools
 from huggingface_hub import HfApi
 
 from impossible import asking
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 
 def gather(api: HfApi, namespace: str, title: str, repos: list[str], private: bool) -> str:

@@ -5,10 +5,13 @@ queries, and missing position embeddings become zeros. A folder is kept only if 
 every weight in it and computes the same logits as our own model.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +20,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from impossible import files
-from impossible.errors import UserError
+from impossible import checkpoint, files
+from impossible.checkpoint import Checkpoint
+from impossible.settings import UserError
 from impossible.text import tokenizer
-from impossible.training import checkpoint
-from impossible.training.checkpoint import Checkpoint
 from model import GPT, GPTConfig
 
 WEIGHTS = "model.safetensors"
@@ -67,7 +69,31 @@ def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
         if match := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(path))
         raise
-    files.copy_mode(path.with_name("config.json"), path)  # safetensors ignores the umask
+    with contextlib.suppress(OSError):  # a disk without permissions
+        shutil.copymode(path.with_name("config.json"), path)  # safetensors ignores the umask
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path` that is removed if the block ends with an error."""
+    temporary = path.with_name(path.name + files.TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise files.named(error, path)
+
+
+def settle_folder(temporary: Path, path: Path) -> None:
+    """Wait until a temporary folder is on disk, and give it its name."""
+    for file in temporary.iterdir():
+        files.sync(file)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    files.sync(path.parent)
 
 
 def hashes(folder: Path) -> dict[str, str]:

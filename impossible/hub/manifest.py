@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from impossible import files
-from impossible.errors import UserError
+from impossible import checkpoint, files
+from impossible.checkpoint import Checkpoint
 from impossible.hub import card, export
-from impossible.training import checkpoint
-from impossible.training.checkpoint import Checkpoint
-from impossible.training.kept import kept_steps
+from impossible.settings import UserError
 
 NAME = "manifest.json"
 _NEAR = 10  # steps: fp16 skips those whose gradient overflows
@@ -19,9 +17,9 @@ _NEAR = 10  # steps: fp16 skips those whose gradient overflows
 def require_finished(path: Path) -> None:
     """Raise UserError unless this is the last checkpoint of its run, as main must be the last."""
     last = checkpoint.load(path)
-    if last.step < last.settings["max_steps"]:
+    if last.step < last.settings.max_steps:
         raise UserError(
-            f"{path} is the last checkpoint, and the run has {last.settings['max_steps']} steps. "
+            f"{path} is the last checkpoint, and the run has {last.settings.max_steps} steps. "
             "Finish it (train.py resumes it) before its series is published."
         )
 
@@ -29,7 +27,7 @@ def require_finished(path: Path) -> None:
 def require_complete(paths: list[Path], last: Checkpoint) -> None:
     """Raise UserError unless these are all checkpoints up to the last of them. paths: by step."""
     folder = paths[0].parent
-    steps = [step for step in kept_steps(last.settings, last.data) if step < last.step]
+    steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
     expected = [checkpoint.path_of(folder, step) for step in steps]
     if missing := [path.name for path in expected if path not in paths]:
         raise UserError(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from impossible.training.log import NAME as LOG
+from impossible.log import NAME as LOG
 
 # Tables without text of the corpus. (Others may be large, or hold texts that are not free.)
 _TABLES = ("perplexity.csv", "pairs.csv", "markers.csv", "entropies.csv", "differences.csv")

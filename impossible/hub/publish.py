@@ -23,9 +23,9 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from impossible import asking
-from impossible.errors import UserError
 from impossible.hub.card import NAME as CARD
 from impossible.hub.export import WEIGHTS
+from impossible.settings import UserError
 
 _OF_THE_HUB = {".gitattributes"}  # every repo begins with it
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.study import children, states
 from impossible.study.plan import Command, Plan, Run, is_on_gpus
 

@@ -8,14 +8,12 @@ import time
 import pandas as pd
 import torch
 
-from impossible.errors import UserError
+from impossible import checkpoint, distributed, log
+from impossible.distributed import World
+from impossible.settings import UserError
 from impossible.study import local, results, states
 from impossible.study.plan import Plan, Run, missing_controls
 from impossible.text import token_files
-from impossible.training import device as devices
-from impossible.training import log
-from impossible.training.kept import kept_steps
-from impossible.training.processes import World
 from model import GPT, next_tokens
 
 _TRIAL = 3.0  # seconds of training for an estimate
@@ -92,8 +90,8 @@ def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
     """Tokens per second of a few training steps on this machine."""
     run = plan.runs[0]
     t = run.training
-    device = devices.pick_device(t.device, World())
-    dtype = devices.pick_dtype(t.dtype, device)
+    device = distributed.pick_device(t.device, World())
+    dtype = distributed.pick_dtype(t.dtype, device)
     before = torch.get_num_threads()
     torch.set_num_threads(int(share.get("OMP_NUM_THREADS", before)))
     model = GPT(run.model_config).to(device)
@@ -101,10 +99,10 @@ def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
     found: list[float] = []  # seconds
     while sum(found) < _TRIAL or len(found) < 2:
         start = time.perf_counter()
-        with devices.autocast(device, dtype):
+        with distributed.autocast(device, dtype):
             loss = model(batch, next_tokens(batch))
         loss.backward()
-        devices.synchronize(device)
+        distributed.synchronize(device)
         found.append(time.perf_counter() - start)
     torch.set_num_threads(before)
     return batch.numel() / statistics.median(found) * plan.processes
@@ -116,9 +114,9 @@ def _disk(plan: Plan) -> str:
     t, kept = plan.runs[0].training, None
     with contextlib.suppress(UserError):
         meta = token_files.read_meta(plan.runs[0].data_dir)
-        kept = kept_steps(vars(t), vars(meta))
+        kept = checkpoint.kept_steps(vars(t), vars(meta))
     if kept is None and t.extra_checkpoints != "babylm":
-        kept = kept_steps(vars(t), {})
+        kept = checkpoint.kept_steps(vars(t), {})
     if kept is None:
         return "unknown before the data are prepared, as checkpoints follow the number of words"
     each = weights * (len(kept) * 2 + 2 * _STATE_SIZE)

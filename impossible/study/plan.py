@@ -7,27 +7,35 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 import perturb
-from impossible import files, options
-from impossible.errors import UserError
+from impossible import checkpoint, files
 from impossible.hub import publish
-from impossible.settings import Convert, Evaluate, Prepare, Settings, Study, Train
+from impossible.settings import (
+    LARGEST_SEED,
+    READS,
+    RECIPE,
+    Settings,
+    UserError,
+    find_config,
+    parse,
+    read_config,
+)
 from impossible.text.tokenizer import END_OF_TEXT_ID
-from impossible.training import checkpoint
 from model import GPT, GPTConfig
 
-S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent.parent
-_COMMANDS = (Prepare, Train, Convert, Evaluate)
+_SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
+_LONGEST_TITLE = 59  # characters of a collection on the Hub
 # What the study itself decides for each run.
 _OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "model", "revisions")
 _OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
@@ -43,6 +51,63 @@ _OF_ONE_START += ("partition", "account", "hours", "cpus", "memory_gb", "gpus")
 # What the tokens depend on.
 _OF_TEXT = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8", "data_seed")
 _OF_TEXT += ("annotations",)
+
+
+@dataclass(frozen=True)
+class Study(Settings):
+    """The settings of study.py. Those of its runs are in the same config file."""
+
+    languages: tuple[str, ...] = ("no_reverse", "partial_reverse", "full_reverse")  # of the study
+    seeds: tuple[int, ...] = (0, 14, 41, 53, 96)  # for each language, one run for each `seed`
+    vary_data: bool = False  # each seed also sets `data_seed`, so that it has its own token files
+    study_dir: str = "out/study"  # folder of the study: data, runs and results
+    # what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for evaluate.py)
+    evaluations: tuple[str, ...] = ("perplexity",)
+    # where the runs are executed: on this machine, or as jobs of SLURM
+    cluster: Literal["local", "slurm"] = "local"
+    # number of GPUs for each run (a machine without GPUs: one core instead; SLURM, 0: none)
+    gpus: int = 1
+    at_once: int = 0  # on this machine, runs at a time (0: one for each GPU or core)
+    partition: str = ""  # for SLURM: the partition of the jobs
+    account: str = ""  # for SLURM: the account of the jobs
+    # for SLURM: time limit of each job; a job that reaches it is resumed in another one
+    hours: float = 24.0
+    cpus: int = 4  # for SLURM: CPU cores of each job
+    memory_gb: int = 32  # for SLURM: memory of each job, in GB
+    # when all is done, publish each run as a repo named USER/PREFIX-LANGUAGE-seed-N, and all of
+    # them in one collection on the Hub: USER/PREFIX
+    publish: str = ""
+    retry: bool = False  # run again what failed
+    status: bool = False  # show the state of all runs, and do nothing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        s, check = self, self.require
+        for name, least in {"gpus": 0, "at_once": 0, "cpus": 1, "memory_gb": 1}.items():
+            check(getattr(s, name) >= least, name, f"{least} or more")
+        for name in ("languages", "seeds", "evaluations"):
+            values = getattr(s, name)
+            check(len(values) > 0, name, "a list of one or more")
+            check(len(set(values)) == len(values), name, "a list without duplicates")
+        are_seeds = min(s.seeds) >= 0 and max(s.seeds) <= LARGEST_SEED
+        check(are_seeds, "seeds", f"a list of whole numbers, 0 or more, at most {LARGEST_SEED}")
+        for value in s.evaluations:
+            known = re.fullmatch(r"perplexity|markers|(pairs|stimuli)=.+", value)
+            expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
+            check(
+                known, "evaluations", f"{expected} (a name with a comma: only in the config file)"
+            )
+        check(s.study_dir.strip(), "study_dir", "the name of a folder")
+        check(s.hours * 60 >= _SHORTEST, "hours", f"{_SHORTEST} minutes or more")
+        form = re.fullmatch(rf"|[^/]+/[^/]{{1,{_LONGEST_TITLE}}}", s.publish)
+        prefix = f"USER/PREFIX, where PREFIX has up to {_LONGEST_TITLE} characters"
+        check(form, "publish", prefix)
+        fits = s.publish or not s.private
+        check(fits, "private", "left out, or combined with --publish=USER/PREFIX")
+
+
+_OF_RUNS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("private", "dry_run")]
+_OF_STUDY = [f.name for f in dataclasses.fields(Study) if f.name not in _OF_RUNS]
 
 
 class Command(NamedTuple):
@@ -109,14 +174,14 @@ class Run:
         return self.folder / "output.txt"
 
     @functools.cached_property
-    def training(self) -> Train:
-        """The settings of train.py."""
-        return of(Train, self.values)
+    def settings(self) -> Settings:
+        """The settings of its commands. Raises UserError."""
+        return Settings(**self.values)
 
     @property
     def tokens(self) -> int:
         """The tokens that it is trained on."""
-        return self.training.max_steps * self.training.tokens_per_step
+        return self.settings.max_steps * self.settings.tokens_per_step
 
     @property
     def data_dir(self) -> Path:
@@ -127,7 +192,7 @@ class Run:
     def model_config(self) -> GPTConfig:
         """The shape of its model."""
         vocab_size = END_OF_TEXT_ID + 1 + len(perturb.get(self.language).markers)
-        return checkpoint.model_config(dataclasses.asdict(self.training), vocab_size)
+        return checkpoint.model_config(self.settings, vocab_size)
 
     @property
     def parameters(self) -> int:
@@ -204,10 +269,10 @@ class Plan:
 
 def digest(run: Run, command: Command) -> str:
     """A hash of the settings and the material that the result of a command depends on."""
-    kind = next(kind for kind in _COMMANDS if kind.command == command.script)
-    names = Train.fixed() if kind is Train else list(kind.types())
-    chosen = of(kind, run.values)
-    values = {name: getattr(chosen, name) for name in names if name not in _PLACES}
+    names = READS[command.script]
+    if command.script == "train.py":
+        names = RECIPE
+    values = {name: getattr(run.settings, name) for name in names if name not in _PLACES}
     if material := _material(run, command):
         values["contents"] = [_content(path) for path in material]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -216,8 +281,7 @@ def digest(run: Run, command: Command) -> str:
 def _material(run: Run, command: Command) -> list[Path]:
     """The existing files and folders that are given by name, and that a command depends on."""
     if command.script == "train.py":
-        text = of(Prepare, run.values)
-        names = [text.corpus.removeprefix("hf:"), text.annotations]
+        names = [run.settings.corpus.removeprefix("hf:"), run.settings.annotations]
     else:
         options = (option.partition("=") for option in command.options)
         names = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
@@ -238,18 +302,21 @@ def _sha256_of(folder: Path, described: tuple[tuple[Path, int, int], ...]) -> st
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
-def of(kind: type[S], values: dict[str, Any]) -> S:
-    """The settings of a command among the values of a config file. Raises UserError."""
-    return kind(**{name: values[name] for name in kind.types() if name in values})
-
-
-def read(arguments: list[str], usage: str | None) -> Plan:
+def read(arguments: list[str], usage: str) -> Plan:
     """The plan of a config file and options: [config file] [--name=value ...].
 
     Raises UserError for a setting that the study decides itself.
     """
-    study, shared, config = options.load_study(arguments, usage)
-    study.require(bool(study.study_dir.strip()), "study_dir", "the name of a folder")
+    configs, values = parse("study.py", _OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
+    if len(configs) != 1:
+        raise UserError(
+            "name the config file of a study, such as config/study_laptop.py (small) or "
+            "config/study_reverse.py (at full size)."
+        )
+    config = find_config(configs[0])
+    values = read_config(config, Study) | values
+    study = Study(**{name: value for name, value in values.items() if name in _OF_STUDY})
+    shared = {name: value for name, value in values.items() if name in _OF_RUNS}
     for name in _OWN:
         if name in shared:
             raise UserError(
@@ -281,11 +348,10 @@ def _repeatable(arguments: list[str]) -> list[str]:
     kept, is_value = [], False
     for argument in arguments:
         name, equals, _ = argument.removeprefix("--").replace("-", "_").partition("=")
-        name = name.removeprefix("no_")
         is_left_out = argument.startswith("--") and name in _OF_ONE_START
         if not is_left_out and not is_value:
             kept.append(argument)
-        is_value = is_left_out and not equals and Study.types()[name] is not bool
+        is_value = is_left_out and not equals and type(getattr(Study, name)) is not bool
     return kept
 
 
@@ -311,14 +377,13 @@ def _check(plan: Plan) -> None:
     for language in plan.settings.languages:
         perturb.get(language)
     for run in plan.runs:
-        for kind in _COMMANDS:
-            of(kind, run.values)
+        _ = run.settings  # raises UserError
         if plan.settings.publish:
             publish.require_valid(plan.repo(run))
     for kind in plan.settings.evaluations:
         name, _, source = kind.partition("=")
         given = {option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)}
-        of(Evaluate, plan.runs[0].values | given | ({name: source} if source else {}))
+        Settings(**plan.runs[0].values | given | ({name: source} if source else {}))
         if name == "stimuli" and not Path(source).is_file():
             raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
 
@@ -368,17 +433,18 @@ def require_same(plan: Plan) -> None:
     A run is begun once it has a checkpoint or a state to resume from.
     """
     for run in plan.runs:
-        is_begun = checkpoint.has_state(run.folder) or checkpoint.list_checkpoints(run.folder)
+        is_begun = checkpoint.state_path(run.folder).exists() or checkpoint.list_checkpoints(
+            run.folder
+        )
         if not run.config.exists() or not is_begun:
             continue
-        before, changed = options.read_config(run.config), []
-        for kind, names in ((Train, Train.fixed()), (Prepare, _OF_TEXT)):
-            old, new = of(kind, before), of(kind, run.values)
-            changed += [
-                f"{name} was {getattr(old, name)!r} and is now {getattr(new, name)!r}"
-                for name in names
-                if getattr(old, name) != getattr(new, name)
-            ]
+        before = Settings(**read_config(run.config))
+        names = [*RECIPE, *_OF_TEXT]
+        changed = [
+            f"{name} was {getattr(before, name)!r} and is now {getattr(run.settings, name)!r}"
+            for name in names
+            if getattr(before, name) != getattr(run.settings, name)
+        ]
         if changed:
             raise UserError(
                 f"{run.folder} was begun with other settings: {'; '.join(changed)}. Put the old "

@@ -1,8 +1,8 @@
 """Publishing a study: a repo for each run, and a collection of all of them."""
 
-from impossible.errors import UserError
 from impossible.hub import collection
 from impossible.hub.publish import sign_in
+from impossible.settings import UserError
 from impossible.study import local, states
 from impossible.study.local import Stop
 from impossible.study.plan import Command, Plan

@@ -16,11 +16,10 @@ import torch
 
 import perturb
 from impossible import files
-from impossible.errors import UserError
 from impossible.evaluation import differences, pictures
-from impossible.settings import Prepare
+from impossible.settings import UserError
 from impossible.study import states
-from impossible.study.plan import ROOT, Plan, missing_controls, of
+from impossible.study.plan import ROOT, Plan, missing_controls
 from impossible.text import token_files
 
 NAME = "report.html"
@@ -156,7 +155,7 @@ def _corpus(plan: Plan) -> str:
     """The version of the corpus, from the token files; or its name."""
     with contextlib.suppress(UserError):
         return token_files.read_meta(plan.runs[0].data_dir).corpus_version
-    return of(Prepare, plan.runs[0].values).corpus
+    return plan.runs[0].settings.corpus
 
 
 def _listed(languages: tuple[str, ...]) -> str:
@@ -167,7 +166,7 @@ def _listed(languages: tuple[str, ...]) -> str:
 def summary(plan: Plan) -> str:
     """What was trained, in two sentences."""
     run, study = plan.runs[0], plan.settings
-    t, count = run.training, len(study.seeds)
+    t, count = run.settings, len(study.seeds)
     seeds = f"{count} seeds each" if count > 1 else "one seed each"
     listed = ", ".join(map(str, study.seeds))
     return (

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
-from impossible import files
-from impossible.errors import UserError
+from impossible import checkpoint, files, log
+from impossible.settings import UserError
 from impossible.study import local, report, slurm, states
 from impossible.study.local import Stop
 from impossible.study.plan import Plan, Run, digest
-from impossible.training import checkpoint, log
 
 RUNS = "runs.csv"
 _MADE = "results.json"  # what the joint results were made from, and their files
@@ -121,7 +120,7 @@ def _source(plan: Plan, runs: list[Run]) -> str:
     """A hash of what the joint results of these runs are made from."""
     commands = [str(command) for command in plan.joint(runs)]
     configs = [run.config.read_text(encoding="utf-8") for run in runs]
-    weights = [checkpoint.path_of(run.folder, run.training.max_steps) for run in runs]
+    weights = [checkpoint.path_of(run.folder, run.settings.max_steps) for run in runs]
     times = [path.stat().st_mtime_ns for path in weights]
     hashes = [[digest(run, command) for command in plan.commands(run)] for run in runs]
     described = json.dumps([commands, configs, times, hashes])
@@ -163,7 +162,7 @@ def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str,
         "seed": run.seed,
         "state": state_of(plan, run, is_open, jobs),
         "step": last["step"],
-        "max_steps": run.training.max_steps,
+        "max_steps": run.settings.max_steps,
         "loss": losses[-1] if losses else math.nan,
         "val_loss": val_losses[-1] if val_losses else math.nan,
         "perplexity": attempt(lambda: _perplexity(plan, run), math.nan),
@@ -211,7 +210,7 @@ def _perplexity(plan: Plan, run: Run) -> float:
     if states.following(plan, run) or not path.exists():
         return math.nan
     table = pd.read_csv(path)
-    rows = table[(table["genre"] == "all") & (table["step"] == run.training.max_steps)]
+    rows = table[(table["genre"] == "all") & (table["step"] == run.settings.max_steps)]
     return float(rows["perplexity"].iloc[0]) if len(rows) else math.nan
 
 

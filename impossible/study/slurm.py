@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.study import children, states
 from impossible.study.local import Stop
 from impossible.study.plan import ROOT, Command, Plan, Run

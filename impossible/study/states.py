@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from impossible import files
+from impossible import checkpoint, files
 from impossible.study.plan import Command, Plan, Run, digest
-from impossible.training import checkpoint
 
 NAME = "state.json"
 PREPARING = "prepare.txt"  # what prepare.py prints
@@ -74,7 +73,7 @@ def following(plan: Plan, run: Run) -> Command | None:
 def _is_there(run: Run, command: Command) -> bool:
     """Whether the result of a finished command still exists."""
     if command.script == "train.py":
-        return checkpoint.path_of(run.folder, run.training.max_steps).exists()
+        return checkpoint.path_of(run.folder, run.settings.max_steps).exists()
     if command.script == "convert_to_hf.py":
         return (checkpoint.hf_dir(run.folder) / "manifest.json").exists()
     return True

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from impossible import asking
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text import folder
 from impossible.text.documents import Source, Splits
 

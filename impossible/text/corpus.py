@@ -12,7 +12,7 @@ for it.
 from pathlib import Path
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text import babylm, dataset, folder, speeches
 from impossible.text.documents import Source, Splits
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impossible import asking
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text.documents import CHUNK, Document, Part, Source, Splits, hold_out, text_lines
 from impossible.text.folder import content_hash, plain_name
 from impossible.text.token_files import SPLITS

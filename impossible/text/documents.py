@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text.token_files import ALL_GENRES
 
 CHUNK = 1 << 22  # bytes of text handled in one go

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text.documents import (
     CHUNK,
     PERIOD,
@@ -271,7 +271,7 @@ def _decoded(chunk: bytes, path: Path, start: int, may_replace: bool) -> str:
         encoding = "UTF-16" if is_utf16 else "WINDOWS-1252"
         raise UserError(
             f"{path}, line {_line_number(path, place)}: byte {place:,} "
-            f"(0x{chunk[error.start]:02x}) is not UTF-8. Convert the file, for example: iconv -f "
+            f"(0x{chunk[error.start]:02x}) is not UTF-8. Settings the file, for example: iconv -f "
             f"{encoding} -t UTF-8 {path.name} > converted.txt; or have such bytes replaced: "
             "--invalid_utf8=replace"
         )

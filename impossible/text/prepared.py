@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from impossible import files
-from impossible.errors import UserError
-from impossible.settings import Prepare
+from impossible.settings import Settings, UserError
 from impossible.text import corpus, documents, folder, token_files
 from impossible.text.documents import Splits
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
@@ -17,7 +16,7 @@ from perturb import Language
 
 
 def identity_of(
-    settings: Prepare,
+    settings: Settings,
     language: Language,
     tokenizer: Tokenizer,
     versions: dict[tuple[str, ...], str],
@@ -61,12 +60,12 @@ def source_of(identity: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(identity.get(name)) for name in names)
 
 
-def annotations_of(settings: Prepare, identity: dict[str, Any]) -> Path:
+def annotations_of(settings: Settings, identity: dict[str, Any]) -> Path:
     """The folder of the annotated words of a corpus."""
     return annotations.folder_of(settings, identity["corpus"], identity["corpus_version"])
 
 
-def annotate(settings: Prepare, identity: dict[str, Any], splits: Splits) -> Path:
+def annotate(settings: Settings, identity: dict[str, Any], splits: Splits) -> Path:
     """Annotate the words of a corpus, unless that is done. Returns the folder."""
     folder, version = annotations_of(settings, identity), identity["corpus_version"]
     annotations.make(
@@ -75,7 +74,7 @@ def annotate(settings: Prepare, identity: dict[str, Any], splits: Splits) -> Pat
     return folder
 
 
-def open_documents(settings: Prepare, is_annotated: bool) -> Splits:
+def open_documents(settings: Settings, is_annotated: bool) -> Splits:
     """The documents of the corpus; none if annotations in files take their place.
 
     Raises UserError.
@@ -92,14 +91,14 @@ def open_documents(settings: Prepare, is_annotated: bool) -> Splits:
     return splits
 
 
-def corpus_name(settings: Prepare) -> str:
+def corpus_name(settings: Settings) -> str:
     """The name of the corpus, or the folder of the annotations that take its place."""
     if settings.annotations:
         return str(files.require_utf8(Path(settings.annotations).expanduser().absolute()))
     return corpus.normal_name(settings.corpus)
 
 
-def corpus_version(settings: Prepare) -> str:
+def corpus_version(settings: Settings) -> str:
     """The exact identity of the corpus now, and how it is read."""
     if settings.annotations:
         found = annotations.from_files.files_of(Path(settings.annotations))
@@ -136,7 +135,7 @@ def is_done(data_dir: Path, identity: dict[str, Any]) -> bool:
     return True
 
 
-def require_unchanged(settings: Prepare, version: str) -> None:
+def require_unchanged(settings: Settings, version: str) -> None:
     """Raise UserError if the corpus is not what it was when it was opened."""
     try:
         has_changed = corpus_version(settings) != version

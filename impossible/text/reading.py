@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from impossible.settings import Prepare
+from impossible.settings import Settings
 from impossible.text.documents import Document, recurring
 from impossible.text.encoding import encoded
 from impossible.text.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ class Text:
         return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def read(documents: list[Document], settings: Prepare, tokenizer: Tokenizer) -> Text:
+def read(documents: list[Document], settings: Settings, tokenizer: Tokenizer) -> Text:
     """Find the sentences of a split and encode them, with a progress bar."""
     replaced = Counter() if settings.invalid_utf8 == "replace" else None
     size = sum(document.size for document in documents)

@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text.documents import Source, Splits
 from impossible.text.folder import text_file
 from impossible.text.token_files import SPLITS

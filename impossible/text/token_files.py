@@ -1,4 +1,4 @@
-"""The token files `train.bin`, `val.bin` and `test.bin`, and `meta.json` with their hashes.
+"""The token files `train.bin`, `val.bin` and `test.bin`, `meta.json`, and the order of blocks.
 
 A `.bin` file is a flat array of uint16, little-endian, with no header: the tokens of each sentence
 followed by the end-of-text token. A model reads it in blocks of `block_size` tokens; the last,
@@ -7,6 +7,7 @@ within its genre. It is counted before any sentence is dropped, so it is the sam
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 SPLITS = ("train", "val", "test")
 DTYPE = np.dtype("<u2")
@@ -42,8 +43,8 @@ class Meta:
     made_with: dict[str, str]  # package -> version, of those that decide on tokens
     # split -> tokens (end-of-text tokens included), sentences, dropped sentences, sha256;
     # and for test: genres, in the order of the file, with their sentences and tokens; ids_sha256,
-    # of test_ids.bin (older data lack it); and for a *Hop language unmarked, the sentences that
-    # are left out because they have no marker
+    # of test_ids.bin; and for a *Hop language unmarked, the sentences that are left out because
+    # they have no marker
     splits: dict[str, dict[str, Any]]
     # of the words, for a *Hop language: its name, rule, model and versions
     annotator: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -70,7 +71,7 @@ def write_split(path: Path, chunks: Iterable[np.ndarray]) -> dict[str, Any]:
 
 
 def write_test_ids(data_dir: Path, ids: np.ndarray) -> str:
-    """Write test_ids.bin from ids (S,); its SHA-256, for meta.json."""
+    """Write test_ids.bin from ids (S,). Returns its SHA-256, for meta.json."""
     data = ids.astype(_ID_DTYPE).tobytes()
     with files.atomic_write(data_dir / TEST_IDS) as file:
         file.write(data)
@@ -79,19 +80,14 @@ def write_test_ids(data_dir: Path, ids: np.ndarray) -> str:
 
 def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
     """The ids of the sentences of test.bin, (S,) uint32. Raises UserError if damaged or missing."""
-    path, test = data_dir / TEST_IDS, meta.splits["test"]
+    path = data_dir / TEST_IDS
     data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != test.get("ids_sha256"):
+    if hashlib.sha256(data).hexdigest() != meta.splits["test"]["ids_sha256"]:
         raise UserError(
-            f"{path} is missing, damaged or from an older version. It identifies the test "
-            "sentences. Prepare the data again (prepare.py): the token files stay the same."
+            f"{path} is missing or damaged. It identifies the test sentences. Prepare the data "
+            "again (prepare.py): the token files stay the same."
         )
     return np.frombuffer(data, _ID_DTYPE)
-
-
-def write_meta(data_dir: Path, meta: Meta) -> None:
-    """Write meta.json, which marks the files in its folder as complete."""
-    files.write_json(data_dir / META, dataclasses.asdict(meta))
 
 
 def read_meta(data_dir: Path, language: str | None = None) -> Meta:
@@ -104,47 +100,41 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
         )
     try:
         meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
-        needed = {"tokens", "sentences", "sha256"}
-        if missing := [split for split in SPLITS if not needed <= meta.splits[split].keys()]:
-            raise ValueError(f"{missing[0]} lacks one of {', '.join(sorted(needed))}")
-        if "genres" not in meta.splits["test"]:
-            raise ValueError("test lacks genres")
+        for split in SPLITS:
+            entry = meta.splits[split]
+            _ = entry["tokens"], entry["sentences"], entry["sha256"]
+        _ = meta.splits["test"]["genres"], meta.splits["test"]["ids_sha256"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Delete {data_dir} and prepare it again.")
     if language not in (None, meta.language):
         raise UserError(
             f"{data_dir} contains {meta.language}, but the settings say {language}. Set "
-            "--data_dir= "
-            f"or --language=, or prepare that language: python prepare.py --language={language}"
+            "--data_dir= or --language=, or prepare that language: python prepare.py "
+            f"--language={language}"
         )
     return meta
 
 
-def _check_size(data_dir: Path, meta: Meta, split: str) -> None:
-    path = path_of(data_dir, split)
-    expected = meta.splits[split]["tokens"] * DTYPE.itemsize
-    found = path.stat().st_size if path.is_file() else None
-    if found != expected:
-        what = "is missing" if found is None else f"has {found:,} bytes"
-        raise UserError(
-            f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again (prepare.py)."
-        )
-
-
 def check_sizes(data_dir: Path, meta: Meta) -> None:
-    """Raise UserError if a file is missing or does not have the size that meta.json records."""
+    """Raise UserError if a token file is missing or has another size than meta.json records."""
     for split in SPLITS:
-        _check_size(data_dir, meta, split)
+        path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected:
+            what = "is missing" if size is None else f"has {size:,} bytes"
+            raise UserError(
+                f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again "
+                "(prepare.py)."
+            )
 
 
 def verify(data_dir: Path, meta: Meta) -> None:
-    """Raise UserError if a file does not have the SHA-256 that meta.json records."""
-    check_sizes(data_dir, meta)
+    """Raise UserError if a token file does not have the SHA-256 that meta.json records."""
     for split in SPLITS:
-        path, expected = path_of(data_dir, split), meta.splits[split]["sha256"]
-        if (found := files.sha256(path)) != expected:
+        digest, expected = files.sha256(path_of(data_dir, split)), meta.splits[split]["sha256"]
+        if digest != expected:
             raise UserError(
-                f"{path} has SHA-256 {found}; {META} says {expected}. Delete "
+                f"{path_of(data_dir, split)} has SHA-256 {digest}; {META} says {expected}. Delete "
                 f"{data_dir} and prepare the data again."
             )
 
@@ -152,11 +142,11 @@ def verify(data_dir: Path, meta: Meta) -> None:
 def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.ndarray:
     """The whole blocks of a split, memory-mapped, (n_blocks, block_size) uint16.
 
-    Raises UserError if the file does not agree with meta.json, if an id is outside the vocabulary,
+    Raises UserError if the files do not agree with meta.json, if an id is outside the vocabulary,
     or if the split is shorter than one block.
     """
+    check_sizes(data_dir, meta)
     path = path_of(data_dir, split)
-    _check_size(data_dir, meta, split)
     if meta.splits[split]["tokens"] < block_size:
         raise UserError(
             f"{path} has {meta.splits[split]['tokens']:,} tokens, fewer than one block of "
@@ -173,3 +163,24 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
             )
     n_blocks = len(tokens) // block_size
     return tokens[: n_blocks * block_size].reshape(n_blocks, block_size)
+
+
+def step_blocks(n_blocks: int, blocks_per_step: int, seed: int, step: int) -> np.ndarray:
+    """The blocks of one step, (blocks_per_step,) int64: a pure function of its arguments.
+
+    Blocks are drawn without replacement, epoch by epoch: an endless sequence of permutations
+    of all blocks, of which step k (from 0) reads the k-th stretch. Neither the batch size nor the
+    number of processes matters.
+    """
+    positions = np.arange(step * blocks_per_step, (step + 1) * blocks_per_step)
+    epochs, places = np.divmod(positions, n_blocks)
+    blocks = np.empty(blocks_per_step, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        blocks[here] = _epoch_order(n_blocks, seed, int(epoch))[places[here]]
+    return blocks
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(n_blocks: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n_blocks)

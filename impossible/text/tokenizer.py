@@ -17,7 +17,7 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256

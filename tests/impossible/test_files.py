@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, run, settled_folder, start, succeed
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
         "def main(settings):\n"
         "    files.append_line(pathlib.Path('/dev/full'), 'a line')\n"
         "sys.argv = ['train.py']\n"
-        "command.run(Train, main, '')\n"
+        "command.run(Settings, main, '')\n"
     )
     done = run(script, env={"PYTHONPATH": "."})
     assert done.returncode == 1

@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impossible import options
-from impossible.errors import UserError
 from impossible.options import load, load_several, read_config
-from impossible.settings import (
-    COMMANDS,
-    Convert,
-    Evaluate,
-    Prepare,
-    Settings,
-    Study,
-    Train,
-)
+from impossible.settings import COMMANDS, Settings, Study, UserError
 from model import GPTConfig
 
 SEEDS = ("seed", "init_seed", "order_seed")
@@ -36,19 +27,19 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_defaults_are_the_published_recipe() -> None:
-    s = load(Train, [])
+    s = load(Settings, [])
     assert (s.language, s.n_layer, s.n_head, s.n_embd) == ("partial_reverse", 12, 12, 768)
     assert (s.tokens_per_step, s.max_steps, s.warmup_steps) == (2**19, 3000, 300)
     assert (s.learning_rate, s.beta1, s.beta2, s.weight_decay) == (6e-4, 0.9, 0.999, 0.1)
     assert (s.seed, s.block_size, s.dropout) == (41, 1024, 0.1)
     assert (s.data_dir, s.out_dir) == ("data/partial_reverse", "out/partial_reverse")
-    assert load(Prepare, []).data_seed == 41
+    assert load(Settings, []).data_seed == 41
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, '"""A docstring."""\nn_layer = 3\nseed = 7\nlearning_rate = 1\n')
     for more in (["--seed=9", "--compile=false"], ["--seed", "9", "--no_compile"]):
-        s = load(Train, [str(path), *more])
+        s = load(Settings, [str(path), *more])
         assert (s.n_layer, s.seed, s.n_head, s.compile) == (3, 9, 12, False)
         assert type(s.learning_rate) is float
 
@@ -56,18 +47,18 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
 def test_one_config_serves_all_commands(tmp_path: Path) -> None:
     text = "corpus = 'sotu'\nn_layer = 3\ncompile = False\nsentences = True\nmodel_license = 'gpl'"
     path = str(write(tmp_path, text))
-    assert load(Prepare, [path]).corpus == "sotu"
-    assert (load(Train, [path]).n_layer, load(Train, [path]).compile) == (3, False)
-    assert load(Convert, [path]).model_license == "gpl"
-    assert load(Evaluate, [path]).sentences
+    assert load(Settings, [path]).corpus == "sotu"
+    assert (load(Settings, [path]).n_layer, load(Settings, [path]).compile) == (3, False)
+    assert load(Settings, [path]).model_license == "gpl"
+    assert load(Settings, [path]).sentences
 
 
 def test_evaluation_takes_several_configs_and_the_others_one() -> None:
     paths = ["config/no_reverse.py", "config/full_reverse.py"]
-    found = load_several(Evaluate, [*paths, "--sample_seed=3"])
+    found = load_several(Settings, [*paths, "--sample_seed=3"])
     assert [(s.language, s.sample_seed) for s in found] == [("no_reverse", 3), ("full_reverse", 3)]
     with pytest.raises(UserError, match="takes only one config file, but several were given"):
-        load(Train, paths)
+        load(Settings, paths)
 
 
 def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
@@ -80,13 +71,13 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
         ["--out-dir=mine"],
         ["--out_dir=other", "--out_dir=mine"],
     ):
-        s = load(Evaluate, arguments, of_run)
+        s = load(Settings, arguments, of_run)
         assert (s.language, s.data_dir, s.out_dir) == ("no_hop", "data of mine", "mine")
-    s = load(Evaluate, ["--out_dir=mine", "--data_dir=other"], of_run)
+    s = load(Settings, ["--out_dir=mine", "--data_dir=other"], of_run)
     assert (s.language, s.data_dir) == ("no_hop", "other")
-    assert load(Evaluate, ["--out_dir=", "--sample_seed=3"], of_run).language == "partial_reverse"
-    assert load(Train, ["--tracker_project", "my.py", "--verify-data=true"]).verify_data
-    s = load(Evaluate, ["config/full_reverse.py", "--out_dir=mine"], of_run)
+    assert load(Settings, ["--out_dir=", "--sample_seed=3"], of_run).language == "partial_reverse"
+    assert load(Settings, ["--tracker_project", "my.py", "--verify-data=true"]).verify_data
+    s = load(Settings, ["config/full_reverse.py", "--out_dir=mine"], of_run)
     assert s.language == "full_reverse"
 
 
@@ -170,12 +161,12 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        load(Train, arguments)
+        load(Settings, arguments)
     assert message in str(error.value)
 
 
 def test_the_largest_seed_is_taken_by_numpy_and_torch() -> None:
-    for kind, name in [(Train, "seed"), (Prepare, "data_seed"), (Evaluate, "sample_seed")]:
+    for kind, name in [(Settings, "seed"), (Settings, "data_seed"), (Settings, "sample_seed")]:
         seed = getattr(load(kind, [f"--{name}={2**32 - 1}"]), name)
         np.random.default_rng(seed)
         np.random.RandomState(seed)
@@ -209,7 +200,7 @@ def test_what_is_no_setting_is_told_with_the_nearest_one(
     arguments: list[str], messages: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        load(Train, arguments)
+        load(Settings, arguments)
     assert end.value.code == 2
     told = capsys.readouterr().err
     assert all(message in told for message in messages), told
@@ -225,15 +216,15 @@ def test_a_config_of_the_project_is_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load(Train, ["config/full_reverse.py"]).language == "full_reverse"
+    assert load(Settings, ["config/full_reverse.py"]).language == "full_reverse"
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "full_reverse.py").write_text("language = 'no_reverse'")
-    assert load(Train, ["config/full_reverse.py"]).language == "no_reverse", "the nearer one"
+    assert load(Settings, ["config/full_reverse.py"]).language == "no_reverse", "the nearer one"
 
 
 def test_a_language_in_place_of_its_config_file_is_told_with_the_file() -> None:
     with pytest.raises(UserError, match="unknown config file 'no_revers'"):
-        load(Train, ["no_revers"])
+        load(Settings, ["no_revers"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
@@ -253,13 +244,13 @@ def test_help_needs_no_docstrings_and_no_folder_on_the_path(script: str) -> None
 def test_no_number_is_too_large_for_a_quick_answer() -> None:
     for number in (2**32, 2**40):
         with pytest.raises(UserError):
-            load(Train, [f"--tokens_per_step={number}", "--batch_size=3"])
+            load(Settings, [f"--tokens_per_step={number}", "--batch_size=3"])
 
 
 @hypothesis.settings(max_examples=30)
 @given(st.floats(min_value=1e-9, max_value=1e9))
 def test_any_number_means_the_same_in_a_file_and_on_the_command_line(value: float) -> None:
-    assert load(Train, [f"--learning_rate={value!r}"]).learning_rate == value
+    assert load(Settings, [f"--learning_rate={value!r}"]).learning_rate == value
     assert options._typed("learning_rate", value, "here") == value
 
 
@@ -317,7 +308,7 @@ def test_each_process_but_the_first_leaves_it_time_to_tell(tmp_path: Path) -> No
         "    if os.environ['LOCAL_RANK'] == '0' and sys.argv[-1] == '--seed=1':\n"
         "        time.sleep(60)\n"
         "    raise errors.UserError('mistake of ' + os.environ['LOCAL_RANK'])\n"
-        "command.run(Train, main, '')\n"
+        "command.run(Settings, main, '')\n"
     )
     env = {"PYTHONPATH": str(ROOT)}
     assert fail(script, "--seed=0", processes=2, env=env) == "error: mistake of 0"

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from impossible import files
-from impossible.errors import UserError
-from impossible.settings import Prepare
+from impossible.settings import Settings, UserError
 from impossible.text import sentences as finding
 from impossible.text.documents import Part, Splits, recurring
 from impossible.text.encoding import cores
@@ -47,7 +46,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def folder_of(settings: Prepare, corpus: str, corpus_version: str) -> Path:
+def folder_of(settings: Settings, corpus: str, corpus_version: str) -> Path:
     """The folder of the annotations of a corpus, beside the folders of prepared data."""
     annotator = "" if settings.annotations else by_spacy.Annotator.name
     which = [corpus_version, settings.segmenter, annotator]
@@ -56,7 +55,7 @@ def folder_of(settings: Prepare, corpus: str, corpus_version: str) -> Path:
     return Path(settings.data_dir).parent / "annotations" / f"{name}-{key}"
 
 
-def identity_of(settings: Prepare, folder: Path) -> dict[str, Any]:
+def identity_of(settings: Settings, folder: Path) -> dict[str, Any]:
     """The annotator of the words in a folder or, if there are none yet, of those to be made.
 
     Raises UserError if spaCy is needed and is not installed.
@@ -75,7 +74,7 @@ def identity_of(settings: Prepare, folder: Path) -> dict[str, Any]:
 
 
 def make(
-    settings: Prepare,
+    settings: Settings,
     folder: Path,
     identity: dict[str, Any],
     documents: Splits,
@@ -210,7 +209,7 @@ def _sized_parts(read: Iterable[Part], segmenter: str) -> Iterator[tuple[list[st
 
 
 def _annotate_all(
-    settings: Prepare, folder: Path, about: dict[str, Any], documents: Splits
+    settings: Settings, folder: Path, about: dict[str, Any], documents: Splits
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Annotate all splits by several processes.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text.words.verbs import PLURAL, SINGULAR, Word
 
 if TYPE_CHECKING:

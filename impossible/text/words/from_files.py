@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text import folder as folders
 from impossible.text.documents import require_names
 from impossible.text.token_files import SPLITS

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 
 # Features of Universal Dependencies: a finite verb of the third person present. As published, a
 # part of speech is not asked for, so that auxiliaries (is, have, does) count.

@@ -15,7 +15,7 @@ from impossible.evaluation import differences, scoring
 from impossible.evaluation.curves import groups_of
 from impossible.evaluation.results import Evaluation
 from impossible.evaluation.series import Member, Seeds, Series
-from impossible.settings import Evaluate
+from impossible.settings import Settings
 from impossible.text import token_files
 
 Make = Callable[..., Evaluation]
@@ -62,7 +62,7 @@ def evaluation(prepared: Path) -> Make:
         rng = np.random.default_rng([len(language), seed])
         count = len(test.sentences.tokens) - len(test.sentences.lengths)
         losses = {name: rng.normal(mean, 1, count).astype(np.float32) for name in names}
-        return Evaluation(Evaluate(language=language), series, test, losses)
+        return Evaluation(Settings(language=language), series, test, losses)
 
     return make
 

@@ -17,9 +17,9 @@ from conftest import ROOT, fail, succeed, write_config
 from hub import Hub, serve
 
 import perturb
-from impossible.errors import UserError
 from impossible.evaluation import minimal_pairs, pair_files
 from impossible.evaluation.minimal_pairs import Pair
+from impossible.settings import UserError
 from impossible.text.tokenizer import Tokenizer
 
 NOUNS = ("dog", "child", "teacher", "senator", "river", "Congress", "bookshelf", "neighbour")

@@ -14,10 +14,10 @@ import transformers
 from conftest import ROOT, fail, succeed
 
 import perturb
-from impossible.errors import UserError
 from impossible.evaluation import stimuli
 from impossible.evaluation.pair_files import folder_name
 from impossible.evaluation.stimulus_files import Region, Stimulus
+from impossible.settings import UserError
 from impossible.text.tokenizer import Tokenizer
 from perturb import Sentences, from_lengths
 

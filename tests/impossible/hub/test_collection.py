@@ -6,8 +6,8 @@ import pytest
 from hub import Fault, Hub, serve
 from huggingface_hub import HfApi
 
-from impossible.errors import UserError
 from impossible.hub import collection
+from impossible.settings import UserError
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from impossible import asking
-from impossible.training import checkpoint
+from impossible import asking, checkpoint
 
 XET = {"HF_XET_XORB_COMPRESSION_POLICY": "none"}  # the test's store does not decompress
 NO_XET = {"HF_HUB_DISABLE_XET": "1"}

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, run
 from test_convert_to_hf import made_up, write_folder
 
+from impossible import checkpoint
 from impossible.text.tokenizer import Tokenizer
-from impossible.training import checkpoint
 
 MARKER = "🅁"
 OURS = Tokenizer([MARKER])

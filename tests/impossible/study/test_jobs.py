@@ -12,7 +12,7 @@ import pytest
 from conftest import wait_for
 from test_local import no_settings, scripted  # noqa: F401 (fixtures)
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.study import plan as plans
 from impossible.study import results, slurm, states
 from impossible.study.plan import Plan

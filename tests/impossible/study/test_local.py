@@ -14,13 +14,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT, wait_for
 
-from impossible import files
-from impossible.errors import UserError
+from impossible import checkpoint, files
+from impossible.settings import UserError
 from impossible.study import children, local, overview, results, states
 from impossible.study import plan as plans
 from impossible.study.local import Stop
 from impossible.study.plan import Command, Plan, Run
-from impossible.training import checkpoint
 
 Scripts = dict[str, list[str]]  # language -> the scripts of its runs, one after the other
 NOTE = "import sys, time, pathlib; out = pathlib.Path(sys.argv[1]); "

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from impossible import options
-from impossible.errors import UserError
-from impossible.settings import Convert, Evaluate, Prepare, Train
+from impossible import checkpoint, options
+from impossible.settings import Settings, UserError
 from impossible.study import plan as plans
 from impossible.study import states
 from impossible.study.plan import Command, Plan
-from impossible.training import checkpoint
 
 CONFIG = """
 languages = ["no_hop", "partial_reverse"]
@@ -37,14 +35,14 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
     ]
     run = made.runs[3]
     path = [str(run.config)]
-    prepare, train = options.load(Prepare, path), options.load(Train, path)
-    convert, evaluate = options.load(Convert, path), options.load(Evaluate, path)
+    prepare, train = options.load(Settings, path), options.load(Settings, path)
+    convert, evaluate = options.load(Settings, path), options.load(Settings, path)
     assert train == run.training
     assert (train.language, train.seed, train.n_layer) == ("partial_reverse", 2, 3)
     assert (train.dropout, train.compile, evaluate.sample_seed) == (0.5, False, 3)
     assert prepare.data_dir == train.data_dir == evaluate.data_dir
     assert train.out_dir == convert.out_dir == evaluate.out_dir == str(run.folder)
-    assert prepare.data_seed == Prepare.data_seed
+    assert prepare.data_seed == Settings.data_seed
     assert evaluate.eval_dir == str(tmp_path / "study")
     assert str(made.preparing) == (
         f"python prepare.py {made.runs[0].config} {made.runs[2].config}"  # a language once

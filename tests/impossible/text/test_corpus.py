@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from impossible import asking
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text import babylm as babylm_2023
 from impossible.text import corpus, sentences, token_files
 from impossible.text import folder as folders

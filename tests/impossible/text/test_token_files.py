@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text import token_files
 from impossible.text.token_files import Meta
 

@@ -10,7 +10,7 @@ from conftest import ROOT, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text import tokenizer
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 

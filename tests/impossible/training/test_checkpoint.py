@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import succeed
 
-from impossible.training import checkpoint
-from impossible.training.checkpoint import TrainingState
+from impossible import checkpoint
+from impossible.checkpoint import TrainingState
 from impossible.training.saving import copied
 
 

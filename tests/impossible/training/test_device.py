@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from impossible.errors import UserError
-from impossible.training import device as devices
-from impossible.training import processes
-from impossible.training.processes import World
+from impossible import distributed
+from impossible.distributed import World
+from impossible.settings import UserError
 
 
 @pytest.fixture
@@ -32,9 +31,9 @@ def test_each_process_takes_a_gpu_of_its_own(gpus) -> None:  # noqa: ANN001
     chosen = gpus(2)
     for rank in (0, 1):
         world = World(rank=rank, size=2, local_rank=rank, local_size=2)
-        assert devices.pick_device("auto", world) == torch.device("cuda", rank)
+        assert distributed.pick_device("auto", world) == torch.device("cuda", rank)
     assert chosen == [0, 1]
-    assert devices.pick_device("cuda:1", World()) == torch.device("cuda", 1)
+    assert distributed.pick_device("cuda:1", World()) == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -42,27 +41,27 @@ def test_every_process_notices_that_gpus_are_too_few(rank: int, gpus) -> None:  
     gpus(1)
     world = World(rank=rank, size=2, local_rank=rank, local_size=2)
     with pytest.raises(UserError, match="2 processes want a GPU each, and this machine has 1"):
-        devices.pick_device("auto", world)
+        distributed.pick_device("auto", world)
     with pytest.raises(UserError, match="names one GPU for 2 processes"):
-        devices.pick_device("cuda:0", world)
+        distributed.pick_device("cuda:0", world)
 
 
 def test_a_gpu_that_is_not_there_is_refused(gpus) -> None:  # noqa: ANN001
     gpus(0)
     with pytest.raises(UserError, match="torch finds no GPU here"):
-        devices.pick_device("cuda", World())
+        distributed.pick_device("cuda", World())
     gpus(2)
     with pytest.raises(UserError, match="the last GPU here is cuda:1"):
-        devices.pick_device("cuda:2", World())
+        distributed.pick_device("cuda:2", World())
 
 
 def test_16_bits_are_those_that_the_gpu_has(gpus) -> None:  # noqa: ANN001
     cuda = torch.device("cuda", 0)
     for capability, expected in (((8, 6), torch.bfloat16), ((7, 5), torch.float16)):
         gpus(1, capability)
-        assert devices.pick_dtype("auto", cuda) == expected
-    assert devices.pick_dtype("auto", torch.device("cpu")) == torch.float32
-    assert devices.pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+        assert distributed.pick_dtype("auto", cuda) == expected
+    assert distributed.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert distributed.pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_the_peak_of_a_gpu_is_found_by_its_name(
     name: str, peak: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    found, source = devices.peak_flops(torch.device("cuda", 0), torch.bfloat16)
+    found, source = distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16)
     assert found == peak
     assert "data sheet" in source
 
@@ -93,11 +92,11 @@ def test_the_peak_of_a_gpu_is_found_by_its_name(
     ],
 )
 def test_a_slower_device_of_nearly_that_name_is_another(name: str) -> None:
-    assert not any(devices._is_model(name, known) for known in devices._PEAKS_16_BIT)
+    assert not any(distributed._is_model(name, known) for known in distributed._PEAKS_16_BIT)
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:
-    found, source = devices.peak_flops(torch.device("cpu"), torch.float32)
+    found, source = distributed.peak_flops(torch.device("cpu"), torch.float32)
     assert 1e9 < found < 1e14
     assert "measured" in source
 
@@ -116,7 +115,7 @@ def test_compiling_without_a_compiler_is_refused(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
     with pytest.raises(UserError, match=missing) as error:
-        devices.require_compiler(torch.device(device))
+        distributed.require_compiler(torch.device(device))
     assert "--compile=false" in str(error.value)
 
 
@@ -126,9 +125,9 @@ def test_compiling_on_a_gpu_needs_the_header_of_python(
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(UserError, match="Python"):
-        devices.require_compiler(torch.device("cuda"))
+        distributed.require_compiler(torch.device("cuda"))
     (tmp_path / "Python.h").touch()
-    devices.require_compiler(torch.device("cuda"))
+    distributed.require_compiler(torch.device("cuda"))
 
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -158,7 +157,7 @@ def test_the_place_of_a_process_is_told_by_torchrun(
 ) -> None:
     for name, value in (PLACE | variables).items():
         monkeypatch.setenv(name, value)
-    assert processes.join_world() == world
+    assert distributed.join_world() == world
 
 
 @pytest.mark.parametrize(
@@ -184,12 +183,12 @@ def test_one_of_several_processes_never_trains_alone(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="Start the processes with torchrun") as error:
-        processes.join_world()
+        distributed.join_world()
     assert f"{missing}" in str(error.value)
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:
-    world = processes.join_world()
+    world = distributed.join_world()
     assert world == World()
     assert world.is_first
     assert world.gather(5) == [5]
@@ -204,6 +203,6 @@ def test_a_process_does_not_wait_for_a_torchrun_that_is_gone(
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))  # nobody listens there
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        monkeypatch.setattr(processes, "_STORE_WAIT", datetime.timedelta(seconds=1))
+        monkeypatch.setattr(distributed, "_STORE_WAIT", datetime.timedelta(seconds=1))
         with pytest.raises(UserError, match="If torchrun was ended, run the same command again"):
-            processes.connect(World(rank=0, size=2), torch.device("cpu"))
+            distributed.connect(World(rank=0, size=2), torch.device("cpu"))

@@ -14,12 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_train import losses, same, weights
 
 import train
-from impossible.errors import UserError
+from impossible import checkpoint
+from impossible.distributed import World
 from impossible.evaluation import pictures
 from impossible.options import load
-from impossible.settings import Train
-from impossible.training import checkpoint, kept
-from impossible.training.device import World
+from impossible.settings import Settings, UserError
 
 Config = Callable[..., Path]
 DATA = {"splits": {"train": {"words": 100, "tokens": 150}}}
@@ -32,18 +31,18 @@ def settings(**values: object) -> dict[str, object]:
 
 def test_the_published_steps_are_kept_unless_others_are_asked_for() -> None:
     published = settings(max_steps=3000)
-    assert list(kept.kept_steps(published, DATA)) == list(range(100, 3001, 100))
-    assert list(kept.kept_steps(settings(), DATA)) == [100, 200, 250]
-    extra = kept.kept_steps(settings(extra_checkpoints="0,1,7,250"), DATA)
+    assert list(checkpoint.kept_steps(published, DATA)) == list(range(100, 3001, 100))
+    assert list(checkpoint.kept_steps(settings(), DATA)) == [100, 200, 250]
+    extra = checkpoint.kept_steps(settings(extra_checkpoints="0,1,7,250"), DATA)
     assert list(extra) == [0, 1, 7, 100, 200, 250]
-    powers = kept.kept_steps(settings(extra_checkpoints="log2"), DATA)
+    powers = checkpoint.kept_steps(settings(extra_checkpoints="log2"), DATA)
     assert list(powers) == [0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 250]
 
 
 def test_words_are_counted_from_the_tokens_of_a_step() -> None:
     """A step of 3M tokens has 2M words here."""
     asked = settings(extra_checkpoints="babylm")
-    steps = kept.kept_steps(asked, DATA)
+    steps = checkpoint.kept_steps(asked, DATA)
     assert steps[1] == ["chck_1M", "chck_2M"], "the first step after which they have been seen"
     assert steps[2] == ["chck_3M", "chck_4M"]
     assert steps[10] == ["chck_20M"]
@@ -52,7 +51,7 @@ def test_words_are_counted_from_the_tokens_of_a_step() -> None:
     assert kept.words_beyond(asked, DATA) == [m * 10**6 for m in (600, 700, 800, 900, 1000)]
     assert kept.words_beyond(settings(extra_checkpoints="log2"), DATA) == []
     with pytest.raises(UserError, match="does not contain it"):
-        kept.kept_steps(asked, {"splits": {"train": {"tokens": 150}}})
+        checkpoint.kept_steps(asked, {"splits": {"train": {"tokens": 150}}})
 
 
 @pytest.mark.parametrize("value", ["0,1,7", "log3", "1,,2", "-1", "1.5"])
@@ -93,7 +92,7 @@ def test_every_command_follows_the_early_checkpoints(early: Path) -> None:
 def test_early_checkpoints_change_nothing_else(early: Path, trained: Path, config: Config) -> None:
     assert losses(early) == losses(trained)
     assert same(weights(early, 6), weights(trained, 6))
-    run = train.open_run(load(Train, [str(config())]), World())
+    run = train.open_run(load(Settings, [str(config())]), World())
     assert same(weights(early, 0), dict(run.model.state_dict()))
     assert checkpoint.load(early / "checkpoint-0.pt").val_loss > 0
 
@@ -103,7 +102,7 @@ def test_a_run_that_is_stopped_at_step_0_resumes(
 ) -> None:
     path = config(out_dir=str(tmp_path / "out"))
     options = (path, "--extra_checkpoints=0,1,2")
-    settings = load(Train, [str(path), "--extra_checkpoints=0,1,2"])
+    settings = load(Settings, [str(path), "--extra_checkpoints=0,1,2"])
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", lambda *_: None)  # as if asked to stop before step 1
         with pytest.raises(SystemExit) as end:
@@ -117,7 +116,7 @@ def test_a_run_that_is_stopped_at_step_0_resumes(
 
 def test_weights_and_order_have_seeds_of_their_own(config: Config, tmp_path: Path) -> None:
     def opened(**values: str) -> tuple[torch.Tensor, list[int]]:
-        run = train.open_run(load(Train, [str(config(**values))]), World())
+        run = train.open_run(load(Settings, [str(config(**values))]), World())
         return run.model.transformer.wte.weight.detach().clone(), run.blocks(0).tolist()
 
     weight, order = opened(seed="1")

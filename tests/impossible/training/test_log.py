@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from impossible.settings import Train
-from impossible.training import log
-from impossible.training.log import Log
+from impossible import log
+from impossible.log import Log
+from impossible.settings import Settings
 
 
 def make(out_dir: Path, first_step: int = 0, is_first: bool = True) -> Log:
-    settings = Train(max_steps=10, warmup_steps=0, tokens_per_step=1024, batch_size=1)
+    settings = Settings(max_steps=10, warmup_steps=0, tokens_per_step=1024, batch_size=1)
     return Log(out_dir, is_first, first_step, first_step + 1 if first_step else 0, settings)
 
 

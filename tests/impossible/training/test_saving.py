@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import train
+from impossible import checkpoint
+from impossible import run as runs
+from impossible.distributed import World
 from impossible.options import load
-from impossible.settings import Train
-from impossible.training import checkpoint
-from impossible.training import run as runs
-from impossible.training.processes import World
+from impossible.settings import Settings
 from impossible.training.saving import Saver
 
 
@@ -27,7 +27,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         save_state(*arguments)
 
     monkeypatch.setattr(checkpoint, "save_state", slow)
-    run = train.open_run(load(Train, [str(config())]), World())
+    run = train.open_run(load(Settings, [str(config())]), World())
     with runs.opened(run):
         runs.resume(run)
         before = run.model.transformer.ln_f.bias.detach().clone()

@@ -9,11 +9,11 @@ from conftest import fail, kill, start, succeed, wait_for
 from test_train import losses, same, weights
 
 import train
+from impossible import checkpoint, log
+from impossible import run as runs
+from impossible.distributed import World
 from impossible.options import load
-from impossible.settings import Train
-from impossible.training import checkpoint, log
-from impossible.training import run as runs
-from impossible.training.processes import World
+from impossible.settings import Settings
 
 Config = Callable[..., Path]
 NO_DROPOUT = {"dropout": "0.0", "batch_size": "1", "max_steps": "12", "checkpoint_interval": "6"}
@@ -52,7 +52,7 @@ def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
     succeed("train.py", config(**options, out_dir=str(whole)), "--shares=2,6", processes=2)
     script = tmp_path / "slow_first.py"  # whose first process seems to be three times slower
     script.write_text(
-        "import sys, runpy; sys.path.insert(0, ''); from impossible.training import shares; "
+        "import sys, runpy; sys.path.insert(0, ''); from impossible import shares; "
         "shares._seconds = lambda run: 1.0 if run.world.rank else 3.0; "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
@@ -91,7 +91,7 @@ def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
     state = dataclasses.replace(state, micro_steps=saved, measured_on=measured_on)
     (tmp_path / "out").mkdir()
     checkpoint.save_state(tmp_path / "out", state)
-    settings = load(Train, [str(config(batch_size="1")), *options])
+    settings = load(Settings, [str(config(batch_size="1")), *options])
     run = train.open_run(settings, World(size=2, local_size=2))
     run.device_names = ["slow", "fast"]
     runs._load_state(run)

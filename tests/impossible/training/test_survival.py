@@ -19,10 +19,9 @@ from conftest import ROOT, fail, launcher, run, start, succeed, wait_for
 from test_train import kill_after_first_state, losses, same, weights
 
 import train
-from impossible import files
+from impossible import checkpoint, files, log, signals
 from impossible.options import load
-from impossible.settings import Train
-from impossible.training import checkpoint, log, signals
+from impossible.settings import Settings
 
 Config = Callable[..., Path]
 LAST = 18
@@ -177,7 +176,7 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
     at: int, config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation is at steps 0, 2, 3, 4 and 6; checkpoints are at 3 and 6."""
-    settings = load(Train, [str(config(eval_interval="2", eval_blocks="0"))])
+    settings = load(Settings, [str(config(eval_interval="2", eval_blocks="0"))])
     whole = dataclasses.replace(settings, out_dir=str(tmp_path / "whole"))
     train.main(whole)
     right, seen = train.validate, []
@@ -281,7 +280,7 @@ def test_all_processes_stop_with_75_right_after_a_saved_step(
 def test_a_second_ctrl_c_ends_the_processes_of_torchrun(config: Config, tmp_path: Path) -> None:
     code = """
 import runpy, sys, time
-from impossible.training import run
+from impossible import run
 run.finish = lambda *_: time.sleep(600)  # a stop that takes long
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,10 +10,9 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from impossible.errors import UserError
-from impossible.settings import Train
-from impossible.training import log
-from impossible.training.log import Log
+from impossible import log
+from impossible.log import Log
+from impossible.settings import Settings, UserError
 
 Sent = list[tuple[str, int, dict]]  # name of the run, step, values
 
@@ -81,7 +80,7 @@ def test_a_tracker_gets_the_same_records_and_goes_on_with_a_run_that_is_resumed(
     out_dir.mkdir()
     for name, value in variables.items():
         monkeypatch.setenv(name, value or str(folder))
-    settings = Train(tracker=package, tracker_project="mine", extra_checkpoints="log2")
+    settings = Settings(tracker=package, tracker_project="mine", extra_checkpoints="log2")
 
     with Log(out_dir, True, 0, 0, settings) as first:
         first.write({"step": 0, "val_loss": 5.5})
@@ -113,14 +112,14 @@ def test_training_does_not_end_for_an_error_of_the_tracker(
 ) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with Log(tmp_path, True, 0, 0, Train(tracker="wandb")) as made:
+    with Log(tmp_path, True, 0, 0, Settings(tracker="wandb")) as made:
         monkeypatch.setattr(wandb, "log", lambda *_, **__: 1 / 0)
         for step in range(2):
             made.write({"step": step, "val_loss": 5.0})
     assert capsys.readouterr().out.count("warning: nothing more is sent to the tracker") == 1
     assert len(log.read(tmp_path)) == 2
     identity = (tmp_path / "tracker_id").read_text()
-    with Log(tmp_path, True, 0, 1, Train(tracker="wandb")):  # stopped after step 0
+    with Log(tmp_path, True, 0, 1, Settings(tracker="wandb")):  # stopped after step 0
         assert (tmp_path / "tracker_id").read_text() == identity
 
 
@@ -129,10 +128,10 @@ def test_a_tracker_is_imported_only_if_wanted(
 ) -> None:
     for package in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, package, None)  # not installed
-        Log(tmp_path, True, 0, 0, Train())
-        Log(tmp_path, False, 0, 0, Train(tracker=package))  # another process than the first
+        Log(tmp_path, True, 0, 0, Settings())
+        Log(tmp_path, False, 0, 0, Settings(tracker=package))  # another process than the first
         with pytest.raises(UserError, match=f"pip install {package}"):
-            Log(tmp_path, True, 0, 0, Train(tracker=package))
+            Log(tmp_path, True, 0, 0, Settings(tracker=package))
 
 
 def test_a_tracker_that_cannot_start_is_told(
@@ -142,5 +141,5 @@ def test_a_tracker_that_cannot_start_is_told(
     monkeypatch.setenv("WANDB_API_KEY", "too short")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"wandb could not start .*--tracker=none"):
-        Log(tmp_path, True, 0, 0, Train(tracker="wandb"))
+        Log(tmp_path, True, 0, 0, Settings(tracker="wandb"))
     assert wandb.run is None

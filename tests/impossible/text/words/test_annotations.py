@@ -18,7 +18,7 @@ from conftest import fail, speeches, start, succeed, write_config
 
 import perturb
 from impossible import files
-from impossible.errors import UserError
+from impossible.settings import UserError
 from impossible.text.tokenizer import write_transformers_files
 from impossible.text.words import annotations, by_spacy
 from impossible.text.words.verbs import PLURAL, SINGULAR

@@ -1,0 +1,241 @@
+"""The files of a run: kept checkpoints, and the one state to resume from.
+
+`checkpoint-N.pt` contains the weights after N steps, with the settings and the data of the run.
+`training_state.pt` is the latest checkpoint together with the state of the optimizer, and
+`training_state.previous.pt` is the state before it. All are written atomically, contain checksums,
+and can be loaded with `weights_only=True`.
+"""
+
+import dataclasses
+import errno
+import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from impossible import files
+from impossible.settings import RECIPE, Recipe, Settings, UserError
+from model import GPT, GPTConfig
+
+STATE = "training_state.pt"
+PREVIOUS_STATE = "training_state.previous.pt"
+_PREFIX = "checkpoint-"
+# Words after which the BabyLM challenge (2026) looks at a model: 1M to 10M, 20M to 100M, and
+# 200M to 1,000M.
+WORDS = tuple(
+    millions * 10**6 for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights after some steps, with the settings and the data of the run."""
+
+    step: int
+    model: dict[str, torch.Tensor]  # state_dict of a GPT, fp32, on the CPU
+    settings: Settings  # of train.py, with the dtype that was used in place of `auto`
+    data: dict[str, Any]  # meta.json of the data
+    val_loss: float  # in nats per token: of this step in a checkpoint, the latest in a state
+    # The stretches of training so far, from each start or resume on: from_step, to_step, minutes,
+    # devices (name -> number of processes), torch (version).
+    sessions: list[dict[str, Any]]
+    # Of a training state, what else resuming needs (see train.py); None in a checkpoint.
+    state: dict[str, Any] | None = None
+
+
+def path_of(out_dir: Path, step: int) -> Path:
+    """The file of the checkpoint after `step` steps."""
+    return out_dir / f"{_PREFIX}{step}.pt"
+
+
+def list_checkpoints(out_dir: Path) -> list[Path]:
+    """The checkpoints of a run, by step."""
+    paths = [p for p in out_dir.glob(f"{_PREFIX}*.pt") if p.stem[len(_PREFIX) :].isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem[len(_PREFIX) :]))
+
+
+def hf_dir(out_dir: Path) -> Path:
+    """The folder with a run's exports to transformers: a subfolder for each checkpoint."""
+    return out_dir / "hf"
+
+
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Write a checkpoint or a training state, whole or not at all.
+
+    previous: the new name of a file that already exists at this path.
+    """
+    values = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    values["settings"] = checkpoint.settings.read_by("train.py")
+    with files.atomic_write(path, previous) as file:
+        torch.save(values, file)
+
+
+def state_path(out_dir: Path) -> Path:
+    """The latest training state (the previous one after a crash between the two renamings)."""
+    path, previous = out_dir / STATE, out_dir / PREVIOUS_STATE
+    return previous if previous.exists() and not path.exists() else path
+
+
+def load(path: Path, is_checked: bool = True, mmap: bool = True) -> Checkpoint:
+    """Load a checkpoint or a training state onto the CPU.
+
+    is_checked: read the whole file and compare it with its checksums. mmap: read tensors only when
+    they are used. Raises UserError if the file is damaged or was not written by train.py.
+    """
+    try:
+        if is_checked:
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return Checkpoint(**values | {"settings": Settings(**values["settings"])})
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (*_DAMAGE, OSError, UserError) as error:
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path}: {error}") from error  # no damage of the file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        other = f"restore it from {PREVIOUS_STATE}, by renaming that, or from a copy"
+        if path.name != STATE:
+            other = f"restore it from a copy, or delete it if {STATE} has the same step"
+        raise UserError(
+            f"{path} is damaged or was not written by this version of train.py ({reason}). To go "
+            f"on, {other} (train.py then writes the checkpoint again); or start again in another "
+            "--out_dir="
+        )
+
+
+_DAMAGE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a checkpoint. Raises UserError if a byte of it is wrong."""
+    load(path)
+    return files.sha256(path)
+
+
+def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
+    """The model of a checkpoint, in eval mode. Raises UserError if its weights do not fit."""
+    config = model_config(checkpoint.settings, checkpoint.data["vocab_size"])
+    with torch.device("meta"):  # shapes alone: the weights are those of the checkpoint
+        model = GPT(config)
+    try:
+        model.load_state_dict(checkpoint.model, assign=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its settings describe another model than its weights ({error}). It is not a "
+            "checkpoint that train.py wrote."
+        )
+    return model.eval()
+
+
+def model_config(settings: Settings, vocab_size: int) -> GPTConfig:
+    """The shape of the model that these settings describe."""
+    names = [f.name for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"]
+    return GPTConfig(vocab_size, **{name: getattr(settings, name) for name in names})
+
+
+def differences(
+    settings: Recipe, data: Mapping[str, Any], now: Recipe, data_now: Mapping[str, Any]
+) -> list[str]:
+    """What differs between two runs in their data and in settings that weights depend on."""
+    unequal = [
+        f"{name} = {getattr(settings, name)!r} there, {getattr(now, name)!r} now"
+        for name in RECIPE
+        if getattr(settings, name) != getattr(now, name)
+    ]
+    for split in ("train", "val"):
+        there, here = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
+        if there != here:
+            unequal.append(f"{split}.bin has SHA-256 {there}… there, {here}… now")
+    return unequal
+
+
+def check_series(paths: list[Path], language: str) -> Checkpoint:
+    """Raise UserError unless these are checkpoints of one run, each with the name of its step.
+
+    paths: by step. Returns the last checkpoint. Without this check, a checkpoint of another run or
+    step would go unnoticed.
+    """
+    last = load(paths[-1], is_checked=False)
+    if last.data["language"] != language:
+        raise UserError(
+            f"{paths[-1]} is a model of {last.data['language']}, but the settings say "
+            f"{language}. Set --out_dir= or --language=."
+        )
+    for path in paths:
+        other = load(path, is_checked=False)
+        if path_of(path.parent, other.step) != path:
+            raise UserError(
+                f"{path} holds step {other.step}: it was renamed or copied. Restore its "
+                "original name, or delete the copy."
+            )
+        if unequal := differences(other.settings, other.data, last.settings, last.data):
+            raise UserError(
+                f"{path} belongs to another run than {paths[-1].name}: {'; '.join(unequal)}. Keep "
+                "only checkpoints of one run in a folder."
+            )
+    return last
+
+
+def settings_of_run(out_dir: Path) -> dict[str, Any]:
+    """The recipe and the data_dir of a run, by its last checkpoint.
+
+    Raises UserError if it has none.
+    """
+    paths = list_checkpoints(out_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint-N.pt in {out_dir}. Name the folder of a run, or train one (train.py)."
+        )
+    settings = load(paths[-1], is_checked=False).settings
+    return {name: getattr(settings, name) for name in (*RECIPE, "data_dir")}
+
+
+def kept_steps(settings: Recipe, data: Mapping[str, Any]) -> dict[int, list[str]]:
+    """The steps with a checkpoint, in order, and the names that BabyLM's tools have for each.
+
+    data: meta.json. Raises UserError if the data do not say how many words they have, and the
+    settings ask for checkpoints by words.
+    """
+    interval, last = settings.checkpoint_interval, settings.max_steps
+    extra = settings.extra_checkpoints
+    steps: dict[int, list[str]] = {step: [] for step in (*range(interval, last, interval), last)}
+    if extra == "babylm":
+        for words, step in steps_of_words(settings, data).items():
+            if step <= last:
+                steps.setdefault(step, []).append(f"chck_{words // 10**6}M")
+    elif extra == "log2":
+        powers = (1 << n for n in range(interval.bit_length()))
+        steps |= {step: [] for step in (0, *powers) if step <= last}
+    elif extra:
+        steps |= {int(step): [] for step in extra.split(",")}
+    return dict(sorted(steps.items()))
+
+
+def steps_of_words(settings: Recipe, data: Mapping[str, Any]) -> dict[int, int]:
+    """For each of WORDS, the first step after which so many words, repeated ones too, were seen."""
+    train = data["splits"]["train"]
+    if not train.get("words"):
+        raise UserError(
+            "extra_checkpoints = 'babylm' needs the number of words in the training data, and the "
+            "meta.json of these data does not contain it. Delete the data, and prepare them again."
+        )
+    seen = settings.tokens_per_step * train["words"]  # in a step, times the tokens of train
+    return {words: -(-words * train["tokens"] // seen) for words in WORDS}

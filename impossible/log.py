@@ -1,0 +1,159 @@
+"""The log of a run: `log.jsonl`, lines on the terminal, and a tracker if the settings name one."""
+
+import dataclasses
+import importlib
+import json
+import math
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from impossible import files
+from impossible.settings import Settings, UserError
+
+NAME = "log.jsonl"
+_TRACKER_ID = "tracker_id"  # a file in out_dir: which run of the tracker belongs to this one
+
+
+class Log:
+    """Writes the log of one run; silent in all processes but the first.
+
+    Of the records, `loss` and `val_loss` are in nats per token, `mfu` is a share of the peak.
+    """
+
+    def __init__(
+        self, settings: Settings, is_first: bool, first_step: int, first_record: int
+    ) -> None:
+        """Open the log of a run that is at `first_step`; drop records from `first_record` on."""
+        self._settings, self._is_first = settings, is_first
+        self._path = Path(settings.out_dir) / NAME
+        self._first_step = self._last_step = first_step
+        self._began = self._last_time = time.perf_counter()
+        self._tracker: Any = None
+        if is_first:
+            if self._path.exists():
+                lines = self._path.read_bytes().splitlines()
+                kept = [line for line in lines if _step_of(line) < first_record]
+                with files.atomic_write(self._path) as file:
+                    file.write(b"".join(line + b"\n" for line in kept))
+            if settings.tracker != "none":
+                self._tracker = _open_tracker(settings, is_new=first_record == 0)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._track(lambda tracker: tracker.finish())
+
+    def say(self, text: str) -> None:
+        """Print a line that is no record."""
+        if self._is_first:
+            print(text, flush=True)
+
+    def speed(self, step: int, flops_per_token: int, peak: float) -> dict[str, float]:
+        """Tokens per second since the last record or pause, and their share of the peak FLOP/s."""
+        now = time.perf_counter()
+        tokens = (step - self._last_step) * self._settings.tokens_per_step
+        speed = tokens / (now - self._last_time)
+        self._last_step, self._last_time = step, now
+        return {"tokens_per_second": speed, "mfu": speed * flops_per_token / peak}
+
+    def end_pause(self, step: int) -> None:
+        """Exclude the time since the last record (validation, saving) from the speed."""
+        self._last_step, self._last_time = step, time.perf_counter()
+
+    def minutes(self) -> float:
+        """Minutes since the run was started or resumed."""
+        return (time.perf_counter() - self._began) / 60
+
+    def write(self, record: dict[str, float]) -> None:
+        """Add the record of a step to the file (null where not finite), and print it."""
+        if not self._is_first:
+            return
+        if done := record["step"] - self._first_step:
+            steps = self._settings.max_steps - record["step"]
+            record = record | {"minutes_left": self.minutes() / done * steps}
+        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        files.append_line(self._path, json.dumps(finite, allow_nan=False))
+        values = {name: value for name, value in finite.items() if name != "step"}
+        self._track(lambda tracker: tracker.log(values, step=record["step"]))
+        self.say(self._line(record))
+
+    def _line(self, record: dict[str, float]) -> str:
+        parts = [f"step {record['step']}/{self._settings.max_steps}"]
+        if "loss" in record:
+            parts += [
+                f"loss {record['loss']:.4f}",
+                f"lr {record['learning_rate']:.2e}",
+                f"grad norm {record['grad_norm']:.2f}",
+                f"{record['tokens_per_second']:,.0f} tokens/s",
+                f"MFU {record['mfu']:.1%}",
+            ]
+        if "val_loss" in record:
+            parts.append(f"validation loss {record['val_loss']:.4f}")
+        if "minutes_left" in record:
+            parts.append(f"{duration(record['minutes_left'] * 60)} left")
+        return " | ".join(parts)
+
+    def _track(self, call: Callable[[Any], None]) -> None:
+        """Training does not end for an error of the tracker: log.jsonl holds all records."""
+        try:
+            if self._tracker:
+                call(self._tracker)
+        except Exception as error:
+            print(f"warning: nothing more is sent to the tracker ({type(error).__name__}: {error})")
+            self._tracker = None
+
+
+def _open_tracker(settings: Settings, is_new: bool) -> Any:
+    """The package of Weights & Biases or Trackio, after it began or continued the run of out_dir.
+
+    Raises UserError if the package is missing or cannot start.
+    """
+    name, out_dir = settings.tracker, Path(settings.out_dir)
+    id_file = out_dir / _TRACKER_ID
+    if is_new or not id_file.exists():
+        with files.atomic_write(id_file) as file:
+            file.write(uuid.uuid4().hex[:8].encode())
+    run_id = id_file.read_text()
+    try:
+        tracker = importlib.import_module(name)
+        tracker.init(
+            project=settings.tracker_project,
+            name=f"{out_dir.name}-{run_id}",
+            resume="allow",
+            config=dataclasses.asdict(settings),
+            **({"id": run_id} if name == "wandb" else {}),  # Trackio knows names alone
+        )
+    except Exception as error:  # each package has its own
+        advice = f"Type: pip install {name}" if isinstance(error, ImportError) else "Mend it"
+        raise UserError(
+            f"{name} could not start ({type(error).__name__}: {error}). {advice}, or set "
+            "--tracker=none: training does not need it."
+        )
+    return tracker
+
+
+def read(out_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run's log, by step; [] if there is none."""
+    path = out_dir / NAME
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf  # the line that a crash cut short
+
+
+def duration(seconds: float) -> str:
+    """A readable duration, in hours, minutes and seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -1,1 +1,0 @@
-"""Training: devices, processes, the loss, checkpoints, the log."""
