@@ -42,7 +42,7 @@ def main(settings: Settings) -> None:
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Settings first (train.py, with the same config file "
+            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
             "and --out_dir as here)."
         )
     manifests.require_complete(paths, checkpoint.check_series(paths, settings.language))

@@ -34,7 +34,7 @@ def main(settings: Settings) -> None:
     """Print continuations of the prompt, by every model that is named."""
     language = perturb.get(settings.language)
     tokenizer = Tokenizer(language.markers)
-    text = sentence(settings.prompt, "prompt", Settings.command, may_begin_with_space=True)
+    text = sentence(settings.prompt, "prompt", "sample.py", may_begin_with_space=True)
     if text != settings.prompt:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
     prompt = tokenizer.encode_with_markers(text)

@@ -560,7 +560,7 @@ def resume(run: Run) -> None:
 
 def require_agreement(run: Run) -> None:
     """Raise UserError unless all processes train the same run on the same data."""
-    facts = dataclasses.asdict(run.settings)
+    facts = run.settings.read_by("train.py")
     for name in _PER_PROCESS:
         del facts[name]
     for split in ("train", "val"):
@@ -581,7 +581,7 @@ def require_agreement(run: Run) -> None:
 
 def load_state(run: Run, path: Path) -> None:
     """Continue from a training state. Raises UserError if that would mix two different runs."""
-    saved = checkpoint.load(path, mmap=False)
+    saved = checkpoint.load(path, is_checked=True, mmap=False)
     now = run.settings, dataclasses.asdict(run.meta)
     if differences := checkpoint.differences(saved.settings, saved.data, *now):
         raise UserError(

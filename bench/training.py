@@ -16,7 +16,6 @@ from impossible import distributed
 from impossible.distributed import World
 from impossible.settings import Settings
 from impossible.text import token_files, tokenizer
-from impossible.training.shares import settle
 from model import GPTConfig
 
 BATCH, BLOCK = 4, 1024  # the micro-batch
@@ -49,7 +48,7 @@ def ours(
     run = train.open_run(settings, world)
     distributed.connect(world, run.device)
     train.wrap(run)
-    settle(run)
+    train.measure_shares(run)
 
     def step() -> float:
         start = time.perf_counter()
@@ -123,7 +122,7 @@ def _plain_loop(
     def step() -> float:
         start = time.perf_counter()
         for _ in range(MICRO_BATCHES):
-            with distributed.autocast(place, getattr(torch, _DTYPE)):
+            with torch.autocast(place.type, getattr(torch, _DTYPE)):
                 loss = loss_of(batch) / MICRO_BATCHES
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

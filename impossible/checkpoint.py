@@ -81,7 +81,7 @@ def state_path(out_dir: Path) -> Path:
     return previous if previous.exists() and not path.exists() else path
 
 
-def load(path: Path, is_checked: bool = True, mmap: bool = True) -> Checkpoint:
+def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
     """Load a checkpoint or a training state onto the CPU.
 
     is_checked: read the whole file and compare it with its checksums. mmap: read tensors only when
@@ -126,7 +126,7 @@ _DAMAGE = (
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a checkpoint. Raises UserError if a byte of it is wrong."""
-    load(path)
+    load(path, is_checked=True)
     return files.sha256(path)
 
 
@@ -173,14 +173,14 @@ def check_series(paths: list[Path], language: str) -> Checkpoint:
     paths: by step. Returns the last checkpoint. Without this check, a checkpoint of another run or
     step would go unnoticed.
     """
-    last = load(paths[-1], is_checked=False)
+    last = load(paths[-1])
     if last.data["language"] != language:
         raise UserError(
             f"{paths[-1]} is a model of {last.data['language']}, but the settings say "
             f"{language}. Set --out_dir= or --language=."
         )
     for path in paths:
-        other = load(path, is_checked=False)
+        other = load(path)
         if path_of(path.parent, other.step) != path:
             raise UserError(
                 f"{path} holds step {other.step}: it was renamed or copied. Restore its "
@@ -204,7 +204,7 @@ def settings_of_run(out_dir: Path) -> dict[str, Any]:
         raise UserError(
             f"no checkpoint-N.pt in {out_dir}. Name the folder of a run, or train one (train.py)."
         )
-    settings = load(paths[-1], is_checked=False).settings
+    settings = load(paths[-1]).settings
     return {name: getattr(settings, name) for name in (*RECIPE, "data_dir")}
 
 

@@ -1,6 +1,5 @@
 """The log of a run: `log.jsonl`, lines on the terminal, and a tracker if the settings name one."""
 
-import dataclasses
 import importlib
 import json
 import math
@@ -124,7 +123,7 @@ def _open_tracker(settings: Settings, is_new: bool) -> Any:
             project=settings.tracker_project,
             name=f"{out_dir.name}-{run_id}",
             resume="allow",
-            config=dataclasses.asdict(settings),
+            config=settings.read_by("train.py"),
             **({"id": run_id} if name == "wandb" else {}),  # Trackio knows names alone
         )
     except Exception as error:  # each package has its own

@@ -31,6 +31,8 @@ DEFAULT_CONFIG = CONFIG_DIR / "partial_reverse.py"
 _WAIT_FOR_FIRST = 5.0  # seconds
 _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
+_POSITIVE = r"(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)"  # a number such as 2 or 0.5
+
 LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
 
 
@@ -55,19 +57,19 @@ class Recipe:
 
     language: str = "partial_reverse"  # a name from the table in perturb.py
     position_embeddings: bool = True  # false: the variant without positional encodings
+    # Data
+    block_size: int = 1024  # context length, in tokens
+    tokens_per_step: int = 524288  # number of tokens in one optimizer step, over all processes
+    max_steps: int = 3000  # total number of optimizer steps
     # Model
     n_layer: int = 12  # number of transformer blocks
     n_head: int = 12  # attention heads in each transformer block
     n_embd: int = 768  # width of the model
-    block_size: int = 1024  # context length, in tokens
     dropout: float = 0.1  # dropout rate of embeddings, attention weights and residual branches
     # divide attention scores by (layer index + 1), in addition to the usual scaling
     scale_attn_by_inverse_layer_idx: bool = True
     # Optimization
-    tokens_per_step: int = 524288  # number of tokens in one optimizer step, over all processes
-    max_steps: int = 3000  # total number of optimizer steps
-    # steps until the learning rate reaches its peak; after that, it decreases linearly to 0
-    warmup_steps: int = 300
+    warmup_steps: int = 300  # steps to the peak of the learning rate; then it falls linearly to 0
     learning_rate: float = 6e-4  # peak of the learning rate
     beta1: float = 0.9  # AdamW's decay rate of the first moment
     beta2: float = 0.999  # AdamW's decay rate of the second moment
@@ -75,7 +77,7 @@ class Recipe:
     grad_clip: float = 1.0  # largest norm of the gradient (0: no clipping)
     # precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: int = 41  # seed of dropout, of the two below if they are -1, and of sample.py
+    seed: int = 41  # of dropout, of sample.py, and of what has no seed of its own below
     init_seed: int = -1  # seed of the initial weights (-1: as seed)
     order_seed: int = -1  # seed of the order of blocks (-1: as seed)
     # Checkpoints and validation
@@ -103,7 +105,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settings(Recipe):
-    """The settings of all commands. Raises UserError for an invalid value."""
+    """The settings of all commands. Raises UserError for an invalid value.
+
+    Whether the values fit together is for `check`: each command looks only at those that it reads.
+    """
 
     data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
     out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
@@ -143,10 +148,10 @@ class Settings(Recipe):
     dry_run: bool = False  # show what would be done (published, or a study's plan), and do nothing
     model_license: str = "mit"  # licence of the published model, by the Hub's name for it
     # eval and sample.py
+    revisions: str = ""  # checkpoints by name or step, with commas (if empty: every checkpoint-N)
     # models in place of the run in out_dir, separated by commas: exported folders, repos on the
     # Hub (USER/NAME), and `run` for the run itself
     model: str = ""
-    revisions: str = ""  # checkpoints by name or step, with commas (if empty: every checkpoint-N)
     test_language: str = ""  # evaluate on this language's test split (if empty: the model's own)
     # folder of the test data (if empty: data_dir, or data/TEST_LANGUAGE for another language)
     test_data_dir: str = ""
@@ -198,8 +203,12 @@ class Settings(Recipe):
             self.require(getattr(self, name) <= LARGEST_SEED, name, f"at most {LARGEST_SEED}")
         for name in ["dropout", "beta1", "beta2"]:
             self.require(0 <= getattr(self, name) < 1, name, "0 or more, and less than 1")
-        self._check_training()
-        self._check_commands()
+        self.require(self.learning_rate > 0, "learning_rate", "more than 0")
+        self.require(self.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
+        shares = re.fullmatch(rf"equal|auto|{_POSITIVE}(,{_POSITIVE})*", self.shares)
+        self.require(shares, "shares", "equal, auto, or positive numbers such as 2,3")
+        device = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
+        self.require(device, "device", "auto, cpu, cuda, cuda:N or mps")
 
     def require(self, holds: Any, name: str, expected: str) -> None:
         """Raise UserError unless a condition on the value of a setting holds."""
@@ -208,38 +217,45 @@ class Settings(Recipe):
             value = list(value) if isinstance(value, tuple) else value  # as in a config file
             raise UserError(f"{name} = {value!r} is invalid. It must be {expected}.")
 
+    def check(self, command: str) -> None:
+        """Raise UserError if settings that a command reads do not fit together."""
+        if command in ("train.py", "batch_viewer.py"):
+            near = max(1, self.blocks_per_step) * self.block_size
+            multiple = f"a multiple of block_size = {self.block_size}, such as {near}"
+            self.require(self.tokens_per_step % self.block_size == 0, "tokens_per_step", multiple)
+        if command == "train.py":
+            self._check_training()
+        if command == "batch_viewer.py":
+            within = f"a step of the run, from 1 to max_steps, which is {self.max_steps}"
+            self.require(1 <= self.step <= self.max_steps, "step", within)
+        if command == "evaluate.py":
+            self._check_measures()
+        if command == "convert_to_hf.py":
+            for name in ("private", "overwrite", "dry_run"):
+                fits = self.push_to_hub or not getattr(self, name)
+                self.require(fits, name, "left out, or combined with --push_to_hub=USER/NAME")
+
     def _check_training(self) -> None:
         s, check = self, self.require
-        check(s.learning_rate > 0, "learning_rate", "more than 0")
-        check(s.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
-        multiple = f"a multiple of block_size = {s.block_size}"
-        check(s.tokens_per_step % s.block_size == 0, "tokens_per_step", multiple)
         within = f"at most max_steps, which is {s.max_steps}"
         check(s.warmup_steps <= s.max_steps, "warmup_steps", within)
-        check(s.n_embd % s.n_head == 0, "n_head", f"a divisor of n_embd = {s.n_embd}")
+        near = next(d for d in range(min(s.n_head, s.n_embd), 0, -1) if s.n_embd % d == 0)
+        check(s.n_embd % s.n_head == 0, "n_head", f"a divisor of n_embd = {s.n_embd}, such as {near}")
         divisor = f"a divisor of the {s.blocks_per_step} blocks of a step"
         check(s.blocks_per_step % s.batch_size == 0, "batch_size", divisor)
-        shares = re.fullmatch(r"equal|auto|[1-9]\d*(,[1-9]\d*)*", s.shares)
-        check(shares, "shares", "equal, auto, or whole numbers such as 2,3")
         steps = re.fullmatch(r"|log2|babylm|\d+(,\d+)*", s.extra_checkpoints)
         last = max(map(int, re.findall(r"\b\d+\b", s.extra_checkpoints)), default=0)
         expected = f"log2, babylm, or steps from 0 to {s.max_steps} such as 0,1,2,4"
         check(steps and last <= s.max_steps, "extra_checkpoints", expected)
-        device = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", s.device)
-        check(device, "device", "auto, cpu, cuda, cuda:N or mps")
 
-    def _check_commands(self) -> None:
-        s, check = self, self.require
-        within = f"a step of the run, from 1 to max_steps, which is {s.max_steps}"
-        check(1 <= s.step <= s.max_steps, "step", within)
-        measures = [name for name in ("pairs", "markers", "stimuli") if getattr(s, name)]
+    def _check_measures(self) -> None:
+        measures = [name for name in ("pairs", "markers", "stimuli") if getattr(self, name)]
         for name in measures[1:]:
-            check(False, name, f"left out, as {measures[0]} is set: one measure at a time")
+            self.require(False, name, f"left out, as {measures[0]} is set: one measure at a time")
         for name in ("sentences", "surprisals", "entropies") if measures else ():
-            check(not getattr(s, name), name, f"left out, as {measures[0]} is set")
-        check(
-            s.pairs or not s.leading_space, "leading_space", "left out, or combined with --pairs="
-        )
+            self.require(not getattr(self, name), name, f"left out, as {measures[0]} is set")
+        fits = self.pairs or not self.leading_space
+        self.require(fits, "leading_space", "left out, or combined with --pairs=")
 
     def read_by(self, command: str) -> dict[str, Any]:
         """The settings that a command reads, by name."""
@@ -319,7 +335,10 @@ def load(
         bases = [of_run(Path(values["out_dir"]))]
     else:
         bases = [read_config(path) for path in configs or [DEFAULT_CONFIG]]
-    return [Settings(**base | values) for base in bases]
+    runs = [Settings(**base | values) for base in bases]
+    for settings in runs:
+        settings.check(command)
+    return runs
 
 
 def parse(
@@ -400,7 +419,8 @@ def _typed(kind: type, name: str, value: Any, where: str) -> Any:
         item = expected.__args__[0]
         if isinstance(value, list) and all(type(part) is item for part in value):
             return tuple(value)
-        raise UserError(f"{where}: {name} must be a list, each item {_EXPECTED[item]}.")
+        items = "strings" if item is str else "whole numbers"
+        raise UserError(f"{where}: {name} must be a list of {items}, not {value!r}.")
     expected = str if typing.get_origin(expected) is Literal else expected
     if expected is float and type(value) is int:
         with suppress(OverflowError):

@@ -19,8 +19,6 @@ import hypothesis
 import pytest
 import torch
 
-from impossible import files
-
 ROOT = Path(__file__).parent.parent
 TINY = {
     "segmenter": "line",
@@ -180,9 +178,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 @contextlib.contextmanager
 def settled_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well."""
-    with files.temporary_folder(path) as folder:
+    from impossible.hub import export  # whose libraries read the environment
+
+    with export.temporary_folder(path) as folder:
         yield folder
-        files.settle_folder(folder, path)
+        export.settle_folder(folder, path)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

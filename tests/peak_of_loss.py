@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from impossible.training.loss import chunk_loss, head_loss
+from model import chunk_loss, head_loss
 
 VOCABULARY = 50304
 

@@ -18,8 +18,8 @@ import torch
 import transformers
 
 import convert_to_hf
-from impossible import asking, checkpoint, command
-from impossible.settings import Settings
+from impossible import asking, checkpoint
+from impossible.settings import run_command
 
 torch.set_num_threads(1)
 asking._TIMEOUT = 2
@@ -38,8 +38,11 @@ for line in sys.stdin:
         sys.argv = ["convert_to_hf.py", *job["arguments"]]
         code = 0
         try:
-            command.run(
-                Settings, convert_to_hf.main, convert_to_hf.__doc__, checkpoint.settings_of_run
+            run_command(
+                "convert_to_hf.py",
+                convert_to_hf.main,
+                convert_to_hf.__doc__,
+                checkpoint.settings_of_run,
             )
         except SystemExit as leaving:
             code = leaving.code

@@ -12,8 +12,7 @@ from conftest import fail, succeed
 import train
 from impossible import checkpoint
 from impossible.distributed import World
-from impossible.options import load
-from impossible.settings import Settings
+from impossible.settings import Settings, load
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 
@@ -22,7 +21,7 @@ MARKERS = ("🅁",)
 
 def test_a_step_is_shown_as_training_reads_it(config, data_dir: Path) -> None:  # noqa: ANN001
     path = config()
-    run = train.open_run(load(Settings, [str(path)]), World())
+    run = train.open_run(load("train.py", [str(path)])[0], World())
     tokens = run.train_blocks[run.blocks(4)]
     shown = succeed("batch_viewer.py", path, "--step=5")
     digest = hashlib.sha256(tokens.astype(token_files.DTYPE).tobytes()).hexdigest()
@@ -54,7 +53,7 @@ def test_neither_batch_size_nor_model_changes_what_is_shown(config, trained: Pat
 
 def test_the_steps_that_read_a_text_are_found(config, data_dir: Path) -> None:  # noqa: ANN001
     path = config(max_steps="40", checkpoint_interval="40")
-    run = train.open_run(load(Settings, [str(path)]), World())
+    run = train.open_run(load("train.py", [str(path)])[0], World())
     tokenizer = Tokenizer(MARKERS)
     block = int(run.blocks(11)[3])
     text = tokenizer.decode(run.train_blocks[block]).split("<|endoftext|>")[0][3:]

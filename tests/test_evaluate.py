@@ -22,12 +22,12 @@ from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
 import perturb
-from impossible import checkpoint, options
+from impossible import checkpoint
 from impossible.distributed import World
 from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
-from impossible.settings import Settings, UserError
+from impossible.settings import UserError, load
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 from perturb import from_lengths
@@ -66,7 +66,7 @@ def evaluated(*arguments: str | Path) -> str:
     """Run the command within this process; what it printed."""
     arguments = list(map(str, arguments))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        COMMAND["main"](options.load_several(Settings, arguments, checkpoint.settings_of_run))
+        COMMAND["main"](load("evaluate.py", arguments, checkpoint.settings_of_run))
     return printed.getvalue()
 
 

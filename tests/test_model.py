@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parity import SHAPE, pair, relative
 
-from impossible import loss
-from impossible.training.loss import IGNORED, head_loss
-from model import GPT, GPTConfig, next_tokens
+import model as models
+from impossible.evaluation import scoring
+from model import GPT, IGNORED, GPTConfig, head_loss, next_tokens
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -120,7 +120,7 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
     if (targets == IGNORED).all():
         targets[0] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "MIN_CHUNK_ROWS", chunk)
+        patch.setattr(models, "MIN_CHUNK_ROWS", chunk)
         ours = head_loss(hidden, weight, targets, words)
         gradients = torch.autograd.grad(ours * 3, (hidden, weight))
     plain = F.cross_entropy(hidden @ weight[:words].T, targets, ignore_index=IGNORED)
@@ -132,11 +132,11 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
 
 @pytest.mark.parametrize("width", [16, 768])
 def test_chunks_of_rows_are_never_small(width: int) -> None:
-    limit = max(loss.MIN_CHUNK_ROWS, 2 * width)
+    limit = max(models.MIN_CHUNK_ROWS, 2 * width)
     for rows in [*range(1, 3000), 8 * 1024, 8 * 1021, 16381]:
-        size = loss.chunk_rows(rows, width)
+        size = models.chunk_rows(rows, width)
         assert min(rows, limit) / 2 <= size <= limit, rows
-    assert loss.chunk_rows(8 * 1024, 768) == 1024, "chunks of one size where that is possible"
+    assert models.chunk_rows(8 * 1024, 768) == 1024, "chunks of one size where that is possible"
 
 
 def test_the_loss_makes_no_gradient_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_the_losses_of_tokens_are_cross_entropies_however_logits_are_made(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
     torch.set_num_threads(threads)
     hidden, padded, targets = torch.randn(rows, 32), torch.randn(192, 32), torch.arange(rows) % 130
-    found = loss.token_losses(hidden, padded[:130], targets)
+    found = scoring.token_losses(hidden, padded[:130], targets)
     logits = hidden.double() @ padded[:130].double().T
     expected = F.cross_entropy(logits, targets, reduction="none").float()
     assert found.shape == (rows,)

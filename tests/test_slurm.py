@@ -192,7 +192,7 @@ def test_a_job_that_is_cancelled_saves_its_last_step_and_ends(
     wait_for(lambda: "stopped after step" in (tmp_path / "job.log").read_text())
     assert "back into the queue" not in (tmp_path / "job.log").read_text()
     assert shown(job, cluster)["JobState"] == "CANCELLED"
-    assert checkpoint.load_state(tmp_path / "out").step > 0
+    assert checkpoint.load(checkpoint.state_path(tmp_path / "out")).step > 0
 
 
 @pytest.mark.slow

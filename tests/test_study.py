@@ -251,7 +251,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
     process.communicate()
     for run in runs:
         wait_for(lambda run=run: not locked(run))
-        assert checkpoint.load_state(run).step > 20
+        assert checkpoint.load(checkpoint.state_path(run)).step > 20
     status = succeed("study.py", broken, "--status")
     assert status.count("interrupted") == 3, "two runs, and their number"
 
@@ -270,7 +270,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
     assert "train.py interrupted" in printed
     assert "stopping: each run finishes its current step" in printed
     for run in runs:
-        if checkpoint.load_state(run).step < LONG["max_steps"]:
+        if checkpoint.load(checkpoint.state_path(run)).step < LONG["max_steps"]:
             assert words(folder)[run.name] == "interrupted"
 
     succeed("study.py", broken, processes=1, timeout=400)

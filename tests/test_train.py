@@ -16,11 +16,9 @@ from parity import pair, relative
 
 import train
 from impossible import checkpoint, log
-from impossible import run as runs
 from impossible.distributed import World
 from impossible.hub.export import transformers_weights
-from impossible.options import load
-from impossible.settings import Settings, UserError
+from impossible.settings import Settings, UserError, load
 
 Config = Callable[..., Path]
 PUBLISHED = Settings()
@@ -67,7 +65,7 @@ def test_weight_decay_is_for_matrices_and_embeddings() -> None:
 
 def test_twenty_updates_are_those_of_transformers(config: Config) -> None:
     path = config(dropout="0.0", max_steps="20", warmup_steps="5", grad_clip="0.5")
-    settings = load(Settings, [str(path)])
+    settings = load("train.py", [str(path)])[0]
     run = train.open_run(settings, World())
     vocabulary = run.meta.vocab_size
     theirs = transformers.GPT2LMHeadModel(
@@ -188,11 +186,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     succeed("train.py", config(**options, out_dir=str(whole)), processes=processes)
     path = config(**options, out_dir=str(stopped))
     kill_after_first_state(path, stopped, processes)
-    assert 0 < checkpoint.load_state(stopped).step < 12
+    assert 0 < checkpoint.load(checkpoint.state_path(stopped)).step < 12
     succeed("train.py", path, processes=processes)
     assert losses(stopped) == losses(whole)
     assert same(weights(stopped, 12), weights(whole, 12))
-    a, b = (checkpoint.load_state(folder) for folder in (whole, stopped))
+    a, b = (checkpoint.load(checkpoint.state_path(folder)) for folder in (whole, stopped))
     assert a.scaler == b.scaler
     for key, values in a.optimizer["state"].items():
         assert same(values, b.optimizer["state"][key])
@@ -266,7 +264,7 @@ def test_a_run_that_diverges_later_keeps_its_last_good_state(
     error = fail("train.py", path, processes=processes)
     assert "step 2: the " in error
     assert "Last good checkpoint: " + str(tmp_path / "out" / "checkpoint-1.pt") in error
-    state = checkpoint.load_state(tmp_path / "out")
+    state = checkpoint.load(checkpoint.state_path(tmp_path / "out"))
     assert state.step == 1
     assert all(tensor.isfinite().all() for tensor in state.model.values())
 
@@ -277,7 +275,7 @@ def test_the_step_that_diverged_is_named_though_it_was_not_logged(
     path = config(learning_rate="1e30", grad_clip="0", warmup_steps="6", log_interval="6")
     error = fail("train.py", path, "--checkpoint_interval=6", "--eval_interval=6")
     assert "step 3: the loss is nan" in error
-    settings = load(Settings, [str(path)])
+    settings = load("train.py", [str(path)])[0]
     run = train.open_run(settings, World())
     blocks = token_files.step_blocks(len(run.train_blocks), 8, settings.seed, 2)
     assert f"the step read the blocks {', '.join(map(str, blocks))} of train.bin" in error
@@ -288,7 +286,7 @@ def test_a_run_that_is_stopped_before_it_is_known_to_have_diverged_saves_nothing
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = config(log_interval="6", eval_interval="6", checkpoint_interval="6", grad_clip="0")
-    run = train.open_run(load(Settings, [str(path)]), World())
+    run = train.open_run(load("train.py", [str(path)])[0], World())
 
     def ruinous(step: int, _: Settings) -> float:
         if step == 3:
@@ -296,21 +294,21 @@ def test_a_run_that_is_stopped_before_it_is_known_to_have_diverged_saves_nothing
         return 1e30
 
     monkeypatch.setattr(train, "learning_rate_at", ruinous)
-    with pytest.raises(UserError, match="step 2: the loss is nan"), runs.opened(run):
-        runs.resume(run)
+    with pytest.raises(UserError, match="step 2: the loss is nan"), train.opened(run):
+        train.resume(run)
         train.train(run)
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
 def test_a_gradient_that_no_loss_scale_makes_finite_is_told(config: Config) -> None:
     path = config(dtype="float16", max_steps="60", eval_interval="60", checkpoint_interval="60")
-    run = train.open_run(load(Settings, [str(path)]), World())
+    run = train.open_run(load("train.py", [str(path)])[0], World())
     weight = run.model.transformer.ln_f.weight
     weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
     before = weight.clone()
     told = "the gradient norm at any loss scale is inf"
-    with pytest.raises(UserError, match=told), runs.opened(run):
-        runs.resume(run)
+    with pytest.raises(UserError, match=told), train.opened(run):
+        train.resume(run)
         train.train(run)
     assert 16 + 20 <= log.read(Path(run.settings.out_dir))[-1]["step"] <= 16 + 21
     assert torch.equal(weight, before), "no step was taken"
@@ -324,7 +322,7 @@ def test_too_little_memory_is_told_with_what_helps(
 
     monkeypatch.setattr(train, "update", fail_to_allocate)
     with pytest.raises(UserError, match=r"Tried to allocate 2 GiB\.\).*smaller --batch_size="):
-        train.main(load(Settings, [str(config())]))
+        train.main(load("train.py", [str(config())])[0])
 
 
 @pytest.mark.parametrize(
@@ -389,7 +387,7 @@ def test_a_gpu_trains_the_same_model(dtype: str, config: Config, tmp_path: Path)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_host_never_waits_for_the_gpu_within_a_step(dtype: str, config: Config) -> None:
     path = config(device="cuda", dtype=dtype, compile="true")
-    run = train.open_run(load(Settings, [str(path)]), World())
+    run = train.open_run(load("train.py", [str(path)])[0], World())
     train.wrap(run)
     for step in range(3):  # compiles, and makes the optimizer's state
         run.step = step

@@ -1,7 +1,8 @@
 """Minimal pairs: BLiMP from the Hub, or jsonl files of one's own."""
 
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +41,27 @@ def folder_name(kind: str, source: str, leading_space: bool = False) -> str:
     if kind == "stimuli":
         if not Path(source).is_file():
             raise UserError(f"stimuli = {source!r} is no file. Expected a csv or jsonl file.")
-        name = files.name_by_content(Path(source))
+        name = _name_by_content(Path(source))
     elif source == BLIMP:
         name = f"{BLIMP}-{COMMIT[:8]}"
     else:
-        name = files.name_by_content(Path(source), _paths(Path(source)))
+        name = _name_by_content(Path(source), _paths(Path(source)))
     return f"{kind}_{name}{'_leading_space' * leading_space}"
+
+
+def _name_by_content(path: Path, paths: Sequence[Path] = ()) -> str:
+    """A name for a file or folder by its content, such as `items-1a2b3c4d`.
+
+    The digits are the first of a SHA-256: of the file, or of those files of the folder that are in
+    `paths`, with their names. So equal content of one name gives one name, wherever it is.
+    """
+    if path.is_dir():
+        name = path.resolve().name
+        lines = [f"{files.sha256(p)} {p.relative_to(path).as_posix()}\n" for p in paths]
+        digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    else:
+        name, digest = path.stem, files.sha256(path)
+    return f"{files.require_utf8(Path(name))}-{digest[:8]}"
 
 
 @functools.lru_cache(1)

@@ -321,7 +321,7 @@ def read_meta(settings: Settings) -> token_files.Meta:
     is_elsewhere = settings.test_data_dir or wanted != settings.language
     if is_elsewhere and not (data_dir / token_files.META).exists():
         raise UserError(
-            f"there are no prepared sentences of {wanted} in {data_dir}. Settings them from the "
+            f"there are no prepared sentences of {wanted} in {data_dir}. Prepare them from the "
             f"corpus of the model's own data: {_prepare_command(settings, data_dir)} (with the "
             "same sotu_years or text_column, if they were set). If the data are in another "
             "folder, set --test_data_dir="

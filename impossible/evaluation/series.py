@@ -80,7 +80,7 @@ class Series:
         return self.label if self.label == self.place else f"{self.label} ({self.place})"
 
 
-def find(settings: Settings | Settings, revisions: list[str]) -> list[Series]:
+def find(settings: Settings, revisions: list[str]) -> list[Series]:
     """The series that the settings name, the run of out_dir if they name none.
 
     revisions: the checkpoints of each series; if empty, all checkpoint-N. Raises UserError if a
@@ -134,12 +134,12 @@ def _by_step(members: list[Member]) -> list[Member]:
 # Checkpoints of a run
 
 
-def _of_run(settings: Settings | Settings) -> Series:
+def _of_run(settings: Settings) -> Series:
     out_dir, language = Path(settings.out_dir), settings.language
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Settings first (train.py, with the same config file "
+            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
             "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
         )
     last = checkpoint.check_series(paths, language)

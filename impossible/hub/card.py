@@ -146,7 +146,7 @@ def _loading(c: Checkpoint, repo: str) -> str:
         note = (
             f"There are {len(steps)} revisions, from `checkpoint-{min(steps)}` to "
             f"`checkpoint-{max(steps)}` (every {s.checkpoint_interval:,} steps"
-            f"{', and others' * bool(s.get('extra_checkpoints'))}); `main` is the last."
+            f"{', and others' * bool(s.extra_checkpoints)}); `main` is the last."
             f"{_of_words(steps)}"
         )
     else:
@@ -252,14 +252,14 @@ def _training(c: Checkpoint) -> str:
 | software | PyTorch {", ".join(versions)} |"""
 
 
-def _seeds(settings: dict[str, Any]) -> str:
+def _seeds(settings: Settings) -> str:
     """The seed of everything, and those of the initial weights and of the order if they differ."""
     names = {
         "seed": "seed",
         "init_seed": "seed of the initial weights",
         "order_seed": "seed of the order of blocks",
     }
-    found = {text: settings.get(name, -1) for name, text in names.items()}
+    found = {text: getattr(settings, name) for name, text in names.items()}
     return "\n".join(f"| {text} | {seed} |" for text, seed in found.items() if seed >= 0)
 
 

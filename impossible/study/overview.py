@@ -83,13 +83,13 @@ def _time(plan: Plan, left: list[Run]) -> str:
 
 def _share_done(run: Run) -> float:
     records = log.read(run.folder)
-    return records[-1]["step"] / run.training.max_steps if records else 0.0
+    return records[-1]["step"] / run.settings.max_steps if records else 0.0
 
 
 def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
     """Tokens per second of a few training steps on this machine."""
     run = plan.runs[0]
-    t = run.training
+    t = run.settings
     device = distributed.pick_device(t.device, World())
     dtype = distributed.pick_dtype(t.dtype, device)
     before = torch.get_num_threads()
@@ -99,7 +99,7 @@ def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
     found: list[float] = []  # seconds
     while sum(found) < _TRIAL or len(found) < 2:
         start = time.perf_counter()
-        with distributed.autocast(device, dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = model(batch, next_tokens(batch))
         loss.backward()
         distributed.synchronize(device)
@@ -111,12 +111,12 @@ def _tried_speed(plan: Plan, share: dict[str, str]) -> float:
 def _disk(plan: Plan) -> str:
     """The size of checkpoints, exports and training states."""
     weights = 4 * plan.runs[0].parameters
-    t, kept = plan.runs[0].training, None
+    t, kept = plan.runs[0].settings, None
     with contextlib.suppress(UserError):
         meta = token_files.read_meta(plan.runs[0].data_dir)
-        kept = checkpoint.kept_steps(vars(t), vars(meta))
+        kept = checkpoint.kept_steps(t, vars(meta))
     if kept is None and t.extra_checkpoints != "babylm":
-        kept = checkpoint.kept_steps(vars(t), {})
+        kept = checkpoint.kept_steps(t, {})
     if kept is None:
         return "unknown before the data are prepared, as checkpoints follow the number of words"
     each = weights * (len(kept) * 2 + 2 * _STATE_SIZE)

@@ -107,7 +107,7 @@ class Study(Settings):
 
 
 _OF_RUNS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("private", "dry_run")]
-_OF_STUDY = [f.name for f in dataclasses.fields(Study) if f.name not in _OF_RUNS]
+OF_STUDY = [f.name for f in dataclasses.fields(Study) if f.name not in _OF_RUNS]
 
 
 class Command(NamedTuple):
@@ -307,7 +307,7 @@ def read(arguments: list[str], usage: str) -> Plan:
 
     Raises UserError for a setting that the study decides itself.
     """
-    configs, values = parse("study.py", _OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
+    configs, values = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
     if len(configs) != 1:
         raise UserError(
             "name the config file of a study, such as config/study_laptop.py (small) or "
@@ -315,7 +315,7 @@ def read(arguments: list[str], usage: str) -> Plan:
         )
     config = find_config(configs[0])
     values = read_config(config, Study) | values
-    study = Study(**{name: value for name, value in values.items() if name in _OF_STUDY})
+    study = Study(**{name: value for name, value in values.items() if name in OF_STUDY})
     shared = {name: value for name, value in values.items() if name in _OF_RUNS}
     for name in _OWN:
         if name in shared:
@@ -377,13 +377,15 @@ def _check(plan: Plan) -> None:
     for language in plan.settings.languages:
         perturb.get(language)
     for run in plan.runs:
-        _ = run.settings  # raises UserError
+        for command in READS:
+            run.settings.check(command)
         if plan.settings.publish:
             publish.require_valid(plan.repo(run))
     for kind in plan.settings.evaluations:
         name, _, source = kind.partition("=")
         given = {option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)}
-        Settings(**plan.runs[0].values | given | ({name: source} if source else {}))
+        measure = {name: source} if source else {}
+        Settings(**plan.runs[0].values | given | measure).check("evaluate.py")
         if name == "stimuli" and not Path(source).is_file():
             raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
 

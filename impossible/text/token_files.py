@@ -90,6 +90,11 @@ def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
     return np.frombuffer(data, _ID_DTYPE)
 
 
+def write_meta(data_dir: Path, meta: Meta) -> None:
+    """Write meta.json, which marks the files in its folder as complete."""
+    files.write_json(data_dir / META, dataclasses.asdict(meta))
+
+
 def read_meta(data_dir: Path, language: str | None = None) -> Meta:
     """Read meta.json. Raises UserError if it is missing, invalid or for another language."""
     path = data_dir / META

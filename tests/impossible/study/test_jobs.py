@@ -84,7 +84,7 @@ def test_so_do_the_jobs_that_prepare_the_data_and_write_the_results(
 
     for run in plan.runs:
         slurm.Chain(plan, run)()
-        plans.checkpoint.path_of(run.folder, run.training.max_steps).touch()
+        plans.checkpoint.path_of(run.folder, run.settings.max_steps).touch()
     marker = plan.folder / "evaluating"
     object.__setattr__(plan, "evaluation", f"open({str(marker)!r}, 'w'); time.sleep(60)")
     assert execute(slurm.Results(plan), marker.exists) == 75

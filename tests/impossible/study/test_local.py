@@ -260,7 +260,7 @@ def test_joint_results_replace_only_what_the_study_wrote(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("of another run")
     for run in plan.runs:
-        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+        checkpoint.path_of(run.folder, run.settings.max_steps).touch()
     local.execute(plan, Stop())
 
     def write(script: str) -> dict[str, str]:
@@ -323,7 +323,7 @@ def test_a_damaged_file_is_the_problem_of_its_run_alone(
     (plan.folder / "results.json").write_text("{")
     (plan.folder / "jobs.json").write_text("[")
     for run in plan.runs:
-        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+        checkpoint.path_of(run.folder, run.settings.max_steps).touch()
 
     overview.show_states(plan)
     told = capfd.readouterr().out

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from impossible import checkpoint, options
-from impossible.settings import Settings, UserError
+from impossible import checkpoint
+from impossible.settings import Settings, UserError, load, read_config
 from impossible.study import plan as plans
 from impossible.study import states
 from impossible.study.plan import Command, Plan
@@ -35,9 +35,9 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
     ]
     run = made.runs[3]
     path = [str(run.config)]
-    prepare, train = options.load(Settings, path), options.load(Settings, path)
-    convert, evaluate = options.load(Settings, path), options.load(Settings, path)
-    assert train == run.training
+    commands = ("prepare.py", "train.py", "convert_to_hf.py", "evaluate.py")
+    prepare, train, convert, evaluate = (load(command, path)[0] for command in commands)
+    assert train == run.settings
     assert (train.language, train.seed, train.n_layer) == ("partial_reverse", 2, 3)
     assert (train.dropout, train.compile, evaluate.sample_seed) == (0.5, False, 3)
     assert prepare.data_dir == train.data_dir == evaluate.data_dir
@@ -194,7 +194,7 @@ def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_pat
     plans.write_configs(changed)
     configs = sorted(tmp_path.rglob("config.py"))
     assert len(configs) == 6
-    assert all(options.read_config(path)["batch_size"] == 4 for path in configs)
+    assert all(read_config(path)["batch_size"] == 4 for path in configs)
 
 
 def test_a_run_that_has_nothing_yet_may_be_begun_with_other_settings(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_run_that_has_nothing_yet_may_be_begun_with_other_settings(tmp_path: P
     corrected = plan(tmp_path, "--corpus=sotu")
     plans.require_same(corrected)
     plans.write_configs(corrected)
-    assert options.read_config(corrected.runs[0].config)["corpus"] == "sotu"
+    assert read_config(corrected.runs[0].config)["corpus"] == "sotu"
     (corrected.runs[0].folder / checkpoint.STATE).touch()
     with pytest.raises(UserError, match="corpus was 'sotu' and is now 'gone'"):
         plans.require_same(before)
@@ -247,7 +247,7 @@ def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> N
     plans.write_configs(made)
     run = made.runs[0]
     train, convert, evaluate = made.commands(run)
-    checkpoint.path_of(run.folder, run.training.max_steps).touch()
+    checkpoint.path_of(run.folder, run.settings.max_steps).touch()
     (checkpoint.hf_dir(run.folder)).mkdir()
     (checkpoint.hf_dir(run.folder) / "manifest.json").touch()
     for command in (train, convert, evaluate):
@@ -257,7 +257,7 @@ def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> N
     assert states.following(made, run) is None
     (checkpoint.hf_dir(run.folder) / "manifest.json").unlink()
     assert states.following(made, run) == convert
-    checkpoint.path_of(run.folder, run.training.max_steps).unlink()
+    checkpoint.path_of(run.folder, run.settings.max_steps).unlink()
     assert states.following(made, run) == train
 
 

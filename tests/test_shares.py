@@ -10,10 +10,8 @@ from test_train import losses, same, weights
 
 import train
 from impossible import checkpoint, log
-from impossible import run as runs
 from impossible.distributed import World
-from impossible.options import load
-from impossible.settings import Settings
+from impossible.settings import Settings, load
 
 Config = Callable[..., Path]
 NO_DROPOUT = {"dropout": "0.0", "batch_size": "1", "max_steps": "12", "checkpoint_interval": "6"}
@@ -58,9 +56,9 @@ def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
     )
     path = config(**options, out_dir=str(parts))
     process = start(script, "train.py", path, "--shares=auto", processes=2)
-    wait_for(lambda: checkpoint.has_state(parts))
+    wait_for(lambda: checkpoint.state_path(parts).exists())
     kill(process)
-    state = checkpoint.load_state(parts)
+    state = checkpoint.load(checkpoint.state_path(parts))
     assert state.step < 40 and state.micro_steps == [2, 6]
     printed = succeed("train.py", path, "--shares=auto", processes=2)
     assert "2 process(es) x 2/6 micro-step(s)" in printed
@@ -87,11 +85,11 @@ def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
     trained: Path,
     tmp_path: Path,
 ) -> None:
-    state = checkpoint.load_state(trained)
+    state = checkpoint.load(checkpoint.state_path(trained))
     state = dataclasses.replace(state, micro_steps=saved, measured_on=measured_on)
     (tmp_path / "out").mkdir()
     checkpoint.save_state(tmp_path / "out", state)
-    settings = load(Settings, [str(config(batch_size="1")), *options])
+    settings = load("train.py", [str(config(batch_size="1")), *options])[0]
     run = train.open_run(settings, World(size=2, local_size=2))
     run.device_names = ["slow", "fast"]
     runs._load_state(run)

@@ -17,8 +17,7 @@ import train
 from impossible import checkpoint
 from impossible.distributed import World
 from impossible.evaluation import pictures
-from impossible.options import load
-from impossible.settings import Settings, UserError
+from impossible.settings import Settings, UserError, load
 
 Config = Callable[..., Path]
 DATA = {"splits": {"train": {"words": 100, "tokens": 150}}}
@@ -92,7 +91,7 @@ def test_every_command_follows_the_early_checkpoints(early: Path) -> None:
 def test_early_checkpoints_change_nothing_else(early: Path, trained: Path, config: Config) -> None:
     assert losses(early) == losses(trained)
     assert same(weights(early, 6), weights(trained, 6))
-    run = train.open_run(load(Settings, [str(config())]), World())
+    run = train.open_run(load("train.py", [str(config())])[0], World())
     assert same(weights(early, 0), dict(run.model.state_dict()))
     assert checkpoint.load(early / "checkpoint-0.pt").val_loss > 0
 
@@ -102,13 +101,13 @@ def test_a_run_that_is_stopped_at_step_0_resumes(
 ) -> None:
     path = config(out_dir=str(tmp_path / "out"))
     options = (path, "--extra_checkpoints=0,1,2")
-    settings = load(Settings, [str(path), "--extra_checkpoints=0,1,2"])
+    settings = load("train.py", [str(path), "--extra_checkpoints=0,1,2"])[0]
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", lambda *_: None)  # as if asked to stop before step 1
         with pytest.raises(SystemExit) as end:
             train.main(settings)
     assert end.value.code == train.EXIT_STOPPED
-    assert checkpoint.load_state(tmp_path / "out").step == 0
+    assert checkpoint.load(checkpoint.state_path(tmp_path / "out")).step == 0
     assert "resuming at step 0" in succeed("train.py", *options)
     assert losses(tmp_path / "out") == losses(early)
     assert same(weights(tmp_path / "out", 6), weights(early, 6))
@@ -116,7 +115,7 @@ def test_a_run_that_is_stopped_at_step_0_resumes(
 
 def test_weights_and_order_have_seeds_of_their_own(config: Config, tmp_path: Path) -> None:
     def opened(**values: str) -> tuple[torch.Tensor, list[int]]:
-        run = train.open_run(load(Settings, [str(config(**values))]), World())
+        run = train.open_run(load("train.py", [str(config(**values))])[0], World())
         return run.model.transformer.wte.weight.detach().clone(), run.blocks(0).tolist()
 
     weight, order = opened(seed="1")

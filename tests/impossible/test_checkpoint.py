@@ -47,7 +47,7 @@ def test_tensors_are_saved_as_of_the_cpu(tmp_path: Path) -> None:
         scaler={},
     )
     checkpoint.save_state(tmp_path, state)
-    loaded = checkpoint.load_state(tmp_path)
+    loaded = checkpoint.load(checkpoint.state_path(tmp_path))
     for tensor in (loaded.model["weight"], loaded.optimizer["state"][0]["exp_avg"]):
         assert type(tensor) is torch.Tensor
         assert tensor.tolist() == [2.0, 3.0]

@@ -20,8 +20,7 @@ from test_train import kill_after_first_state, losses, same, weights
 
 import train
 from impossible import checkpoint, files, log, signals
-from impossible.options import load
-from impossible.settings import Settings
+from impossible.settings import Settings, load
 
 Config = Callable[..., Path]
 LAST = 18
@@ -96,7 +95,7 @@ def killed_often(
         writing = [p.name for p in killed.glob("*.unfinished")]
         victim = ("worker", "all", "launcher")[number % 3]
         kill(victim, process)
-        left = checkpoint.load_state(killed).step if checkpoint.has_state(killed) else 0
+        left = checkpoint.load(checkpoint.state_path(killed)).step if checkpoint.state_path(killed).exists() else 0
         doing = f"writing {writing[0]}" if writing else "starting" if is_start else "training"
         seen.append((victim, doing, last_step(killed), left))
     printed = succeed("train.py", path, processes=2)
@@ -147,7 +146,7 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == train.EXIT_STOPPED == 75, errors
     assert f"{number.name}: stopping, and saving the last whole step" in errors
-    state = checkpoint.load_state(stopped)
+    state = checkpoint.load(checkpoint.state_path(stopped))
     assert state.step == last_step(stopped) >= 7
     assert f"stopped after step {state.step}, as requested" in printed.splitlines()[-1]
     assert not list(stopped.glob("checkpoint-*.pt"))
@@ -176,7 +175,7 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
     at: int, config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation is at steps 0, 2, 3, 4 and 6; checkpoints are at 3 and 6."""
-    settings = load(Settings, [str(config(eval_interval="2", eval_blocks="0"))])
+    settings = load("train.py", [str(config(eval_interval="2", eval_blocks="0"))])[0]
     whole = dataclasses.replace(settings, out_dir=str(tmp_path / "whole"))
     train.main(whole)
     right, seen = train.validate, []
@@ -195,7 +194,7 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
         assert end.value.code == train.EXIT_STOPPED
         out_dir = Path(settings.out_dir)
         if at:
-            state = checkpoint.load_state(out_dir)
+            state = checkpoint.load(checkpoint.state_path(out_dir))
             assert (state.step, state.unfinished_record["step"]) == (at, at)
             assert last_step(out_dir) < at, "its record waits for the loss"
             assert not checkpoint.path_of(out_dir, at).exists()
@@ -248,7 +247,7 @@ def test_all_processes_stop_after_the_same_step(
         process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    step = checkpoint.load_state(out_dir).step
+    step = checkpoint.load(checkpoint.state_path(out_dir)).step
     assert f"stopped after step {step}, as requested" in printed
     assert step == last_step(out_dir)
 
@@ -272,7 +271,7 @@ def test_all_processes_stop_with_75_right_after_a_saved_step(
         process.send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
-    step = checkpoint.load_state(tmp_path / "out").step
+    step = checkpoint.load(checkpoint.state_path(tmp_path / "out")).step
     assert f"stopped after step {step}, as requested" in outputs[0][0]
     assert checkpoint.path_of(tmp_path / "out", step).exists()
 
@@ -422,7 +421,7 @@ def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
 
     kill_after_first_state(path, full)
     before = {p.name: files.sha256(p) for p in full.glob("*.pt")}
-    step = checkpoint.load_state(full).step
+    step = checkpoint.load(checkpoint.state_path(full)).step
     # Of the next state; or of the checkpoint that the kill came before.
     assert re.search(
         r"(training_state|checkpoint-2)\.pt: File too large", fail("train.py", path, **limits)

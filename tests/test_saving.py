@@ -9,10 +9,8 @@ import torch
 
 import train
 from impossible import checkpoint
-from impossible import run as runs
 from impossible.distributed import World
-from impossible.options import load
-from impossible.settings import Settings
+from impossible.settings import Settings, load
 from impossible.training.saving import Saver
 
 
@@ -27,12 +25,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         save_state(*arguments)
 
     monkeypatch.setattr(checkpoint, "save_state", slow)
-    run = train.open_run(load(Settings, [str(config())]), World())
-    with runs.opened(run):
-        runs.resume(run)
+    run = train.open_run(load("train.py", [str(config())])[0], World())
+    with train.opened(run):
+        train.resume(run)
         before = run.model.transformer.ln_f.bias.detach().clone()
         for run.step in (3, 4):  # the second, while the first is still written
-            runs.save(run, 0.0)
+            train.save(run, 0.0)
             with torch.no_grad():
                 run.model.transformer.ln_f.bias += 1
         assert not checkpoint.list_checkpoints(tmp_path / "out")
@@ -41,7 +39,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     for step, added in ((3, 0), (4, 1)):
         kept = checkpoint.load(checkpoint.path_of(tmp_path / "out", step))
         assert torch.equal(kept.model["transformer.ln_f.bias"], before + added)
-    assert checkpoint.load_state(tmp_path / "out").step == 4
+    assert checkpoint.load(checkpoint.state_path(tmp_path / "out")).step == 4
 
 
 def test_a_write_that_failed_is_told_by_the_next_step() -> None:
