@@ -463,10 +463,12 @@ def given_shares(settings: Settings, processes: int) -> list[int]:
         shares = [float(share) for share in settings.shares.split(",")]
     is_uneven = settings.shares == "equal" and total % processes
     if len(shares) != processes or total < processes or is_uneven:
+        blocks = settings.blocks_per_step
+        sizes = ", ".join(str(n) for n in range(1, 65) if blocks % (n * processes) == 0)
         raise UserError(
             f"a step has {total} micro-batches of {settings.batch_size} blocks, which "
-            f"{processes} processes cannot share (shares = {settings.shares}). Use another number "
-            "of processes or --batch_size=, or --shares=auto"
+            f"{processes} processes cannot share (shares = {settings.shares}). Use "
+            + (f"a --batch_size= of {sizes}." if sizes else "another number of processes.")
         )
     return divide(shares, total)
 

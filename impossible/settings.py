@@ -240,7 +240,9 @@ class Settings(Recipe):
         within = f"at most max_steps, which is {s.max_steps}"
         check(s.warmup_steps <= s.max_steps, "warmup_steps", within)
         near = next(d for d in range(min(s.n_head, s.n_embd), 0, -1) if s.n_embd % d == 0)
-        check(s.n_embd % s.n_head == 0, "n_head", f"a divisor of n_embd = {s.n_embd}, such as {near}")
+        check(
+            s.n_embd % s.n_head == 0, "n_head", f"a divisor of n_embd = {s.n_embd}, such as {near}"
+        )
         divisor = f"a divisor of the {s.blocks_per_step} blocks of a step"
         check(s.blocks_per_step % s.batch_size == 0, "batch_size", divisor)
         steps = re.fullmatch(r"|log2|babylm|\d+(,\d+)*", s.extra_checkpoints)
@@ -362,12 +364,11 @@ def parse(
         exit_on_error=False,
     )
     parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG.py")
-    texts, switches = explanations(kind), []
+    texts = {name: f"{text} [{getattr(kind, name)}]" for name, text in explanations(kind).items()}
     for name in (*names, *others):
-        text = f"{texts[name]} [{getattr(kind, name)}]".replace("%", "%%")
-        text = text if name in names else argparse.SUPPRESS
+        text = texts[name].replace("%", "%%") if name in names else argparse.SUPPRESS
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=text)
-        switches += [f"--{name}"] if types(kind)[name] is bool else []
+    switches = [f"--{name}" for name, expected in types(kind).items() if expected is bool]
     try:
         arguments = [f"{a}=true" if a in switches else a for a in arguments]
         given, unread = parser.parse_known_intermixed_args(arguments)

@@ -1,5 +1,6 @@
 """The text of a step, from the token files, the seeds and the step alone."""
 
+import dataclasses
 import hashlib
 import re
 import shutil
@@ -12,7 +13,7 @@ from conftest import fail, succeed
 import train
 from impossible import checkpoint
 from impossible.distributed import World
-from impossible.settings import Settings, load
+from impossible.settings import load
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 
@@ -31,7 +32,8 @@ def test_a_step_is_shown_as_training_reads_it(config, data_dir: Path) -> None:  
     text = Tokenizer(MARKERS).decode(tokens[0]).replace("<|endoftext|>", "")
     first = shown.split("\n\n")[1].splitlines()[1:]
     assert "".join(line[2:].removesuffix(" …") for line in first) == text
-    assert sum(line.endswith(" …") for line in shown.splitlines()) <= 8
+    cut = sum(block[-1] != token_files.read_meta(data_dir).eot_token for block in tokens)
+    assert sum(line.endswith(" …") for line in shown.splitlines()) == cut > 0
 
 
 def test_other_data_than_a_run_read_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -49,6 +51,21 @@ def test_neither_batch_size_nor_model_changes_what_is_shown(config, trained: Pat
     assert succeed("batch_viewer.py", f"--out_dir={trained}", "--step=3") == of_config
     other = succeed("batch_viewer.py", f"--out_dir={trained}", "--step=3", "--order_seed=7")
     assert other != of_config
+
+
+def test_the_order_is_that_of_its_own_seed(config, trained: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    path = config(seed="1", order_seed="7")
+    run = train.open_run(load("train.py", [str(path)])[0], World())
+    shown = succeed("batch_viewer.py", path, "--step=3")
+    numbers = re.findall(r"\(block ([\d,]+) of train.bin\)", shown)
+    assert [int(number.replace(",", "")) for number in numbers] == run.blocks(2).tolist()
+    kept = checkpoint.load(trained / "checkpoint-6.pt")
+    (tmp_path / "mine").mkdir()
+    settings = dataclasses.replace(kept.settings, seed=1, order_seed=7)
+    checkpoint.save(
+        tmp_path / "mine" / "checkpoint-6.pt", dataclasses.replace(kept, settings=settings)
+    )
+    assert succeed("batch_viewer.py", f"--out_dir={tmp_path / 'mine'}", "--step=3") == shown
 
 
 def test_the_steps_that_read_a_text_are_found(config, data_dir: Path) -> None:  # noqa: ANN001

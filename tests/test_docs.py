@@ -1,6 +1,5 @@
 """The README and the pages in docs/ tell the truth."""
 
-import ast
 import dataclasses
 import re
 import shlex
@@ -12,8 +11,9 @@ import pytest
 from conftest import ROOT, succeed, write_config
 
 import perturb
-from impossible import options
-from impossible.settings import COMMANDS, Study
+from impossible.settings import READS, RECIPE, explanations, load, read_config
+from impossible.study import plan as plans
+from impossible.study.plan import OF_STUDY, Study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
@@ -22,30 +22,17 @@ PAGES = {
 ALL = "\n".join([README, *PAGES.values()])
 
 
-def meanings() -> dict[str, str]:
-    """What each setting means: the text below it in settings.py."""
-    tree = ast.parse((ROOT / "impossible" / "settings.py").read_text(encoding="utf-8"))
-    found = {}
-    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        for field, text in zip(kind.body, kind.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                text = " ".join(text.value.value.split())
-                found.setdefault(field.target.id, {})[text] = kind.name
-    return {name: "; or, in another command: ".join(texts) for name, texts in found.items()}
-
-
 def settings_table() -> str:
     """The table of settings, as it must be."""
-    others = [kind for kind in COMMANDS if kind is not Study]
+    commands = {**READS, "study.py": OF_STUDY}
     lines = ["| setting | default | read by | meaning |", "|---|---|---|---|"]
-    texts = meanings()
-    for name in dict.fromkeys(field for kind in COMMANDS for field in kind.types()):
-        readers = [kind for kind in COMMANDS if name in kind.types()]
-        who = "all" if readers == others else ", ".join(k.command for k in readers)
-        (field,) = [f for f in dataclasses.fields(readers[0]) if f.name == name]
-        default = f"`{_shown(field.default)}`" if field.default != "" else ""
-        fixed = " *fixed*" if "fixed" in field.metadata else ""
-        lines.append(f"| `{name}` | {default} | {who} | {texts[name]}{fixed} |")
+    for name, text in explanations(Study).items():
+        readers = [command for command in commands if name in commands[command]]
+        who = "all" if readers == list(READS) else ", ".join(readers)
+        default = getattr(Study, name)
+        shown = f"`{_shown(default)}`" if default != "" else ""
+        fixed = " *fixed*" if name in RECIPE else ""
+        lines.append(f"| `{name}` | {shown} | {who} | {text}{fixed} |")
     return "\n".join(lines)
 
 
@@ -80,11 +67,9 @@ def test_every_command_of_the_readme_is_understood(line: str) -> None:
     name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
     assert (ROOT / f"{name}.py").is_file()
     if name == "study":
-        options.load_study(arguments)
-        return
-    for kind in COMMANDS:
-        if kind.command == f"{name}.py":
-            options.load_several(kind, [a for a in arguments if a != "--help"])
+        plans.read(arguments, "usage")
+    elif name != "perturb":
+        load(f"{name}.py", [a for a in arguments if a != "--help"])
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:
@@ -98,7 +83,7 @@ def test_every_target_of_make_that_the_readme_names_is_there() -> None:
 def test_every_file_of_the_code_is_on_the_page_that_explains_the_design() -> None:
     explained = README + PAGES["design.md"]
     for path in [*ROOT.glob("*.py"), *(ROOT / "impossible").rglob("*.py")]:
-        if path.name not in ("__init__.py", "errors.py"):
+        if path.name != "__init__.py":
             assert path.name in explained, path
 
 
@@ -109,7 +94,7 @@ def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
 def test_every_language_has_a_config_of_its_name() -> None:
     for name in perturb.LANGUAGES:
         path = ROOT / "config" / f"{name}.py"
-        assert options.read_config(path) == {"language": name}
+        assert read_config(path) == {"language": name}
         assert path.read_text(encoding="utf-8").startswith(f'"""{perturb.get(name).title}')
 
 

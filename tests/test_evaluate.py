@@ -27,7 +27,7 @@ from impossible.distributed import World
 from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
-from impossible.settings import UserError, load
+from impossible.settings import Settings, UserError, load
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 from perturb import from_lengths

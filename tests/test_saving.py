@@ -1,90 +1,95 @@
 """Saving holds training for a copy alone, and a write that fails is told."""
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import wait_for
+from test_train import losses, same, weights
 
 import train
-from impossible import checkpoint
+from impossible import checkpoint, log
 from impossible.distributed import World
-from impossible.settings import Settings, load
-from impossible.training.saving import Saver
+from impossible.settings import load
+
+Config = Callable[..., Path]
+LONG_ENOUGH = 20  # seconds after which a write that nobody lets go on fails
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(
-    config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go_on = threading.Event()
-    save_state = checkpoint.save_state
-
-    def slow(*arguments: object) -> None:
-        assert go_on.wait(60)
-        save_state(*arguments)
-
-    monkeypatch.setattr(checkpoint, "save_state", slow)
-    run = train.open_run(load("train.py", [str(config())])[0], World())
+def trained_here(config: Path) -> None:
+    """Train within this process, whose signals stay as they are."""
+    run = train.open_run(load("train.py", [str(config)])[0], World())
     with train.opened(run):
         train.resume(run)
-        before = run.model.transformer.ln_f.bias.detach().clone()
-        for run.step in (3, 4):  # the second, while the first is still written
-            train.save(run, 0.0)
-            with torch.no_grad():
-                run.model.transformer.ln_f.bias += 1
-        assert not checkpoint.list_checkpoints(tmp_path / "out")
+        train.train(run)
+
+
+def test_training_goes_on_while_a_state_is_written_as_it_was(
+    config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of step 3 is written after step 5, and is still that of step 3."""
+    go_on, save, update = threading.Event(), checkpoint.save, train.update
+    optimizers = {}
+
+    def slow(*arguments: object) -> None:
+        assert go_on.wait(LONG_ENOUGH), "training waited for the disk"
+        save(*arguments)
+
+    def noted(run: train.Run, learning_rate: float) -> torch.Tensor | None:
+        optimizers[run.step] = copy.deepcopy(run.optimizer.state_dict())
+        if run.step == 5:
+            assert not list(run.out_dir.glob("*.pt"))
+            go_on.set()
+        return update(run, learning_rate)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(train, "update", noted)
+    trained_here(config())
+    assert losses(tmp_path / "out") == losses(trained)
+    assert same(weights(tmp_path / "out", 3), weights(trained, 3))
+    before = checkpoint.load(tmp_path / "out" / checkpoint.PREVIOUS_STATE)
+    assert before.step == 3 and before.sessions[0]["to_step"] == 3
+    assert same(before.model, weights(trained, 3))
+    for key, values in before.state["optimizer"]["state"].items():
+        assert same(values, optimizers[3]["state"][key])
+
+
+def test_one_copy_waits_for_the_disk_and_no_more(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, save, steps = threading.Event(), checkpoint.save, []
+
+    def slow(*arguments: object) -> None:
+        assert go_on.wait(LONG_ENOUGH)
+        save(*arguments)
+
+    def let_go() -> None:
+        wait_for(lambda: len(log.read(tmp_path / "out")) > 2, LONG_ENOUGH)
+        go_on.wait(0.5)
+        steps.append(log.read(tmp_path / "out")[-1]["step"])
         go_on.set()
-        run.saver.wait()
-    for step, added in ((3, 0), (4, 1)):
-        kept = checkpoint.load(checkpoint.path_of(tmp_path / "out", step))
-        assert torch.equal(kept.model["transformer.ln_f.bias"], before + added)
-    assert checkpoint.load(checkpoint.state_path(tmp_path / "out")).step == 4
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    trained_here(config(checkpoint_interval="1"))
+    thread.join()
+    assert steps == [2], "the state of step 2 waited until that of step 1 was written"
+    assert len(checkpoint.list_checkpoints(tmp_path / "out")) == 6
 
 
-def test_a_write_that_failed_is_told_by_the_next_step() -> None:
-    saver, done = Saver(), threading.Event()
-
-    def fail() -> None:
-        done.wait(60)
+@pytest.mark.parametrize("max_steps", [6, 2000])
+def test_a_write_that_failed_is_told_soon_or_at_the_end(
+    max_steps: int, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    saver.start(fail)
-    saver.check()
-    done.set()
+    monkeypatch.setattr(checkpoint, "save", fail)
+    intervals = {"checkpoint_interval": "6", "eval_interval": "2000", "eval_blocks": "1"}
     with pytest.raises(OSError, match="disk full"):
-        while True:
-            saver.check()
-    saver.wait()
-
-
-def test_an_error_in_the_background_is_raised_at_the_end_and_once() -> None:
-    def fail() -> None:
-        raise OSError("the disk is full")
-
-    saver, done = Saver(), []
-    saver.start(lambda: done.append(1))
-    saver.start(fail)
-    with pytest.raises(OSError, match="the disk is full"):
-        saver.wait()
-    saver.wait()
-    assert done == [1]
-
-
-def test_not_too_many_copies_wait_for_the_disk() -> None:
-    saver, go_on = Saver(), threading.Event()
-    for _ in range(3):
-        saver.start(lambda: go_on.wait(60))
-    started = threading.Event()
-
-    def fourth() -> None:
-        saver.start(started.set)
-
-    thread = threading.Thread(target=fourth)
-    thread.start()
-    thread.join(0.2)
-    assert thread.is_alive(), "it waits for the first"
-    go_on.set()
-    thread.join(60)
-    saver.wait()
-    assert started.is_set()
+        trained_here(config(max_steps=str(max_steps), **intervals))
+    assert 6 <= log.read(tmp_path / "out")[-1]["step"] <= 12

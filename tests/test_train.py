@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -19,6 +21,7 @@ from impossible import checkpoint, log
 from impossible.distributed import World
 from impossible.hub.export import transformers_weights
 from impossible.settings import Settings, UserError, load
+from impossible.text import token_files
 
 Config = Callable[..., Path]
 PUBLISHED = Settings()
@@ -28,6 +31,11 @@ FLOAT16 = {"dtype": "float16"}
 
 def losses(out_dir: Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for r in log.read(out_dir) if "loss" in r}
+
+
+def opened_run(config: Path) -> train.Run:
+    """The parts of a training, as of one process."""
+    return train.open_run(load("train.py", [str(config)])[0], World())
 
 
 def weights(out_dir: Path, step: int) -> dict[str, torch.Tensor]:
@@ -109,6 +117,60 @@ def test_twenty_updates_are_those_of_transformers(config: Config) -> None:
     assert relative(ours, theirs.transformer.wte.weight) < 1e-3
 
 
+class Alone(World):
+    """One of several processes, without the others."""
+
+    def any(self, value: bool) -> bool:
+        return value
+
+    def broadcast(self, value: torch.Tensor) -> None:
+        pass
+
+
+def loss_of(run: train.Run, step: int, rank: int = 0, size: int = 1) -> float:
+    """The loss of a step in one of some processes; the weights stay as they are."""
+    run.step, run.world = step, Alone(rank, size)
+    run.accumulation_steps = train.given_shares(run.settings, size)
+    return train.update(run, learning_rate=0.0)[0].item()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_is_another_in_each_step_and_process(dropout: float, config: Config) -> None:
+    """All blocks are the same one, so nothing else differs."""
+    run = opened_run(config(dropout=str(dropout)))
+    run.train_blocks = np.repeat(run.train_blocks[:1], 8, axis=0)
+    train.validate(run)  # after which dropout is on again
+    places = [(0, 0, 1), (1, 0, 1), (2, 0, 1), (0, 0, 2), (0, 1, 2), (1, 1, 2)]
+    first = [loss_of(run, *place) for place in places]
+    assert [loss_of(run, *place) for place in places] == first, "a function of seed, step, process"
+    apart = [abs(a - b) > 1e-4 for a, b in itertools.combinations(first, 2)]
+    assert apart == [dropout > 0] * len(apart)
+    other = opened_run(config(dropout=str(dropout), seed="7", init_seed="41"))
+    other.train_blocks = run.train_blocks
+    assert (abs(loss_of(other, 0) - first[0]) > 1e-4) == (dropout > 0)
+
+
+def test_validation_is_without_dropout(config: Config) -> None:
+    plain, dropped = (opened_run(config(dropout=rate)) for rate in ("0.0", "0.9"))
+    loss = train.validate(plain)
+    assert loss == pytest.approx(math.log(50258), abs=0.1)
+    assert train.validate(dropped) == train.validate(dropped) == loss
+
+
+def test_the_gradient_is_clipped_without_the_loss_scale_of_fp16(config: Config) -> None:
+    updates = {}
+    for dtype in ("float32", "float16"):
+        run = opened_run(config(dtype=dtype, dropout="0.0", grad_clip="0.5"))
+        before = run.model.transformer.wte.weight.detach().clone()
+        norm = train.update(run, learning_rate=0.0)[1].item()
+        moments = [state["exp_avg"].norm() for state in run.optimizer.state.values()]
+        updates[dtype] = norm, torch.stack(moments).norm().item()
+        assert torch.equal(run.model.transformer.wte.weight, before)
+    assert updates["float32"][0] > 0.5, "there is something to clip"
+    assert updates["float32"][1] == pytest.approx(0.5 * (1 - 0.9), rel=1e-4)
+    assert updates["float16"] == pytest.approx(updates["float32"], rel=1e-2)
+
+
 def test_a_run_leaves_its_log_its_checkpoints_and_its_state(trained: Path) -> None:
     assert {p.name for p in trained.iterdir()} == {
         "checkpoint-3.pt",
@@ -132,7 +194,7 @@ def test_a_run_leaves_its_log_its_checkpoints_and_its_state(trained: Path) -> No
     assert json.loads(json.dumps(kept["settings"])) == kept["settings"]
     assert kept["data"]["markers"] == {"🅁": 50257}
     assert not any(name.startswith("_orig_mod.") for name in kept["model"])
-    assert "optimizer" not in kept
+    assert kept["state"] is None
 
 
 def test_a_finished_run_says_so(config: Config, trained: Path) -> None:
@@ -144,7 +206,9 @@ GOLDEN = [10.8307, 10.8229, 10.8124, 10.7112, 10.5862, 10.5068, 10.4014, 10.348,
 LAYOUTS = [("8", 1), ("2", 1), ("2", 2), ("4", 2)]
 
 
-def test_losses_do_not_depend_on_processes_and_micro_steps(config: Config, tmp_path: Path) -> None:
+def test_losses_do_not_depend_on_processes_and_micro_batches(
+    config: Config, tmp_path: Path
+) -> None:
     found = []
     for batch_size, processes in LAYOUTS:
         out_dir = tmp_path / f"{batch_size}-{processes}"
@@ -191,9 +255,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert losses(stopped) == losses(whole)
     assert same(weights(stopped, 12), weights(whole, 12))
     a, b = (checkpoint.load(checkpoint.state_path(folder)) for folder in (whole, stopped))
-    assert a.scaler == b.scaler
-    for key, values in a.optimizer["state"].items():
-        assert same(values, b.optimizer["state"][key])
+    assert a.state["scaler"] == b.state["scaler"]
+    for key, values in a.state["optimizer"]["state"].items():
+        assert same(values, b.state["optimizer"]["state"][key])
 
 
 def kill_after_first_state(path: Path, out_dir: Path, processes: int = 1) -> None:
@@ -219,7 +283,7 @@ def test_another_number_of_processes_may_take_a_run_up(config: Config, tmp_path:
 
 
 def test_a_run_is_not_continued_with_other_settings_or_other_data(
-    config: Config, trained: Path, corpus_dir: Path, tmp_path: Path
+    config: Config, trained: Path, corpus_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in trained.iterdir()}
     options = {"seed": "7", "learning_rate": "0.02", "max_steps": "9"}
@@ -232,7 +296,22 @@ def test_a_run_is_not_continued_with_other_settings_or_other_data(
     succeed("prepare.py", f"--corpus={corpus_dir}", "--data_seed=0", f"--data_dir={other}")
     error = fail("train.py", config(data_dir=str(other), out_dir=str(trained)))
     assert "train.bin has SHA-256" in error
+    path = config(data_dir=str(with_other(data_dir, "val", tmp_path)), out_dir=str(trained))
+    error = fail("train.py", path)
+    assert "val.bin has SHA-256" in error and "train.bin" not in error
     assert {p: p.stat().st_mtime_ns for p in trained.iterdir()} == before
+
+
+def with_other(data_dir: Path, split: str, tmp_path: Path) -> Path:
+    """A copy of the data in which two tokens of a split have changed places."""
+    folder = tmp_path / f"other_{split}"
+    shutil.copytree(data_dir, folder)
+    tokens = np.fromfile(folder / f"{split}.bin", token_files.DTYPE)
+    tokens[:2] = tokens[1::-1]
+    meta = token_files.read_meta(folder)
+    meta.splits[split] |= token_files.write_split(folder / f"{split}.bin", [tokens])
+    token_files.write_meta(folder, meta)
+    return folder
 
 
 def test_checkpoints_of_a_run_without_its_state_are_not_overwritten(
@@ -326,18 +405,28 @@ def test_too_little_memory_is_told_with_what_helps(
 
 
 @pytest.mark.parametrize(
-    "option", ["learning_rate = 0.5", "dtype = 'float16'", "batch_size = 1", "eval_interval = 2"]
+    ("option", "told"),
+    [
+        ("learning_rate = 0.5", "learning_rate = 0.5, and 0.01 in the first"),
+        ("dtype = 'float16'", "dtype = 'float16', and 'float32' in the first"),
+        ("batch_size = 1", "batch_size = 1, and 2 in the first"),
+        ("eval_interval = 2", "eval_interval = 2, and 3 in the first"),
+        ("data_dir = 'train'", "the SHA-256 of train.bin = "),
+        ("data_dir = 'val'", "the SHA-256 of val.bin = "),
+    ],
 )
-def test_processes_with_other_settings_are_refused(
-    option: str, config: Config, tmp_path: Path
+def test_processes_with_other_settings_or_data_are_refused(
+    option: str, told: str, config: Config, data_dir: Path, tmp_path: Path
 ) -> None:
-    """As on two machines, of which one was given another option or chose another dtype."""
+    """As on two machines, of which one was given another option or holds other data."""
     first, second = tmp_path / "first.py", tmp_path / "second.py"
     text = config(batch_size="2").read_text(encoding="utf-8")
     first.write_text(text, encoding="utf-8")
-    name = option.split()[0]
+    name, _, value = option.split()
+    if name == "data_dir":
+        option = f"data_dir = {str(with_other(data_dir, value[1:-1], tmp_path))!r}"
     lines = [line for line in text.splitlines() if not line.startswith(f"{name} =")]
-    second.write_text("\n".join([*lines, option]), encoding="utf-8")
+    second.write_text("\n".join([*lines, option, "sample_seed = 3"]), encoding="utf-8")
     script = tmp_path / "each.sh"
     script.write_text(
         f"[ $RANK = 0 ] && name=first || name=second\n"
@@ -345,13 +434,13 @@ def test_processes_with_other_settings_are_refused(
     )
     done = run("--no-python", "bash", script, processes=2)
     assert done.returncode == 1
-    assert f"error: process 1 has {name} = " in done.stderr
+    assert f"error: process 1 has {told}" in done.stderr
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
 def test_processes_that_cannot_share_a_step_are_told_what_would_do(config: Config) -> None:
     error = fail("train.py", config(), "--batch_size=8", processes=2)
-    assert "cannot be shared by 2 processes in micro-batches of 8" in error
+    assert "1 micro-batches of 8 blocks, which 2 processes cannot share" in error
     assert "--batch_size= of 1, 2, 4." in error
 
 

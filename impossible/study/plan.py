@@ -308,7 +308,12 @@ def read(arguments: list[str], usage: str) -> Plan:
     Raises UserError for a setting that the study decides itself.
     """
     configs, values = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
-    if len(configs) != 1:
+    if len(configs) > 1:
+        raise UserError(
+            f"a study has one config file, but several were given: {', '.join(map(str, configs))}. "
+            "Separate the items of a list by commas: --seeds=1,2"
+        )
+    if not configs:
         raise UserError(
             "name the config file of a study, such as config/study_laptop.py (small) or "
             "config/study_reverse.py (at full size)."

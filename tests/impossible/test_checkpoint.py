@@ -1,14 +1,62 @@
+"""The files of a run: what they hold, which are kept, and what makes two runs different."""
+
+import csv
+import dataclasses
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import succeed
+from conftest import fail, succeed, write_config
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_train import losses, same, weights
 
+import train
 from impossible import checkpoint
-from impossible.checkpoint import TrainingState
-from impossible.training.saving import copied
+from impossible.checkpoint import Checkpoint
+from impossible.distributed import World
+from impossible.evaluation import pictures
+from impossible.settings import RECIPE, Settings, UserError, load
+
+Config = Callable[..., Path]
+DATA = {"splits": {"train": {"words": 100, "tokens": 150}}}
+
+
+# What a run cannot be resumed with another value of.
+FIXED = """
+language position_embeddings n_layer n_head n_embd block_size dropout tokens_per_step max_steps
+scale_attn_by_inverse_layer_idx warmup_steps learning_rate beta1 beta2 weight_decay grad_clip dtype
+seed init_seed order_seed checkpoint_interval extra_checkpoints eval_blocks
+"""
+
+
+def test_what_cannot_change_when_a_run_is_resumed() -> None:
+    data = {"splits": {split: {"sha256": split} for split in ("train", "val", "test")}}
+    before = Settings()
+    assert checkpoint.differences(before, data, before, data) == []
+    assert sorted(RECIPE) == sorted(FIXED.split())
+    others = {bool: lambda v: not v, str: lambda v: "float32" if v == "auto" else v + "1"}
+    for field in dataclasses.fields(Settings):
+        value = getattr(before, field.name)
+        if isinstance(value, float):
+            value /= 2
+        elif type(value) is int:
+            value += 1
+        else:
+            value = others[type(value)](value)
+        changed = Settings.__new__(Settings)  # not checked: any other value
+        changed.__dict__.update(dataclasses.asdict(before) | {field.name: value})
+        unequal = checkpoint.differences(before, data, changed, data)
+        assert [text.split(" = ")[0] for text in unequal] == [field.name] * (field.name in FIXED.split())
+    for split in ("train", "val", "test"):
+        other = {"splits": data["splits"] | {split: {"sha256": "another"}}}
+        unequal = checkpoint.differences(before, data, before, other)
+        expected = [f"{split}.bin has SHA-256 {split}… there, another… now"]
+        assert unequal == (expected if split != "test" else [])
 
 
 class Elsewhere(torch.Tensor):
@@ -34,24 +82,22 @@ def devices(value: Any) -> set[str]:
 
 def test_tensors_are_saved_as_of_the_cpu(tmp_path: Path) -> None:
     there = torch.zeros(2).as_subclass(Elsewhere)
-    state = TrainingState(
+    optimizer = {"state": {0: {"exp_avg": there}}, "param_groups": [{"betas": (0.9, 0.999)}]}
+    state = Checkpoint(
         step=1,
-        model=copied({"weight": there}),
-        settings={},
+        model=train.copied({"weight": there}),
+        settings=Settings(),
         data={},
         val_loss=1.0,
         sessions=[],
-        optimizer=copied(
-            {"state": {0: {"exp_avg": there}}, "param_groups": [{"betas": (0.9, 0.999)}]}
-        ),
-        scaler={},
+        state={"optimizer": train.copied(optimizer)},
     )
-    checkpoint.save_state(tmp_path, state)
-    loaded = checkpoint.load(checkpoint.state_path(tmp_path))
-    for tensor in (loaded.model["weight"], loaded.optimizer["state"][0]["exp_avg"]):
+    checkpoint.save(tmp_path / "state.pt", state)
+    loaded = checkpoint.load(tmp_path / "state.pt")
+    for tensor in (loaded.model["weight"], loaded.state["optimizer"]["state"][0]["exp_avg"]):
         assert type(tensor) is torch.Tensor
         assert tensor.tolist() == [2.0, 3.0]
-    assert loaded.optimizer["param_groups"] == [{"betas": (0.9, 0.999)}]
+    assert loaded.state["optimizer"]["param_groups"] == [{"betas": (0.9, 0.999)}]
 
 
 @pytest.mark.gpu
@@ -66,10 +112,141 @@ def test_what_a_gpu_saved_loads_where_there_is_none(
         assert devices(torch.load(path, weights_only=True)) == {"cpu"}
 
 
-def test_what_is_saved_in_the_background_does_not_change_with_training() -> None:
-    weight, moment = torch.zeros(3), [{"minutes": 1.0}]
-    kept = copied({"weight": weight, "sessions": moment})
-    weight += 1
-    moment[0]["minutes"] = 2.0
-    assert kept["weight"].tolist() == [0.0, 0.0, 0.0]
-    assert kept["sessions"] == [{"minutes": 1.0}]
+def settings(**values: object) -> Settings:
+    return Settings(
+        **{"checkpoint_interval": 100, "max_steps": 250, "tokens_per_step": 3_000_000} | values
+    )
+
+
+def test_the_published_steps_are_kept_unless_others_are_asked_for() -> None:
+    published = settings(max_steps=3000)
+    assert list(checkpoint.kept_steps(published, DATA)) == list(range(100, 3001, 100))
+    assert list(checkpoint.kept_steps(settings(), DATA)) == [100, 200, 250]
+    extra = checkpoint.kept_steps(settings(extra_checkpoints="0,1,7,250"), DATA)
+    assert list(extra) == [0, 1, 7, 100, 200, 250]
+    powers = checkpoint.kept_steps(settings(extra_checkpoints="log2"), DATA)
+    assert list(powers) == [0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 250]
+
+
+def test_words_are_counted_from_the_tokens_of_a_step() -> None:
+    """A step of 3M tokens has 2M words here."""
+    asked = settings(extra_checkpoints="babylm")
+    steps = checkpoint.kept_steps(asked, DATA)
+    assert steps[1] == ["chck_1M", "chck_2M"], "the first step after which they have been seen"
+    assert steps[2] == ["chck_3M", "chck_4M"]
+    assert steps[10] == ["chck_20M"]
+    assert steps[100] == ["chck_200M"]
+    assert steps[250] == ["chck_500M"]
+    steps = checkpoint.steps_of_words(asked, DATA)
+    beyond = [words // 10**6 for words, step in steps.items() if step > 250]
+    assert beyond == [600, 700, 800, 900, 1000]
+    with pytest.raises(UserError, match="does not contain it"):
+        checkpoint.kept_steps(asked, {"splits": {"train": {"tokens": 150}}})
+
+
+@pytest.mark.parametrize("value", ["0,1,7", "log3", "1,,2", "-1", "1.5"])
+def test_steps_that_cannot_be_kept_are_refused(value: str, config: Config) -> None:
+    error = fail("train.py", config(max_steps="6"), f"--extra_checkpoints={value}")
+    assert "It must be log2, babylm, or steps from 0 to 6 such as 0,1,2,4" in error
+
+
+@pytest.fixture(scope="module")
+def early(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with early checkpoints, exported and evaluated."""
+    folder = tmp_path_factory.mktemp("early")
+    out_dir = folder / "out"
+    places = {"data_dir": str(data_dir), "out_dir": str(out_dir)}
+    path = write_config(folder / "config.py", **places)
+    succeed("train.py", path, "--extra_checkpoints=0,1,2")
+    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
+    succeed("evaluate.py", f"--out_dir={out_dir}", "--device=cpu")
+    return out_dir
+
+
+def test_every_command_follows_the_early_checkpoints(early: Path) -> None:
+    names = [f"checkpoint-{step}" for step in (0, 1, 2, 3, 6)]
+    assert [path.stem for path in checkpoint.list_checkpoints(early)] == names
+    manifest = json.loads((early / "hf" / "manifest.json").read_text())
+    assert list(manifest) == names
+    card = (early / "hf" / "checkpoint-0" / "README.md").read_text(encoding="utf-8")
+    assert "after step 0 of 6" in card
+    with open(early / "evaluation" / "perplexity.csv", newline="") as file:
+        assert [row["checkpoint"] for row in csv.DictReader(file) if row["genre"] == "all"] == names
+    shown = succeed("sample.py", f"--out_dir={early}", "--checkpoint=0,2", "--device=cpu")
+    assert shown.count("checkpoint-0:") == shown.count("checkpoint-2:") == 1
+    (early / "checkpoint-1.pt").rename(early / "gone")
+    assert "lacks checkpoint-1.pt" in fail("convert_to_hf.py", f"--out_dir={early}")
+    (early / "gone").rename(early / "checkpoint-1.pt")
+
+
+def test_early_checkpoints_change_nothing_else(early: Path, trained: Path, config: Config) -> None:
+    assert losses(early) == losses(trained)
+    assert same(weights(early, 6), weights(trained, 6))
+    run = train.open_run(load("train.py", [str(config())])[0], World())
+    assert same(weights(early, 0), dict(run.model.state_dict()))
+    assert checkpoint.load(early / "checkpoint-0.pt").val_loss > 0
+
+
+def test_a_run_that_is_stopped_at_step_0_resumes(
+    early: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config(out_dir=str(tmp_path / "out"))
+    options = (path, "--extra_checkpoints=0,1,2")
+    settings = load("train.py", [str(path), "--extra_checkpoints=0,1,2"])[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", lambda *_: None)  # as if asked to stop before step 1
+        with pytest.raises(SystemExit) as end:
+            train.main(settings)
+    assert end.value.code == train.EXIT_STOPPED
+    assert checkpoint.load(checkpoint.state_path(tmp_path / "out")).step == 0
+    assert "resuming at step 0" in succeed("train.py", *options)
+    assert losses(tmp_path / "out") == losses(early)
+    assert same(weights(tmp_path / "out", 6), weights(early, 6))
+
+
+def test_weights_and_order_have_seeds_of_their_own(config: Config, tmp_path: Path) -> None:
+    def opened(**values: str) -> tuple[torch.Tensor, list[int]]:
+        run = train.open_run(load("train.py", [str(config(**values))])[0], World())
+        return run.model.transformer.wte.weight.detach().clone(), run.blocks(0).tolist()
+
+    weight, order = opened(seed="1")
+    for values, is_weight, is_order in (
+        ({"seed": "2"}, False, False),
+        ({"seed": "2", "init_seed": "1"}, True, False),
+        ({"seed": "2", "order_seed": "1"}, False, True),
+        ({"seed": "2", "init_seed": "1", "order_seed": "1"}, True, True),
+    ):
+        other_weight, other_order = opened(**values)
+        assert torch.equal(weight, other_weight) == is_weight, values
+        assert (order == other_order) == is_order, values
+
+
+BABYLM = [*range(3, 28, 3), *range(27, 271, 27), *range(540, 2701, 270)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale"),
+    [
+        ([0, 1, 2, 4, 8, *range(100, 3001, 100)], "symlog"),
+        ([0, 1, 2, 4, 8, 16, 32, 64, *range(100, 3001, 100)], "symlog"),
+        (sorted({*BABYLM, *range(100, 3001, 100)}), "symlog"),
+        (list(range(100, 3001, 100)), "linear"),
+        ([50, 100, 150, 200, 250], "linear"),
+    ],
+)
+def test_labels_of_steps_are_apart_and_early_steps_have_room(steps: list[int], scale: str) -> None:
+    curve = pictures.mean_curve("x", steps, torch.rand(1, len(steps)).numpy() + 1)
+    every = np.arange(1, steps[-1] + 1)
+    faint = pictures.mean_curve("training", every, np.ones((1, len(every))), is_faint=True)
+    figure = pictures.figure_of([curve, faint], "y", logarithmic=True)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert axes.get_xscale() == scale
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    shown = [(step, label.get_window_extent()) for step, label in ticks if low <= step <= high]
+    assert 3 <= len(shown) <= 12
+    assert all(a.x1 < b.x0 for (_, a), (_, b) in itertools.pairwise(shown))
+    if scale == "symlog":
+        assert {step for step, _ in shown} <= set(steps)
+        assert shown[0][0] == steps[0] and shown[-1][0] == steps[-1]

@@ -1,8 +1,5 @@
 import datetime
-import shutil
 import socket
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,9 +37,11 @@ def test_each_process_takes_a_gpu_of_its_own(gpus) -> None:  # noqa: ANN001
 def test_every_process_notices_that_gpus_are_too_few(rank: int, gpus) -> None:  # noqa: ANN001
     gpus(1)
     world = World(rank=rank, size=2, local_rank=rank, local_size=2)
-    with pytest.raises(UserError, match="2 processes want a GPU each, and this machine has 1"):
+    with pytest.raises(UserError, match="2 processes need a GPU each, and device = cuda offers 1"):
         distributed.pick_device("auto", world)
-    with pytest.raises(UserError, match="names one GPU for 2 processes"):
+    with pytest.raises(
+        UserError, match="device = cuda:0 offers 1"
+    ):
         distributed.pick_device("cuda:0", world)
 
 
@@ -77,9 +76,7 @@ def test_the_peak_of_a_gpu_is_found_by_its_name(
     name: str, peak: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    found, source = distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16)
-    assert found == peak
-    assert "data sheet" in source
+    assert distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
 
 
 @pytest.mark.parametrize(
@@ -91,43 +88,17 @@ def test_the_peak_of_a_gpu_is_found_by_its_name(
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
     ],
 )
-def test_a_slower_device_of_nearly_that_name_is_another(name: str) -> None:
-    assert not any(distributed._is_model(name, known) for known in distributed._PEAKS_16_BIT)
+def test_a_slower_device_of_nearly_that_name_is_another(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda"):  # it would be measured
+        distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16)
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:
-    found, source = distributed.peak_flops(torch.device("cpu"), torch.float32)
+    found = distributed.peak_flops(torch.device("cpu"), torch.float32)
     assert 1e9 < found < 1e14
-    assert "measured" in source
-
-
-@pytest.mark.parametrize(
-    ("device", "installed", "missing"),
-    [
-        ("cpu", [], r"a C\+\+ compiler"),
-        ("cpu", ["gcc"], r"a C\+\+ compiler"),
-        ("cuda", ["g++"], "a C compiler"),
-        ("cuda", [], "Python.h"),
-    ],
-)
-def test_compiling_without_a_compiler_is_refused(
-    device: str, installed: list[str], missing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
-    with pytest.raises(UserError, match=missing) as error:
-        distributed.require_compiler(torch.device(device))
-    assert "--compile=false" in str(error.value)
-
-
-def test_compiling_on_a_gpu_needs_the_header_of_python(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
-    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
-    with pytest.raises(UserError, match="Python"):
-        distributed.require_compiler(torch.device("cuda"))
-    (tmp_path / "Python.h").touch()
-    distributed.require_compiler(torch.device("cuda"))
 
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
