@@ -81,7 +81,7 @@ def table(folder: Path, texts: dict[str, str], settings: Settings | None = None)
 
     texts: by genre. settings: of the model (if None: GPT-2 Small).
     """
-    settings = dataclasses.asdict(settings or Settings())
+    settings = settings or Settings()
     (folder / "text").mkdir()
     for name, text in texts.items():
         (folder / "text" / f"{name}.txt").write_text(text[: 8 * 10**6], encoding="utf-8")
@@ -107,7 +107,7 @@ def table(folder: Path, texts: dict[str, str], settings: Settings | None = None)
     lengths = _sentences(data).sentences.lengths
     print(
         f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by a model of "
-        f"{settings['n_layer']} layers, width {settings['n_embd']}, in float32, "
+        f"{settings.n_layer} layers, width {settings.n_embd}, in float32, "
         f"medians of {REPEATS} in turns:\n"
     )
     print("| | s | tokens/s | speed relative to the published method | peak memory, GB |")

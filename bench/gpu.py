@@ -80,10 +80,10 @@ def large_logits(folder: str) -> None:
     """The check of an export, on weights that give large logits."""
     meta, settings = token_files.read_meta(Path(folder)), Settings(data_dir=folder, out_dir=folder)
     torch.manual_seed(0)
-    model = GPT(checkpoint.model_config(dataclasses.asdict(settings), meta.vocab_size))
+    model = GPT(checkpoint.model_config(settings, meta.vocab_size))
     weights = {name: torch.randn_like(w) * _LARGE for name, w in model.state_dict().items()}
-    described = (dataclasses.asdict(settings), dataclasses.asdict(meta))
-    made = checkpoint.Checkpoint(1, weights, *described, val_loss=0.0, sessions=[])
+    data = dataclasses.asdict(meta)
+    made = checkpoint.Checkpoint(1, weights, settings, data, val_loss=0.0, sessions=[])
     path = checkpoint.path_of(Path(folder), 1)
     checkpoint.save(path, made)
     (Path(folder) / "export").mkdir()

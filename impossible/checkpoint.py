@@ -138,9 +138,10 @@ def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
     try:
         model.load_state_dict(checkpoint.model, assign=True)
     except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()  # of the first weight that does not fit
         raise UserError(
-            f"{path}: its settings describe another model than its weights ({error}). It is not a "
-            "checkpoint that train.py wrote."
+            f"{path}: its settings describe another model than its weights ({reason}). It is not "
+            "a checkpoint that train.py wrote."
         )
     return model.eval()
 

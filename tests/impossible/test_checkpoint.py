@@ -51,7 +51,8 @@ def test_what_cannot_change_when_a_run_is_resumed() -> None:
         changed = Settings.__new__(Settings)  # not checked: any other value
         changed.__dict__.update(dataclasses.asdict(before) | {field.name: value})
         unequal = checkpoint.differences(before, data, changed, data)
-        assert [text.split(" = ")[0] for text in unequal] == [field.name] * (field.name in FIXED.split())
+        is_fixed = field.name in FIXED.split()
+        assert [text.split(" = ")[0] for text in unequal] == [field.name] * is_fixed
     for split in ("train", "val", "test"):
         other = {"splits": data["splits"] | {split: {"sha256": "another"}}}
         unequal = checkpoint.differences(before, data, before, other)

@@ -39,9 +39,7 @@ def test_every_process_notices_that_gpus_are_too_few(rank: int, gpus) -> None:  
     world = World(rank=rank, size=2, local_rank=rank, local_size=2)
     with pytest.raises(UserError, match="2 processes need a GPU each, and device = cuda offers 1"):
         distributed.pick_device("auto", world)
-    with pytest.raises(
-        UserError, match="device = cuda:0 offers 1"
-    ):
+    with pytest.raises(UserError, match="device = cuda:0 offers 1"):
         distributed.pick_device("cuda:0", world)
 
 

@@ -229,7 +229,7 @@ def test_a_kill_is_recognised_under_torchrun_too(scripted: Callable[..., Plan]) 
 def test_the_reason_of_a_failure_is_its_exception_and_the_advice_helps(
     scripted: Callable[..., Plan],
 ) -> None:
-    unexpected = "from impossible import command; command.guarded(lambda: [][5])"
+    unexpected = "from impossible.settings import guarded; guarded(lambda: [][5])"
     advises = "sys.exit('error: it is full. Run the same command again, or set --out_dir=.')"
     plan = scripted({"no_shuffle": [unexpected], "no_hop": ["1 / 0"], "no_reverse": [advises]})
     local.execute(plan, Stop())
