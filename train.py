@@ -461,14 +461,19 @@ def given_shares(settings: Settings, processes: int) -> list[int]:
     shares = [1.0] * processes
     if settings.shares not in ("equal", "auto"):
         shares = [float(share) for share in settings.shares.split(",")]
+    if len(shares) != processes:
+        raise UserError(
+            f"shares = {settings.shares!r} is for {len(shares)} processes, and there are "
+            f"{processes}. Give one number for each process, or set --shares=auto"
+        )
     is_uneven = settings.shares == "equal" and total % processes
-    if len(shares) != processes or total < processes or is_uneven:
+    if total < processes or is_uneven:
         blocks = settings.blocks_per_step
         sizes = ", ".join(str(n) for n in range(1, 65) if blocks % (n * processes) == 0)
         raise UserError(
             f"a step has {total} micro-batches of {settings.batch_size} blocks, which "
             f"{processes} processes cannot share (shares = {settings.shares}). Use "
-            + (f"a --batch_size= of {sizes}." if sizes else "another number of processes.")
+            + (f"a --batch_size= of {sizes}." if sizes else "another number of processes, or --shares=auto")
         )
     return divide(shares, total)
 

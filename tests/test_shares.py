@@ -112,7 +112,7 @@ def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
 @pytest.mark.parametrize(
     ("shares", "processes", "expected"),
     [
-        ("2,3", 1, "which 1 processes cannot share (shares = 2,3)"),
+        ("2,3", 1, "is for 2 processes, and there are 1. Give one number for each process"),
         ("two", 1, "It must be equal, auto, or positive numbers such as 2,3"),
         ("0,1", 1, "It must be equal, auto, or positive numbers such as 2,3"),
     ],
