@@ -469,11 +469,13 @@ def given_shares(settings: Settings, processes: int) -> list[int]:
     is_uneven = settings.shares == "equal" and total % processes
     if total < processes or is_uneven:
         blocks = settings.blocks_per_step
-        sizes = ", ".join(str(n) for n in range(1, 65) if blocks % (n * processes) == 0)
+        sizes = [str(n) for n in range(1, 65) if blocks % (n * processes) == 0]
+        advice = "another number of processes, or --shares=auto"
+        if sizes:
+            advice = f"a --batch_size= of {', '.join(sizes)}"
         raise UserError(
             f"a step has {total} micro-batches of {settings.batch_size} blocks, which "
-            f"{processes} processes cannot share (shares = {settings.shares}). Use "
-            + (f"a --batch_size= of {sizes}." if sizes else "another number of processes, or --shares=auto")
+            f"{processes} processes cannot share (shares = {settings.shares}). Use {advice}."
         )
     return divide(shares, total)
 
