@@ -30,6 +30,9 @@ _PREFIX = "checkpoint-"
 WORDS = tuple(
     millions * 10**6 for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
 )
+# What loading a damaged file may raise.
+_DAMAGE = (RuntimeError, ValueError, TypeError, KeyError, EOFError, zlib.error)
+_DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,6 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
             f"on, {other} (train.py then writes the checkpoint again); or start again in another "
             "--out_dir="
         )
-
-
-_DAMAGE = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def sha256(path: Path) -> str:

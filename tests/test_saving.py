@@ -78,7 +78,8 @@ def test_one_copy_waits_for_the_disk_and_no_more(
     trained_here(config(checkpoint_interval="1"))
     thread.join()
     assert steps == [2], "the state of step 2 waited until that of step 1 was written"
-    assert len(checkpoint.list_checkpoints(tmp_path / "out")) == 6
+    kept = list(map(checkpoint.load, checkpoint.list_checkpoints(tmp_path / "out")))
+    assert [c.sessions[0]["to_step"] for c in kept] == [c.step for c in kept] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("max_steps", [6, 2000])
