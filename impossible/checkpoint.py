@@ -108,10 +108,10 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
         other = f"restore it from {PREVIOUS_STATE}, by renaming that, or from a copy"
         if path.name != STATE:
             other = f"restore it from a copy, or delete it if {STATE} has the same step"
+            other += " (train.py then writes it again)"
         raise UserError(
             f"{path} is damaged or was not written by this version of train.py ({reason}). To go "
-            f"on, {other} (train.py then writes the checkpoint again); or start again in another "
-            "--out_dir="
+            f"on, {other}; or start again in another --out_dir="
         )
 
 
