@@ -308,17 +308,7 @@ def read(arguments: list[str], usage: str) -> Plan:
     Raises UserError for a setting that the study decides itself.
     """
     configs, values = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
-    if len(configs) > 1:
-        raise UserError(
-            f"a study has one config file, but several were given: {', '.join(map(str, configs))}. "
-            "Separate the items of a list by commas: --seeds=1,2"
-        )
-    if not configs:
-        raise UserError(
-            "name the config file of a study, such as config/study_laptop.py (small) or "
-            "config/study_reverse.py (at full size)."
-        )
-    config = find_config(configs[0])
+    config = _only(configs)
     values = read_config(config, Study) | values
     study = Study(**{name: value for name, value in values.items() if name in OF_STUDY})
     shared = {name: value for name, value in values.items() if name in _OF_RUNS}
@@ -346,6 +336,21 @@ def read(arguments: list[str], usage: str) -> Plan:
     plan = Plan(study, _runs(study, shared), line, text, shared, max(1, processes))
     _check(plan)
     return plan
+
+
+def _only(configs: list[Path]) -> Path:
+    """The one config file of a study. Raises UserError if there is another number of them."""
+    if len(configs) > 1:
+        raise UserError(
+            f"a study has one config file, but several were given: {', '.join(map(str, configs))}. "
+            "Separate the items of a list by commas: --seeds=1,2"
+        )
+    if not configs:
+        raise UserError(
+            "name the config file of a study, such as config/study_laptop.py (small) or "
+            "config/study_reverse.py (at full size)."
+        )
+    return find_config(configs[0])
 
 
 def _repeatable(arguments: list[str]) -> list[str]:
