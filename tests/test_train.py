@@ -435,6 +435,7 @@ def test_processes_with_other_settings_or_data_are_refused(
     done = run("--no-python", "bash", script, processes=2)
     assert done.returncode == 1
     assert f"error: process 1 has {told}" in done.stderr
+    assert "sample_seed" not in done.stderr, "training does not read it"
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
