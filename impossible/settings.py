@@ -145,7 +145,7 @@ class Settings(Recipe):
     push_to_hub: str = ""  # publish the exports as revisions of this repo: USER/NAME
     private: bool = False  # make the repo (or those of a study) private
     overwrite: bool = False  # replace revisions on the Hub even if they are not of this run
-    dry_run: bool = False  # show what would be done (published, or a study's plan), and do nothing
+    dry_run: bool = False  # export, and show what would be published; or show a study's plan
     model_license: str = "mit"  # licence of the published model, by the Hub's name for it
     # eval and sample.py
     revisions: str = ""  # checkpoints by name or step, with commas (if empty: every checkpoint-N)
