@@ -98,7 +98,7 @@ def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
     tmp_path: Path,
 ) -> None:
     state = checkpoint.load(checkpoint.state_path(trained))
-    state.state |= {"accumulation_steps": saved, "measured_on": measured_on}
+    state.state.update(accumulation_steps=saved, measured_on=measured_on)
     (tmp_path / "out").mkdir()
     path = checkpoint.state_path(tmp_path / "out")
     checkpoint.save(path, state)
