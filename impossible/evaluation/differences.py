@@ -38,8 +38,8 @@ class Pair(NamedTuple):
 def pairs_of(evaluations: list[OnTestSet]) -> list[tuple[str, list[Pair]]]:
     """A label and the pairs of each curve; several pairs are those of runs that differ in seeds.
 
-    Runs whose control is evaluated too, but not with the same seeds, settings and test sentences,
-    are named and left out.
+    Runs whose language has no control, and runs whose control is evaluated too, but not with the
+    same seeds, settings and test sentences, are named and left out.
     """
     own = [e for e in evaluations if e.series.language == e.test.language]
     controls: dict[tuple[Any, ...], list[OnTestSet]] = {}
@@ -49,6 +49,8 @@ def pairs_of(evaluations: list[OnTestSet]) -> list[tuple[str, list[Pair]]]:
     others = [e for e in own if _control(e) != e.test.language]
     found = []
     for label, group in groups_of(others):
+        if not _control(group[0]) and len(own) > 1:
+            print(f"{label} is not compared: its row in perturb.py names no control=")
         pairs = []
         for e in group:
             partners = controls.get(_partner(e), [])

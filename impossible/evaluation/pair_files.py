@@ -136,6 +136,8 @@ def _of_blimp() -> Iterator[_Row]:
             "network, name a folder of its jsonl files: --pairs=FOLDER"
         )
     for path in sorted(folder.glob(_FILES)):
-        for number, row in enumerate(pq.read_table(path).to_pylist()):
+        with open(path, "rb") as file:  # pyarrow takes every path for UTF-8
+            rows = pq.read_table(file).to_pylist()
+        for number, row in enumerate(rows):
             row["UID"] = path.parent.name
             yield f"{path}, row {number}", row, path.parent.name, str(number)

@@ -327,7 +327,8 @@ def missing_controls(plan: Plan) -> list[str]:
     """The controls that the languages of a study lack, by the titles of both."""
     languages = [perturb.get(name) for name in plan.settings.languages]
     return [
-        f"{language.title} has no control in this study: add {language.control}"
+        f"{language.title} has no control in this study: "
+        + (f"add {language.control}" if language.control else "its row in perturb.py names none")
         for language in languages
         if language.control not in plan.settings.languages
     ]
