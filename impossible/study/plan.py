@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -203,26 +204,33 @@ class Plan:
 
 
 def digest(run: Run, command: Command) -> str:
-    """A hash of the settings and the material that the result of a command depends on."""
+    """What the result of a command depends on: a hash of its settings, and one of each material.
+
+    The hash of material that does not exist is empty.
+    """
     kind = next(kind for kind in _COMMANDS if kind.command == command.script)
     names = Train.fixed() if kind is Train else list(kind.types())
     chosen = of(kind, run.values)
     values = {name: getattr(chosen, name) for name in names if name not in _PLACES}
-    if material := _material(run, command):
-        values["contents"] = [_content(path) for path in material]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    settings = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    contents = (_content(path) if path.exists() else "" for path in _material(run, command))
+    return ":".join([settings, *contents])
+
+
+def is_same(before: str, now: str) -> bool:
+    """Whether two digests agree. Material that does not exist now counts as unchanged."""
+    return all(new in ("", old) for old, new in zip_longest(before.split(":"), now.split(":")))
 
 
 def _material(run: Run, command: Command) -> list[Path]:
-    """The existing files and folders that are given by name, and that a command depends on."""
+    """What may be the files and folders that are given by name, and that a command depends on."""
     if command.script == "train.py":
         text = of(Prepare, run.values)
         names = [text.corpus.removeprefix("hf:"), text.annotations]
     else:
         options = (option.partition("=") for option in command.options)
         names = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
-    paths = [Path(name).expanduser() for name in names if name]
-    return [path for path in paths if path.exists()]
+    return [Path(name).expanduser() for name in names if name]
 
 
 def _content(path: Path) -> str:

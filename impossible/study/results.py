@@ -17,7 +17,7 @@ from impossible import files
 from impossible.errors import UserError
 from impossible.study import local, report, slurm, states
 from impossible.study.local import Stop
-from impossible.study.plan import Plan, Run, digest
+from impossible.study.plan import Plan, Run
 from impossible.training import checkpoint, log
 
 RUNS = "runs.csv"
@@ -123,7 +123,7 @@ def _source(plan: Plan, runs: list[Run]) -> str:
     configs = [run.config.read_text(encoding="utf-8") for run in runs]
     weights = [checkpoint.path_of(run.folder, run.training.max_steps) for run in runs]
     times = [path.stat().st_mtime_ns for path in weights]
-    hashes = [[digest(run, command) for command in plan.commands(run)] for run in runs]
+    hashes = [sorted(states.read(run.folder).done.items()) for run in runs]
     described = json.dumps([commands, configs, times, hashes])
     return hashlib.sha256(described.encode()).hexdigest()
 

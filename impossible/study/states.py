@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impossible import files
-from impossible.study.plan import Command, Plan, Run, digest
+from impossible.study.plan import Command, Plan, Run, digest, is_same
 from impossible.training import checkpoint
 
 NAME = "state.json"
@@ -66,7 +66,9 @@ def following(plan: Plan, run: Run) -> Command | None:
     """The next command of a run; None if all are done."""
     done = read(run.folder).done
     for command in plan.commands(run):
-        if done.get(command.key) != digest(run, command) or not _is_there(run, command):
+        before = done.get(command.key)
+        is_done = before is not None and is_same(before, digest(run, command))
+        if not is_done or not _is_there(run, command):
             return command
     return None
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, wait_for
 
+import study
 from impossible import files
 from impossible.errors import UserError
 from impossible.study import children, local, overview, results, states
@@ -51,8 +52,7 @@ class Scripted(Plan):
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts have none."""
-    for module in (states, results):
-        monkeypatch.setattr(module, "digest", lambda run, command: "")
+    monkeypatch.setattr(states, "digest", lambda run, command: "")
 
 
 @pytest.fixture
@@ -307,6 +307,21 @@ def test_joint_results_replace_only_what_the_study_wrote(
     with pytest.raises(UserError, match=r"entropies\.csv was not written by this study"):
         write("[(out / name).write_text('4') for name in ('a.csv', 'entropies.csv')]")
     assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}
+
+
+def test_data_are_prepared_or_checked_while_runs_are_left(
+    scripted: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = scripted({"no_shuffle": ["pass"]})
+    gone = Script("sys.exit('error: there is no corpus')", [str(plan.folder)])
+    monkeypatch.setattr(Scripted, "preparing", gone, raising=False)
+    with pytest.raises(UserError, match="could not be prepared: there is no corpus"):
+        study.execute(plan)
+    local.execute(plan, Stop())
+    for run in plan.runs:
+        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+    study.execute(plan)
+    assert (plan.folder / "report.html").exists()
 
 
 def test_a_damaged_file_is_the_problem_of_its_run_alone(
