@@ -126,7 +126,7 @@ def _problems(
     counts = runs["state"].value_counts().items()
     done = int((runs["state"] == "done").sum())
     if missing := ", ".join(f"{n} {state}" for state, n in counts if state != "done"):
-        told = "There are no results yet."
+        told = "" if error else "There are no results yet."
         if has_results:
             told = _OLDER
             if is_current:
@@ -135,7 +135,7 @@ def _problems(
     elif has_results and not is_current:
         found.append(_OLDER)
     if error:
-        found.append(f"The evaluation of all runs together failed: {error}")
+        found.append(f"The runs could not be evaluated together: {error}")
     return [*filter(None, found), *missing_controls(plan)]
 
 

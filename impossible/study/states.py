@@ -113,8 +113,7 @@ def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool 
     if is_stopped or code == EXIT_STOPPED or (is_killed and not gives_up):
         write(run.folder, State(state.done, seconds))
         return "interrupted"
-    reason = _KILLED if is_killed else error_in(run.output)
-    reason = _AGAIN.sub(r"\1un the study again with --retry", reason)
+    reason = _KILLED if is_killed else adapted(error_in(run.output))
     failed = f"{command.script}: {reason} (in {run.output})"
     write(run.folder, State(state.done, seconds, failed=failed))
     return "failed"
@@ -128,6 +127,11 @@ def forget_failure(run: Run) -> None:
     """Let a run that failed be tried again."""
     if (state := read(run.folder)).failed:
         write(run.folder, dataclasses.replace(state, failed=""))
+
+
+def adapted(error: str) -> str:
+    """An error of a run whose advice helps in a study."""
+    return _AGAIN.sub(r"\1un the study again with --retry", _FOLDERS.sub("--study_dir=", error))
 
 
 def error_in(output: Path) -> str:
@@ -156,11 +160,11 @@ def _exception(lines: list[str]) -> str:
 
 
 def problem_of_data(plan: Plan) -> str:
-    """Why the data could not be prepared; empty if prepare.py has not failed."""
+    """Why prepare.py failed when the study last started it; empty if it did not."""
     output = plan.folder / PREPARING
     if "error: " not in _tail(output):
         return ""
-    return f"The data are not prepared: {error_in(output)} (in {output})"
+    return f"The latest preparation of data failed: {error_in(output)} (in {output})"
 
 
 def last_line(output: Path) -> str:

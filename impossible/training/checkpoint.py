@@ -205,6 +205,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if "mmap can only" in str(error):
+        return "it is not a zip archive, as torch.save writes"
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -13,8 +13,8 @@ from conftest import wait_for
 from test_local import no_settings, scripted  # noqa: F401 (fixtures)
 
 from impossible.errors import UserError
+from impossible.study import overview, results, slurm, states
 from impossible.study import plan as plans
-from impossible.study import results, slurm, states
 from impossible.study.plan import Plan
 
 SAVES = (
@@ -116,6 +116,10 @@ def test_the_data_are_checked_before_every_run_is_trained(
     (plan.folder / slurm.NAME).write_text("{")
     with pytest.raises(UserError, match=r"jobs\.json is damaged.*squeue --me shows jobs named"):
         slurm.submit(plan)
+    overview.show_states(plan)
+    told = capfd.readouterr().out
+    assert f"warning: {plan.folder / slurm.NAME} is damaged" in told
+    assert "2 runs: 2 waiting" in told
 
 
 def test_a_folder_whose_name_slurm_would_change_is_refused(

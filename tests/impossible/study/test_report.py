@@ -121,11 +121,16 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(tmp_path: Path)
     )
     report.write(plan, runs)
     page = (tmp_path / report.NAME).read_text(encoding="utf-8")
-    assert "Not all of the 2 runs are done (1 done, 1 failed). There are no results yet." in page
+    told = "Not all of the 2 runs are done (1 done, 1 failed)."
+    assert f"{told} There are no results yet.</p>" in page
     assert "a loss &lt; 0 &amp; worse" in page
     assert "# &lt;b&gt;mine&lt;/b&gt;" in page
     assert "Is a language harder to learn" not in page, "nothing has been compared"
     assert "nan" not in page
+    report.write(plan, runs, error="its record is damaged")
+    page = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    assert f"{told} </p>" in page, "and not that there are no results"
+    assert "The runs could not be evaluated together: its record is damaged" in page
 
 
 def test_the_page_does_not_pass_old_results_off_as_new_ones(tmp_path: Path) -> None:
@@ -160,7 +165,7 @@ def test_only_a_failed_preparation_is_a_problem(tmp_path: Path) -> None:
     output.write_text("\n$ python prepare.py\nNoReverse is ready\n")
     assert states.problem_of_data(plan) == "", "of another language, or not yet at its end"
     output.write_text("\n$ python prepare.py\nerror: no text there\n")
-    problem = f"The data are not prepared: no text there (in {output})"
+    problem = f"The latest preparation of data failed: no text there (in {output})"
     assert states.problem_of_data(plan) == problem
 
 
