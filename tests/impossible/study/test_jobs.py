@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
-from test_local import no_settings, scripted  # noqa: F401 (fixtures)
+from test_local import LEAVES, TWICE, is_alive, no_settings, scripted  # noqa: F401 (fixtures)
 
 from impossible.errors import UserError
 from impossible.study import overview, results, slurm, states
@@ -89,6 +89,34 @@ def test_so_do_the_jobs_that_prepare_the_data_and_write_the_results(
     object.__setattr__(plan, "evaluation", f"open({str(marker)!r}, 'w'); time.sleep(60)")
     assert execute(slurm.Results(plan), marker.exists) == 75
     assert called.read_text().count("requeue 17") == 2
+
+
+@pytest.mark.parametrize("scripts", [[TWICE.format("one"), TWICE.format("two")], [LEAVES]])
+def test_a_command_that_is_killed_is_resumed_by_its_job(
+    scripted: Callable[..., Plan],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: list[str],
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    plan = scripted({"no_shuffle": scripts})
+    run = plan.runs[0]
+    slurm.Chain(plan, run)()
+    assert results.state_of(plan, run, False, {}) == "done", "each command has attempts of its own"
+    if (run.folder / "pid").exists():
+        pid = int((run.folder / "pid").read_text())
+        wait_for(lambda: not is_alive(pid), seconds=10)  # it had been left behind
+
+
+def test_a_command_that_is_always_killed_fails_its_job(
+    scripted: Callable[..., Plan],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    always = "import os; open(out / 'y', 'a').write('.'); os.kill(os.getpid(), 9)"
+    plan = scripted({"no_shuffle": [always]})
+    with pytest.raises(RuntimeError, match="killed 3 times"):
+        slurm.Chain(plan, plan.runs[0])()
+    assert (plan.runs[0].folder / "y").read_text() == "..."
 
 
 def test_the_data_are_checked_before_every_run_is_trained(

@@ -25,6 +25,17 @@ from impossible.training import checkpoint
 
 Scripts = dict[str, list[str]]  # language -> the scripts of its runs, one after the other
 NOTE = "import sys, time, pathlib; out = pathlib.Path(sys.argv[1]); "
+# Is killed twice.
+TWICE = (
+    "import os; log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
+    "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
+)
+# Starts a process of its own, and is killed once.
+LEAVES = (
+    "import os, subprocess; first = not (out / 'pid').exists(); "
+    "first and (out / 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid)); "
+    "first and os.kill(os.getpid(), 9)"
+)
 
 
 class Script(Command):
@@ -154,23 +165,14 @@ def test_a_run_that_is_killed_is_resumed_but_not_for_ever(
 
 
 def test_each_command_of_a_run_has_attempts_of_its_own(scripted: Callable[..., Plan]) -> None:
-    twice = (
-        "import os; log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
-        "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
-    )
-    plan = scripted({"no_shuffle": [twice.format("one"), twice.format("two")]})
+    plan = scripted({"no_shuffle": [TWICE.format("one"), TWICE.format("two")]})
     local.execute(plan, Stop())
     assert set(words(plan).values()) == {"done"}, "each was killed twice, and three are allowed"
     assert (plan.runs[0].folder / "two").read_text() == "..."
 
 
 def test_what_a_killed_command_has_started_ends_too(scripted: Callable[..., Plan]) -> None:
-    leaves = (
-        "import os, subprocess; first = not (out / 'pid').exists(); "
-        "first and (out / 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid)); "
-        "first and os.kill(os.getpid(), 9)"
-    )
-    plan = scripted({"no_shuffle": [leaves]})
+    plan = scripted({"no_shuffle": [LEAVES]})
     local.execute(plan, Stop())
     for run in plan.runs:
         pid = int((run.folder / "pid").read_text())
