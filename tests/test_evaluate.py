@@ -22,7 +22,7 @@ from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
 import perturb
-from impossible import options
+from impossible import files, options
 from impossible.errors import UserError
 from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
@@ -595,42 +595,103 @@ def test_tables_hold_no_local_path_and_no_words_for_numbers(
             assert set(found["seed"].dropna()) <= {"41"}, "unknown of exports"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("[a-z]*.*")}
+
+
 def test_results_of_other_models_do_not_stay_beside_new_ones(copied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "evaluation"
     evaluated(copied, *SAMPLE, "--entropies", "--sentences", "--surprisals")
     (folder / "mine.csv").write_text("a,b\n")
-    kept = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    kept = contents(folder)
     evaluated(copied, *SAMPLE)
-    found = {path.name: path.read_bytes() for path in folder.glob("*.*")}
-    assert found.keys() == kept.keys(), "they are of the same models and sentences"
-    changed = "mine,too\n"
-    (folder / "surprisals.csv").write_text(changed)
-    printed = evaluated(copied, "--sentences_per_genre=20")
-    assert sorted(path.name for path in folder.glob("[a-z]*.*")) == [
-        "losses.png",
-        "mine.csv",
-        "perplexity.csv",
-        "perplexity.png",
-        "surprisals.csv",
-    ]
-    assert (folder / "surprisals.csv").read_text() == changed
-    assert f"{folder / 'surprisals.csv'}: of an earlier evaluation, but changed since" in printed
+    assert contents(folder).keys() == kept.keys(), "they are of the same models and sentences"
+    evaluated(copied, "--sentences_per_genre=20")
+    ours = {"losses.png", "perplexity.csv", "perplexity.png"}
+    assert contents(folder).keys() == {"mine.csv", *ours}
 
 
-def test_no_table_of_an_interrupted_command_stays(
+def test_a_file_that_no_evaluation_wrote_is_never_replaced(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder, joint = tmp_path / "out" / "evaluation", tmp_path / "joint"
+    second = shutil.copy(copied, tmp_path / "second.py")
+    shutil.copytree(tmp_path / "out", tmp_path / "second")
+    text = copied.read_text(encoding="utf-8").replace(str(tmp_path / "out"), str(second)[:-3])
+    second.write_text(text, encoding="utf-8")
+    both = (copied, second, *SAMPLE)
+    evaluated(*both)
+    evaluated(*both)
+    evaluated(*both, "--sentences_per_genre=20")
+
+    def scored(*_: object) -> None:
+        raise AssertionError("it was scored")
+
+    for path, is_known in (
+        (folder / "perplexity.csv", True),
+        (folder / "losses.png", True),
+        (joint / "perplexity.csv", True),
+        (folder / "sentences.csv", False),
+    ):
+        whole = path.read_bytes() if is_known else None
+        path.write_text("mine\n")
+        before = contents(folder), contents(joint)
+        with monkeypatch.context() as patch:
+            if is_known:  # else this is seen before the results are put there
+                patch.setattr(results, "losses_of", scored)
+            error = refused(*both, "--sentences")
+        assert f"{path} was not written by an evaluation, or was changed since." in error
+        assert (contents(folder), contents(joint)) == before
+        path.write_bytes(whole) if is_known else path.unlink()
+    evaluated(*both, "--sentences")
+
+
+@pytest.mark.parametrize("record", ["[]", '{"source": "x"}', '{"source": "x", "files": 5}', "{"])
+def test_a_damaged_record_of_results_replaces_nothing(record: str, tmp_path: Path) -> None:
+    (tmp_path / ".pairs.json").write_text(record, encoding="utf-8")
+    tables.require_own(tmp_path, "pairs")
+    (tmp_path / "pairs.csv").write_text("mine\n")
+    with pytest.raises(UserError, match=r"pairs.csv was not written by an evaluation"):
+        tables.require_own(tmp_path, "pairs")
+
+
+def test_results_are_written_by_one_command_at_a_time(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of each run, and the joint ones."""
+    locked = []
+    write = COMMAND["write_perplexities"]
+
+    def seen(folder: tables.Folder, evaluations: list) -> None:
+        locked.append([files.is_locked(p) for p in (tmp_path / "out/evaluation", joint)])
+        write(folder, evaluations)
+
+    joint = tmp_path / "joint"
+    monkeypatch.setitem(COMMAND["main"].__globals__, "write_perplexities", seen)
+    evaluated(copied, *SAMPLE, f"--model=run,{tmp_path / 'out' / 'hf'}")
+    assert locked == [[True, False], [False, False], [False, True]]
+
+
+def test_an_interrupted_command_leaves_the_earlier_results(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, so that no two files are of different models."""
     evaluated(copied, *SAMPLE, "--entropies")
     folder = tmp_path / "out" / "evaluation"
-    assert (folder / "entropies.csv").exists()
+    before = contents(folder)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMAND["entropies"], "table", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        evaluated(copied, "--sentences_per_genre=20", "--entropies")
-    assert [path.name for path in folder.glob("[a-z]*.*")] == ["perplexity.csv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(COMMAND["entropies"], "table", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(copied, "--sentences_per_genre=20", "--entropies")
+    assert contents(folder) == before
+    assert not list(folder.glob("*.unfinished"))
+    (folder / "perplexity.png").unlink()  # as if the command before had been killed
+    evaluated(copied, "--sentences_per_genre=20")
+    assert contents(folder).keys() == before.keys() - {"entropies.csv"}
 
 
 def test_a_genre_has_no_name_that_tables_use(run: Path, copied: Path, tmp_path: Path) -> None:

@@ -326,10 +326,11 @@ class StimulusEvaluation(OnMaterial):
 
 def folder_of(settings: Evaluate, series: Series) -> Path:
     """The folder for the results of a series on the stimuli."""
-    return results.material_folder(settings, series, _name_of(settings))
+    return results.material_folder(settings, series, name_of(settings))
 
 
-def _name_of(settings: Evaluate) -> str:
+def name_of(settings: Evaluate) -> str:
+    """The name of the folders for the results on these sentences."""
     return folder_name("stimuli", settings.stimuli)
 
 
@@ -338,7 +339,7 @@ def evaluate(
 ) -> StimulusEvaluation:
     """Score the stimuli with all models of a series; all processes must call it."""
     language = results.test_language(settings)
-    name = _name_of(settings)
+    name = name_of(settings)
     made = prepared(read(Path(settings.stimuli), name), language)
     rows = [np.append(END_OF_TEXT_ID, stimulus.tokens).astype(np.uint16) for stimulus in made]
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
