@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -19,12 +20,13 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, fail, kill, start, succeed, write_config
+from conftest import run as run_command
 from hub import Hub, serve
 
 import perturb
 from impossible import files, options
 from impossible.errors import UserError
-from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
+from impossible.evaluation import curves, ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
 from impossible.settings import Evaluate, Prepare
@@ -467,6 +469,37 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
     assert "is named twice" in refused(copied, copied, *SAMPLE)
 
 
+def test_a_table_of_means_has_the_values_of_the_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    def evaluation(seed: int, *steps: int) -> object:
+        members = [SimpleNamespace(step=step) for step in steps]
+        of_run = SimpleNamespace(seeds=series.Seeds(seed, seed, seed, seed), members=members)
+        return SimpleNamespace(series=of_run)
+
+    groups = [
+        ("A", [evaluation(1, 2, 4), evaluation(2, 2)]),
+        ("B", [evaluation(3, 5)]),
+        ("C", [evaluation(4, 5), evaluation(5, 6)]),
+    ]
+    drawn = curves.curves_of(
+        groups, lambda e, m: e.series.seeds.seed * m.step, lambda e, m: (0.0, float(m.step))
+    )
+    found = curves.means(groups, drawn)
+    half = 12.706205 * 1.0  # t(0.975, 1) by tables; the standard error of 2 and 4 is 1
+    assert found[["label", "step", "n", "seeds"]].to_numpy().tolist() == [
+        ["A", 2, 2, "1 2"],
+        ["B", 5, 1, "3"],
+    ]
+    np.testing.assert_allclose(
+        found[["mean", "low", "high"]], [[3, 3 - half, 3 + half], [15, 0, 5]], rtol=1e-6
+    )
+    assert found["interval"].tolist() == ["over seeds", "within one run"]
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "A: left out the steps 4, which some seeds lack",
+        "C: left out the steps 5, 6, which some seeds lack",
+    ]
+
+
 def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
     run: Path, copied: Path, tmp_path: Path
 ) -> None:
@@ -816,6 +849,8 @@ def test_a_model_that_gives_no_numbers_is_refused(
         ({"dtype": "nonsense"}, "nonsense"),
         ({"id2label": 3}, "cannot be loaded"),
         ({"activation_function": "nope"}, "nope"),
+        ({"n_embd": 0, "n_head": 0}, "cannot be loaded"),
+        ({"n_embd": 0}, "cannot be loaded"),
         ({"architectures": 5}, "is a model of the kind 5. Expected a plain"),
         ([], "is a model of the kind []. Expected a plain"),
     ],
@@ -834,6 +869,24 @@ def test_a_config_with_odd_values_is_refused(
         )
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"n_embd": 8, "n_head": 2}, "cannot be loaded"),
+        ({"n_layer": 9}, "these weights are missing or unknown"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_in_one_line(
+    changed: dict[str, int], told: str, run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "lacking")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")
+    options = (f"--model={folder}", f"--eval_dir={tmp_path}")
+    done = run_command("evaluate.py", run / "config.py", *options)
+    assert re.fullmatch(f"error: .*{told}.*\n", done.stderr)
 
 
 def test_the_config_of_a_model_does_not_choose_the_code_of_its_attention(
