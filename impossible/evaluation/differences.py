@@ -116,7 +116,7 @@ def _rows(label: str, pairs: list[Pair], measure: str, of: Values) -> Iterator[d
     by_pair = [_differences(pair, of) for pair in pairs]
     steps = sorted(set.intersection(*(set(found) for found in by_pair)))
     if missing := sorted(set().union(*by_pair) - set(steps)):
-        print(f"{label}: left out the steps {', '.join(map(str, missing))}")
+        print(f"{label}, {measure}: left out the steps {', '.join(map(str, missing))}")
     values = [np.array([found[step] for step in steps]) for found in by_pair]
     for step, summary in zip(steps, summaries(values) if steps else (), strict=True):
         yield {

@@ -69,10 +69,16 @@ def read(source: str, name: str = "") -> list[Pair]:
             )
         first = places.setdefault((pair.paradigm, pair.item), where)
         if first != where:
+            are_in_one_file = first.rpartition(", ")[0] == where.rpartition(", ")[0]
             raise UserError(
                 f"{where}: the paradigm {pair.paradigm!r} already has a pair {pair.item!r} "
-                f"({first}). Give each pair of a paradigm a pairID of its own. (The paradigm is "
-                "the UID, or else the name of the file.)"
+                f"({first}). "
+                + (
+                    "Give each pair of a paradigm a pairID of its own."
+                    if are_in_one_file
+                    else "If they are two paradigms, give each file a UID or a name of its own: "
+                    "the paradigm is the UID, or else the name of the file."
+                )
             )
     tell_of_spaces((where, row[name]) for where, row, *_ in rows for name in (_GOOD, _BAD))
     return pairs
