@@ -95,10 +95,10 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
     """The tokens of a stimulus in a language, and the place that each had before.
 
     The place is -1 for a token that was inserted. The language gets the real tokens. To see which
-    one goes where, it then gets random ones in their place: for all of them, or, if it does something
-    else to those, for those that repeat an earlier one. In a sentence that stays as long, a new
-    token may have replaced one. Raises UserError for a sentence that the language drops, and if the
-    places remain unknown.
+    one goes where, it then gets random ones in their place: for all of them, or, if it does
+    something else to those, for those that repeat an earlier one. In a sentence that stays as long,
+    a new token may have replaced one. Raises UserError for a sentence that the language drops, and
+    if the places remain unknown.
     """
     markers, where = list(marker_ids(rule.markers).values()), base.stimulus.where
     result = rule.apply(base.sentences, markers, draw.again())
