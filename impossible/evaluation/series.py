@@ -257,10 +257,7 @@ def _require_plain(config: Any, name: str) -> None:
 
 
 def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
-    """A model as transformers loads it, so that users of transformers get the same results.
-
-    Raises UserError if the model is not a plain GPT-2 or lacks a weight.
-    """
+    """A model as users of transformers load it. Raises UserError unless it is a complete GPT-2."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -273,6 +270,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
             dtype=torch.float32,
             attn_implementation="sdpa",  # transformers' default; it may fetch the code of others
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             use_safetensors=True,
         )
     except UserError:
@@ -286,8 +284,8 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     lost = [str(key) for names in report.values() for key in names]
     if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:
         raise UserError(
-            f"{name} is not a complete GPT-2: these weights are missing or unknown to "
-            f"GPT2LMHeadModel: {', '.join(lost[:5])}. Export or download it again."
+            f"{name} is not a complete GPT-2: these weights are missing, unknown or of another "
+            f"shape: {', '.join(lost[:5])}. Export or download it again."
         )
     model.to(device).eval()
 

@@ -94,11 +94,11 @@ def _prepared(base: "_Base", rule: Language, shortest: int) -> Prepared:
 def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a stimulus in a language, and the place that each had before.
 
-    The place is -1 for a token that was inserted. The language gets the real tokens, as it may look
-    at them. To see which one goes where, it then gets others in their place: for all of them, or,
-    if it does something else to those, for those that repeat an earlier one. In a sentence that
-    stays as long, a new token may have replaced one. Raises UserError for a sentence that the
-    language drops, and if the places remain unknown.
+    The place is -1 for a token that was inserted. The language gets the real tokens. To see which
+    one goes where, it then gets random ones in their place: for all of them, or, if it does
+    something else to those, for those that repeat an earlier one. In a sentence that stays as long,
+    a new token may have replaced one. Raises UserError for a sentence that the language drops, and
+    if the places remain unknown.
     """
     markers, where = list(marker_ids(rule.markers).values()), base.stimulus.where
     result = rule.apply(base.sentences, markers, draw.again())
@@ -107,11 +107,10 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
     original, tokens, count = base.tokens, result.tokens, len(base.tokens)
     repeats = np.setdiff1d(np.arange(count), np.unique(original, return_index=True)[1])
     others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))
-    others = np.random.default_rng(0).permutation(others)  # none follows from another one
     is_new = ~np.isin(tokens, original) & (len(tokens) == count)
     for hidden in (np.arange(count), repeats):
         stand_ins = original.copy()
-        stand_ins[hidden] = others[: len(hidden)]
+        stand_ins[hidden] = np.random.default_rng(0).choice(others, len(hidden), replace=False)
         sentences = base.sentences._replace(tokens=stand_ins)
         try:
             moved = rule.apply(sentences, markers, draw.again()).tokens
