@@ -26,7 +26,7 @@ else:
 
     sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
-    from impossible import checkpoint, distributed, files
+    from impossible import checkpoint, distributed
     from impossible.evaluation import (
         curves,
         differences,
@@ -58,7 +58,11 @@ def main(runs: list[Settings]) -> None:
     name, measure = measure_of(runs[0])
     for settings in runs if name in ("perplexity", "markers") else ():  # before a Hub is asked
         results.read_meta(settings)
-    found = find(runs, measure.folder_of if measure else folder_on_test_split)
+    folder_of = measure.folder_of if measure else folder_on_test_split
+    found = find(runs, folder_of)
+    joint = Path(runs[0].eval_dir) / (measure.name_of(runs[0]) if measure else "")
+    for folder in [*(folder_of(*one) for one in found), *[joint] * (len(found) > 1)]:
+        tables.require_own(folder, name)
     distributed.connect(world, device)
     members = [[(m.name, m.commit) for m in series.members] for _, series in found]
     if any(others != members for others in world.gather(members)):
@@ -70,7 +74,7 @@ def main(runs: list[Settings]) -> None:
     if name == "pairs":
         evaluations = minimal_pairs.on_common(evaluations)
     if world.is_first:
-        write(evaluations, name, measure)
+        write(evaluations, joint, name, measure)
     world.gather(None)  # all wait for the first
     distributed.disconnect(world)
 
@@ -87,6 +91,7 @@ def measure_of(settings: Settings) -> tuple[str, Measure | None]:
             "share of minimal pairs right (thin line: chance)",
             level=0.5,
             over_seeds=pictures.share_interval,
+            name_of=minimal_pairs.name_of,
         )
     if settings.markers:
         return "markers", Measure(
@@ -99,7 +104,9 @@ def measure_of(settings: Settings) -> tuple[str, Measure | None]:
             of_sentences={"surprisal_difference": MarkerEvaluation.differences},
         )
     if settings.stimuli:
-        return "stimuli", Measure(stimuli.folder_of, stimuli.evaluate, stimuli.table)
+        return "stimuli", Measure(
+            stimuli.folder_of, stimuli.evaluate, stimuli.table, name_of=stimuli.name_of
+        )
     return "perplexity", None
 
 
@@ -131,25 +138,16 @@ def folder_on_test_split(settings: Settings, series: Series) -> Path:
     return results.folder_of(settings, series, test.language, sha256)
 
 
-def write(evaluations: list[OfSeries], name: str, measure: Measure | None) -> None:
+def write(evaluations: list[OfSeries], joint: Path, name: str, measure: Measure | None) -> None:
     """The results of each series in its own folder; of several series, also their joint ones."""
     tables.tell_of_revisions(evaluations[0].settings)
-    for e in evaluations:
-        with files.locked(e.folder):
-            write_results(tables.Folder(e.folder, name, [e]), [e], measure)
-    if len(evaluations) > 1:
-        folder = tables.Folder(evaluations[0].joint_folder, name, evaluations)
-        write_results(folder, evaluations, measure)
-
-
-def write_results(
-    folder: tables.Folder, evaluations: list[OfSeries], measure: Measure | None
-) -> None:
-    """The tables and pictures of some series."""
-    if measure:
-        write_measure(folder, evaluations, measure)
-    else:
-        write_perplexities(folder, evaluations)
+    groups = [(e.folder, [e]) for e in evaluations]
+    for path, some in [*groups, *[(joint, evaluations)] * (len(groups) > 1)]:
+        with tables.results_in(path, name, some) as folder:
+            if measure:
+                write_measure(folder, some, name, measure)
+            else:
+                write_perplexities(folder, some)
 
 
 def write_perplexities(folder: tables.Folder, evaluations: list[Evaluation]) -> None:
@@ -179,18 +177,19 @@ def write_perplexities(folder: tables.Folder, evaluations: list[Evaluation]) -> 
         folder.picture("differences", differences.curves(found, styles), label, level=0.0)
 
 
-def write_measure(folder: tables.Folder, evaluations: list[OfSeries], measure: Measure) -> None:
+def write_measure(
+    folder: tables.Folder, evaluations: list[OfSeries], name: str, measure: Measure
+) -> None:
     """One table and one picture; of several series, also means over seeds and differences."""
-    name = folder.measure
     folder.table(name, [tables.together(map(measure.table, evaluations))])
     if name == "pairs" and len(evaluations) == 1:
         folder.table("pair_items", [minimal_pairs.items(evaluations[0])])
     if measure.value is None:
         return
     groups = curves.groups_of(evaluations)
-    values = (groups, measure.value, measure.interval, measure.over_seeds)
-    folder.picture(name, curves.curves_of(*values), measure.label, level=measure.level)
-    if len(evaluations) > 1 and len(found := curves.means(*values)):
+    drawn = curves.curves_of(groups, measure.value, measure.interval, measure.over_seeds)
+    folder.picture(name, drawn, measure.label, level=measure.level)
+    if len(evaluations) > 1 and len(found := curves.means(groups, drawn)):
         folder.table(f"{name}_means", [found])
     if measure.of_sentences:
         found = differences.table(differences.pairs_of(evaluations), measure.of_sentences)

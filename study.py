@@ -63,7 +63,8 @@ def execute(study: Plan) -> None:
             "them with scancel."
         )
     stop, output = local.Stop(), study.folder / states.PREPARING
-    if error := local.watch(study.preparing, output, stop):  # it refuses data of other text
+    is_unfinished = any(states.following(study, run) for run in study.runs)
+    if is_unfinished and (error := local.watch(study.preparing, output, stop)):
         if stop.count:
             sys.exit(states.EXIT_STOPPED)
         raise UserError(f"the data could not be prepared: {error} (in {output})")

@@ -105,6 +105,8 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "mmap can only" in reason:
+            reason = "it is not a zip archive, as torch.save writes"
         other = f"restore it from {PREVIOUS_STATE}, by renaming that, or from a copy"
         if path.name != STATE:
             other = f"restore it from a copy, or delete it if {STATE} has the same step"

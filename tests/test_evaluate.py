@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -22,9 +23,9 @@ from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, serve
 
 import perturb
-from impossible import checkpoint
+from impossible import checkpoint, files
 from impossible.distributed import World
-from impossible.evaluation import ngrams, pictures, results, scoring, series, tables
+from impossible.evaluation import curves, ngrams, pictures, results, scoring, series, tables
 from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
 from impossible.settings import Settings, UserError, load
@@ -465,6 +466,37 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
     assert "is named twice" in refused(copied, copied, *SAMPLE)
 
 
+def test_a_table_of_means_has_the_values_of_the_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    def evaluation(seed: int, *steps: int) -> object:
+        members = [SimpleNamespace(step=step) for step in steps]
+        of_run = SimpleNamespace(seeds=series.Seeds(seed, seed, seed, seed), members=members)
+        return SimpleNamespace(series=of_run)
+
+    groups = [
+        ("A", [evaluation(1, 2, 4), evaluation(2, 2)]),
+        ("B", [evaluation(3, 5)]),
+        ("C", [evaluation(4, 5), evaluation(5, 6)]),
+    ]
+    drawn = curves.curves_of(
+        groups, lambda e, m: e.series.seeds.seed * m.step, lambda e, m: (0.0, float(m.step))
+    )
+    found = curves.means(groups, drawn)
+    half = 12.706205 * 1.0  # t(0.975, 1) by tables; the standard error of 2 and 4 is 1
+    assert found[["label", "step", "n", "seeds"]].to_numpy().tolist() == [
+        ["A", 2, 2, "1 2"],
+        ["B", 5, 1, "3"],
+    ]
+    np.testing.assert_allclose(
+        found[["mean", "low", "high"]], [[3, 3 - half, 3 + half], [15, 0, 5]], rtol=1e-6
+    )
+    assert found["interval"].tolist() == ["over seeds", "within one run"]
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "A: left out the steps 4, which some seeds lack",
+        "C: left out the steps 5, 6, which some seeds lack",
+    ]
+
+
 def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
     run: Path, copied: Path, tmp_path: Path
 ) -> None:
@@ -593,42 +625,103 @@ def test_tables_hold_no_local_path_and_no_words_for_numbers(
             assert set(found["seed"].dropna()) <= {"41"}, "unknown of exports"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("[a-z]*.*")}
+
+
 def test_results_of_other_models_do_not_stay_beside_new_ones(copied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "evaluation"
     evaluated(copied, *SAMPLE, "--entropies", "--sentences", "--surprisals")
     (folder / "mine.csv").write_text("a,b\n")
-    kept = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    kept = contents(folder)
     evaluated(copied, *SAMPLE)
-    found = {path.name: path.read_bytes() for path in folder.glob("*.*")}
-    assert found.keys() == kept.keys(), "they are of the same models and sentences"
-    changed = "mine,too\n"
-    (folder / "surprisals.csv").write_text(changed)
-    printed = evaluated(copied, "--sentences_per_genre=20")
-    assert sorted(path.name for path in folder.glob("[a-z]*.*")) == [
-        "losses.png",
-        "mine.csv",
-        "perplexity.csv",
-        "perplexity.png",
-        "surprisals.csv",
-    ]
-    assert (folder / "surprisals.csv").read_text() == changed
-    assert f"{folder / 'surprisals.csv'}: of an earlier evaluation, but changed since" in printed
+    assert contents(folder).keys() == kept.keys(), "they are of the same models and sentences"
+    evaluated(copied, "--sentences_per_genre=20")
+    ours = {"losses.png", "perplexity.csv", "perplexity.png"}
+    assert contents(folder).keys() == {"mine.csv", *ours}
 
 
-def test_no_table_of_an_interrupted_command_stays(
+def test_a_file_that_no_evaluation_wrote_is_never_replaced(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder, joint = tmp_path / "out" / "evaluation", tmp_path / "joint"
+    second = shutil.copy(copied, tmp_path / "second.py")
+    shutil.copytree(tmp_path / "out", tmp_path / "second")
+    text = copied.read_text(encoding="utf-8").replace(str(tmp_path / "out"), str(second)[:-3])
+    second.write_text(text, encoding="utf-8")
+    both = (copied, second, *SAMPLE)
+    evaluated(*both)
+    evaluated(*both)
+    evaluated(*both, "--sentences_per_genre=20")
+
+    def scored(*_: object) -> None:
+        raise AssertionError("it was scored")
+
+    for path, is_known in (
+        (folder / "perplexity.csv", True),
+        (folder / "losses.png", True),
+        (joint / "perplexity.csv", True),
+        (folder / "sentences.csv", False),
+    ):
+        whole = path.read_bytes() if is_known else None
+        path.write_text("mine\n")
+        before = contents(folder), contents(joint)
+        with monkeypatch.context() as patch:
+            if is_known:  # else this is seen before the results are put there
+                patch.setattr(results, "losses_of", scored)
+            error = refused(*both, "--sentences")
+        assert f"{path} was not written by an evaluation, or was changed since." in error
+        assert (contents(folder), contents(joint)) == before
+        path.write_bytes(whole) if is_known else path.unlink()
+    evaluated(*both, "--sentences")
+
+
+@pytest.mark.parametrize("record", ["[]", '{"source": "x"}', '{"source": "x", "files": 5}', "{"])
+def test_a_damaged_record_of_results_replaces_nothing(record: str, tmp_path: Path) -> None:
+    (tmp_path / ".pairs.json").write_text(record, encoding="utf-8")
+    tables.require_own(tmp_path, "pairs")
+    (tmp_path / "pairs.csv").write_text("mine\n")
+    with pytest.raises(UserError, match=r"pairs.csv was not written by an evaluation"):
+        tables.require_own(tmp_path, "pairs")
+
+
+def test_results_are_written_by_one_command_at_a_time(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of each run, and the joint ones."""
+    locked = []
+    write = COMMAND["write_perplexities"]
+
+    def seen(folder: tables.Folder, evaluations: list) -> None:
+        locked.append([files.is_locked(p) for p in (tmp_path / "out/evaluation", joint)])
+        write(folder, evaluations)
+
+    joint = tmp_path / "joint"
+    monkeypatch.setitem(COMMAND["main"].__globals__, "write_perplexities", seen)
+    evaluated(copied, *SAMPLE, f"--model=run,{tmp_path / 'out' / 'hf'}")
+    assert locked == [[True, False], [False, False], [False, True]]
+
+
+def test_an_interrupted_command_leaves_the_earlier_results(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, so that no two files are of different models."""
     evaluated(copied, *SAMPLE, "--entropies")
     folder = tmp_path / "out" / "evaluation"
-    assert (folder / "entropies.csv").exists()
+    before = contents(folder)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMAND["entropies"], "table", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        evaluated(copied, "--sentences_per_genre=20", "--entropies")
-    assert [path.name for path in folder.glob("[a-z]*.*")] == ["perplexity.csv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(COMMAND["entropies"], "table", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(copied, "--sentences_per_genre=20", "--entropies")
+    assert contents(folder) == before
+    assert not list(folder.glob("*.unfinished"))
+    (folder / "perplexity.png").unlink()  # as if the command before had been killed
+    evaluated(copied, "--sentences_per_genre=20")
+    assert contents(folder).keys() == before.keys() - {"entropies.csv"}
 
 
 def test_a_genre_has_no_name_that_tables_use(run: Path, copied: Path, tmp_path: Path) -> None:
@@ -753,6 +846,9 @@ def test_a_model_that_gives_no_numbers_is_refused(
         ({"dtype": "nonsense"}, "nonsense"),
         ({"id2label": 3}, "cannot be loaded"),
         ({"activation_function": "nope"}, "nope"),
+        ({"n_layer": 9}, "missing, unknown or of another shape: transformer.h."),
+        ({"n_embd": 0, "n_head": 0}, "cannot be loaded"),
+        ({"n_embd": 0}, "cannot be loaded"),
         ({"architectures": 5}, "is a model of the kind 5. Expected a plain"),
         ([], "is a model of the kind []. Expected a plain"),
     ],
@@ -771,6 +867,15 @@ def test_a_config_with_odd_values_is_refused(
         )
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_do_not_fit_are_told_in_one_line(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 8, "n_head": 2}))
+    options = (f"--model={folder}", f"--eval_dir={tmp_path}")
+    _, error = start("evaluate.py", run / "config.py", *options).communicate(timeout=120)
+    assert re.fullmatch(r"error: .*of another shape: \('transformer.*\n", error)
 
 
 def test_the_config_of_a_model_does_not_choose_the_code_of_its_attention(

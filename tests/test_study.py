@@ -123,7 +123,7 @@ def test_a_failed_preparation_locks_nothing_and_other_text_is_refused(
     assert "Choose another folder with --study_dir=, or delete this one." in error
     assert not list(folder.glob("runs/*/log.jsonl")), "nothing was trained"
     status = succeed("study.py", config, "--status")
-    assert "The data are not prepared: " in status
+    assert "The latest preparation of data failed: " in status, "not that of data by themselves"
     assert "4 runs: 4 waiting" in status
 
 

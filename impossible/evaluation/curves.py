@@ -66,22 +66,16 @@ def curves_of(
     return curves
 
 
-def means(
-    groups: Groups[E],
-    value: Callable[[E, Member], float],
-    interval: Callable[[E, Member], tuple[float, float]],
-    over_seeds: Interval,
-) -> pd.DataFrame:
-    """A row for each curve and step: the mean over n runs and its 95% interval, as drawn."""
+def means(groups: Groups[E], curves: list[Curve]) -> pd.DataFrame:
+    """A row for each step of each curve: the mean over n runs and its 95% interval, as drawn.
+
+    curves: of `curves_of` for these groups, with intervals.
+    """
     rows = []
-    for label, same in groups:
-        steps, runs = _on_common_steps(label, [_by_step(e, value) for e in same])
-        if len(same) > 1:
-            ends = np.array(over_seeds(runs)).T if steps else ()
-        else:
-            ends = _by_step(same[0], interval).values()
+    for curve in (curve for curve in curves if curve.steps):
+        label, same = groups[curve.style]
         how = "over seeds" if len(same) > 1 else "within one run"
-        for step, mean, (low, high) in zip(steps, runs.mean(axis=0), ends, strict=True):
+        for step, mean, low, high in zip(curve.steps, curve.values, *curve.band, strict=True):
             shown = {"step": step, "mean": mean, "low": low, "high": high, "interval": how}
             rows.append({"label": label, **shown, "n": len(same), **seeds_of(same)})
     return pd.DataFrame(rows)

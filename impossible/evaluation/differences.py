@@ -38,8 +38,8 @@ class Pair(NamedTuple):
 def pairs_of(evaluations: list[OnTestSet]) -> list[tuple[str, list[Pair]]]:
     """A label and the pairs of each curve; several pairs are those of runs that differ in seeds.
 
-    Runs whose control is evaluated too, but not with the same seeds, settings and test sentences,
-    are named and left out.
+    Runs whose language has no control, and runs whose control is evaluated too, but not with the
+    same seeds, settings and test sentences, are named and left out.
     """
     own = [e for e in evaluations if e.series.language == e.test.language]
     controls: dict[tuple[Any, ...], list[OnTestSet]] = {}
@@ -49,6 +49,8 @@ def pairs_of(evaluations: list[OnTestSet]) -> list[tuple[str, list[Pair]]]:
     others = [e for e in own if _control(e) != e.test.language]
     found = []
     for label, group in groups_of(others):
+        if not _control(group[0]) and len(own) > 1:
+            print(f"{label} is not compared: its row in perturb.py names no control=")
         pairs = []
         for e in group:
             partners = controls.get(_partner(e), [])
@@ -114,7 +116,7 @@ def _rows(label: str, pairs: list[Pair], measure: str, of: Values) -> Iterator[d
     by_pair = [_differences(pair, of) for pair in pairs]
     steps = sorted(set.intersection(*(set(found) for found in by_pair)))
     if missing := sorted(set().union(*by_pair) - set(steps)):
-        print(f"{label}: left out the steps {', '.join(map(str, missing))}")
+        print(f"{label}, {measure}: left out the steps {', '.join(map(str, missing))}")
     values = [np.array([found[step] for step in steps]) for found in by_pair]
     for step, summary in zip(steps, summaries(values) if steps else (), strict=True):
         yield {

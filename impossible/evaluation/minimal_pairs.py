@@ -172,10 +172,11 @@ class PairEvaluation(OnMaterial):
 
 def folder_of(settings: Settings, series: Series) -> Path:
     """The folder for the results of a series on the pairs."""
-    return results.material_folder(settings, series, _name_of(settings))
+    return results.material_folder(settings, series, name_of(settings))
 
 
-def _name_of(settings: Settings) -> str:
+def name_of(settings: Settings) -> str:
+    """The name of the folders for the results on these sentences."""
     return folder_name("pairs", settings.pairs, settings.leading_space)
 
 
@@ -200,7 +201,7 @@ def evaluate(
 ) -> PairEvaluation:
     """Score the pairs with all models of a series; all processes must call it."""
     language = results.test_language(settings)
-    name = _name_of(settings)
+    name = name_of(settings)
     made = perturbed(settings.pairs, language, settings.leading_space, name)
     evaluation = PairEvaluation(settings, series, name, made, {})
     found = results.score(

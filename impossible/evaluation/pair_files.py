@@ -85,10 +85,16 @@ def read(source: str, name: str = "") -> list[Pair]:
             )
         first = places.setdefault((pair.paradigm, pair.item), where)
         if first != where:
+            are_in_one_file = first.rpartition(", ")[0] == where.rpartition(", ")[0]
             raise UserError(
                 f"{where}: the paradigm {pair.paradigm!r} already has a pair {pair.item!r} "
-                f"({first}). Give each pair of a paradigm a pairID of its own. (The paradigm is "
-                "the UID, or else the name of the file.)"
+                f"({first}). "
+                + (
+                    "Give each pair of a paradigm a pairID of its own."
+                    if are_in_one_file
+                    else "If they are two paradigms, give each file a UID or a name of its own: "
+                    "the paradigm is the UID, or else the name of the file."
+                )
             )
     tell_of_spaces((where, row[name]) for where, row, *_ in rows for name in (_GOOD, _BAD))
     return pairs
@@ -152,6 +158,8 @@ def _of_blimp() -> Iterator[_Row]:
             "network, name a folder of its jsonl files: --pairs=FOLDER"
         )
     for path in sorted(folder.glob(_FILES)):
-        for number, row in enumerate(pq.read_table(path).to_pylist()):
+        with open(path, "rb") as file:  # pyarrow takes every path for UTF-8
+            rows = pq.read_table(file).to_pylist()
+        for number, row in enumerate(rows):
             row["UID"] = path.parent.name
             yield f"{path}, row {number}", row, path.parent.name, str(number)

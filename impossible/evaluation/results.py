@@ -57,11 +57,6 @@ class OfSeries:
         return ""
 
     @property
-    def joint_folder(self) -> Path:
-        """The folder for the results of several series together."""
-        return Path(self.settings.eval_dir)
-
-    @property
     def columns(self) -> dict[str, str | int | None]:
         """The columns that identify the models in every table; seeds are known of runs alone."""
         seeds = self.series.seeds or (None,) * len(Seeds._fields)
@@ -79,11 +74,6 @@ class OnMaterial(OfSeries):
     def folder(self) -> Path:
         """The folder for the tables."""
         return material_folder(self.settings, self.series, self.name)
-
-    @property
-    def joint_folder(self) -> Path:
-        """The folder for the results of several series together."""
-        return super().joint_folder / self.name
 
 
 @dataclass(frozen=True)
@@ -151,6 +141,8 @@ class Measure(NamedTuple):
     label: str = ""
     level: float = 0.0  # of the thin line
     over_seeds: pictures.Interval = pictures.t_interval  # the interval of the mean of several runs
+    # The subfolder of eval_dir for joint results.
+    name_of: Callable[[Settings], str] = lambda _: ""
     # Names and values of sentences, whose differences between languages are compared.
     of_sentences: dict[str, Callable[[OfSeries, Member], np.ndarray]] | None = None
 

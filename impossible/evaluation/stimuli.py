@@ -31,6 +31,9 @@ from impossible.text.words import by_spacy, hops
 from impossible.text.words.verbs import Word, annotated
 from perturb import PLURAL, REVERSE, SINGULAR, Language, Sentences, from_lengths
 
+# What precedes and follows whole words: `can` is no word of `can't`, nor `well` of `well-known`.
+_WORD_BEFORE, _WORD_AFTER = r"(?<!\w)(?<!\w['’-])", r"(?!\w|['’-]\w)"
+
 
 class Prepared(NamedTuple):
     """A stimulus in one language."""
@@ -70,7 +73,11 @@ def _prepared(base: "_Base", rule: Language, shortest: int) -> Prepared:
         place = base.marker_place(np.random.default_rng(seeds), shortest)
         draw = _Draw(seeds, len(tokens), place)
         tokens, origins = _perturbed(base, rule, draw)
-    words, is_marker = np.append(base.words, -1)[origins], tokens >= FIRST_MARKER_ID
+    is_marker, in_place = tokens >= FIRST_MARKER_ID, np.arange(len(tokens))
+    with_replaced = np.where((origins < 0) & ~is_marker, in_place, origins)
+    if np.array_equal(np.sort(with_replaced), np.arange(len(base.tokens))):
+        origins = with_replaced
+    words = np.append(base.words, -1)[origins]
     before = base.words[: draw.place] if draw and draw.is_used else words[: is_marker.argmax()]
     return Prepared(
         stimulus=base.stimulus,
@@ -86,10 +93,11 @@ def _prepared(base: "_Base", rule: Language, shortest: int) -> Prepared:
 def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a stimulus in a language, and the place that each had before.
 
-    The place is -1 for a token that was inserted. The language gets the real tokens, as it may look
-    at them. To see which one goes where, it then gets others in their place: for all of them, or,
-    if it does something else to those, for those that repeat an earlier one. Raises UserError for a
-    sentence that the language drops, and if the places remain unknown.
+    The place is -1 for a token that was inserted. The language gets the real tokens. To see which
+    one goes where, it then gets random ones in their place: for all of them, or, if it does
+    something else to those, for those that repeat an earlier one. In a sentence that stays as long,
+    a new token may have replaced one. Raises UserError for a sentence that the language drops, and
+    if the places remain unknown.
     """
     markers, where = list(marker_ids(rule.markers).values()), base.stimulus.where
     result = rule.apply(base.sentences, markers, draw.again())
@@ -97,10 +105,11 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
         raise UserError(f"{where}: {rule.title} drops such sentences ({rule.drops}): {base.text!r}")
     original, tokens, count = base.tokens, result.tokens, len(base.tokens)
     repeats = np.setdiff1d(np.arange(count), np.unique(original, return_index=True)[1])
-    others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))[-count:]
+    others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))
+    is_new = ~np.isin(tokens, original) & (len(tokens) == count)
     for hidden in (np.arange(count), repeats):
         stand_ins = original.copy()
-        stand_ins[hidden] = others[: len(hidden)]
+        stand_ins[hidden] = np.random.default_rng(0).choice(others, len(hidden), replace=False)
         sentences = base.sentences._replace(tokens=stand_ins)
         try:
             moved = rule.apply(sentences, markers, draw.again()).tokens
@@ -110,8 +119,10 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
         origins = np.array([places.get(token, -1) for token in moved.tolist()], np.int64)
         is_old = origins >= 0
         is_clear = len(hidden) in (0, count) or len(set(origins[is_old])) == is_old.sum()
-        if is_clear and np.array_equal(np.where(is_old, original[origins], moved), tokens):
-            return tokens, origins
+        if is_clear and len(moved) == len(tokens):
+            is_same = np.where(is_old, original[origins], moved) == tokens
+            if (is_same | is_new).all():
+                return tokens, origins
     is_old = np.isin(tokens, original)
     if np.array_equal(tokens[is_old], original):  # it only inserted some
         return tokens, np.where(is_old, np.cumsum(is_old) - 1, -1)
@@ -247,15 +258,18 @@ class _Base:
             text = re.sub(rf"\s+{marker}", marker, text)
         pattern = re.escape(text)
         if not self.stimulus.perturbed:  # in which words may stand next to each other
-            before, after = (r"\b" if re.match(r"\w", end) else "" for end in (text[0], text[-1]))
+            before = _WORD_BEFORE if re.match(r"\w", text[0]) else ""
+            after = _WORD_AFTER if re.match(r"\w", text[-1]) else ""
             pattern = before + pattern + after
         starts = [match.start() for match in re.finditer(f"(?={pattern})", self.text)]
         number = region.occurrence or int(len(starts) == 1)
         if not 1 <= number <= len(starts):
+            kind = "" if self.stimulus.perturbed else " as whole words"
+            known = f"{region.counted} = {region.occurrence}" if region.occurrence else "none"
+            advice = f" Expected 1 to {len(starts)} in the column {region.counted}; found {known}."
             raise UserError(
-                f"{self.stimulus.where}: the region {region.text!r} occurs {len(starts)} times as "
-                f"whole words in {self.text!r}. "
-                + ("Say which one is meant in the column occurrence." if starts else "")
+                f"{self.stimulus.where}: the region {region.text!r} occurs {len(starts)} times"
+                f"{kind} in {self.text!r}.{advice if starts else ''}"
             )
         start = len(self.text[: starts[number - 1]].encode())
         end = start + len(text.encode())
@@ -325,10 +339,11 @@ class StimulusEvaluation(OnMaterial):
 
 def folder_of(settings: Settings, series: Series) -> Path:
     """The folder for the results of a series on the stimuli."""
-    return results.material_folder(settings, series, _name_of(settings))
+    return results.material_folder(settings, series, name_of(settings))
 
 
-def _name_of(settings: Settings) -> str:
+def name_of(settings: Settings) -> str:
+    """The name of the folders for the results on these sentences."""
     return folder_name("stimuli", settings.stimuli)
 
 
@@ -337,7 +352,7 @@ def evaluate(
 ) -> StimulusEvaluation:
     """Score the stimuli with all models of a series; all processes must call it."""
     language = results.test_language(settings)
-    name = _name_of(settings)
+    name = name_of(settings)
     made = prepared(read(Path(settings.stimuli), name), language)
     rows = [np.append(END_OF_TEXT_ID, stimulus.tokens).astype(np.uint16) for stimulus in made]
     sentences = from_lengths(np.concatenate(rows), np.array([len(row) for row in rows]))
@@ -366,6 +381,13 @@ def _tell(title: str, made: list[Prepared], rule: Language) -> None:
     given = [x for x in made if x.stimulus.marker_place is not None and not x.stimulus.perturbed]
     if any(not x.is_placed for x in given):
         print(f"{title}: marker_place is not used in {rule.title}")
+    words = sum(len(x.spelled) - len({*x.words} - {-1}) for x in made)
+    regions = sum(len(x.stimulus.regions) - len({*x.region} - {-1}) for x in made)
+    if words:
+        print(
+            f"warning: {title}: {words} words and {regions} regions have no token in {rule.title}, "
+            "and no row in the table. To keep them, give the column perturbed."
+        )
     if items := on_different_sides(made):
         more = ", ..." if len(items) > 5 else ""
         print(

@@ -18,6 +18,7 @@ _NEEDED = ("item", "condition", "text")
 _REGION, _OCCURRENCE = "region", "occurrence"  # also region_NAME and occurrence_NAME
 _SPACED = ("text", "perturbed")
 _KNOWN = (*_NEEDED, "marker_place", "perturbed", _REGION, _OCCURRENCE)
+_BLANK = ' ,;\t"'  # all that a row without values has
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 Row = dict[str, Any]
@@ -29,6 +30,11 @@ class Region(NamedTuple):
     name: str  # `region`, or NAME of the column region_NAME
     text: str
     occurrence: int | None = None  # from 1; None: the text has to occur once
+
+    @property
+    def counted(self) -> str:
+        """The column for the occurrence."""
+        return _OCCURRENCE if self.name == _REGION else f"{_OCCURRENCE}_{self.name}"
 
 
 class Stimulus(NamedTuple):
@@ -74,13 +80,17 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
     first, _, rest = text.partition("\n")
     if line := re.fullmatch('"?sep=(.)"?', first):
         text = rest
-    delimiter = line[1] if line else max(_SEPARATORS, key=first.count)
+    titles = next((row for row in text.split("\n") if row.strip(_BLANK)), "")
+    delimiter = line[1] if line else max(_SEPARATORS, key=titles.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    number, header = 0, []
     try:
-        header = [_name(name) for name in next(reader, [])]
-        _require_once(filter(None, header), f"{path}, row 1")
-        for number, values in enumerate(reader, 2):
+        for number, values in enumerate(reader, 1):
             if not any(value.strip() for value in values):
+                continue
+            if not header:
+                header = [_name(name) for name in values]
+                _require_once(filter(None, header), f"{path}, row {number}")
                 continue
             named = dict(zip(header, values, strict=False))
             if len(values) != len(header) or named.pop("", "").strip():
@@ -90,7 +100,10 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
                 )
             yield number, named
     except csv.Error as error:
-        raise UserError(f"{path} cannot be read ({error}). Expected csv, or one object a line.")
+        raise UserError(
+            f"{path}, row {number + 1} cannot be read ({error}). A text with quotation marks needs "
+            'them around it, and each of its own twice: "He said ""no""."'
+        )
 
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
@@ -126,12 +139,17 @@ def _require_known(path: Path, names: set[str]) -> None:
             f"{path} has no column {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and "
             f"optionally {', '.join(_KNOWN[3:])}. Found: {', '.join(sorted(names))}."
         )
-    for name in sorted(names - {*_KNOWN}):
-        kind, _, suffix = name.partition("_")
-        if kind == _REGION or (kind == _OCCURRENCE and f"{_REGION}_{suffix}" in names):
+    for name in sorted(names):
+        kind, suffix = re.match(r"([^_]*)(.*)", name, re.DOTALL).groups()
+        if kind == _OCCURRENCE and _REGION + suffix not in names:
+            raise UserError(
+                f"{path} has a column {name!r} without a column {_REGION + suffix!r}. Rename or "
+                "remove it."
+            )
+        if name in _KNOWN or kind in (_REGION, _OCCURRENCE):
             continue
         near = difflib.get_close_matches(name.lower(), _KNOWN, 1, 0.8)
-        if near or name == "place":
+        if near or name.lower() == "place":
             near = near or ["marker_place"]
             raise UserError(f"{path} has the unknown column {name!r}. Did you mean {near[0]}?")
         print(f"{path}: the column {name!r} is not read")

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from impossible.evaluation import entropies, pictures
 from impossible.evaluation.results import Evaluation, OfSeries
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Seeds
-from impossible.settings import Settings
+from impossible.settings import Settings, UserError
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 
@@ -121,55 +123,82 @@ def _by_checkpoint(
 
 
 class Folder:
-    """A folder for the tables and pictures of one measure.
+    """Tables and pictures that are about to be written to a folder."""
 
-    A hidden file there records what was written, and from which models and sentences. If these are
-    others now, the recorded files are removed first, so that no table of an earlier command stays
-    beside newer ones. Files that were not written by an evaluation, or changed later, are never
-    removed.
-    """
-
-    def __init__(self, path: Path, measure: str, evaluations: list[OfSeries]) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        self.path, self.measure, self._record = path, measure, path / f".{measure}.json"
-        self._source, self._files = _source(evaluations), {}
-        with contextlib.suppress(FileNotFoundError, ValueError):  # none, or a damaged one
-            stored = json.loads(self._record.read_text(encoding="utf-8"))
-            self._files = stored["files"]
-            if stored["source"] != self._source:
-                self._remove()
-
-    def _remove(self) -> None:
-        """Remove the files of an earlier evaluation."""
-        for path, sha256 in ((self.path / name, found) for name, found in self._files.items()):
-            if path.is_file() and sha256 in ("", files.sha256(path)):
-                path.unlink()
-            elif path.is_file():
-                print(f"{path}: of an earlier evaluation, but changed since: left as it is")
-        self._files = {}
-
-    def _add(self, name: str, sha256: str = "") -> None:
-        self._files[name] = sha256
-        files.write_json(self._record, {"source": self._source, "files": self._files})
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.contents: dict[str, str] = {}  # the name of each file, and what is printed of it
 
     def table(self, name: str, parts: Iterable[pd.DataFrame]) -> None:
         """Write tables with the same columns, one below the other, as NAME.csv."""
-        path, rows = self.path / f"{name}.csv", 0
-        self._add(path.name)
-        with files.atomic_write(path) as file:
+        rows = 0
+        with files.atomic_write(self._path / f"{name}.csv") as file:
             for number, part in enumerate(map(_plain, parts)):
                 part.to_csv(file, index=False, header=number == 0)
                 rows += len(part)
-        self._add(path.name, files.sha256(path))
-        print(f"{path}: {rows:,} rows")
+        self.contents[f"{name}.csv"] = f"{rows:,} rows"
 
     def picture(self, name: str, found: list[pictures.Curve], label: str, **options: Any) -> None:
-        """Write a picture of curves as NAME.png, and print their labels. options: of draw."""
-        path = self.path / f"{name}.png"
-        self._add(path.name)
-        pictures.draw(found, label, path, **options)
-        self._add(path.name, files.sha256(path))
-        print(f"{path}: {'; '.join(curve.label for curve in found)}")
+        """Write a picture of curves as NAME.png. options: of pictures.draw."""
+        pictures.draw(found, label, self._path / f"{name}.png", **options)
+        self.contents[f"{name}.png"] = "; ".join(curve.label for curve in found)
+
+
+@contextlib.contextmanager
+def results_in(path: Path, measure: str, evaluations: list[OfSeries]) -> Iterator[Folder]:
+    """Put the tables and pictures of a measure that the block writes into a folder, when it ends.
+
+    A hidden file there records the SHA-256 of each, and of the models and sentences. If these were
+    others before, all recorded files are removed, so that results of different models never stand
+    side by side. Raises UserError as `require_own`, before anything is changed.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with files.locked(path), tempfile.TemporaryDirectory(files.TEMPORARY, "results-", path) as made:
+        folder = Folder(Path(made))
+        yield folder
+        require_own(path, measure, folder.contents)
+        source, (source_before, recorded) = _source(evaluations), _recorded(path, measure)
+        hashes = {name: files.sha256(Path(made) / name) for name in folder.contents}
+        kept = {} if source != source_before else recorded
+        for name in recorded if source != source_before else hashes:
+            (path / name).unlink(missing_ok=True)
+        record = {"source": source, "files": kept | hashes}
+        files.write_json(_record_of(path, measure), record)
+        for name, content in folder.contents.items():
+            os.replace(Path(made) / name, path / name)
+            print(f"{path / name}: {content}")
+
+
+def require_own(folder: Path, measure: str, names: Iterable[str] = ()) -> None:
+    """Raise UserError if a file of the results was changed, or was not written by an evaluation.
+
+    names: of files that will be written, besides the table of the measure and the recorded files.
+    """
+    _, recorded = _recorded(folder, measure)
+    for name in sorted({f"{measure}.csv", *names, *recorded}):
+        path = folder / name
+        if path.is_file() and files.sha256(path) != recorded.get(name):
+            raise UserError(
+                f"{path} was not written by an evaluation, or was changed since. The evaluation "
+                "has results of that name. Move that file elsewhere, and run the same command "
+                "again."
+            )
+
+
+def _record_of(folder: Path, measure: str) -> Path:
+    return folder / f".{measure}.json"
+
+
+def _recorded(folder: Path, measure: str) -> tuple[str, dict[str, str]]:
+    """A hash of what the results in a folder are of, and the SHA-256 of each of its files.
+
+    Nothing is recorded if there are no results, or if the record is damaged.
+    """
+    try:
+        record = json.loads(_record_of(folder, measure).read_text(encoding="utf-8"))
+        return record["source"], dict(record["files"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return "", {}
 
 
 def _source(evaluations: list[OfSeries]) -> str:

@@ -144,6 +144,10 @@ def show_states(plan: Plan) -> None:
             print(f"{run}: {error}")
     if problem := states.problem_of_data(plan):
         print(problem)
+    try:
+        results.read_made(plan)
+    except UserError as error:
+        print(error)
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
     print(f"{len(table)} runs: {counts}")
     if "failed" in set(table["state"]):

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -268,25 +269,30 @@ class Plan:
 
 
 def digest(run: Run, command: Command) -> str:
-    """A hash of the settings and the material that the result of a command depends on."""
-    names = READS[command.script]
-    if command.script == "train.py":
-        names = RECIPE
+    """What the result of a command depends on: a hash of its settings, and one of each material.
+
+    The hash of material that does not exist is empty.
+    """
+    names = RECIPE if command.script == "train.py" else READS[command.script]
     values = {name: getattr(run.settings, name) for name in names if name not in _PLACES}
-    if material := _material(run, command):
-        values["contents"] = [_content(path) for path in material]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    settings = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    contents = (_content(path) if path.exists() else "" for path in _material(run, command))
+    return ":".join([settings, *contents])
+
+
+def is_same(before: str, now: str) -> bool:
+    """Whether two digests agree. Material that does not exist now counts as unchanged."""
+    return all(new in ("", old) for old, new in zip_longest(before.split(":"), now.split(":")))
 
 
 def _material(run: Run, command: Command) -> list[Path]:
-    """The existing files and folders that are given by name, and that a command depends on."""
+    """What may be the files and folders that are given by name, and that a command depends on."""
     if command.script == "train.py":
         names = [run.settings.corpus.removeprefix("hf:"), run.settings.annotations]
     else:
         options = (option.partition("=") for option in command.options)
         names = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
-    paths = [Path(name).expanduser() for name in names if name]
-    return [path for path in paths if path.exists()]
+    return [Path(name).expanduser() for name in names if name]
 
 
 def _content(path: Path) -> str:
@@ -404,7 +410,8 @@ def missing_controls(plan: Plan) -> list[str]:
     """The controls that the languages of a study lack, by the titles of both."""
     languages = [perturb.get(name) for name in plan.settings.languages]
     return [
-        f"{language.title} has no control in this study: add {language.control}"
+        f"{language.title} has no control in this study: "
+        + (f"add {language.control}" if language.control else "its row in perturb.py names none")
         for language in languages
         if language.control not in plan.settings.languages
     ]

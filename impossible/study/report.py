@@ -31,15 +31,12 @@ _MORE = {
     "markers.png": "Surprisal at the marker against training step",
 }
 _IN_PERCENT = 3.0  # nats: a perplexity that is 1,909% higher
-_OF_ONE_MODEL = (
-    "This interval is over test sentences and of this one model only: it does not say how much "
-    "models with other seeds would differ."
-)
+_LEVEL = 0.05  # of the corrected p-value, for a difference that a study shows
 _NOTES = {
     "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide for "
     "fewer than five seeds. The last step is the test of this study: p is from a t-test of the "
     "hypothesis that the mean difference is zero. “p (Holm)” is corrected for the number of "
-    "languages. At the other steps, nothing is tested.",
+    "languages, and intervals are not. At the other steps, nothing is tested.",
     "bootstrap, over sentences": "Intervals over sentences are bootstrapped. With one seed, they "
     "are of one model only, and do not say how much other seeds would differ.",
 }
@@ -128,7 +125,7 @@ def _problems(
     counts = runs["state"].value_counts().items()
     done = int((runs["state"] == "done").sum())
     if missing := ", ".join(f"{n} {state}" for state, n in counts if state != "done"):
-        told = "There are no results yet."
+        told = "" if error else "There are no results yet."
         if has_results:
             told = _OLDER
             if is_current:
@@ -137,7 +134,7 @@ def _problems(
     elif has_results and not is_current:
         found.append(_OLDER)
     if error:
-        found.append(f"The evaluation of all runs together failed: {error}")
+        found.append(f"The runs could not be evaluated together: {error}")
     return [*filter(None, found), *missing_controls(plan)]
 
 
@@ -195,7 +192,7 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
             "n": row["n"],
             "sentences": f"{row['sentences']:,}",
             "unmarked": f"{without.loc[row['label'], 'difference']:+.3f}",
-            "sentence": sentence(row),
+            "sentence": sentence(row, len(with_markers)),
         }
         for row in with_markers.to_dict("records")
     ]
@@ -211,36 +208,59 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
     }
 
 
-def sentence(row: dict[str, Any]) -> str:
-    """What a difference means, in words. row: of differences.csv.
+def sentence(row: dict[str, Any], compared: int) -> str:
+    """What a difference means, in words: with several seeds, what the corrected test says.
 
-    A difference or interval of more than _IN_PERCENT nats is given in nats of log-perplexity.
+    row: of differences.csv, for one of `compared` languages. A difference or interval of more than
+    _IN_PERCENT nats is given in nats of log-perplexity.
     """
     language, control = perturb.get(row["language"]).title, perturb.get(row["control"]).title
     low, middle, high = (float(row[name]) for name in ("low", "difference", "high"))
     start = f"After step {row['step']:,}, the perplexity of {language}"
     if not math.isfinite(middle):
         return f"{start} cannot be compared with that of {control}: the difference is not a number."
-    start, unit, decimals = f"{start} is", "%", 1
+    unit, decimals = "%", 1
     if any(abs(value) > _IN_PERCENT for value in (low, middle, high)):
-        start = f"After step {row['step']:,}, the log-perplexity of {language} is"
+        start = f"After step {row['step']:,}, the log-perplexity of {language}"
         unit, decimals = " nats", 2
     else:
         low, middle, high = (100 * math.expm1(value) for value in (low, middle, high))
-    word = "higher" if middle > 0 else "lower"
-    start = f"{start} {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
+    if abs(middle) < 10**-decimals / 2:
+        start = f"{start} differs from that of {control} by less than {10**-decimals}{unit}"
+    else:
+        word = "higher" if middle > 0 else "lower"
+        start = f"{start} is {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
     seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
-    if math.isnan(low) or math.isnan(high):
-        return f"{start} ({seeds}; too few sentences for an interval)."
-    alone = f" {_OF_ONE_MODEL}" if row["n"] == 1 else ""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        why = "too few sentences for an interval" if math.isnan(low) else "no finite interval"
+        return f"{start} ({seeds}; {why})."
+    kind = ""
+    if row["n"] == 1:
+        kind = " over test sentences of this one model:"
+    elif compared > 1:
+        kind = ", not corrected for the number of languages:"
+    start = f"{start} (95% interval{kind} {_ends(low, high, unit, decimals)}, {seeds})"
+    if reason := _doubt(row):
+        return f"{start}, but {reason}: this study does not show a difference."
+    return f"{start}."
+
+
+def _ends(low: float, high: float, unit: str, decimals: int) -> str:
+    """The ends of an interval: with signs if it includes zero."""
+    sign, ends = "+", (low, high)
     if low > 0 or high < 0:
-        near, far = (f"{end:,.{decimals}f}{unit}" for end in sorted((abs(low), abs(high))))
-        return f"{start} (95% interval {near} to {far}, {seeds}).{alone}"
-    low_end, high_end = (f"{end:+,.{decimals}f}{unit}" for end in (low, high))
-    return (
-        f"{start}, but the 95% interval ({low_end} to {high_end}, {seeds}) includes zero: this "
-        f"study does not show a difference.{alone}"
-    )
+        sign, ends = "", sorted((abs(low), abs(high)))
+    near, far = (f"{end:{sign},.{decimals}f}" for end in ends)
+    return f"{near}{unit.removesuffix(' nats')} to {far}{unit}"
+
+
+def _doubt(row: dict[str, Any]) -> str:
+    """Why a row of differences.csv does not show a difference; empty if it does."""
+    if row["n"] == 1:
+        return "" if row["low"] > 0 or row["high"] < 0 else "the interval includes zero"
+    if math.isnan(row["p_holm"]):
+        return "nothing is tested at this step"
+    return "" if row["p_holm"] < _LEVEL else f"p (Holm) is {_p(row['p_holm'])}"
 
 
 def _p(value: float) -> str:

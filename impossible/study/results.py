@@ -17,7 +17,7 @@ from impossible import checkpoint, files, log
 from impossible.settings import UserError
 from impossible.study import local, report, slurm, states
 from impossible.study.local import Stop
-from impossible.study.plan import Plan, Run, digest
+from impossible.study.plan import Plan, Run
 
 RUNS = "runs.csv"
 _MADE = "results.json"  # what the joint results were made from, and their files
@@ -36,16 +36,17 @@ class Made(NamedTuple):
 def write(plan: Plan, stop: Stop) -> None:
     """Evaluate all finished runs together, unless that is done, and write the table and the report.
 
-    Raises UserError if an evaluation fails.
+    Raises UserError if an evaluation fails, or if the record of the results is damaged.
     """
     done = [run for run in plan.runs if states.following(plan, run) is None]
-    error = ""
-    if len(done) > 1 and not stop.count:
-        try:
+    made, error = Made(), ""
+    try:
+        made = read_made(plan)
+        if len(done) > 1 and not stop.count:
             _evaluate(plan, done, stop)
-        except UserError as problem:
-            error = "" if stop.count else str(problem)
-    made = read_made(plan)
+            made = read_made(plan)
+    except UserError as problem:
+        error = "" if stop.count else str(problem)
     table = runs_table(plan)
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
@@ -74,20 +75,19 @@ def _evaluate(plan: Plan, runs: list[Run], stop: Stop) -> None:
 def _replace(plan: Plan, folder: Path, source: str) -> None:
     """Replace the joint results by those in a folder.
 
-    Raises UserError if another file would be overwritten that the study did not write.
+    Raises UserError if files would be overwritten that the study did not write.
     """
     before, record = read_made(plan), plan.folder / _MADE
     written = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     new = {path.relative_to(folder).as_posix(): path for path in written}
     hashes = {files.sha256(path) for path in written}
-    for name in new:
-        target = plan.folder / name
-        if target.exists() and files.sha256(target) not in hashes | before.hashes:
-            raise UserError(
-                f"{target} was not written by this study, or was changed since. The study has "
-                "results of that name. Move that file elsewhere, or choose another folder with "
-                "--study_dir="
-            )
+    targets = [plan.folder / name for name in new if (plan.folder / name).exists()]
+    if others := [p for p in targets if files.sha256(p) not in hashes | before.hashes]:
+        raise UserError(
+            "the study has results of the same names as these files, which it did not write, or "
+            f"which were changed since: {', '.join(map(str, others))}. Move them elsewhere, or "
+            "choose another folder with --study_dir="
+        )
     names = {*before.files, *new}
     both = {"from": "", "files": sorted(names), "sha256": sorted(hashes | before.hashes)}
     files.write_json(record, both)
@@ -102,16 +102,24 @@ def _replace(plan: Plan, folder: Path, source: str) -> None:
 
 
 def read_made(plan: Plan) -> Made:
-    """The joint results that the study has written; none if their record is damaged.
+    """The joint results that the study has written.
 
-    A file that is gone or was changed since is left out, and the results are not whole.
+    A file that is gone or was changed since is left out, and the results are not whole. Raises
+    UserError if the record of these files is damaged.
     """
+    path = plan.folder / _MADE
     try:
-        record = json.loads((plan.folder / _MADE).read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         source, names, hashes = record["from"], record["files"], frozenset(record["sha256"])
         paths = {name: plan.folder / name for name in names}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except FileNotFoundError:
         return Made()
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}). It lists the joint tables and pictures that the study "
+            f"wrote in {plan.folder}. Delete it together with these (perplexity.csv, pairs_*, ...) "
+            "and run the same command again: they are written again."
+        )
     same = [n for n, path in paths.items() if path.is_file() and files.sha256(path) in hashes]
     return Made(source if len(same) == len(names) else "", tuple(same), hashes)
 
@@ -122,7 +130,7 @@ def _source(plan: Plan, runs: list[Run]) -> str:
     configs = [run.config.read_text(encoding="utf-8") for run in runs]
     weights = [checkpoint.path_of(run.folder, run.settings.max_steps) for run in runs]
     times = [path.stat().st_mtime_ns for path in weights]
-    hashes = [[digest(run, command) for command in plan.commands(run)] for run in runs]
+    hashes = [sorted(states.read(run.folder).done.items()) for run in runs]
     described = json.dumps([commands, configs, times, hashes])
     return hashlib.sha256(described.encode()).hexdigest()
 
@@ -147,7 +155,7 @@ def _row(plan: Plan, run: Run, is_open: bool, jobs: dict[str, str]) -> dict[str,
             return read()
         except Exception as error:  # libraries have many for a damaged file
             told = f"a file in {run.folder} is damaged: {error!r}"
-            problems.append(str(error) if isinstance(error, UserError) else told)
+            problems.append(states.adapted(str(error)) if isinstance(error, UserError) else told)
             return otherwise
 
     records = attempt(lambda: log.read(run.folder), [])

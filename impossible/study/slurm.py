@@ -229,8 +229,8 @@ def jobs(plan: Plan) -> dict[str, str]:
 
     Raises UserError if SLURM does not answer, or if their record is damaged.
     """
-    recorded = _recorded(plan)
-    if not recorded or not shutil.which("squeue"):
+    recorded = _recorded(plan) if shutil.which("squeue") else {}
+    if not recorded:
         return {}
     command = ["squeue", "--noheader", "--format=%i %T", f"--user={getpass.getuser()}"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)

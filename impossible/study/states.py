@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impossible import checkpoint, files
-from impossible.study.plan import Command, Plan, Run, digest
+from impossible.study.plan import Command, Plan, Run, digest, is_same
 
 NAME = "state.json"
 PREPARING = "prepare.txt"  # what prepare.py prints
@@ -65,7 +65,9 @@ def following(plan: Plan, run: Run) -> Command | None:
     """The next command of a run; None if all are done."""
     done = read(run.folder).done
     for command in plan.commands(run):
-        if done.get(command.key) != digest(run, command) or not _is_there(run, command):
+        before = done.get(command.key)
+        is_done = before is not None and is_same(before, digest(run, command))
+        if not is_done or not _is_there(run, command):
             return command
     return None
 
@@ -110,8 +112,7 @@ def end(run: Run, command: Command, code: int, is_stopped: bool, gives_up: bool 
     if is_stopped or code == EXIT_STOPPED or (is_killed and not gives_up):
         write(run.folder, State(state.done, seconds))
         return "interrupted"
-    reason = _KILLED if is_killed else error_in(run.output)
-    reason = _AGAIN.sub(r"\1un the study again with --retry", reason)
+    reason = _KILLED if is_killed else adapted(error_in(run.output))
     failed = f"{command.script}: {reason} (in {run.output})"
     write(run.folder, State(state.done, seconds, failed=failed))
     return "failed"
@@ -125,6 +126,11 @@ def forget_failure(run: Run) -> None:
     """Let a run that failed be tried again."""
     if (state := read(run.folder)).failed:
         write(run.folder, dataclasses.replace(state, failed=""))
+
+
+def adapted(error: str) -> str:
+    """An error of a run whose advice helps in a study."""
+    return _AGAIN.sub(r"\1un the study again with --retry", _FOLDERS.sub("--study_dir=", error))
 
 
 def error_in(output: Path) -> str:
@@ -153,11 +159,11 @@ def _exception(lines: list[str]) -> str:
 
 
 def problem_of_data(plan: Plan) -> str:
-    """Why the data could not be prepared; empty if prepare.py has not failed."""
+    """Why prepare.py failed when the study last started it; empty if it did not."""
     output = plan.folder / PREPARING
     if "error: " not in _tail(output):
         return ""
-    return f"The data are not prepared: {error_in(output)} (in {output})"
+    return f"The latest preparation of data failed: {error_in(output)} (in {output})"
 
 
 def last_line(output: Path) -> str:

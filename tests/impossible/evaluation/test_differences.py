@@ -132,6 +132,20 @@ def test_a_language_that_cannot_be_undone_is_compared_by_the_tokens_of_each_sent
     assert (row.control, row.sentences_drawn) == ("no_shuffle", len(runs[0].test.ids))
 
 
+def test_a_language_without_a_control_is_named(
+    evaluation: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [evaluation("no_reverse", 5), evaluation("partial_reverse", 5)]
+    alone = dataclasses.replace(perturb.get("partial_reverse"), control="")
+    monkeypatch.setitem(perturb.LANGUAGES, "partial_reverse", alone)
+    assert not len(table(runs))
+    assert "partial_reverse is not compared: its row in perturb.py names no" in (
+        capsys.readouterr().out
+    )
+    table(runs[1:])
+    assert not capsys.readouterr().out, "nobody asked for a comparison"
+
+
 def test_sentences_are_paired_by_their_ids(
     evaluation: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

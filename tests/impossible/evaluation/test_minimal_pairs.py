@@ -299,9 +299,11 @@ def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> No
         minimal_pairs.read(str(tmp_path / "two"))
     for place in ("morphology", "syntax"):
         assert f"{tmp_path / 'two' / place / 'agreement.jsonl'}, line 1" in str(error.value)
+    assert "If they are two paradigms, give each file a UID" in str(error.value)
+    assert "pairID" not in str(error.value)
     write_pairs(tmp_path / "y.jsonl", {"pairID": 1}, {"pairID": "1"})
     with pytest.raises(
-        UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1'"
+        UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1' .* pairID of"
     ):
         minimal_pairs.read(str(tmp_path / "y.jsonl"))
 

@@ -162,7 +162,9 @@ def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_pa
     assert "is no file. Expected a csv or jsonl file" in error
 
 
-HIS, VERY, THE = (Tokenizer().encode_ordinary(word)[0] for word in (" his", " very", " the"))
+HIS, VERY, MESSY, THE = (
+    Tokenizer().encode_ordinary(word)[0] for word in (" his", " very", " messy", " the")
+)
 
 
 def reversed_with(s: Sentences, markers: list[int], rng: object, *, token: int) -> Sentences:
@@ -194,6 +196,23 @@ def doubled(s: Sentences, markers: list[int], rng: object, *, token: int) -> Sen
     return from_lengths(tokens, np.array([len(tokens)]))
 
 
+def replaced(s: Sentences, *_: object, token: int) -> Sentences:
+    """That token becomes another one, or each becomes the next one."""
+    last = np.where(s.tokens == MESSY, token, s.tokens)
+    return s._replace(tokens=last if token else s.tokens + 1)
+
+
+def replaced_in_reverse(s: Sentences, *_: object, token: int) -> Sentences:
+    """The same, backwards."""
+    return s._replace(tokens=replaced(s, token=token).tokens[::-1])
+
+
+def left_out(s: Sentences, *_: object, token: int) -> Sentences:
+    """Without that token."""
+    tokens = s.tokens[s.tokens != token]
+    return from_lengths(tokens, np.array([len(tokens)]))
+
+
 def own(
     patch: pytest.MonkeyPatch, function: Callable[..., Sentences], token: int, *markers: str
 ) -> None:
@@ -215,6 +234,43 @@ def test_a_language_of_ones_own_gets_the_real_tokens(monkeypatch: pytest.MonkeyP
     own(monkeypatch, doubled, 1)
     (made,) = stimuli.prepared([stimulus], "own")
     assert made.words.tolist() == [0, 1, 2, 2, 3, 4, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("function", "token", "order"),
+    [
+        (replaced, THE, range(9)),
+        (replaced, 0, range(9)),
+        (replaced_in_reverse, THE, range(8, -1, -1)),
+    ],
+)
+def test_a_token_that_replaces_another_one_has_its_place(
+    function: Callable[..., Sentences],
+    token: int,
+    order: range,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stimulus = Stimulus("1", "a", TEXT, regions=regions("messy"))
+    own(monkeypatch, function, token)
+    (made,) = stimuli.prepared([stimulus], "own")
+    assert made.words.tolist() == [[0, 1, 2, 3, 4, 5, 5, 5, 5][place] for place in order]
+    assert made.region.tolist() == [0 if place == 4 else -1 for place in order]
+    original = np.array(Tokenizer().encode_ordinary(TEXT))[list(order)]
+    expected = np.where(original == MESSY, token, original) if token else original + 1
+    assert made.tokens.tolist() == expected.tolist()
+    stimuli._tell("T", [made], perturb.get("own"))
+    assert capsys.readouterr().out == ""
+
+
+def test_words_and_regions_that_a_language_leaves_out_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(monkeypatch, left_out, MESSY)
+    found = [Stimulus("1", c, TEXT, regions=regions(r)) for c, r in (("a", "messy"), ("b", "very"))]
+    made = stimuli.prepared(found, "own")
+    stimuli._tell("T", made, perturb.get("own"))
+    assert "warning: T: 2 words and 1 regions have no token in Own" in capsys.readouterr().out
 
 
 def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +357,37 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
     for texts, told in (
         (("is", "is the"), "overlaps"),
         (("hi",), "occurs 0 times as whole words"),
-        (("the",), "occurs 2 times .* Say which one is meant in the column occurrence"),
+        (("the",), "occurs 2 times .* Expected 1 to 2 in the column occurrence; found none"),
     ):
         with pytest.raises(UserError, match=told):
             stimulus = first._replace(text="It is the dog, the big one.", regions=regions(*texts))
             stimuli.prepared([stimulus], "no_shuffle")
+
+
+@pytest.mark.parametrize(
+    ("text", "region", "count"),
+    [
+        ("He can't, but she can.", "can", 1),
+        ("He can’t.", "can", 0),
+        ("A well-known 'well' is well.", "well", 2),
+        ("A well-known thing.", "known", 0),
+        ("The dog's here.", "dog's", 1),
+        ("The dog's here.", "'s", 1),
+        ("So-called it is.", "is", 1),
+    ],
+)
+def test_a_region_is_no_part_of_a_word(text: str, region: str, count: int) -> None:
+    stimulus = Stimulus("1", "a", text, regions=(Region("spill", region, 9),))
+    occurs = rf"'?{region}'?\"? occurs {count} times as whole words in"
+    column = r".* Expected 1 to \d in the column occurrence_spill; found occurrence_spill = 9\."
+    with pytest.raises(UserError, match=occurs + (column if count else r".*\.'?$")):
+        stimuli.prepared([stimulus], "no_shuffle")
+
+
+def test_a_region_of_a_perturbed_string_may_be_part_of_a_word() -> None:
+    stimulus = Stimulus("1", "a", "x", perturbed="this is he", regions=regions("is"))
+    with pytest.raises(UserError, match=r"occurs 2 times in 'this is he'\. Expected 1 to 2 in the"):
+        stimuli.prepared([stimulus], "no_shuffle")
 
 
 ROWS = [Stimulus("1", "a", "He left early.", regions=regions("early"))]
@@ -319,6 +401,7 @@ ROWS = [Stimulus("1", "a", "He left early.", regions=regions("early"))]
         "item\tcondition\ttext\tregion\n1\ta\tHe left early.\tearly\n",
         "\ufeffsep=,\r\nitem,condition,text,region\r\n1,a,He left early.,early\r\n",
         "sep=;\nitem;condition;text;region\n1.0;a;He left early.;early\n",
+        "\n;;;\nitem;condition;text;region\n1;a;He left early.;early\n",
         "Item, Condition ,TEXT,Region,,\n1,a,He left early.,early,,\n,,,,,\n",
         "item,condition,text,region\n1,a,He  left\u00a0early.,early\n",
         'item,condition,text,region\n1,a,"He left\n\tearly.",early\n',
@@ -368,6 +451,14 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text\n1,a,A\u00ad b.\n", r"cannot be seen: U\+00AD"),
         ("item,condition,text\n1,a,A.\n1.0,a,B.\n", "row 3 repeats item 1, condition a"),
         ("item,condition,text,place\n1,a,A b.,1\n", "'place'. Did you mean marker_place"),
+        ("item,condition,text,Place\n1,a,A b.,1\n", "'Place'. Did you mean marker_place"),
+        ("item,condition,text,region_a,occurrence\n1,a,A.,A,1\n", "'occurrence' without a column"),
+        ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),
+        (
+            'item,condition,text\n1,a,A.\n2,a,"He said "no" twice."\n',
+            'row 3 cannot be read .*each of its own twice: "He said ""no""."',
+        ),
+        ("\n\nitem,condition,text\n1,a\n", "row 4 has more or fewer values"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),
         ("item,condition,text,region,occurrence\n1,a,A.,,1\n", "occurrence = '1'. Expected"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,2\n", "occurs 1 times as whole words"),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
-from test_local import no_settings, scripted  # noqa: F401 (fixtures)
+from test_local import LEAVES, TWICE, is_alive, no_settings, scripted  # noqa: F401 (fixtures)
 
 from impossible.settings import UserError
+from impossible.study import overview, results, slurm, states
 from impossible.study import plan as plans
-from impossible.study import results, slurm, states
 from impossible.study.plan import Plan
 
 SAVES = (
@@ -91,6 +91,34 @@ def test_so_do_the_jobs_that_prepare_the_data_and_write_the_results(
     assert called.read_text().count("requeue 17") == 2
 
 
+@pytest.mark.parametrize("scripts", [[TWICE.format("one"), TWICE.format("two")], [LEAVES]])
+def test_a_command_that_is_killed_is_resumed_by_its_job(
+    scripted: Callable[..., Plan],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: list[str],
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    plan = scripted({"no_shuffle": scripts})
+    run = plan.runs[0]
+    slurm.Chain(plan, run)()
+    assert results.state_of(plan, run, False, {}) == "done", "each command has attempts of its own"
+    if (run.folder / "pid").exists():
+        pid = int((run.folder / "pid").read_text())
+        wait_for(lambda: not is_alive(pid), seconds=10)  # it had been left behind
+
+
+def test_a_command_that_is_always_killed_fails_its_job(
+    scripted: Callable[..., Plan],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    always = "import os; open(out / 'y', 'a').write('.'); os.kill(os.getpid(), 9)"
+    plan = scripted({"no_shuffle": [always]})
+    with pytest.raises(RuntimeError, match="killed 3 times"):
+        slurm.Chain(plan, plan.runs[0])()
+    assert (plan.runs[0].folder / "y").read_text() == "..."
+
+
 def test_the_data_are_checked_before_every_run_is_trained(
     scripted: Callable[..., Plan],  # noqa: F811
     slurm_says: Callable[[str, str], Path],
@@ -116,6 +144,10 @@ def test_the_data_are_checked_before_every_run_is_trained(
     (plan.folder / slurm.NAME).write_text("{")
     with pytest.raises(UserError, match=r"jobs\.json is damaged.*squeue --me shows jobs named"):
         slurm.submit(plan)
+    overview.show_states(plan)
+    told = capfd.readouterr().out
+    assert f"warning: {plan.folder / slurm.NAME} is damaged" in told
+    assert "2 runs: 2 waiting" in told
 
 
 def test_a_folder_whose_name_slurm_would_change_is_refused(

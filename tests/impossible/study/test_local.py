@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, wait_for
 
+import study
 from impossible import checkpoint, files
 from impossible.settings import UserError
 from impossible.study import children, local, overview, results, states
@@ -23,6 +24,17 @@ from impossible.study.plan import Command, Plan, Run
 
 Scripts = dict[str, list[str]]  # language -> the scripts of its runs, one after the other
 NOTE = "import sys, time, pathlib; out = pathlib.Path(sys.argv[1]); "
+# Is killed twice.
+TWICE = (
+    "import os; log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
+    "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
+)
+# Starts a process of its own, and is killed once.
+LEAVES = (
+    "import os, subprocess; first = not (out / 'pid').exists(); "
+    "first and (out / 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid)); "
+    "first and os.kill(os.getpid(), 9)"
+)
 
 
 class Script(Command):
@@ -37,6 +49,7 @@ class Scripted(Plan):
     """A plan whose commands are scripts."""
 
     scripts: Scripts
+    preparing = Script("pass", ["."])
     evaluation = "pass"  # of all runs together; its argument is the folder of the results
 
     def commands(self, run: Run) -> list[Command]:
@@ -50,8 +63,7 @@ class Scripted(Plan):
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts have none."""
-    for module in (states, results):
-        monkeypatch.setattr(module, "digest", lambda run, command: "")
+    monkeypatch.setattr(states, "digest", lambda run, command: "")
 
 
 @pytest.fixture
@@ -152,23 +164,14 @@ def test_a_run_that_is_killed_is_resumed_but_not_for_ever(
 
 
 def test_each_command_of_a_run_has_attempts_of_its_own(scripted: Callable[..., Plan]) -> None:
-    twice = (
-        "import os; log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
-        "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
-    )
-    plan = scripted({"no_shuffle": [twice.format("one"), twice.format("two")]})
+    plan = scripted({"no_shuffle": [TWICE.format("one"), TWICE.format("two")]})
     local.execute(plan, Stop())
     assert set(words(plan).values()) == {"done"}, "each was killed twice, and three are allowed"
     assert (plan.runs[0].folder / "two").read_text() == "..."
 
 
 def test_what_a_killed_command_has_started_ends_too(scripted: Callable[..., Plan]) -> None:
-    leaves = (
-        "import os, subprocess; first = not (out / 'pid').exists(); "
-        "first and (out / 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid)); "
-        "first and os.kill(os.getpid(), 9)"
-    )
-    plan = scripted({"no_shuffle": [leaves]})
+    plan = scripted({"no_shuffle": [LEAVES]})
     local.execute(plan, Stop())
     for run in plan.runs:
         pid = int((run.folder / "pid").read_text())
@@ -297,15 +300,31 @@ def test_joint_results_replace_only_what_the_study_wrote(
     (folder / "a.csv").unlink()
     assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}, "it is written anew"
     (folder / "a.csv").write_text("edited by a person")
-    with pytest.raises(UserError, match=r"a\.csv was not written by this study, or was changed"):
+    with pytest.raises(UserError, match=r"or which were changed since: \S*a\.csv\."):
         write("(out / 'a.csv').write_text('3')")
     assert (folder / "a.csv").read_text() == "edited by a person"
     (folder / "a.csv").unlink()
     write("(out / 'a.csv').write_text('3')")
 
-    with pytest.raises(UserError, match=r"entropies\.csv was not written by this study"):
-        write("[(out / name).write_text('4') for name in ('a.csv', 'entropies.csv')]")
+    names = "('a.csv', 'entropies.csv', 'notes/markers.csv')"
+    with pytest.raises(UserError, match=r"did not write.*: \S*entropies\.csv, \S*markers\.csv\."):
+        write(f"(out / 'notes').mkdir(); [(out / name).write_text('4') for name in {names}]")
     assert write("(out / 'a.csv').write_text('3')") == others | {"a.csv": "3"}
+
+
+def test_data_are_prepared_or_checked_while_runs_are_left(
+    scripted: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = scripted({"no_shuffle": ["pass"]})
+    gone = Script("sys.exit('error: there is no corpus')", [str(plan.folder)])
+    monkeypatch.setattr(Scripted, "preparing", gone)
+    with pytest.raises(UserError, match="could not be prepared: there is no corpus"):
+        study.execute(plan)
+    local.execute(plan, Stop())
+    for run in plan.runs:
+        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+    study.execute(plan)
+    assert (plan.folder / "report.html").exists()
 
 
 def test_a_damaged_file_is_the_problem_of_its_run_alone(
@@ -321,26 +340,34 @@ def test_a_damaged_file_is_the_problem_of_its_run_alone(
     (table.folder / "evaluation").mkdir()
     (table.folder / "evaluation" / "perplexity.csv").touch()
     (plan.folder / "results.json").write_text("{")
-    (plan.folder / "jobs.json").write_text("[")
+    (plan.folder / "jobs.json").write_text("[")  # of a cluster; there is no SLURM here
     for run in plan.runs:
         checkpoint.path_of(run.folder, run.settings.max_steps).touch()
 
     overview.show_states(plan)
     told = capfd.readouterr().out
-    assert f"warning: {plan.folder / 'jobs.json'} is damaged" in told
+    assert "jobs.json" not in told
     assert f"{damaged.name}: {damaged.folder / 'state.json'} is damaged" in told
     assert "checkpoint-3000.pt is damaged" in told
+    assert "it is not a zip archive" in told
+    assert "start again in another --study_dir=" in told
+    assert "--out_dir=" not in told, "a study refuses it"
+    assert f"{plan.folder / 'results.json'} is damaged" in told
     assert f"{table.name}: a file in {table.folder} is damaged: EmptyDataError" in told
     assert "6 runs: 5 done, 1 failed" in told
 
-    (plan.folder / "jobs.json").unlink()
-    results.write(plan, Stop())
+    with pytest.raises(UserError, match=r"results\.json is damaged.*Delete it together with these"):
+        study.execute(plan)
     shown = pd.read_csv(plan.folder / "runs.csv").set_index("run")
     assert shown.loc[damaged.name, "state"] == "failed"
     assert shown.loc[other.name, "state"] == "done"
-    assert "state.json is damaged" in (plan.folder / "report.html").read_text()
+    page = (plan.folder / "report.html").read_text()
+    assert "state.json is damaged" in page
+    assert "results.json is damaged" in page
+    assert "There are no results yet" not in page, "there may be some"
+    (plan.folder / "results.json").unlink()
     states.forget_failure(damaged)  # --retry
-    local.execute(plan, Stop())
+    study.execute(plan)
     assert set(words(plan).values()) == {"done"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from impossible import checkpoint
 from impossible.settings import Settings, UserError, load, read_config
 from impossible.study import plan as plans
-from impossible.study import states
+from impossible.study import results, states
 from impossible.study.plan import Command, Plan
 
 CONFIG = """
@@ -242,6 +242,32 @@ def test_the_content_of_what_is_given_by_name_counts(tmp_path: Path) -> None:
     before = digests()
     (tmp_path / "pairs" / "b.jsonl").rename(tmp_path / "pairs" / "paradigm.jsonl")
     assert digests()[2] != before[2], "names of files are those of paradigms"
+
+
+def test_material_that_was_moved_away_changes_nothing(tmp_path: Path) -> None:
+    corpus, pairs = tmp_path / "corpus", tmp_path / "pairs.jsonl"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("as it was")
+    pairs.write_text("as it was")
+    made = plan(tmp_path, f"--corpus={corpus}", f"--evaluations=perplexity,pairs={pairs}")
+    plans.write_configs(made)
+    for run in made.runs:
+        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+        (checkpoint.hf_dir(run.folder)).mkdir()
+        (checkpoint.hf_dir(run.folder) / "manifest.json").touch()
+        for command in made.commands(run):
+            states.begin(run, command)
+            states.end(run, command, 0, False)
+    run, source = made.runs[0], results._source(made, made.runs)
+    corpus.rename(tmp_path / "elsewhere")
+    pairs.unlink()
+    assert states.following(made, run) is None
+    assert results._source(made, made.runs) == source, "the joint results are still those"
+    pairs.write_text("as it is!")
+    assert states.following(made, run) == made.commands(run)[-1]
+    pairs.unlink()
+    corpus.mkdir()
+    assert states.following(made, run) == made.commands(run)[0], "another corpus of that name"
 
 
 def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> None:
