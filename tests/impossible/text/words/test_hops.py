@@ -57,6 +57,12 @@ WORKED = [
     ),
     ("He likes=like — it — a lot .", "_like 🅂", "_a 🅂 _lot", "_a 🅂 _lot"),
     ("it ’s=be Mary ’s big ball .", "it _be 🅂 _Mary", "_Mary _\ufffd \ufffd s 🅂", "_ball 🅂"),
+    (
+        "He eats=eat a red apple , -- and so on .",
+        "_eat 🅂 _a",
+        "_apple 🅂 _,",
+        "_, _-- _and 🅂 _so",
+    ),
     ("is=be n't it 's", None, None, None),
     (
         "I am here , ca n't you see ?",
@@ -168,3 +174,10 @@ def test_undoing_a_hop_gives_the_sentence_with_lemmas(name: str, sentences: list
     for i in range(len(kept.lengths)):
         undone = language.undo(kept.part(i, i + 1).tokens, markers)
         assert undone.tolist() == originals.part(i, i + 1).tokens.tolist()
+
+
+def test_of_two_markers_at_one_place_the_one_of_the_left_verb_comes_first() -> None:
+    words = [plain_hop.Word("that"), plain_hop.Word("'s", "'s", "Sing")]
+    words += [plain_hop.Word("are", "be", "Plur"), *map(plain_hop.Word, "my red ball now .".split())]
+    for tokens in apply("word_hop", [words] * 40):
+        assert TOKENIZER.decode(tokens) == "that's be my red ball now🅂🄿 ."
