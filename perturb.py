@@ -16,82 +16,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 
 from impossible.settings import UserError, unknown
-
-
-class Verbs(NamedTuple):
-    """The verbs of sentences that a *Hop language marks: K of them, in the order of the text.
-
-    Places count tokens from the beginning of the sentence.
-    """
-
-    sentence: np.ndarray  # (K,) int64: the number of the verb's sentence
-    end: np.ndarray  # (K,) int64: the place after the verb
-    hop: np.ndarray  # (K,) int64: the place after the fourth word that follows the verb
-    is_plural: np.ndarray  # (K,) bool
-    is_complete: np.ndarray  # (K,) bool: whether four words follow
-
-
-class Sentences(NamedTuple):
-    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]]."""
-
-    tokens: np.ndarray  # (N,) uint16
-    offsets: np.ndarray  # (S + 1,) int64, from 0 to N
-    verbs: Verbs | None = None  # of annotated sentences
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sentence, (S,) int64."""
-        return np.diff(self.offsets)
-
-    @property
-    def is_affected(self) -> np.ndarray:
-        """Whether a *Hop language marks a verb in each sentence, (S,) bool."""
-        return self._has_verb(np.ones(len(self.verbs.sentence), bool))
-
-    @property
-    def is_incomplete(self) -> np.ndarray:
-        """Whether fewer than four words follow a verb of each sentence, (S,) bool."""
-        return self._has_verb(~self.verbs.is_complete)
-
-    def _has_verb(self, chosen: np.ndarray) -> np.ndarray:
-        found = np.zeros(len(self.offsets) - 1, bool)
-        found[self.verbs.sentence[chosen]] = True
-        return found
-
-    def part(self, start: int, stop: int) -> "Sentences":
-        """The sentences with indices `start` to `stop` - 1, with their verbs."""
-        offsets = self.offsets[start : stop + 1]
-        tokens, verbs = self.tokens[offsets[0] : offsets[-1]], self.verbs
-        if verbs is not None:
-            first, last = np.searchsorted(verbs.sentence, [start, stop])
-            verbs = Verbs(*(field[first:last] for field in verbs))
-            verbs = verbs._replace(sentence=verbs.sentence - start)
-        return Sentences(tokens, offsets - offsets[0], verbs)
-
-    def take(self, indices: np.ndarray) -> "Sentences":
-        """The sentences of these indices (or of a mask), in that order, without their verbs."""
-        if indices.dtype == bool:
-            if indices.all():
-                return self._replace(verbs=None)
-            indices = np.flatnonzero(indices)
-        starts = self.offsets[indices]
-        lengths = self.offsets[indices + 1] - starts
-        return from_lengths(self.tokens[_positions(starts, lengths)], lengths)
-
-
-def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
-    """Sentences from their tokens (N,) and lengths (S,)."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return Sentences(tokens, offsets)
-
+from impossible.text.arrays import Sentences, from_lengths, span_positions
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
 Invert = Callable[[np.ndarray, list[int]], np.ndarray]
@@ -228,17 +160,10 @@ def _insert_marker(
     return Sentences(tokens, offsets), places
 
 
-def _positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., start + length - 1 of each span, one span after another."""
-    ends = np.cumsum(lengths)
-    shift = np.repeat(starts - ends + lengths, lengths)
-    return shift + np.arange(len(shift))
-
-
 def _reverse_spans(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """A copy of tokens in which each span [start, end) is reversed; spans do not overlap."""
     lengths = ends - starts
-    places = _positions(starts, lengths)
+    places = span_positions(starts, lengths)
     reversed_tokens = tokens.copy()
     reversed_tokens[places] = tokens[np.repeat(starts + ends - 1, lengths) - places]
     return reversed_tokens
@@ -338,7 +263,7 @@ def rearrange(
     orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])
     # The order of each sentence begins where that of its length does in `orders`.
     starts = (np.cumsum(lengths) - lengths)[which]
-    old = orders[_positions(starts, s.lengths)] + np.repeat(s.offsets[:-1], s.lengths)
+    old = orders[span_positions(starts, s.lengths)] + np.repeat(s.offsets[:-1], s.lengths)
     return Sentences(s.tokens[old], s.offsets)
 
 
@@ -484,25 +409,26 @@ def get(name: str) -> Language:
     return LANGUAGES[name]
 
 
-def show(name: str, text: str) -> str:
+def show(language: Language, text: str) -> str:
     """One sentence in one language, as tokens set apart by spaces."""
-    from impossible.text.tokenizer import Tokenizer  # only this command needs them
-    from impossible.text.words import example, hops
+    from impossible.text import annotate, verbs  # only this command needs them
+    from impossible.text.tokenizer import Tokenizer
 
-    language = get(name)
     tokenizer = Tokenizer(language.markers)
     if language.hops:
-        sentence = hops.encoded([example.annotated_sentence(text)], tokenizer, language.hops)
+        words = verbs.EXAMPLE if text == EXAMPLE else next(annotate.words_of([text]))
+        annotated = verbs.annotated(words, text, annotate.NAME)
+        sentence = verbs.encoded([annotated], tokenizer, language.hops)
     else:
         sentence = from_lengths(*tokenizer.encode([text]))
     rng = np.random.default_rng(language.seed)
     kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
-    if not len(kept.lengths):
-        if language.hops and sentence.is_incomplete[0]:
-            return "(dropped, as sentences with fewer than 4 words after a verb are)"
-        count = len(sentence.tokens)
-        return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
-    return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
+    if len(kept.lengths):
+        return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
+    if language.hops and sentence.is_incomplete[0]:
+        return "(dropped, as sentences with fewer than 4 words after a verb are)"
+    count = len(sentence.tokens)
+    return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
 
 
 def main(arguments: list[str]) -> None:
@@ -525,7 +451,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
     width = max(len(language.title) for language in LANGUAGES.values())
     for name in names:
-        print(f"{get(name).title:<{width}}  {show(name, text.strip())}")
+        print(f"{get(name).title:<{width}}  {show(get(name), text.strip())}")
 
 
 if __name__ == "__main__":
