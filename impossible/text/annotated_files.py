@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from impossible.settings import UserError
-from impossible.text.corpus import content_hash, require_names, split_folders
+from impossible.text.corpus import Part, content_hash, require_names, split_folders
 from impossible.text.verbs import Annotated, Word, annotated
 
 _ENDING = re.compile(r"\.conllu(\.gz)?$")
@@ -23,14 +23,14 @@ def version(folder: Path) -> str:
     return f"annotated sentences, sha256 {content_hash(splits)}"
 
 
-def read(folder: Path, split: str) -> Iterator[tuple[str, list[Annotated], int, int]]:
-    """The sentences of a split in order, some at a time, each time with their genre."""
+def read(folder: Path, split: str) -> Iterator[Part]:
+    """The sentences of a split in order, some at a time, as the lines of parts."""
     for genre, path in _paths(folder)[split].items():
         sentences = _sentences(path)
         if not (part := list(itertools.islice(sentences, _PART))):
             raise UserError(f"{path} holds no sentence. Expected CoNLL-U.")
         while part:
-            yield genre, part, 0, 0
+            yield Part(genre, part)
             part = list(itertools.islice(sentences, _PART))
 
 

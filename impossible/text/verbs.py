@@ -13,6 +13,7 @@ import numpy as np
 
 from impossible.settings import UserError
 from impossible.text.arrays import Sentences, Verbs, from_lengths
+from impossible.text.corpus import Part
 from impossible.text.sentences import EncodedPart
 from impossible.text.tokenizer import Tokenizer
 
@@ -117,14 +118,13 @@ def encoded(
 
 
 def encoded_parts(
-    parts: Iterable[tuple[str, list[Annotated], int, int]],
-    tokenizer: Tokenizer,
-    hops: Literal["tokens", "words"],
+    parts: Iterable[Part], tokenizer: Tokenizer, hops: Literal["tokens", "words"]
 ) -> Iterator[EncodedPart]:
-    """The tokens of parts of a text: each a genre, sentences, bytes read, and bytes replaced."""
-    for genre, sentences, *counts in parts:
-        words = np.array([sentence.text_words for sentence in sentences], np.int32)
-        yield EncodedPart(genre, encoded(sentences, tokenizer, hops), words, *counts)
+    """The tokens of parts of a text, whose lines are annotated sentences."""
+    for part in parts:
+        words = np.array([sentence.text_words for sentence in part.lines], np.int32)
+        sentences = encoded(part.lines, tokenizer, hops)
+        yield EncodedPart(part.genre, sentences, words, part.size, part.replaced)
 
 
 def _with_verbs(sentences: Sentences, columns: np.ndarray, tokenizer: Tokenizer) -> Sentences:
