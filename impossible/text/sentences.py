@@ -52,6 +52,16 @@ class Text:
         counts = list(self.genres.values())
         return np.concatenate([np.arange(count) for count in [0, *counts]])
 
+    def by_genre(self, genre: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, int]]:
+        """The sentences and tokens (end-of-text included) of each genre, for meta.json.
+
+        genre, lengths: of the sentences that are counted, (n,).
+        """
+        sentences = np.bincount(genre, minlength=len(self.genres)).tolist()
+        tokens = np.bincount(genre, lengths + 1, len(self.genres)).astype(int).tolist()
+        counts = zip(self.genres, sentences, tokens, strict=True)
+        return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
+
 
 def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
     """Find the sentences of a split and encode them, by several threads, with a progress bar."""
