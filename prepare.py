@@ -206,7 +206,8 @@ def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str]
         opened = annotate.opened(folder, job.identity["annotator"], splits, settings.workers)
 
     def read(split: str) -> Text:
-        text = sentences.collected(verbs.encoded_parts(parts_of(split), tokenizer, hops))
+        parts = verbs.encoded_parts(parts_of(split), tokenizer, hops)
+        text = sentences.collected(parts, splits[split].size if splits else 0)
         verbs.require_verbs(text.sentences.verbs, split, settings.corpus)
         return text
 

@@ -84,6 +84,11 @@ class Split(NamedTuple):
     kept: frozenset[int]  # of every twenty lines of all documents, those that are in the split
     segmenter: str
 
+    @property
+    def size(self) -> int:
+        """Bytes of all documents."""
+        return sum(document.size for document in self.documents)
+
     def parts(self) -> Iterator[Part]:
         """The lines that hold sentences, a few megabytes at a time.
 

@@ -75,8 +75,7 @@ def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
     workers = settings.workers or cores()
     with ThreadPoolExecutor(workers) as pool:
         parts = in_order(split.parts(), lambda part: pool.submit(encode, part).result, workers)
-        size = sum(document.size for document in split.documents)
-        return collected(parts, size, [document.genre for document in split.documents])
+        return collected(parts, split.size, [document.genre for document in split.documents])
 
 
 def collected(parts: Iterable[EncodedPart], size: int = 0, genres: Iterable[str] = ()) -> Text:
