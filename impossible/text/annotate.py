@@ -68,7 +68,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
     Raises UserError if spaCy is needed and is not installed.
     """
     if (folder / _META).exists():
-        stored = _read_json(folder / _META)
+        stored = _read_annotator(folder / _META)
         if stored["rule"] != RULE:
             print(
                 f"{folder} was annotated by an older rule ({stored['rule']}; now {RULE}). To "
@@ -85,11 +85,14 @@ def identity_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_annotator(path: Path) -> dict[str, Any]:
+    """The annotator that is recorded in a file of the folder. Raises UserError if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Delete {path.parent}.")
+        annotator = json.loads(path.read_text(encoding="utf-8"))
+        _ = annotator["rule"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}). Delete {path.parent}, and annotate again.")
+    return annotator
 
 
 Read = Callable[[str], Iterator[Part]]  # by the name of a split: Annotated as lines
@@ -111,7 +114,7 @@ def opened(
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         begun = folder / _BEGUN
-        if begun.exists() and _read_json(begun) != identity:
+        if begun.exists() and _read_annotator(begun) != identity:
             print(f"the annotation in {folder} was begun with other versions: starting anew")
             for path in filter(Path.is_dir, folder.iterdir()):
                 shutil.rmtree(path)

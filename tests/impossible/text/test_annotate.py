@@ -161,6 +161,17 @@ def test_stored_annotations_need_no_annotator(
     assert "000000.json.gz is missing or damaged" in error
 
 
+def test_annotations_of_another_shape_are_refused(
+    prepared: Path, texts: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared / "annotations", tmp_path / "annotations")
+    (config,) = configs(tmp_path, ("no_hop",))
+    for content in ('{"annotator": {"rule": 1}}', "{", "[]"):
+        (stored(tmp_path) / "meta.json").write_text(content)
+        error = fail("prepare.py", config, f"--corpus={texts}")
+        assert "meta.json is damaged" in error and "annotate again" in error
+
+
 def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
