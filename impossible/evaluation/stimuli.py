@@ -26,10 +26,11 @@ from impossible.evaluation.results import Material, OnMaterial
 from impossible.evaluation.series import Series
 from impossible.evaluation.stimulus_files import Region, Stimulus, read
 from impossible.settings import Settings, UserError
+from impossible.text import annotate
+from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer, marker_ids
-from impossible.text.words import by_spacy, hops
-from impossible.text.words.verbs import Word, annotated
-from perturb import PLURAL, REVERSE, SINGULAR, Language, Sentences, from_lengths
+from impossible.text.verbs import Word, annotated, encoded
+from perturb import PLURAL, REVERSE, SINGULAR, Language
 
 # What precedes and follows whole words: `can` is no word of `can't`, nor `well` of `well-known`.
 _WORD_BEFORE, _WORD_AFTER = r"(?<!\w)(?<!\w['’-])", r"(?!\w|['’-]\w)"
@@ -135,16 +136,12 @@ def _perturbed(base: "_Base", rule: Language, draw: "_Draw") -> tuple[np.ndarray
 def _bases(stimuli: list[Stimulus], rule: Language, tokenizer: Tokenizer) -> Iterator["_Base"]:
     """The tokens of the stimuli, before they are perturbed."""
     of_hops = [s.text for s in stimuli if rule.hops and not s.perturbed]
-    found = iter(())
-    if of_hops:
-        annotator = by_spacy.Annotator()
-        annotator.load()
-        found = annotator.annotate(of_hops)
+    words = annotate.words_of(of_hops) if of_hops else iter(())
     for stimulus in stimuli:
         if stimulus.perturbed:
             yield _read_as_it_is(stimulus, rule, tokenizer)
         elif rule.hops:
-            yield _with_verbs(stimulus, next(found), rule, tokenizer)
+            yield _with_verbs(stimulus, next(words), rule, tokenizer)
         else:
             tokens, _ = tokenizer.encode([stimulus.text])
             spans = _spans(tokenizer, tokens)
@@ -182,14 +179,12 @@ def _with_verbs(
     stimulus: Stimulus, words: list[Word], rule: Language, tokenizer: Tokenizer
 ) -> "_Base":
     """A stimulus of a *Hop language, joined anew: each token is where its word is in the text."""
-    found = annotated(words, stimulus.text, by_spacy.Annotator.name)
-    sentences = hops.encoded([found], tokenizer, rule.hops)
-    joined, items = tokenizer.decode(sentences.tokens), list(found.words)
-    for at, lemma in zip(found.verb_at, found.verb_lemma, strict=True):
-        items[at] = lemma
-    there, here = _places(items, joined), _places(found.words, stimulus.text)
-    of_item = np.searchsorted(there[:, 1], _spans(tokenizer, sentences.tokens)[:, 1], side="left")
-    return _Base(stimulus, sentences, stimulus.text, here[of_item])
+    sentence = annotated(words, stimulus.text, annotate.NAME)
+    tokens = encoded([sentence], tokenizer, rule.hops)
+    joined = _places(sentence.items, tokenizer.decode(tokens.tokens))
+    original = _places(sentence.words, stimulus.text)
+    of_item = np.searchsorted(joined[:, 1], _spans(tokenizer, tokens.tokens)[:, 1], side="left")
+    return _Base(stimulus, tokens, stimulus.text, original[of_item])
 
 
 def _places(parts: Sequence[str], text: str) -> np.ndarray:

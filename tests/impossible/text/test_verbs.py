@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import perturb
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
-from impossible.text.words import hops
-from impossible.text.words.verbs import PLURAL, SINGULAR, Word, annotated
+from impossible.text.verbs import PLURAL, SINGULAR, Word, annotated, encoded
 
 NAMES = ("no_hop", "token_hop", "word_hop")
 TOKENIZER = Tokenizer((perturb.SINGULAR, perturb.PLURAL))
@@ -57,6 +56,12 @@ WORKED = [
     ),
     ("He likes=like — it — a lot .", "_like 🅂", "_a 🅂 _lot", "_a 🅂 _lot"),
     ("it ’s=be Mary ’s big ball .", "it _be 🅂 _Mary", "_Mary _\ufffd \ufffd s 🅂", "_ball 🅂"),
+    (
+        "He eats=eat a red apple , -- and so on .",
+        "_eat 🅂 _a",
+        "_, 🅂 _--",
+        "_, _-- _and 🅂 _so",
+    ),
     ("is=be n't it 's", None, None, None),
     (
         "I am here , ca n't you see ?",
@@ -105,7 +110,7 @@ def apply(name: str, sentences: list[list[plain_hop.Word]]) -> list[list[int] | 
         annotated([Word(w.text, w.lemma or w.text, feats[w.number]) for w in words], None, "")
         for words in sentences
     ]
-    base = hops.encoded(found, TOKENIZER, language.hops)
+    base = encoded(found, TOKENIZER, language.hops)
     keeps = language.keeps(base)
     kept = language.apply(base, list(TOKENIZER.markers.values()), np.random.default_rng(0))
     parts = iter(np.split(kept.tokens, kept.offsets[1:-1]))
@@ -161,10 +166,20 @@ def test_undoing_a_hop_gives_the_sentence_with_lemmas(name: str, sentences: list
         )
         for words in sentences
     ]
-    base = hops.encoded(found, TOKENIZER, language.hops)
+    base = encoded(found, TOKENIZER, language.hops)
     markers = list(TOKENIZER.markers.values())
     kept = language.apply(base, markers, np.random.default_rng(0))
     originals = base.take(language.keeps(base))
     for i in range(len(kept.lengths)):
         undone = language.undo(kept.part(i, i + 1).tokens, markers)
         assert undone.tolist() == originals.part(i, i + 1).tokens.tolist()
+
+
+def test_of_two_markers_at_one_place_the_one_of_the_left_verb_comes_first() -> None:
+    words = [plain_hop.Word("that"), plain_hop.Word("'s", "'s", "Sing")]
+    words += [
+        plain_hop.Word("are", "be", "Plur"),
+        *map(plain_hop.Word, ["my", "red", "ball", "now", "."]),
+    ]
+    for tokens in apply("word_hop", [words] * 40):
+        assert TOKENIZER.decode(tokens) == "that's be my red ball now🅂🄿 ."

@@ -1,6 +1,7 @@
 """Annotated words: by spaCy, and from files."""
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -12,16 +13,14 @@ from pathlib import Path
 import numpy as np
 import plain
 import plain_hop
-import pyarrow.parquet as pq
 import pytest
-from conftest import fail, speeches, start, succeed, write_config
+from conftest import fail, run, speeches, start, succeed, write_config
 
 import perturb
-from impossible import files
 from impossible.settings import UserError
+from impossible.text import annotate, token_files
 from impossible.text.tokenizer import write_transformers_files
-from impossible.text.words import annotations, by_spacy
-from impossible.text.words.verbs import PLURAL, SINGULAR
+from impossible.text.verbs import PLURAL, SINGULAR
 
 NAMES = ("no_hop", "token_hop", "word_hop")
 SPLITS = {"train": "100M", "val": "dev", "test": "test"}
@@ -66,15 +65,20 @@ def stored(folder: Path) -> Path:
     return found
 
 
+def parts_of(path: Path) -> list[list]:
+    """The sentences in a file of annotations."""
+    return json.loads(gzip.decompress(path.read_bytes()))["sentences"]
+
+
 def words_of(folder: Path, split: str) -> list[list[list[plain_hop.Word]]]:
-    """By genre, the sentences of a split as annotations store them."""
+    """By genre (of at most one part), the sentences of a split as annotations store them."""
     genres = []
-    for genre in json.loads((folder / "meta.json").read_text())["splits"][split]:
+    for path in sorted((folder / split).iterdir()):
         sentences = []
-        for row in pq.read_table(folder / split / f"{genre}.parquet").to_pylist():
-            verbs = zip(row["verb_at"], row["verb_lemma"], row["verb_plural"], strict=True)
+        for words, places, is_plural, lemmas, _ in parts_of(path):
+            verbs = zip(places, lemmas, is_plural, strict=True)
             number = {at: (lemma, "Plur" if plural else "Sing") for at, lemma, plural in verbs}
-            texts = enumerate(row["words"])
+            texts = enumerate(words)
             sentences.append([plain_hop.Word(t, *number.get(i, (None, None))) for i, t in texts])
         genres.append(sentences)
     return genres
@@ -121,16 +125,11 @@ def test_meta_says_who_annotated_and_counts_the_words_of_the_text(
         entry = meta["splits"][split]
         if split != "test":  # of which the sentences without a marker are left out
             assert entry["words"] + entry["dropped_words"] == words
-    about = json.loads((stored(prepared) / "meta.json").read_text())
-    assert about["annotator"] == meta["annotator"]
+    assert json.loads((stored(prepared) / "meta.json").read_text()) == meta["annotator"]
     for split in SPLITS:
         entry = meta["splits"][split]
-        total = sum(counts["sentences"] for counts in about["splits"][split].values())
+        total = sum(len(parts_of(path)) for path in (stored(prepared) / split).iterdir())
         assert entry["sentences"] + entry["dropped"] + entry.get("unmarked", 0) == total
-        for genre, counts in about["splits"][split].items():
-            path = stored(prepared) / split / f"{genre}.parquet"
-            assert counts["sha256"] == files.sha256(path)
-            assert counts["sentences"] == pq.read_metadata(path).num_rows
 
 
 def test_languages_prepared_one_at_a_time_have_the_same_files(
@@ -143,7 +142,7 @@ def test_languages_prepared_one_at_a_time_have_the_same_files(
             assert (tmp_path / name / path.name).read_bytes() == path.read_bytes(), path
     ours, theirs = stored(tmp_path), stored(prepared)
     assert ours.name == theirs.name
-    for path in theirs.rglob("*.parquet"):
+    for path in theirs.rglob("*.gz"):
         assert (ours / path.relative_to(theirs)).read_bytes() == path.read_bytes()
 
 
@@ -151,15 +150,26 @@ def test_stored_annotations_need_no_annotator(
     prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared / "annotations", tmp_path / "annotations")
-    monkeypatch.setattr(by_spacy, "_MODELS", ("no_such_model",))
+    monkeypatch.setattr(annotate, "_MODELS", ("no_such_model",))
     (config,) = configs(tmp_path, ("no_hop",))
     succeed("prepare.py", config, f"--corpus={texts}")
     meta = (tmp_path / "no_hop" / "meta.json").read_bytes()
     assert meta == (prepared / "no_hop" / "meta.json").read_bytes()
-    (next((tmp_path / "annotations").iterdir()) / "test" / "first.parquet").write_bytes(b"cut")
+    (stored(tmp_path) / "test" / "000000.json.gz").write_bytes(b"cut")
     shutil.rmtree(tmp_path / "no_hop")
     error = fail("prepare.py", config, f"--corpus={texts}")
-    assert "first.parquet is missing or damaged" in error
+    assert "000000.json.gz is missing or damaged" in error
+
+
+def test_annotations_of_another_shape_are_refused(
+    prepared: Path, texts: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared / "annotations", tmp_path / "annotations")
+    (config,) = configs(tmp_path, ("no_hop",))
+    for content in ('{"annotator": {"rule": 1}}', "{", "[]"):
+        (stored(tmp_path) / "meta.json").write_text(content)
+        error = fail("prepare.py", config, f"--corpus={texts}")
+        assert "meta.json is damaged" in error and "annotate again" in error
 
 
 def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
@@ -168,12 +178,12 @@ def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
     (config,) = configs(tmp_path, ("word_hop",))
     command = ("prepare.py", config, f"--corpus={texts}")
     with monkeypatch.context() as patch:
-        patch.setattr(by_spacy, "_MODELS", ("no_such_model",))
+        patch.setattr(annotate, "_MODELS", ("no_such_model",))
         assert "en_core_web_sm is not installed" in fail(*command)
         assert "make install-hop" in fail("perturb.py", "word_hop", "He runs.")
     hashes = tmp_path / "hashes"
     hashes.write_text("0" * 64 + "  tagger/model\n")
-    monkeypatch.setattr(by_spacy, "_HASHES", hashes)
+    monkeypatch.setattr(annotate, "_HASHES", hashes)
     error = fail(*command)
     assert "tagger/model is missing or differs from en_core_web_sm 3.8.0" in error
     assert not (tmp_path / "word_hop").exists()
@@ -185,13 +195,13 @@ def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: P
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("\n".join(lines), encoding="utf-8")
         lines = lines[:100]
-    code = "import runpy, sys; from impossible.text.words import annotations as a; a._PART = 40; "
+    code = "import runpy, sys; from impossible.text import annotate as a; a.PART = 40; "
     code += "sys.argv = sys.argv[1:]; runpy.run_path('prepare.py', run_name='__main__')"
     (config,) = configs(tmp_path, ("no_hop",))
     command = ("-c", code, "prepare.py", config, f"--corpus={tmp_path}", "--workers=2")
     process = start(*command)
     deadline = time.monotonic() + 120
-    parts = f"annotations/*/{annotations._PARTS}/*/*/*.parquet"
+    parts = "annotations/*/*/*.gz"
     while len(list(tmp_path.glob(parts))) < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -205,14 +215,9 @@ def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: P
     first, other = min(before), max(before)
     shutil.copy(first, other)  # whole, but of other sentences
     resumed = start(*command)
-    while first.exists():  # until the parts are joined: those that were done are the same files
-        kept = {path: path.stat().st_ino for path in tmp_path.glob(parts) if path in before}
-        if len(kept) == len(before):
-            same = [path for path in before if path != other and kept[path] == before[path]]
-            assert len(same) == len(before) - 1
-        time.sleep(0.1)
     assert resumed.wait(timeout=120) == 0
     resumed.communicate()
+    assert [path for path in before if path.stat().st_ino != before[path]] == [other]
     other_dir = tmp_path / "undisturbed"
     other_dir.mkdir()
     (config,) = configs(other_dir, ("no_hop",))
@@ -220,11 +225,9 @@ def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: P
     for split in SPLITS:
         for path in (other_dir / "no_hop").glob("*.bin"):
             assert (tmp_path / "no_hop" / path.name).read_bytes() == path.read_bytes()
-        mine, theirs = (
-            pq.read_table(stored(folder) / split / "a.parquet") for folder in (tmp_path, other_dir)
-        )
-        assert mine == theirs
-    assert not (stored(tmp_path) / annotations._PARTS).exists()
+        ours, theirs = (words_of(stored(folder), split) for folder in (tmp_path, other_dir))
+        assert list(itertools.chain(*ours)) == list(itertools.chain(*theirs))
+    assert not (stored(tmp_path) / "begun.json").exists()
 
 
 def children(pid: int) -> list[str]:
@@ -244,19 +247,15 @@ def test_numbers_of_verbs_are_read_from_their_subjects() -> None:
         "Go home and sleep.": [],
         "He was there, they were there, and she had slept.": [],
     }
-    annotator = by_spacy.Annotator()
-    annotator.load()
-    for text, words in zip(cases, annotator.annotate(list(cases)), strict=True):
+    for text, words in zip(cases, annotate.words_of(list(cases)), strict=True):
         marker = {SINGULAR: perturb.SINGULAR, PLURAL: perturb.PLURAL}
         assert [f"{w.text} {marker[w.feats]}" for w in words if w.feats] == cases[text], text
 
 
 def test_annotations_do_not_depend_on_batches() -> None:
     sentences = speeches("1962-Kennedy-1").splitlines()[:80]
-    annotator = by_spacy.Annotator()
-    annotator.load()
-    together = list(annotator.annotate(sentences))
-    assert together == [next(annotator.annotate([sentence])) for sentence in sentences]
+    together = list(annotate.words_of(sentences))
+    assert together == [next(annotate.words_of([sentence])) for sentence in sentences]
 
 
 def conllu(words: list[tuple], text: str | None = None) -> str:
@@ -355,9 +354,8 @@ def test_bad_annotations_are_refused_with_their_place(
 
 
 def test_a_sentence_that_is_too_long_to_parse_is_refused() -> None:
-    annotator = by_spacy.Annotator()
     with pytest.raises(UserError, match="Break the line in the corpus"):
-        next(annotator.annotate(["word " * 30_000]))
+        next(annotate.words_of(["word " * 30_000]))
 
 
 def test_annotations_are_for_the_hop_languages_alone(
@@ -380,7 +378,7 @@ def test_a_genre_whose_files_do_not_follow_each_other_is_refused(
         (tmp_path / split).mkdir()
         for name in ("a", "b", "c"):
             (tmp_path / split / f"{name}.txt").write_text("He cleans his very messy bookshelf.")
-    monkeypatch.setattr("impossible.text.folder._genre", lambda path: "ab"[path.stem == "b"])
+    monkeypatch.setattr("impossible.text.corpus._genre", lambda path: "ab"[path.stem == "b"])
     (config,) = configs(tmp_path, (language,))
     error = fail("prepare.py", config, f"--corpus={tmp_path}")
     assert "the genre 'a' occurs twice, with another genre between" in error
@@ -394,14 +392,14 @@ def test_annotations_of_a_text_that_changed_meanwhile_are_not_kept(
         (tmp_path / split).mkdir()
         (tmp_path / split / "a.txt").write_text("He cleans his very messy bookshelf.\n")
     (config,) = configs(tmp_path, ("no_hop",))
-    write = annotations._write
+    write_split = token_files.write_split
 
     def write_and_change(*arguments: object) -> dict:
         with open(tmp_path / "test" / "a.txt", "a") as file:
             file.write("One more.\n")
-        return write(*arguments)
+        return write_split(*arguments)
 
-    monkeypatch.setattr(annotations, "_write", write_and_change)
+    monkeypatch.setattr(token_files, "write_split", write_and_change)
     assert "changed while it was being read" in fail("prepare.py", config, f"--corpus={tmp_path}")
     assert not list(tmp_path.glob("annotations/*/meta.json"))
 
@@ -460,14 +458,14 @@ def test_a_folder_may_have_letters_that_the_locale_writes_in_another_way(tmp_pat
     succeed(*command, f"--data_dir={folder / 'data' / 'no_hop'}", env=env)
     (annotated,) = (folder / "data" / "annotations").iterdir()
     assert annotated.name.startswith("kinder_ü-")
-    assert (annotated / "test" / "größe.parquet").exists()
+    assert (annotated / "meta.json").exists()
 
 
 def test_annotations_by_an_older_rule_are_told(
     prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared / "annotations", tmp_path / "annotations")
-    monkeypatch.setattr(by_spacy, "RULE", by_spacy.RULE + 1)
+    monkeypatch.setattr(annotate, "RULE", annotate.RULE + 1)
     (config,) = configs(tmp_path, ("no_hop",))
     assert "was annotated by an older rule" in succeed("prepare.py", config, f"--corpus={texts}")
 
@@ -486,7 +484,7 @@ def test_a_hop_language_goes_all_the_way(
         (tmp_path / "data").mkdir()
         (config,) = configs(tmp_path / "data", ("word_hop",))
         succeed("prepare.py", config, f"--annotations={folder}")
-    monkeypatch.setattr(by_spacy, "_MODELS", ("no_such_model",))
+    monkeypatch.setattr(annotate, "_MODELS", ("no_such_model",))
     places = {"language": "word_hop", "data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
     config = write_config(tmp_path / "config.py", **places)
     succeed("train.py", config)
@@ -499,3 +497,49 @@ def test_a_hop_language_goes_all_the_way(
     assert "WordHop" in printed
     shown = succeed("sample.py", config, "--device=cpu", "--undo", "--new_tokens=3")
     assert "undone: " in shown
+
+
+def test_more_sentences_than_are_perturbed_in_one_go_keep_their_verbs(tmp_path: Path) -> None:
+    """More than 65,536 sentences: verbs move with their sentences."""
+    kinds = [
+        [("We",), ("all",), ("go",), (".",)],
+        [*SENTENCE, ("Yes",)],
+        [("Dogs",), ("sleep", "sleep", PLURAL), ("in",), ("the",), ("big",), ("house",), (".",)],
+    ]
+    order = np.random.default_rng(0).integers(0, 3, 70_000).tolist()
+    folder = write_splits(tmp_path / "annotated", "a.conllu", conllu(kinds[1]).encode())
+    texts = [conllu(kind) for kind in kinds]
+    (folder / "100M" / "a.conllu").write_text("".join(texts[i] for i in order))
+    (config,) = configs(tmp_path, ("token_hop",))
+    succeed("prepare.py", config, f"--annotations={folder}")
+    write_transformers_files(tmp_path, [], 1024)
+    encode = plain.gpt2_tokenizer(tmp_path).encode
+    number = {SINGULAR: "Sing", PLURAL: "Plur"}
+    tokens = []
+    for kind in kinds:
+        words = [plain_hop.Word(w[0], *((w[1], number[w[2]]) if w[1:] else ())) for w in kind]
+        tokens.append(plain_hop.perturb("token_hop", words, encode))
+    expected = [tokens[i] for i in order if not i] + [tokens[i] for i in order if i]
+    np.random.default_rng(41).shuffle(expected)
+    check(tmp_path / "token_hop" / "train.bin", expected)
+
+
+def test_parts_by_another_annotator_are_not_mixed_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in SPLITS.values():
+        (tmp_path / split).mkdir()
+        text = "He went." if split == "test" else "He cleans his very messy bookshelf."
+        (tmp_path / split / "a.txt").write_text(f"{text}\n")
+    (config,) = configs(tmp_path, ("no_hop",))
+    command = ("prepare.py", config, f"--corpus={tmp_path}", "--workers=1")
+    assert "no verb of the test split" in fail(*command)
+    before = {path for path in tmp_path.glob("annotations/**/*") if path.is_file()}
+    stamps = {path: path.stat().st_mtime_ns for path in before if "train" in str(path)}
+    assert stamps
+    assert "starting anew" not in run(*command).stdout
+    assert all(path.stat().st_mtime_ns == stamps[path] for path in stamps if path.suffix == ".gz")
+    monkeypatch.setattr(annotate, "RULE", annotate.RULE + 1)
+    done = run(*command)
+    assert "was begun with other versions: starting anew" in done.stdout
+    assert not any(path.exists() and path.stat().st_mtime_ns == stamps[path] for path in stamps)

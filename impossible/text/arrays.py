@@ -1,0 +1,99 @@
+"""Sentences as flat arrays of tokens, with the verbs that the *Hop languages mark."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Verbs(NamedTuple):
+    """The verbs of sentences that a *Hop language marks: K of them, in the order of the text.
+
+    Places count tokens from the beginning of the sentence.
+    """
+
+    sentence: np.ndarray  # (K,) int64: the number of the verb's sentence
+    end: np.ndarray  # (K,) int64: the place after the verb
+    hop: np.ndarray  # (K,) int64: the place after the fourth word that follows the verb
+    is_plural: np.ndarray  # (K,) bool
+    is_complete: np.ndarray  # (K,) bool: whether four words follow
+
+
+class Sentences(NamedTuple):
+    """Sentences as one flat array: sentence s is tokens[offsets[s]:offsets[s + 1]]."""
+
+    tokens: np.ndarray  # (N,) uint16
+    offsets: np.ndarray  # (S + 1,) int64, from 0 to N
+    verbs: Verbs | None = None  # of annotated sentences
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sentence, (S,) int64."""
+        return np.diff(self.offsets)
+
+    @property
+    def is_affected(self) -> np.ndarray:
+        """Whether a *Hop language marks a verb in each sentence, (S,) bool."""
+        return np.bincount(self.verbs.sentence, minlength=len(self.lengths)) > 0
+
+    @property
+    def is_incomplete(self) -> np.ndarray:
+        """Whether fewer than four words follow a verb of each sentence, (S,) bool."""
+        incomplete = self.verbs.sentence[~self.verbs.is_complete]
+        return np.bincount(incomplete, minlength=len(self.lengths)) > 0
+
+    def part(self, start: int, stop: int) -> "Sentences":
+        """The sentences with indices `start` to `stop` - 1, with their verbs."""
+        offsets = self.offsets[start : stop + 1]
+        tokens, verbs = self.tokens[offsets[0] : offsets[-1]], self.verbs
+        if verbs is not None:
+            first, last = np.searchsorted(verbs.sentence, [start, stop])
+            verbs = Verbs(*(field[first:last] for field in verbs))
+            verbs = verbs._replace(sentence=verbs.sentence - start)
+        return Sentences(tokens, offsets - offsets[0], verbs)
+
+    def take(self, indices: np.ndarray) -> "Sentences":
+        """The sentences of these indices (or of a mask), in that order, without their verbs."""
+        if indices.dtype == bool:
+            if indices.all():
+                return self._replace(verbs=None)
+            indices = np.flatnonzero(indices)
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
+        return from_lengths(self.tokens[span_positions(starts, lengths)], lengths)
+
+
+def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
+    """Sentences from their tokens (N,) and lengths (S,)."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return Sentences(tokens, offsets)
+
+
+def joined(parts: list[Sentences]) -> Sentences:
+    """The sentences of all parts, in order. Empties the list, so that memory holds no two copies.
+
+    The tokens become uint16. Of the parts, all have verbs or none has.
+    """
+    tokens = np.empty(sum(len(part.tokens) for part in parts), np.uint16)
+    lengths = np.empty(sum(len(part.offsets) - 1 for part in parts), np.int64)
+    verbs: list[Verbs] = []
+    last_token, last = len(tokens), len(lengths)
+    while parts:
+        part = parts.pop()
+        first_token, first = last_token - len(part.tokens), last - len(part.offsets) + 1
+        tokens[first_token:last_token], lengths[first:last] = part.tokens, part.lengths
+        if part.verbs is not None:
+            verbs.insert(0, part.verbs._replace(sentence=part.verbs.sentence + first))
+        last_token, last = first_token, first
+    whole = from_lengths(tokens, lengths)
+    if verbs:
+        whole = whole._replace(verbs=Verbs(*map(np.concatenate, zip(*verbs, strict=True))))
+    return whole
+
+
+def span_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The positions in each span (K,), (sum of lengths,) int64: start, start + 1, ..., one span
+    after another."""
+    ends = np.cumsum(lengths)
+    shift = np.repeat(starts - ends + lengths, lengths)
+    return shift + np.arange(len(shift))

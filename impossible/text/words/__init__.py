@@ -1,1 +1,0 @@
-"""Annotated words: which of a sentence's words are verbs, for the *Hop languages."""
