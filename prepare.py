@@ -94,7 +94,8 @@ def is_done(job: Job) -> bool:
             "one."
         )
     try:
-        token_files.check_sizes(job.data_dir, meta)
+        for split in token_files.SPLITS:
+            token_files.check_size(job.data_dir, meta, split)
         token_files.read_test_ids(job.data_dir, meta)
     except UserError as error:
         print(f"{error} Doing so now.")

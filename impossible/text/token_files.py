@@ -120,17 +120,15 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
     return meta
 
 
-def check_sizes(data_dir: Path, meta: Meta) -> None:
+def check_size(data_dir: Path, meta: Meta, split: str) -> None:
     """Raise UserError if a token file is missing or has another size than meta.json records."""
-    for split in SPLITS:
-        path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
-        size = path.stat().st_size if path.is_file() else None
-        if size != expected:
-            what = "is missing" if size is None else f"has {size:,} bytes"
-            raise UserError(
-                f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again "
-                "(prepare.py)."
-            )
+    path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        what = "is missing" if size is None else f"has {size:,} bytes"
+        raise UserError(
+            f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again (prepare.py)."
+        )
 
 
 def verify(data_dir: Path, meta: Meta) -> None:
@@ -150,7 +148,7 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
     Raises UserError if the files do not agree with meta.json, if an id is outside the vocabulary,
     or if the split is shorter than one block.
     """
-    check_sizes(data_dir, meta)
+    check_size(data_dir, meta, split)
     path = path_of(data_dir, split)
     if meta.splits[split]["tokens"] < block_size:
         raise UserError(

@@ -29,7 +29,10 @@ def write(folder: Path, ids: list[int]) -> Meta:
         token_files.path_of(folder, "train"), [np.array(ids, np.uint16)]
     )
     meta = dataclasses.replace(
-        META, splits={s: entry | {"sentences": 1, "genres": {}} for s in token_files.SPLITS}
+        META,
+        splits={
+            s: entry | {"sentences": 1, "genres": {}, "ids_sha256": ""} for s in token_files.SPLITS
+        },
     )
     token_files.write_meta(folder, meta)
     return meta
