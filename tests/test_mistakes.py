@@ -114,7 +114,8 @@ def test_a_token_id_beyond_the_vocabulary(config: Config, copied: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_mistake_touches_data_or_checkpoints(data_dir: Path, trained: Path) -> Iterator[None]:
-    paths = [path for folder in (data_dir, trained) for path in folder.iterdir()]
+    # Files alone: other tests may have evaluated the run, in a subfolder.
+    paths = [p for folder in (data_dir, trained) for p in folder.iterdir() if p.is_file()]
     before = {path: files.sha256(path) for path in paths}
     yield
     assert {path: files.sha256(path) for path in paths} == before

@@ -322,7 +322,7 @@ def test_data_are_prepared_or_checked_while_runs_are_left(
         study.execute(plan)
     local.execute(plan, Stop())
     for run in plan.runs:
-        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+        checkpoint.path_of(run.folder, run.settings.max_steps).touch()
     study.execute(plan)
     assert (plan.folder / "report.html").exists()
 

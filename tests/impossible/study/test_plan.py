@@ -252,7 +252,7 @@ def test_material_that_was_moved_away_changes_nothing(tmp_path: Path) -> None:
     made = plan(tmp_path, f"--corpus={corpus}", f"--evaluations=perplexity,pairs={pairs}")
     plans.write_configs(made)
     for run in made.runs:
-        checkpoint.path_of(run.folder, run.training.max_steps).touch()
+        checkpoint.path_of(run.folder, run.settings.max_steps).touch()
         (checkpoint.hf_dir(run.folder)).mkdir()
         (checkpoint.hf_dir(run.folder) / "manifest.json").touch()
         for command in made.commands(run):

@@ -177,6 +177,7 @@ def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
 ) -> None:
     (config,) = configs(tmp_path, ("word_hop",))
     command = ("prepare.py", config, f"--corpus={texts}")
+    annotate._pipeline.cache_clear()  # an earlier test may have loaded it in this process
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "_MODELS", ("no_such_model",))
         assert "en_core_web_sm is not installed" in fail(*command)
