@@ -361,10 +361,10 @@ def base_folder(settings: Settings, series: Series) -> Path:
 
 @functools.cache
 def _is_writable(folder: Path) -> bool:
-    """Whether this user may write to a folder, which is created if it is missing."""
+    """Whether this user may write to a folder, or create it. Nothing is left behind."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             return True
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -1,5 +1,6 @@
 """Surprisals of markers are those of a plain implementation with transformers."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,11 @@ def test_seeds_are_summarized_and_paired_with_those_of_the_control(
     assert {row.sentences_drawn} == set(table.sentences + table.too_long)
 
 
-def test_other_languages_have_no_marker_to_be_known(trained: Path, data_dir: Path) -> None:
-    error = fail("evaluate.py", f"--out_dir={trained}", "--markers")
+def test_other_languages_have_no_marker_to_be_known(
+    trained: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    skip = shutil.ignore_patterns("evaluation")
+    out_dir = shutil.copytree(trained, tmp_path / "out", ignore=skip)
+    error = fail("evaluate.py", f"--out_dir={out_dir}", "--markers")
     assert "--markers works only for no_hop, token_hop and word_hop" in error
+    assert not (out_dir / "evaluation").exists(), "a refused command leaves no folder"
