@@ -189,7 +189,7 @@ def prepare(jobs: list[Job]) -> None:
             require_unchanged(jobs[0])
         for job in jobs:
             meta = token_files.Meta(**job.identity, splits=entries[job.data_dir])
-            files.write_json(job.data_dir / token_files.META, dataclasses.asdict(meta))
+            token_files.write_meta(job.data_dir, meta)
             seconds = time.perf_counter() - start
             print(f"{job.language.title} is ready in {job.data_dir} ({seconds:.0f} s)")
 
