@@ -295,7 +295,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     time.sleep(1)
-    assert all(map(alive, workers)), "the first one waits for the step to be saved"
+    assert any(map(alive, workers)), "the first one waits for the step to be saved"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert time.monotonic() - began < 8, "torchrun kills them after 30 s"
