@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(DEMO) --device=cpu
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(OTHER) --device=cpu
 	$(RUN)/python convert_to_hf.py $(DEMO)
-	$(RUN)/python evaluate.py $(OTHER) $(DEMO) --device=cpu
+	$(RUN)/python eval.py $(OTHER) $(DEMO) --device=cpu
 	$(RUN)/python sample.py $(DEMO) --checkpoint=all --prompt="The people of" --device=cpu
 	@echo "tables and pictures: out/demo_evaluation"
 

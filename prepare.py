@@ -37,7 +37,7 @@ from perturb import Language
 
 CHUNK = 1 << 16  # sentences perturbed or written in one go
 _TOGETHER = 2  # languages written at a time
-_FEW = 1000  # sentences of a genre; evaluate.py samples as many
+_FEW = 1000  # sentences of a genre; eval.py samples as many
 _READ = ("corpus", "annotations", "sotu_years", "text_column", "invalid_utf8")  # of the settings
 _PACKAGES = ("numpy", "sentencex", "tiktoken")  # that decide on tokens
 

@@ -1,4 +1,4 @@
-"""Perplexities of the same sentences by one model: evaluate.py's way, and the published one."""
+"""Perplexities of the same sentences by one model: eval.py's way, and the published one."""
 
 import dataclasses
 import time
@@ -26,11 +26,11 @@ _PUBLISHED_BATCH = 8  # sentences
 
 
 def scoring(folder: str) -> Callable[[], float]:
-    """evaluate.py's own scoring of a checkpoint."""
+    """eval.py's own scoring of a checkpoint."""
     path = checkpoint.path_of(Path(folder), 1)
     place = distributed.pick_device("auto", World())
     if place.type == "cpu":
-        distributed.keep_freed_memory()  # as evaluate.py does
+        distributed.keep_freed_memory()  # as eval.py does
     scorer, test = series.scorer_of(path, place), _sentences(Path(folder))
 
     def score_all() -> float:

@@ -97,7 +97,7 @@ def short_run(folder: str) -> None:
     _said("prepare.py", "--corpus=sotu", places[0])
     print("```\n" + "\n".join(_said("train.py", *places, *_SHORT).splitlines()[-3:]))
     print(_said("convert_to_hf.py", *places).splitlines()[-1])
-    print(_said("evaluate.py", *places).splitlines()[0] + "\n```")
+    print(_said("eval.py", *places).splitlines()[0] + "\n```")
 
 
 def two_gpus(folder: str) -> None:

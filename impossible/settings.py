@@ -228,7 +228,7 @@ class Settings(Recipe):
         if command == "batch_viewer.py":
             within = f"a step of the run, from 1 to max_steps, which is {self.max_steps}"
             self.require(1 <= self.step <= self.max_steps, "step", within)
-        if command == "evaluate.py":
+        if command == "eval.py":
             self._check_measures()
         if command == "convert_to_hf.py":
             for name in ("private", "overwrite", "dry_run"):
@@ -283,7 +283,7 @@ READS = {
     "log_interval device compile tracker tracker_project",
     "batch_viewer.py": f"{_RUN} seed order_seed block_size tokens_per_step max_steps step contains",
     "convert_to_hf.py": f"{_RUN} push_to_hub private overwrite dry_run model_license",
-    "evaluate.py": f"{_RUN} model device revisions test_language test_data_dir sentences_per_genre "
+    "eval.py": f"{_RUN} model device revisions test_language test_data_dir sentences_per_genre "
     "sample_seed drop_duplicates sentences surprisals entropies markers pairs leading_space "
     "stimuli eval_dir",
     "sample.py": f"{_RUN} model device checkpoint prompt samples new_tokens temperature top_k "

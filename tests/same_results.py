@@ -131,7 +131,7 @@ def results(tree: Path, place: Path, names: list[str]) -> dict[str, str]:
     for path in sorted((place / "out/1/hf").glob("checkpoint-*/*")):
         if path.name != "README.md":
             found[f"export, {path.parent.name}/{path.name}"] = digest(path.read_bytes())
-    run(tree, place, "evaluate.py", "config.py", "--out_dir=out/1", "--device=cpu")
+    run(tree, place, "eval.py", "config.py", "--out_dir=out/1", "--device=cpu")
     with open(place / "out/1/evaluation/perplexity.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             found[f"perplexity, {row['checkpoint']}, {row['genre']}"] = row["perplexity"]

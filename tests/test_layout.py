@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-COMMANDS = {"prepare", "train", "convert_to_hf", "evaluate", "sample", "batch_viewer", "study"}
+COMMANDS = {"prepare", "train", "convert_to_hf", "eval", "sample", "batch_viewer", "study"}
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"impossible", "bench"}
 
 

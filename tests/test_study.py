@@ -77,7 +77,7 @@ def test_the_plan_is_shown_and_nothing_is_done(study: Config, tmp_path: Path) ->
     assert "2 language(s) x 2 seed(s) = 4 runs" in shown
     assert "partial_reverse: seed 1, 2" in shown
     run = tmp_path / "study" / "runs" / "no_reverse-seed-1" / "config.py"
-    for command in ("prepare.py", "train.py", "convert_to_hf.py", "evaluate.py"):
+    for command in ("prepare.py", "train.py", "convert_to_hf.py", "eval.py"):
         assert f"  python {command} {run}" in shown
     assert "tokens: 1,536 for each run, 6,144 for all" in shown
     assert re.search(
@@ -156,7 +156,7 @@ def test_edited_material_is_evaluated_again_and_files_of_one_name_are_kept_apart
     assert "2 outdated" in succeed("study.py", config, "--status")
     again = succeed("study.py", config, processes=1, timeout=600)
     assert "train.py" not in again
-    assert again.count("-seed-1: python evaluate.py") == 2, "of each run, the edited one"
+    assert again.count("-seed-1: python eval.py") == 2, "of each run, the edited one"
     assert joint() == {texts["a"].replace("messy", "muddy"), texts["b"]}
 
 
@@ -202,7 +202,7 @@ def test_a_study_gives_what_the_single_commands_give_byte_for_byte(
     for one in configs:
         for command in ("prepare.py", "train.py", "convert_to_hf.py"):
             succeed(command, one)
-    succeed("evaluate.py", *configs)
+    succeed("eval.py", *configs)
     expected = contents(alone)
     assert found.keys() == expected.keys()
     assert [key for key in found if found[key] != expected[key]] == []

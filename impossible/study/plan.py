@@ -41,7 +41,7 @@ _LONGEST_TITLE = 59  # characters of a collection on the Hub
 _OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "model", "revisions")
 _OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
 _OWN += ("overwrite", "init_seed", "order_seed")
-# Settings of evaluate.py for one kind of evaluation alone.
+# Settings of eval.py for one kind of evaluation alone.
 _OF_PERPLEXITY = ("sentences", "surprisals", "entropies")
 _OF_PAIRS = ("leading_space",)
 # Settings that results do not depend on.
@@ -62,7 +62,7 @@ class Study(Settings):
     seeds: tuple[int, ...] = (0, 14, 41, 53, 96)  # for each language, one run for each `seed`
     vary_data: bool = False  # each seed also sets `data_seed`, so that it has its own token files
     study_dir: str = "out/study"  # folder of the study: data, runs and results
-    # what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for evaluate.py)
+    # what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for eval.py)
     evaluations: tuple[str, ...] = ("perplexity",)
     # where the runs are executed: on this machine, or as jobs of SLURM
     cluster: Literal["local", "slurm"] = "local"
@@ -259,7 +259,7 @@ class Plan:
         if kind == "markers":
             runs = [run for run in runs if perturb.get(run.language).hops]
         configs = [str(run.config) for run in runs]
-        return [Command("evaluate.py", configs, self.options(kind))] if runs else []
+        return [Command("eval.py", configs, self.options(kind))] if runs else []
 
     def options(self, kind: str) -> list[str]:
         """The options of an evaluation."""
@@ -401,7 +401,7 @@ def _check(plan: Plan) -> None:
         name, _, source = kind.partition("=")
         given = {option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)}
         measure = {name: source} if source else {}
-        Settings(**plan.runs[0].values | given | measure).check("evaluate.py")
+        Settings(**plan.runs[0].values | given | measure).check("eval.py")
         if name == "stimuli" and not Path(source).is_file():
             raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
 

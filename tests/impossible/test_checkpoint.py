@@ -160,7 +160,7 @@ def early(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_config(folder / "config.py", **places)
     succeed("train.py", path, "--extra_checkpoints=0,1,2")
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
-    succeed("evaluate.py", f"--out_dir={out_dir}", "--device=cpu")
+    succeed("eval.py", f"--out_dir={out_dir}", "--device=cpu")
     return out_dir
 
 

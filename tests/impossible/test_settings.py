@@ -63,7 +63,7 @@ def test_one_config_serves_all_commands(tmp_path: Path) -> None:
     assert load("prepare.py", [path]).corpus == "sotu"
     assert (load("train.py", [path]).n_layer, load("train.py", [path]).compile) == (3, False)
     assert load("convert_to_hf.py", [path]).model_license == "gpl"
-    assert load("evaluate.py", [path]).sentences
+    assert load("eval.py", [path]).sentences
 
 
 def test_only_settings_that_a_command_reads_must_fit_together(tmp_path: Path) -> None:
@@ -72,14 +72,14 @@ def test_only_settings_that_a_command_reads_must_fit_together(tmp_path: Path) ->
     assert load("batch_viewer.py", step).step == 7
     path = str(write(tmp_path, "pairs = 'blimp'\nsentences = True\nstep = 9"))
     assert load("train.py", [path, "--max_steps=3", "--warmup_steps=0"]).max_steps == 3
-    for command, message in (("evaluate.py", "left out, as pairs is set"), ("train.py", "divisor")):
+    for command, message in (("eval.py", "left out, as pairs is set"), ("train.py", "divisor")):
         with pytest.raises(UserError, match=message):
             load_all(command, [path, *(["--batch_size=3"] if command == "train.py" else [])])
 
 
 def test_evaluation_takes_several_configs_and_the_others_one() -> None:
     paths = ["config/no_reverse.py", "config/full_reverse.py"]
-    runs = load_all("evaluate.py", [*paths, "--sample_seed=3"])
+    runs = load_all("eval.py", [*paths, "--sample_seed=3"])
     assert [(s.language, s.sample_seed) for s in runs] == [("no_reverse", 3), ("full_reverse", 3)]
     assert "takes only one config file, but several were given" in fail("train.py", *paths)
 
@@ -93,14 +93,14 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
         ["--out_dir", "mine"],
         ["--out_dir=other", "--out_dir=mine"],
     ):
-        s = load("evaluate.py", arguments, of_run)
+        s = load("eval.py", arguments, of_run)
         assert (s.language, s.data_dir, s.out_dir) == ("no_hop", "data of mine", "mine")
-    s = load("evaluate.py", ["--out_dir=mine", "--data_dir=other"], of_run)
+    s = load("eval.py", ["--out_dir=mine", "--data_dir=other"], of_run)
     assert (s.language, s.data_dir) == ("no_hop", "other")
-    s = load("evaluate.py", ["--out_dir=", "--sample_seed=3"], of_run)
+    s = load("eval.py", ["--out_dir=", "--sample_seed=3"], of_run)
     assert s.language == "partial_reverse"
     assert load("train.py", ["--tracker_project", "my.py", "--verify_data=true"]).verify_data
-    s = load("evaluate.py", ["config/full_reverse.py", "--out_dir=mine"], of_run)
+    s = load("eval.py", ["config/full_reverse.py", "--out_dir=mine"], of_run)
     assert s.language == "full_reverse"
 
 
@@ -196,7 +196,7 @@ def test_the_largest_seed_is_taken_by_numpy_and_torch() -> None:
     for command, name in (
         ("train.py", "seed"),
         ("prepare.py", "data_seed"),
-        ("evaluate.py", "sample_seed"),
+        ("eval.py", "sample_seed"),
     ):
         seed = getattr(load(command, [f"--{name}={2**32 - 1}"]), name)
         np.random.default_rng(seed)

@@ -52,7 +52,7 @@ def plain(export: Path, test: scoring.TestSet) -> np.ndarray:
 def test_surprisals_of_markers_are_those_of_transformers(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    printed = succeed("evaluate.py", *runs.values(), *SAMPLE, "--markers", f"--eval_dir={tmp_path}")
+    printed = succeed("eval.py", *runs.values(), *SAMPLE, "--markers", f"--eval_dir={tmp_path}")
     joint = pd.read_csv(tmp_path / "markers.csv")
     assert joint.model.unique().tolist() == ["NoHop", "TokenHop"]
     assert f"{tmp_path}/markers.png: NoHop; TokenHop" in printed
@@ -89,7 +89,7 @@ def test_seeds_are_summarized_and_paired_with_those_of_the_control(
             )
             succeed("train.py", made)
             paths.append(made)
-    succeed("evaluate.py", *paths, *SAMPLE, "--markers", f"--eval_dir={tmp_path / 'joint'}")
+    succeed("eval.py", *paths, *SAMPLE, "--markers", f"--eval_dir={tmp_path / 'joint'}")
     table = pd.read_csv(tmp_path / "joint" / "markers.csv")
     values = table.pivot_table(values="difference", index="seed", columns="test_language")
     means = pd.read_csv(tmp_path / "joint" / "markers_means.csv")
@@ -115,6 +115,6 @@ def test_other_languages_have_no_marker_to_be_known(
 ) -> None:
     skip = shutil.ignore_patterns("evaluation")
     out_dir = shutil.copytree(trained, tmp_path / "out", ignore=skip)
-    error = fail("evaluate.py", f"--out_dir={out_dir}", "--markers")
+    error = fail("eval.py", f"--out_dir={out_dir}", "--markers")
     assert "--markers works only for no_hop, token_hop and word_hop" in error
     assert not (out_dir / "evaluation").exists(), "a refused command leaves no folder"

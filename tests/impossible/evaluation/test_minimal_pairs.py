@@ -79,7 +79,7 @@ def copied(config: Path, folder: Path) -> Path:
 
 def evaluated(config: Path, *options: str, tmp_path: Path) -> pd.DataFrame:
     out_dir = shutil.copytree(config.parent / "out", tmp_path / "results", dirs_exist_ok=True)
-    succeed("evaluate.py", config, f"--out_dir={out_dir}", *options)
+    succeed("eval.py", config, f"--out_dir={out_dir}", *options)
     (place,) = out_dir.glob("evaluation/pairs_mine*")
     table = pd.read_csv(place / "pairs.csv").set_index(["checkpoint", "paradigm"])
     assert (place / "pairs.png").stat().st_size > 10_000
@@ -216,7 +216,7 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     made = Hub()
     made.add_dataset("nyu-mll/blimp", pair_files.COMMIT, tree)
     copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
-    command = ("evaluate.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
+    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
     with serve(made) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
         succeed(*command, "--pairs=blimp", env=env)
@@ -251,7 +251,7 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
 ) -> None:
     configs = [copied(config, tmp_path / name) for name, config in runs.items()]
     options = (f"--pairs={folder}", f"--eval_dir={tmp_path}")
-    printed = succeed("evaluate.py", *configs, *options)
+    printed = succeed("eval.py", *configs, *options)
     table = pd.read_csv(tmp_path / pair_files.folder_name("pairs", str(folder)) / "pairs.csv")
     table = table[(table.paradigm == "all") & (table.step == 6)].set_index("test_language")
     both = table.loc["partial_reverse"].pairs
@@ -269,14 +269,14 @@ def test_results_in_another_language_do_not_replace_those_in_the_own(
 ) -> None:
     options = (f"--pairs={folder}", "--revisions=6")
     runs = {name: copied(config, tmp_path / name) for name, config in runs.items()}
-    succeed("evaluate.py", runs["partial_reverse"], *options)
-    succeed("evaluate.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
+    succeed("eval.py", runs["partial_reverse"], *options)
+    succeed("eval.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
     names = sorted(path.name for path in tmp_path.rglob("pairs_*"))
     name = pair_files.folder_name("pairs", str(folder))
     assert names == [name, f"{name}_on_no_shuffle"]
     export = runs["partial_reverse"].parent / "out" / "hf" / "checkpoint-6"
     printed = succeed(
-        "evaluate.py", *runs.values(), *options, f"--model={export}", f"--eval_dir={tmp_path}"
+        "eval.py", *runs.values(), *options, f"--model={export}", f"--eval_dir={tmp_path}"
     )
     assert "on NoShuffle" in printed and "on PartialReverse" in printed
 

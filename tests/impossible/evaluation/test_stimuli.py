@@ -100,7 +100,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
         rows.to_json(path, orient="records", lines=True)
     out_dir = shutil.copytree(trained, tmp_path / "out")
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
-    succeed("evaluate.py", f"--out_dir={out_dir}", f"--stimuli={path}")
+    succeed("eval.py", f"--out_dir={out_dir}", f"--stimuli={path}")
     (place,) = out_dir.glob("evaluation/stimuli_mine-*/stimuli.csv")
     table = pd.read_csv(place)
     assert table.step.unique().tolist() == [3, 6]
@@ -158,7 +158,7 @@ def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_pa
     (tmp_path / "x.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=told):
         stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_reverse")
-    error = fail("evaluate.py", f"--out_dir={trained}", f"--stimuli={tmp_path / 'none.csv'}")
+    error = fail("eval.py", f"--out_dir={trained}", f"--stimuli={tmp_path / 'none.csv'}")
     assert "is no file. Expected a csv or jsonl file" in error
 
 
@@ -481,7 +481,7 @@ def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
         rows = [f"1,{condition},He left early.,2,left" for condition in conditions.split(",")]
         header = "item,condition,text,marker_place,region\n"
         path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
-        succeed("evaluate.py", f"--out_dir={out_dir}", f"--stimuli={path}", "--revisions=6")
+        succeed("eval.py", f"--out_dir={out_dir}", f"--stimuli={path}", "--revisions=6")
         names.append(folder_name("stimuli", str(path)))
     same = Path(shutil.copy(path, tmp_path / "mine.csv"))
     assert folder_name("stimuli", str(same)) == names[2]

@@ -127,7 +127,7 @@ def test_tables_and_pictures_of_the_evaluation_are_published_with_main(
 ) -> None:
     out_dir = shutil.copytree(two, tmp_path / "out")
     sample = "--sentences_per_genre=5"
-    succeed("evaluate.py", f"--out_dir={out_dir}", sample)
+    succeed("eval.py", f"--out_dir={out_dir}", sample)
     command = ("convert_to_hf.py", f"--out_dir={out_dir}", PUSH)
     with serve(Hub()) as hub:
         env = environment(hub, **NO_XET)
@@ -150,7 +150,7 @@ def test_tables_and_pictures_of_the_evaluation_are_published_with_main(
 
         printed = succeed(*command, env=env)
         assert "3 of 3 revisions are there already" in printed
-        succeed("evaluate.py", f"--out_dir={out_dir}", "--sentences_per_genre=6", "--sentences")
+        succeed("eval.py", f"--out_dir={out_dir}", "--sentences_per_genre=6", "--sentences")
         printed = succeed(*command, env=env)
         assert "2 of 3 revisions are there already" in printed
         tree = repo.history("main")[0].tree

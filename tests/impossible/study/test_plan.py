@@ -35,7 +35,7 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
     ]
     run = made.runs[3]
     path = [str(run.config)]
-    commands = ("prepare.py", "train.py", "convert_to_hf.py", "evaluate.py")
+    commands = ("prepare.py", "train.py", "convert_to_hf.py", "eval.py")
     prepare, train, convert, evaluate = (load(command, path)[0] for command in commands)
     assert train == run.settings
     assert (train.language, train.seed, train.n_layer) == ("partial_reverse", 2, 3)
@@ -64,9 +64,9 @@ def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) 
         for rest in (
             f"train.py {hop.config}",
             f"convert_to_hf.py {hop.config}",
-            f"evaluate.py {hop.config}",
-            f"evaluate.py {hop.config} --markers",
-            f"evaluate.py {hop.config} --pairs=blimp",
+            f"eval.py {hop.config}",
+            f"eval.py {hop.config} --markers",
+            f"eval.py {hop.config} --pairs=blimp",
         )
     ]
     assert not any("--markers" in c.arguments for c in made.commands(other)), "it has none"

@@ -494,7 +494,7 @@ def test_a_hop_language_goes_all_the_way(
     assert "WordHop: He clean his very messy books he lf 🅂 ." in card
     assert f"The verbs were marked by {source}" in card
     assert "or fewer than 4 words after a verb" in card
-    printed = succeed("evaluate.py", config, "--device=cpu")
+    printed = succeed("eval.py", config, "--device=cpu")
     assert "WordHop" in printed
     shown = succeed("sample.py", config, "--device=cpu", "--undo", "--new_tokens=3")
     assert "undone: " in shown

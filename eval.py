@@ -1,11 +1,11 @@
 """Test perplexity and other measures against training step, for runs or for models on the Hub.
 
-    python evaluate.py                                          # out/partial_reverse
-    python evaluate.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py
-    python evaluate.py --test_language=no_reverse               # on another language's sentences
-    python evaluate.py --pairs=blimp                            # minimal pairs, made impossible
-    python evaluate.py --model=USER/NAME --revisions=checkpoint-100,checkpoint-200
-    torchrun --nproc_per_node=2 evaluate.py config/partial_reverse.py
+    python eval.py                                          # out/partial_reverse
+    python eval.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py
+    python eval.py --test_language=no_reverse               # on another language's sentences
+    python eval.py --pairs=blimp                            # minimal pairs, made impossible
+    python eval.py --model=USER/NAME --revisions=checkpoint-100,checkpoint-200
+    torchrun --nproc_per_node=2 eval.py config/partial_reverse.py
 
 Writes perplexity.csv (one row for each checkpoint and genre) and perplexity.png to
 out_dir/evaluation. The joint results of several runs, and those of exported models and of models
@@ -13,38 +13,30 @@ from the Hub, go to eval_dir. Scores are saved, so the same command resumes an i
 evaluation. See docs/evaluation.md.
 """
 
-from __future__ import annotations
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-if __name__ == "evaluate":  # `import evaluate` means Hugging Face's package of that name
-    from impossible import shadow
+sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
-    shadow.hand_over("evaluate")
-else:
-    import sys
-    from collections.abc import Callable
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
-
-    from impossible import checkpoint, distributed
-    from impossible.evaluation import (
-        curves,
-        differences,
-        entropies,
-        markers,
-        minimal_pairs,
-        pictures,
-        results,
-        stimuli,
-        tables,
-    )
-    from impossible.evaluation import series as all_series
-    from impossible.evaluation.markers import MarkerEvaluation
-    from impossible.evaluation.minimal_pairs import PairEvaluation
-    from impossible.evaluation.results import Evaluation, Measure, OfSeries
-    from impossible.evaluation.series import Series
-    from impossible.settings import Settings, UserError, guarded, load
-
+from impossible import checkpoint, distributed
+from impossible.evaluation import (
+    curves,
+    differences,
+    entropies,
+    markers,
+    minimal_pairs,
+    pictures,
+    results,
+    stimuli,
+    tables,
+)
+from impossible.evaluation import series as all_series
+from impossible.evaluation.markers import MarkerEvaluation
+from impossible.evaluation.minimal_pairs import PairEvaluation
+from impossible.evaluation.results import Evaluation, Measure, OfSeries
+from impossible.evaluation.series import Series
+from impossible.settings import Settings, UserError, guarded, load
 
 PERPLEXITY = "test perplexity (geometric mean)"
 
@@ -198,4 +190,4 @@ def write_measure(
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(load("evaluate.py", sys.argv[1:], checkpoint.settings_of_run, __doc__)))
+    guarded(lambda: main(load("eval.py", sys.argv[1:], checkpoint.settings_of_run, __doc__)))

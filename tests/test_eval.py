@@ -33,7 +33,7 @@ from impossible.text import token_files
 from impossible.text.arrays import from_lengths
 from impossible.text.tokenizer import Tokenizer
 
-COMMAND = runpy.run_path(str(ROOT / "evaluate.py"))  # `import evaluate` is another package
+COMMAND = runpy.run_path(str(ROOT / "eval.py"))
 STEPS = (2, 4)
 NAMES = [f"checkpoint-{step}" for step in STEPS]
 SAMPLE = ("--sentences_per_genre=40", "--sample_seed=7")
@@ -67,7 +67,7 @@ def evaluated(*arguments: str | Path) -> str:
     """Run the command within this process; what it printed."""
     arguments = list(map(str, arguments))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        COMMAND["main"](load("evaluate.py", arguments, checkpoint.settings_of_run))
+        COMMAND["main"](load("eval.py", arguments, checkpoint.settings_of_run))
     return printed.getvalue()
 
 
@@ -298,31 +298,11 @@ def test_results_of_a_run_that_may_not_be_written_go_to_eval_dir(
     assert "cannot be created (Operation not permitted). Set --eval_dir=" in error
 
 
-@pytest.mark.parametrize("statement", ["import evaluate", "from evaluate import load"])
-def test_the_package_of_hugging_face_is_not_hidden(statement: str, tmp_path: Path) -> None:
-    package = tmp_path / "site" / "evaluate"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("from .loading import load\nversion = 'theirs'\n")
-    (package / "loading.py").write_text("def load():\n    return 'loaded'\n")
-    code = f"{statement}\nimport evaluate.loading as l, evaluate as e\nprint(e.version, l.load())"
-
-    def python(**env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys._base_executable, "-S", "-c", code]  # nothing of ours is installed there
-        env = os.environ | env
-        return subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
-        )
-
-    done = python(PYTHONPATH=str(package.parent))
-    assert done.stdout == "theirs loaded\n", done.stderr
-    assert "No module named 'evaluate'" in python().stderr.splitlines()[-1]
-
-
 def test_processes_share_the_work_and_find_the_same(run: Path, copied: Path) -> None:
-    succeed("evaluate.py", copied, *SAMPLE, "--surprisals")
+    succeed("eval.py", copied, *SAMPLE, "--surprisals")
     one = {p.name: p.read_bytes() for p in (copied.parent / "out" / "evaluation").glob("*.csv")}
     shutil.rmtree(copied.parent / "out" / "evaluation")
-    succeed("evaluate.py", copied, *SAMPLE, "--surprisals", processes=2)
+    succeed("eval.py", copied, *SAMPLE, "--surprisals", processes=2)
     two = {p.name: p.read_bytes() for p in (copied.parent / "out" / "evaluation").glob("*.csv")}
     assert one == two
     assert len(one) == 2
@@ -330,17 +310,17 @@ def test_processes_share_the_work_and_find_the_same(run: Path, copied: Path) -> 
 
 def test_an_evaluation_that_was_killed_goes_on(copied: Path) -> None:
     folder = copied.parent / "out" / "evaluation"
-    process = start("evaluate.py", copied, *SAMPLE, env={"PYTHONUNBUFFERED": "1"})
+    process = start("eval.py", copied, *SAMPLE, env={"PYTHONUNBUFFERED": "1"})
     assert "checkpoint-2 (1 of 2)" in process.stdout.readline()
     kill(process)
     assert not (folder / "perplexity.csv").exists()
-    printed = succeed("evaluate.py", copied, *SAMPLE).splitlines()
+    printed = succeed("eval.py", copied, *SAMPLE).splitlines()
     assert printed[0].endswith("(as computed before)")
     assert "as computed before" not in printed[1]
     whole = overall(folder)
     (scores,) = folder.rglob("checkpoint-4.npz")
     scores.write_bytes(scores.read_bytes()[:1000])  # damaged: computed anew
-    assert "as computed before" not in succeed("evaluate.py", copied, *SAMPLE).splitlines()[1]
+    assert "as computed before" not in succeed("eval.py", copied, *SAMPLE).splitlines()[1]
     assert overall(folder) == whole
 
 
@@ -369,7 +349,7 @@ def test_the_scores_of_a_model_that_changed_are_computed_anew(
 def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
     run: Path, copied: Path, tmp_path: Path
 ) -> None:
-    succeed("evaluate.py", copied, *SAMPLE)
+    succeed("eval.py", copied, *SAMPLE)
     expected = overall(copied.parent / "out" / "evaluation")
     with serve(Hub()) as hub:
         repo = hub.add_model("ada/impossible")
@@ -380,7 +360,7 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
             repo.commit(branch, "files", tree)
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
         models = f"--model=run,{run / 'out' / 'hf'},ada/impossible"
-        printed = succeed("evaluate.py", copied, *SAMPLE, models, env=env)
+        printed = succeed("eval.py", copied, *SAMPLE, models, env=env)
         joint = table(tmp_path / "joint")
         for _, rows in joint[joint.genre == "all"].groupby("run"):
             assert rows.step.tolist() == list(STEPS)
@@ -390,7 +370,7 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert f": PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
         commit = repo.branches["checkpoint-2"]
         revisions = f"--revisions=checkpoint-4,main,{commit}"
-        command = ("evaluate.py", copied, *SAMPLE, "--model=ada/impossible")
+        command = ("eval.py", copied, *SAMPLE, "--model=ada/impossible")
         printed = succeed(*command, revisions, env=env)
         label = "ada/impossible on PartialReverse"
         assert f"{label}, checkpoint-4 (1 of 3): perplexity {expected[1]:,.2f} (as c" in printed
@@ -402,7 +382,7 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert first.endswith(f"perplexity {expected[0]:,.2f} (as computed before)")
         assert f"checkpoint-4 (2 of 2): perplexity {expected[0]:,.2f}" in second
         assert "as computed before" not in second
-        error = fail("evaluate.py", copied, *SAMPLE, "--model=ada/other", env=env)
+        error = fail("eval.py", copied, *SAMPLE, "--model=ada/other", env=env)
         assert "'ada/other' is neither a local folder nor a model repo on the Hub" in error
 
 
@@ -874,7 +854,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(run: Path, tmp_path: Path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 8, "n_head": 2}))
     options = (f"--model={folder}", f"--eval_dir={tmp_path}")
-    _, error = start("evaluate.py", run / "config.py", *options).communicate(timeout=120)
+    _, error = start("eval.py", run / "config.py", *options).communicate(timeout=120)
     assert re.fullmatch(r"error: .*of another shape: \('transformer.*\n", error)
 
 
