@@ -25,7 +25,7 @@ def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("after", ["| true", "> /dev/full", ">&-"])
+@pytest.mark.parametrize("after", ["> /dev/full", ">&-"])
 def test_a_command_whose_output_is_lost_ends_quietly(after: str) -> None:
     done = shell(f"{PERTURB} {after}")
     assert done.returncode == 0
