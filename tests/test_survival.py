@@ -25,6 +25,7 @@ Config = Callable[..., Path]
 Whole = Callable[..., Path]
 START = 8.0  # seconds that a start takes, and a little more
 LONG = {"max_steps": "18", "checkpoint_interval": "2", "eval_interval": "10"}
+OFTEN = {"checkpoint_interval": "1", "batch_size": "2"}
 ENDLESS = {"max_steps": "2000", "checkpoint_interval": "2000", "eval_interval": "2000"}
 
 
@@ -68,7 +69,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(
     times: int, steps: int, config: Config, whole: Whole, tmp_path: Path
 ) -> None:
     """Two processes; every fourth kill comes soon after a start, the others while training."""
-    options = {"max_steps": str(steps), "checkpoint_interval": "1", "batch_size": "2"}
+    options = OFTEN | {"max_steps": str(steps)}
     out_dir, path = tmp_path / "out", config(**options)
     rng = random.Random(times)
     for number in range(times):
@@ -133,7 +134,7 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
     at: int, config: Config, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation is at steps 0, 2, 3, 4 and 6; checkpoints are at 3 and 6."""
-    options = {"eval_interval": "2", "eval_blocks": "0"}
+    options = {"eval_interval": "2"}
     settings = load("train.py", [str(config(**options))])[0]
     validate, calls, out_dir = train.validate, [], Path(settings.out_dir)
 
@@ -255,7 +256,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_torchrun_restarts_a_run_where_it_was(config: Config, whole: Whole, tmp_path: Path) -> None:
-    options, out_dir = LONG | {"checkpoint_interval": "1", "batch_size": "2"}, tmp_path / "out"
+    options, out_dir = OFTEN | {"max_steps": "18"}, tmp_path / "out"
     process = subprocess.Popen(
         [*launcher(2), "--max-restarts=2", ROOT / "train.py", config(**options)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
