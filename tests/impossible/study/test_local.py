@@ -349,7 +349,7 @@ def test_a_damaged_file_is_the_problem_of_its_run_alone(
     assert "jobs.json" not in told
     assert f"{damaged.name}: {damaged.folder / 'state.json'} is damaged" in told
     assert "checkpoint-3000.pt is damaged" in told
-    assert "it is not a zip archive" in told
+    assert "File is not a zip file" in told
     assert "start again in another --study_dir=" in told
     assert "--out_dir=" not in told, "a study refuses it"
     assert f"{plan.folder / 'results.json'} is damaged" in told
