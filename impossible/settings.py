@@ -302,9 +302,8 @@ def _rules(kind: Any) -> list[Rule]:
     return [Rule(is_utf8, "text in UTF-8 (rename the file)")] if kind is str else []
 
 
-def types(kind: type) -> dict[str, Any]:
-    """The type of each setting: int, float, bool, str, a Literal of strings, or a tuple."""
-    return typing.get_type_hints(kind)
+# The type of each setting of a table: int, float, bool, str, a Literal of strings, or a tuple.
+types = typing.get_type_hints
 
 
 def _rows(kind: type) -> Iterator[tuple[str, str, str]]:
@@ -339,10 +338,7 @@ OfRun = Callable[[Path], dict[str, Any]]  # from the folder of a run to its sett
 def run_command(
     command: str, main: Callable[[Settings], None], usage: str, of_run: OfRun | None = None
 ) -> None:
-    """Run `main` with the settings in sys.argv, for a command that takes one config file.
-
-    usage: the command's docstring, for --help. of_run: see `load`.
-    """
+    """Run `main` with the settings in sys.argv, for a command that takes one config file."""
 
     def call() -> None:
         settings, *more = load(command, sys.argv[1:], of_run, usage)
@@ -359,7 +355,8 @@ def load(
     """The settings of a command, for each config file: [CONFIG.py ...] [--name=value ...].
 
     Without a config file, config/partial_reverse.py is read; but if --out_dir= names a run, the
-    settings that `of_run` returns for it are used. Raises UserError.
+    settings that `of_run` returns for it are used. usage: the command's docstring, for --help.
+    Raises UserError.
     """
     configs, values = parse(command, READS[command], arguments, Settings, usage)
     if of_run and not configs and values.get("out_dir"):
@@ -398,7 +395,6 @@ def parse(
         name, equals, text = word.removeprefix("--").partition("=")
         if name not in (*names, *others):
             if readers := _READERS.get(name):
-                readers = ", ".join(COMMANDS) if readers == "all" else readers
                 raise UserError(f"{command} has no setting {name}; it is a setting of {readers}.")
             raise UserError(f"{word}: {unknown('setting', name, (*names, *others))}")
         if not equals:
@@ -534,7 +530,7 @@ class _Unfailing(FileIO):
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
-            return super().write(data)
+            return super().write(data) or len(data)  # None: a pipe that would block
         return len(data)
 
 

@@ -153,7 +153,7 @@ def test_a_config_is_parsed_and_never_executed(text: str, message: str, tmp_path
     ("arguments", "message"),
     [
         (["--corpus=sotu"], "train.py has no setting corpus; it is a setting of prepare.py"),
-        (["config/no_such.py"], "unknown config file"),
+        (["config/partial_revers.py"], "Did you mean 'config/partial_reverse.py'?"),
         (["no_revers"], "unknown config file 'no_revers'"),
         (["--batch_size=3"], "a divisor of the 512 blocks of a step"),
         (["--n_head=7"], "a divisor of n_embd = 768, such as 6"),
