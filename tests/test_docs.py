@@ -42,7 +42,7 @@ def commands() -> list[str]:
 
 
 def test_every_command_of_the_documents_is_understood() -> None:
-    assert len(commands()) > 50
+    assert len(commands()) > 20
     for line in commands():
         words = shlex.split(line)
         (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
@@ -92,7 +92,9 @@ def test_a_language_of_ones_own_is_a_function_and_a_row(
         file.write(f"\n\n{snippet}")
     shown = succeed(project / "perturb.py").splitlines()[-1]
     assert " ".join(shown.split()) == "Swapped . cleans his very messy books he lf He"
-    options = ("--language=swapped", f"--corpus={corpus_dir}", "--segmenter=line")
+    config = tmp_path / "swapped.py"
+    config.write_text('language = "swapped"\n')
+    options = (config, f"--corpus={corpus_dir}", "--segmenter=line")
     succeed(project / "prepare.py", *options, f"--data_dir={tmp_path / 'data'}")
     plain, swapped = (sentences(folder / "test.bin") for folder in (data_dir, tmp_path / "data"))
     assert len(plain) == len(swapped)

@@ -276,7 +276,7 @@ def test_help_lists_the_settings_of_the_command_and_what_they_mean() -> None:
 def test_every_setting_is_read_and_explained() -> None:
     paths = [*ROOT.glob("*.py"), *(ROOT / "impossible").rglob("*.py")]
     code = "".join(path.read_text(encoding="utf-8") for path in paths)
-    read = set(re.findall(r"\b(?:s|t|settings|self|study|own)\.(\w+)", code))
+    read = set(re.findall(r"\b(?:s|t|settings|self|study|own)(?=\.(\w+))", code))
     # These reach the model as a whole, by name, through checkpoint.model_config.
     read |= {field.name for field in dataclasses.fields(GPTConfig)}
     assert set(NAMES) <= read
