@@ -4,7 +4,7 @@ import numpy as np
 import plain
 import plain_hop
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perturb
@@ -82,7 +82,9 @@ VERBS = st.tuples(
 )
 WORDS = st.one_of(st.tuples(TEXTS), st.tuples(TEXTS), st.tuples(TEXTS), VERBS)
 SENTENCES = st.lists(
-    st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12), min_size=1
+    st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -131,6 +133,7 @@ def test_a_language_is_the_published_one_token_for_token(name, encode, sentences
     assert apply(name, sentences) == [plain_hop.perturb(name, s, encode) for s in sentences]
 
 
+@settings(max_examples=30)
 @given(SENTENCES)
 def test_the_three_languages_keep_the_same_sentences_with_as_many_markers(sentences: list) -> None:
     found = [apply(name, sentences) for name in NAMES]
@@ -140,6 +143,7 @@ def test_the_three_languages_keep_the_same_sentences_with_as_many_markers(senten
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
 @given(sentences=SENTENCES, data=st.data())
 def test_annotated_sentences_may_be_split_into_calls_anywhere(name, sentences, data) -> None:  # noqa: ANN001
     cut = data.draw(st.integers(0, len(sentences)))
@@ -148,6 +152,7 @@ def test_annotated_sentences_may_be_split_into_calls_anywhere(name, sentences, d
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
 @given(sentences=SENTENCES)
 def test_undoing_a_hop_gives_the_sentence_with_lemmas(name: str, sentences: list) -> None:
     base = base_of(name, sentences)
