@@ -561,6 +561,8 @@ def _read_dataset(settings: Settings) -> Documents:
     import datasets
 
     names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
+    expected = "error for hf:, as a dataset holds text already, and no bytes to replace"
+    settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     try:
         loaded = _load(settings.corpus)
         splits = {names[name]: loaded[name] for name in names if name in loaded}

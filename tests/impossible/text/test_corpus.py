@@ -315,6 +315,8 @@ def test_a_dataset_is_read_by_the_datasets_library(tmp_path: Path) -> None:
         opened(f"hf:{tmp_path / 'latin'}")
     with pytest.raises(UserError, match="it has no train split, only test"):
         opened(f"hf:{tmp_path / 'only'}")
+    with pytest.raises(UserError, match="invalid_utf8 = 'replace' is invalid. It must be error"):
+        opened(f"hf:{tmp_path / 'one'}", text_column="body", invalid_utf8="replace")
 
 
 def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_path: Path) -> None:
