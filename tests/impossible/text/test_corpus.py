@@ -315,7 +315,7 @@ def test_a_dataset_is_read_by_the_datasets_library(tmp_path: Path) -> None:
         opened(f"hf:{tmp_path / 'latin'}")
     with pytest.raises(UserError, match="it has no train split, only test"):
         opened(f"hf:{tmp_path / 'only'}")
-    with pytest.raises(UserError, match="invalid_utf8 = 'replace' is invalid. It must be error"):
+    with pytest.raises(UserError, match="invalid_utf8 = 'replace' is invalid"):
         opened(f"hf:{tmp_path / 'one'}", text_column="body", invalid_utf8="replace")
 
 
