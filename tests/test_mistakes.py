@@ -35,8 +35,8 @@ def put_a_large_id(data_dir: Path) -> None:
         (shutil.rmtree, [], "no prepared data in .*: python prepare.py"),
         (None, ["--language=full_reverse"], "contains partial_reverse, but .* full_reverse"),
         (None, ["--language=full_reverse"], "python prepare.py --language=full_reverse"),
-        (cut_short, [], "train.bin has 1,000 bytes; meta.json says"),
-        (put_a_large_id, [], "holds the id 60000 at token 7, beyond the vocabulary of 50258"),
+        (cut_short, [], "train.bin has 1,000 bytes, not 24,192"),
+        (put_a_large_id, [], "has the id 60000 at token 7, beyond the vocabulary of 50258"),
         (None, ["--out_dir=TRAINED", "--n_layer=3"], "n_layer = 2 there, 3 now"),
     ],
 )

@@ -500,7 +500,7 @@ def test_bytes_that_are_not_utf8_are_refused_or_replaced_and_counted(tmp_path: P
     folder = write_splits(tmp_path / "corpus", b"One here.\nTwo caf\xe9 here.\n")
     command = ("prepare.py", f"--corpus={folder}", f"--data_dir={tmp_path / 'data'}")
     error = fail(*command)
-    assert "a.txt, line 2: byte 18 (0xe9) is not UTF-8" in error
+    assert "a.txt, line 2: byte 17 (0xe9) is not UTF-8" in error
     assert "iconv" in error
     assert {path.name for path in (tmp_path / "data").iterdir()} == {".lock"}
     printed = succeed(*command, "--invalid_utf8=replace")

@@ -156,9 +156,11 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
         )
     tokens = np.memmap(path, DTYPE, mode="r")
     for start in range(0, count, _CHECK_CHUNK):
-        largest = tokens[start : start + _CHECK_CHUNK].max()
-        if largest >= meta.vocab_size:
-            raise _damaged(path, f"has the id {largest} beyond the vocabulary of {meta.vocab_size}")
+        chunk = tokens[start : start + _CHECK_CHUNK]
+        if chunk.max() >= meta.vocab_size:
+            place = start + int(np.argmax(chunk >= meta.vocab_size))
+            what = f"has the id {tokens[place]} at token {place:,}, beyond the vocabulary of "
+            raise _damaged(path, f"{what}{meta.vocab_size}")
     return tokens[: count // block_size * block_size].reshape(-1, block_size)
 
 
