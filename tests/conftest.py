@@ -175,14 +175,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-@contextlib.contextmanager
-def settled_folder(path: Path) -> Iterator[Path]:
+def settled_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
     """A temporary folder that becomes `path` when the block ends well."""
     from impossible.hub import export  # whose libraries read the environment
 
-    with export.temporary_folder(path) as folder:
-        yield folder
-        export.settle_folder(folder, path)
+    return export.new_folder(path)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

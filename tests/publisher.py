@@ -22,7 +22,7 @@ from impossible import asking, checkpoint
 from impossible.settings import run_command
 
 torch.set_num_threads(1)
-asking._TIMEOUT = 2
+asking.TIMEOUT = 2
 _ = transformers.GPT2LMHeadModel, huggingface_hub.snapshot_download  # imported when named
 for line in sys.stdin:
     job = json.loads(line)
