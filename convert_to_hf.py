@@ -84,17 +84,22 @@ def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
 
 
 def write_cards(paths: list[Path], hf_dir: Path, manifest: Manifest, settings: Settings) -> None:
-    """Write the README.md of each export whose README.md is missing or out of date."""
+    """Write the README.md of each export."""
     records = log.read(paths[0].parent)
     for path in paths:
-        readme = hf_dir / path.stem / card.NAME
         loaded = checkpoint.load(path)
         text = card.text(loaded, records, settings.model_license, settings.push_to_hub)
-        if not readme.exists() or readme.read_text(encoding="utf-8") != text:
-            with files.atomic_write(readme) as file:
-                file.write(text.encode())
-        manifest[path.stem]["files"][card.NAME] = files.sha256(readme)
+        manifest[path.stem]["files"][card.NAME] = write_card(hf_dir / path.stem, text)
     manifests.write(hf_dir, manifest)
+
+
+def write_card(folder: Path, text: str) -> str:
+    """Write a README.md that is missing or out of date. Returns its SHA-256."""
+    path = folder / card.NAME
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with files.atomic_write(path) as file:
+            file.write(text.encode())
+    return files.sha256(path)
 
 
 def publish_all(
@@ -135,11 +140,11 @@ def revision_of_main(newest: Revision, last: Checkpoint, settings: Settings) -> 
     for path in sorted(folder.rglob("*")):
         if path.name in _TABLES or path.suffix == ".png":
             paths[f"evaluation/{path.relative_to(folder).as_posix()}"] = path
-    readme = checkpoint.hf_dir(out_dir) / card.NAME  # beside the exports, for main alone
-    records, arguments = log.read(out_dir), (settings.model_license, settings.push_to_hub)
-    readme.write_text(card.text(last, records, *arguments, list(paths)), encoding="utf-8")
-    paths[card.NAME] = readme
     sha256 = {name: files.sha256(path) for name, path in paths.items()}
+    records, arguments = log.read(out_dir), (settings.model_license, settings.push_to_hub)
+    text = card.text(last, records, *arguments, measured=list(paths))
+    hf_dir = checkpoint.hf_dir(out_dir)  # beside the exports, for main alone
+    paths[card.NAME], sha256[card.NAME] = hf_dir / card.NAME, write_card(hf_dir, text)
     return Revision("main", newest.title, newest.files | paths, newest.sha256 | sha256)
 
 

@@ -75,7 +75,7 @@ def dataset_folder(
 def limit_time() -> None:
     """Give every request a time limit.
 
-    The library's own limits are for downloads alone; everything else waits for ever.
+    The library's own limits are for downloads alone; everything else waits forever.
     """
 
     def limit(request: httpx.Request) -> None:

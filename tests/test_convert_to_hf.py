@@ -226,7 +226,7 @@ def test_an_export_that_fails_takes_the_old_one_away(
     assert list(manifest_of(copy)) == ["checkpoint-6"]
 
 
-@pytest.mark.parametrize("kilobytes", [1, 1200])
+@pytest.mark.parametrize("kilobytes", [pytest.param(1, marks=pytest.mark.slow), 1200])
 def test_a_full_disk_is_told_of_the_export_and_not_of_its_sources(
     kilobytes: int, trained: Path, tmp_path: Path
 ) -> None:

@@ -9,14 +9,16 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from impossible import checkpoint, files
 from impossible.checkpoint import Checkpoint
@@ -45,10 +47,8 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     tokenizer.write_transformers_files(
         folder, list(loaded.data["markers"]), model.config.block_size
     )
-    # transformers 4.44 cannot load a file without this metadata.
-    weights = safetensors.torch.save(transformers_weights(model), metadata={"format": "pt"})
-    (folder / WEIGHTS).write_bytes(weights)
-    del model, weights  # before the check builds its own
+    write_weights(transformers_weights(model), folder / WEIGHTS)
+    del model  # before the check builds its own
     difference = logit_difference(loaded, path, folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
@@ -57,6 +57,21 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
             "written. Please report this as a bug, with the versions of torch and transformers."
         )
     return difference
+
+
+def write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file with the permissions of any other new file. Raises OSError."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        # transformers 4.44 cannot load a file without this metadata.
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+        raise
+    with contextlib.suppress(OSError):  # a disk without permissions
+        path.chmod(mode)  # safetensors ignores the umask
 
 
 @contextlib.contextmanager

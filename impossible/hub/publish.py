@@ -128,6 +128,7 @@ class Repository:
         """
         exists = ask(self.name, self._exists)
         pending = [r for r in revisions if not ask(r.branch, partial(self._is_complete, r))]
+        names = [revision.branch for revision in pending]
         done = [revision.branch for revision in revisions if revision not in pending]
         print(f"{self.name}: {len(done)} of {len(revisions)} revisions are there already")
         if pending:
@@ -135,7 +136,7 @@ class Repository:
         kind = "private" if self.private else "public"
         if dry_run:
             note = "" if exists else f" (a new {kind} repo)"
-            print(f"dry run: would upload to {self.name}{note}: {_names(pending)}")
+            print(f"dry run: would upload to {self.name}{note}: {', '.join(names) or 'nothing'}")
             return
         if not exists:
             create = partial(self.api.create_repo, self.name, private=self.private, exist_ok=True)
@@ -150,7 +151,7 @@ class Repository:
             except UserError as error:
                 raise UserError(
                     f"{error} Finished in {self.name}: {', '.join(done) or 'nothing'}; not "
-                    f"finished: {_names(pending[number:])}."
+                    f"finished: {', '.join(names[number:])}."
                 )
             done.append(revision.branch)
             print(
@@ -260,7 +261,3 @@ def _check_card(path: Path) -> None:
             "--model_license= one of the Hub's names for licences "
             "(https://huggingface.co/docs/hub/repositories-licenses)?"
         )
-
-
-def _names(revisions: list[Revision]) -> str:
-    return ", ".join(revision.branch for revision in revisions) or "nothing"
