@@ -34,8 +34,10 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
     requests, server errors, lost connections and time-outs. Raises what the library raises.
     """
 
+    waits = tenacity.wait_chain(*map(tenacity.wait_fixed, WAITS))
+
     def wait(state: tenacity.RetryCallState) -> float:
-        return retry_after(state.outcome.exception()) or WAITS[state.attempt_number - 1]
+        return retry_after(state.outcome.exception()) or waits(state)
 
     def announce(state: tenacity.RetryCallState) -> None:
         error, pause = state.outcome.exception(), state.next_action.sleep

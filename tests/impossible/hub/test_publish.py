@@ -26,10 +26,6 @@ from publisher import NO_XET, REPO, XET, Publisher, environment, publisher
 
 from impossible import asking
 
-TRANSFERS = pytest.mark.parametrize("transfer", [XET, NO_XET], ids=["xet", "no xet"])
-TRANSFER_OF_FAST_TESTS = pytest.mark.parametrize(
-    "transfer", [XET, pytest.param(NO_XET, marks=pytest.mark.slow)], ids=["xet", "no xet"]
-)
 WRONG_TOKEN = "hf_thisTokenIsOfNobody"
 
 
@@ -41,6 +37,38 @@ def two(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = {"max_steps": "2", "checkpoint_interval": "1", "eval_interval": "1"}
     succeed("train.py", write_config(folder / "config.py", **places, **numbers))
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def published(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    """A publisher, and what its Hub holds after the first publication."""
+    with publisher(XET, two, tmp_path_factory.mktemp("published")) as p:
+        code, printed = p.publish()
+        assert code == 0, printed
+        p.first_requests = list(p.hub.requests)
+        yield p, dict(p.hub.repos)
+
+
+@pytest.fixture
+def complete(published: tuple[Publisher, dict]) -> Iterator[Publisher]:
+    """A publisher whose repo is complete."""
+    p, repos = published
+    p.forget(repos)
+    yield p
+    p.hub.meanwhile = lambda request: None
+
+
+@pytest.fixture(params=["xet", pytest.param("no xet", marks=pytest.mark.slow)])
+def empty(request: pytest.FixtureRequest, two: Path, tmp_path: Path) -> Iterator[Publisher]:
+    """A publisher whose Hub has no repo."""
+    if request.param == "no xet":
+        with publisher(NO_XET, two, tmp_path) as p:
+            yield p
+    else:
+        p, _ = request.getfixturevalue("published")
+        p.forget()
+        yield p
+        p.hub.refused = lambda request: False
 
 
 def trees(hub: Hub, name: str = REPO) -> dict[str, dict[str, bytes]]:
@@ -61,50 +89,49 @@ def commits(hub: Hub) -> int:
     return sum(len(repo.commits) for repo in hub.repos.values())
 
 
-@TRANSFER_OF_FAST_TESTS
-def test_a_series_is_published_loads_and_is_not_sent_again(
-    transfer: dict[str, str], two: Path, tmp_path: Path
-) -> None:
-    with publisher(transfer, two, tmp_path) as p:
-        code, printed = p.publish()
-        assert code == 0, printed
-        assert "0 of 3 revisions are there already" in printed
-        assert "downloaded, gives the logits of" in printed
-        assert "hf_good" not in printed
+def test_a_series_is_published_loads_and_is_not_sent_again(empty: Publisher) -> None:
+    hub, exports = empty.hub, empty.out_dir / "hf"
+    code, printed = empty.publish()
+    assert code == 0, printed
+    assert "0 of 3 revisions are there already" in printed
+    assert "downloaded, gives the logits of" in printed
+    assert "hf_good" not in printed
 
-        repo, exports = p.hub.repos["models", REPO], p.out_dir / "hf"
-        assert list(repo.branches) == ["main", "checkpoint-1", "checkpoint-2"]
-        for branch in repo.branches:
-            last, first = repo.history(branch)  # one commit on the repo's first, no more
-            assert first.title == "initial commit"
-            title = r"Step \d, validation loss \d+\.\d{4}, checkpoint sha256 [0-9a-f]{64}"
-            assert re.fullmatch(title, last.title)
-        files = trees(p.hub)
-        for branch in ("checkpoint-1", "checkpoint-2"):
-            assert files[branch] == content(exports / branch)
-        own = {name: files["main"].pop(name) for name in ("README.md", "training/log.jsonl")}
-        assert files["main"].items() <= files["checkpoint-2"].items()
-        assert own["training/log.jsonl"] == (two / "log.jsonl").read_bytes()
-        assert b"- [training/log.jsonl](training/log.jsonl)" in own["README.md"]
-        order = [r for r in p.hub.requests if "/commit/" in r]
-        assert order[-1].endswith("/main"), "main is filled last"
-        assert any("/resolve/" in r for r in p.hub.requests[: p.hub.requests.index(order[-1])])
+    repo = hub.repos["models", REPO]
+    assert list(repo.branches) == ["main", "checkpoint-1", "checkpoint-2"]
+    for branch in repo.branches:
+        last, first = repo.history(branch)  # one commit on the repo's first, no more
+        assert first.title == "initial commit"
+        title = r"Step \d, validation loss \d+\.\d{4}, checkpoint sha256 [0-9a-f]{64}"
+        assert re.fullmatch(title, last.title)
+    files = trees(hub)
+    for branch in ("checkpoint-1", "checkpoint-2"):
+        assert files[branch] == content(exports / branch)
+    own = {name: files["main"].pop(name) for name in ("README.md", "training/log.jsonl")}
+    del files["checkpoint-2"]["README.md"]
+    assert files["main"] == files["checkpoint-2"]
+    assert own["training/log.jsonl"] == (empty.out_dir / "log.jsonl").read_bytes()
+    assert b"- [training/log.jsonl](training/log.jsonl)" in own["README.md"]
+    order = [r for r in hub.requests if "/commit/" in r]
+    assert order[-1].endswith("/main"), "main is filled last"
+    tested = hub.requests[: hub.requests.index(order[-1])]
+    assert any("/resolve/" in request for request in tested), "after the download"
 
-        before, made = commits(p.hub), len(p.hub.requests)
-        assert "3 of 3 revisions are there already" in p.publish().output
-        assert commits(p.hub) == before
-        assert len(p.hub.requests[made:]) <= 3 + 2, "one for each revision"
+    before, made = commits(hub), len(hub.requests)
+    assert "3 of 3 revisions are there already" in empty.publish().output
+    assert commits(hub) == before
+    assert len(hub.requests[made:]) <= 3 + 2, "one for each revision"
 
-        snippet = runs_verbatim(exports / "checkpoint-1" / "README.md", p.hub, transfer)
-        assert f'"{REPO}", "checkpoint-1"' in snippet
+    snippet = runs_verbatim(exports / "checkpoint-1" / "README.md", hub)
+    assert f'"{REPO}", "checkpoint-1"' in snippet
 
 
-def runs_verbatim(card: Path, hub: Hub, transfer: dict[str, str]) -> str:
+def runs_verbatim(card: Path, hub: Hub) -> str:
     """Run the Python code of a card, which must work and be quiet; the code."""
     (snippet,) = re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", snippet],
-        env=os.environ | environment(hub, **transfer),
+        env=os.environ | environment(hub),
         capture_output=True,
         text=True,
         check=True,
@@ -143,7 +170,7 @@ def test_a_publication_survives_a_fault_at_a_commit(kind: str, complete: Publish
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@TRANSFERS
+@pytest.mark.parametrize("transfer", [XET, NO_XET], ids=["xet", "no xet"])
 def test_a_publication_survives_every_fault_at_every_request(
     transfer: dict[str, str], two: Path, tmp_path: Path
 ) -> None:
@@ -155,25 +182,6 @@ def test_a_publication_survives_every_fault_at_every_request(
                 continue  # hf_xet asks, which has time-outs of its own, of minutes
             end = "run again" if survives(p, Fault(at, kind), undisturbed) else "went on"
             print("|", re.sub(r"[0-9a-f]{64}", "HASH", request), "|", kind, "|", end, "|")
-
-
-@pytest.fixture(scope="module")
-def published(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
-    """A publisher, and what its Hub holds after the first publication."""
-    with publisher(XET, two, tmp_path_factory.mktemp("published")) as p:
-        code, printed = p.publish()
-        assert code == 0, printed
-        p.first_requests = list(p.hub.requests)
-        yield p, dict(p.hub.repos)
-
-
-@pytest.fixture
-def complete(published: tuple[Publisher, dict]) -> Iterator[Publisher]:
-    """A publisher whose repo is complete."""
-    p, repos = published
-    p.forget(repos)
-    yield p
-    p.hub.meanwhile = lambda request: None
 
 
 @pytest.fixture
@@ -285,21 +293,17 @@ def test_a_licence_that_the_hub_does_not_know_is_told_before_anything_is_made(
     assert '"license" must be one of [mit, ...]. Is --model_license= one of' in error
 
 
-@TRANSFER_OF_FAST_TESTS
-def test_a_refusal_within_an_upload_is_not_waited_for(
-    transfer: dict[str, str], two: Path, tmp_path: Path
-) -> None:
+def test_a_refusal_within_an_upload_is_not_waited_for(empty: Publisher) -> None:
     def is_upload(request: str) -> bool:
         return "xet-write-token" in request or "objects/batch" in request
 
-    with publisher(transfer, two, tmp_path) as p:
-        p.hub.refused = is_upload
-        code, printed = p.publish()
-        assert code == 1
-        error = printed.splitlines()[-1]
-        assert "the Hub does not let this token write there" in error
-        assert error.endswith("not finished: checkpoint-1, checkpoint-2, main.")
-        assert "trying again" not in printed
+    empty.hub.refused = is_upload
+    code, printed = empty.publish()
+    assert code == 1
+    error = printed.splitlines()[-1]
+    assert "the Hub does not let this token write there" in error
+    assert error.endswith("not finished: checkpoint-1, checkpoint-2, main.")
+    assert "trying again" not in printed
 
 
 def test_an_upload_that_the_hub_does_not_hold_is_noticed(complete: Publisher) -> None:
