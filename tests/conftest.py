@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -177,14 +177,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-@contextlib.contextmanager
-def settled_folder(path: Path) -> Iterator[Path]:
+def settled_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
     """A temporary folder that becomes `path` when the block ends well."""
     from impossible.hub import export  # whose libraries read the environment
 
-    with export.temporary_folder(path) as folder:
-        yield folder
-        export.settle_folder(folder, path)
+    return export.new_folder(path)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
