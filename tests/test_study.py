@@ -51,7 +51,7 @@ def study(corpus_dir: Path, tmp_path: Path) -> Config:
 def contents(folder: Path) -> dict[str, object]:
     """What a study has found: weights, exports and scores, without times and places."""
     found = {}
-    for run in sorted((folder / "runs").iterdir()):
+    for run in sorted((folder / "runs").glob("*-seed-*")):
         for path in checkpoint.list_checkpoints(run):
             loaded = checkpoint.load(path)
             weights = {name: w.numpy().tobytes() for name, w in loaded.model.items()}
