@@ -168,6 +168,13 @@ def test_a_command_that_is_killed_is_resumed_but_not_for_ever(
     assert text(killed, file) == content
 
 
+def test_a_command_that_somebody_asks_to_end_has_not_failed(task: Callable[..., Task]) -> None:
+    stopped = task("open(out / 'y', 'a').write('.'); sys.exit(75)")
+    execute.execute([stopped], FOUR, Stop())
+    assert text(stopped, "y") == "...", "it is resumed, but not for ever"
+    assert execute.following(stopped) and not stopped.error_file.exists()
+
+
 def test_what_a_killed_command_has_started_ends_too(task: Callable[..., Task]) -> None:
     killed = task(LEAVES)
     execute.execute([killed], FOUR, Stop())

@@ -1,5 +1,6 @@
 """The page that tells what a study found."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -242,6 +243,35 @@ def test_the_state_of_a_run_in_a_word(make: Make, monkeypatch: pytest.MonkeyPatc
     (run.folder / "hf").mkdir()
     (run.folder / "hf" / "manifest.json").touch()
     assert state({"done": digests}) == "done"
+
+
+def test_runs_are_shown_as_they_are_after_their_last_step(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make([1], "max_steps = 4\nat_once = 2\nwarmup_steps = 1\n")
+    run = plan.runs[0]
+    (run.folder / "evaluation").mkdir(parents=True)
+    records = [
+        {"step": 1, "loss": 3.0, "val_loss": 4.0, "tokens_per_second": 10.0},
+        {"step": 2, "loss": 2.0, "tokens_per_second": 524288.0},
+        {"step": 3, "loss": None, "tokens_per_second": 1e9},
+    ]
+    (run.folder / "log.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    rows = [
+        {"genre": genre, "step": step, "perplexity": 10 * step + (genre == "all")}
+        for genre in ("first", "all")
+        for step in (2, 4)
+    ]
+    pd.DataFrame(rows).to_csv(run.folder / "evaluation" / "perplexity.csv")
+    report.show_plan(plan)
+    # On average, 1 and 4 steps of 524,288 tokens are left.
+    time = "at least 2.5 s of training, 2 runs at a time at 524,288 tokens/s each"
+    assert f"time left: {time} (by the runs so far)" in capsys.readouterr().out
+    assert math.isnan(report.runs_table(plan)["perplexity"][0]), "it is not done"
+    run.commands.clear()
+    shown = report.runs_table(plan).iloc[0]
+    names = ["step", "loss", "val_loss", "tokens_per_second", "perplexity"]
+    assert list(shown[names]) == [3, 2.0, 4.0, 524288, 41]
 
 
 def test_a_damaged_file_is_the_problem_of_its_run_alone(make: Make, tmp_path: Path) -> None:
