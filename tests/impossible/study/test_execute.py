@@ -463,6 +463,7 @@ def test_a_job_that_has_to_give_way_saves_ends_with_75_and_goes_back_into_the_qu
         wait_for((folder / "ready").exists)
         for _ in range(2):  # a second one changes nothing
             os.kill(os.getpid(), number)
+            time.sleep(0.1)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
