@@ -290,7 +290,7 @@ def test_a_damaged_file_is_the_problem_of_its_run_alone(make: Make, tmp_path: Pa
     (table.folder / "log.jsonl").write_text('{"step": 1}\n{"step": "')
     status = succeed("study.py", tmp_path / "study.py", f"--study_dir={tmp_path}", "--status")
     assert f"{weights.name}: {weights.last_checkpoint} is damaged" in status
-    assert "it is not a zip archive" in status
+    assert "File is not a zip file" in status
     assert "start again in another --study_dir=" in status
     assert "--out_dir=" not in status, "a study refuses it"
     assert "2 runs: 1 done, 1 outdated" in status
