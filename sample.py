@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 import perturb
 from impossible import checkpoint, distributed
-from impossible.evaluation import series as all_series
+from impossible.evaluation import models
+from impossible.evaluation.models import Model, Series
+from impossible.evaluation.rows import sentence
 from impossible.evaluation.scoring import Scorer
-from impossible.evaluation.series import Member, Series
-from impossible.evaluation.stimulus_files import sentence
 from impossible.settings import Settings, UserError, run_command
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from perturb import Language, NoWayBack
@@ -39,11 +39,11 @@ def main(settings: Settings) -> None:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
     prompt = tokenizer.encode_with_markers(text)
     device = distributed.pick_device(settings.device, distributed.World())
-    for series in all_series.find(settings, revisions_of(settings)):
-        for member in chosen(series, settings):
-            scorer = member.load(device)
-            require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, member.name)
-            print(f"{series.title}, {member.name}:")
+    for series in models.find(settings, revisions_of(settings)):
+        for model in chosen(series, settings):
+            scorer = model.load(device)
+            require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, model.name)
+            print(f"{series.title}, {model.name}:")
             torch.manual_seed(settings.seed)
             for _ in range(settings.samples):
                 tokens = generate(scorer, prompt, settings)
@@ -54,13 +54,13 @@ def main(settings: Settings) -> None:
 
 def revisions_of(settings: Settings) -> list[str]:
     """The names of the requested checkpoints; none for all checkpoints or for the last one."""
-    names = all_series.checkpoints(settings.checkpoint)
+    names = models.checkpoints(settings.checkpoint)
     return [] if names == ["all"] else names
 
 
-def chosen(series: Series, settings: Settings) -> list[Member]:
+def chosen(series: Series, settings: Settings) -> list[Model]:
     """The models of a series to sample from: the named ones, all of them, or the last one."""
-    return series.members if settings.checkpoint else series.members[-1:]
+    return series.models if settings.checkpoint else series.models[-1:]
 
 
 def require_fitting(

@@ -10,11 +10,22 @@ without pruning. No model is stored: the n-grams of train and test are ranked to
 rank of an n-gram of test is also the place of its count in train.
 """
 
+import contextlib
+import functools
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from impossible import files
+from impossible.settings import UserError
+from impossible.text import token_files
+from impossible.text.tokenizer import END_OF_TEXT_ID
+
+_VERSION = 1  # raised when the same tokens give other numbers
 ORDERS = range(1, 6)
 _CHUNK = 1 << 20  # tokens handled in one go
 _NONE = np.uint64(2**64 - 1)  # the key of a place with too few tokens before it
@@ -164,3 +175,46 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
         if np.all((found >= 0) & (found <= number)):
             return np.array([0, *found])
     return _FALLBACK
+
+
+# Of prepared data
+
+
+def table(data_dirs: list[Path], eval_dir: Path) -> pd.DataFrame:
+    """A row for each of some prepared data and each n."""
+    rows = []
+    for data_dir in data_dirs:
+        meta = token_files.read_meta(data_dir)
+        hashes = {f"{split}_hash": meta.splits[split]["sha256"][:8] for split in ("train", "test")}
+        about = {"language": meta.language, "corpus": meta.corpus_version, **hashes}
+        for n, entropy in of_data(data_dir, eval_dir).items():
+            rows.append({**about, "n": n, "all_bits": entropy.all, "local_bits": entropy.local})
+    return pd.DataFrame(rows)
+
+
+def columns(data_dir: Path, eval_dir: Path) -> dict[str, float]:
+    """The columns that stand beside the perplexities on a language."""
+    of_order = of_data(data_dir, eval_dir)
+    local = {f"local_{n}_bits": of_order[n].local for n in ORDERS if n > 1}
+    return {"unigram_bits": of_order[1].all, "bigram_bits": of_order[2].all} | local
+
+
+@functools.lru_cache
+def of_data(data_dir: Path, eval_dir: Path) -> dict[int, Entropy]:
+    """The entropies of prepared data by n, kept in eval_dir. Raises UserError without test data."""
+    meta = token_files.read_meta(data_dir)
+    key = "-".join(meta.splits[split]["sha256"][:8] for split in ("train", "test"))
+    path = eval_dir / "scores" / f"entropies-{key}-{_VERSION}.json"
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is computed again
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {int(n): Entropy(*values) for n, values in kept.items()}
+    train, test = (
+        token_files.open_blocks(data_dir, meta, split, 1)[:, 0] for split in ("train", "test")
+    )
+    if not len(test):
+        raise UserError(f"the test split in {data_dir} is empty, so it has no entropies.")
+    print(f"{meta.language}: n-gram models of {len(train):,} tokens (minutes for 100M)", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    of_order = entropies(train, test, meta.vocab_size, END_OF_TEXT_ID)
+    files.write_json(path, {str(n): list(entropy) for n, entropy in of_order.items()})
+    return of_order

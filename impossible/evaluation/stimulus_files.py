@@ -1,27 +1,19 @@
 """Stimuli: sentences of one's own, in a csv or jsonl file."""
 
-import csv
 import difflib
 import functools
-import io
-import json
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from impossible.evaluation import rows
+from impossible.evaluation.rows import Row
 from impossible.settings import UserError
 
 _NEEDED = ("item", "condition", "text")
 _REGION, _OCCURRENCE = "region", "occurrence"  # also region_NAME and occurrence_NAME
-_SPACED = ("text", "perturbed")
 _KNOWN = (*_NEEDED, "marker_place", "perturbed", _REGION, _OCCURRENCE)
-_BLANK = ' ,;\t"'  # all that a row without values has
-_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
-
-Row = dict[str, Any]
 
 
 class Region(NamedTuple):
@@ -50,69 +42,24 @@ class Stimulus(NamedTuple):
 
 
 @functools.lru_cache(1)
-def read(path: Path, name: str = "") -> list[Stimulus]:
+def read(path: Path, place: str = "") -> list[Stimulus]:
     """The stimuli of a csv or jsonl file. Raises UserError, with the row.
 
-    name: one that depends on the content, so that a file that has changed is read again.
+    place: a name that depends on the content, so that a file that has changed is read again.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}). In a spreadsheet, save it as CSV UTF-8.")
-    is_json = text.lstrip().startswith(("{", "["))
-    rows = list(_json_rows(text, path) if is_json else _csv_rows(text, path))
-    if not rows:
+    text = rows.text_of(path)
+    if text.lstrip().startswith(("{", "[")):
+        numbered = list(rows.of_json(text, path, "row", _name))
+    else:
+        numbered = list(rows.of_csv(text, path, _name))
+    if not numbered:
         raise UserError(f"{path} holds no stimulus.")
-    _require_known(path, {name for _, row in rows for name in row})
-    stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in rows]
+    _require_known(path, {name for _, row in numbered for name in row})
+    stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in numbered]
     _require_alike(stimuli)
-    texts = [(f"{path}, row {n}", row.get(name)) for n, row in rows for name in _SPACED]
-    tell_of_spaces((place, text) for place, text in texts if isinstance(text, str))
+    texts = [(f"{path}, row {n}", row.get(k)) for n, row in numbered for k in ("text", "perturbed")]
+    rows.tell_of_spaces((place, text) for place, text in texts if isinstance(text, str))
     return stimuli
-
-
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
-    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones.
-
-    They are separated by commas, semicolons or tabs, as the header shows; or as Excel's first line
-    `sep=;` says, which it does not count.
-    """
-    first, _, rest = text.partition("\n")
-    if line := re.fullmatch('"?sep=(.)"?', first):
-        text = rest
-    titles = next((row for row in text.split("\n") if row.strip(_BLANK)), "")
-    delimiter = line[1] if line else max(_SEPARATORS, key=titles.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number, header = 0, []
-    try:
-        for number, values in enumerate(reader, 1):
-            if not any(value.strip() for value in values):
-                continue
-            if not header:
-                header = [_name(name) for name in values]
-                _require_once(filter(None, header), f"{path}, row {number}")
-                continue
-            named = dict(zip(header, values, strict=False))
-            if len(values) != len(header) or named.pop("", "").strip():
-                raise UserError(
-                    f"{path}, row {number} has more or fewer values than there are columns. A text "
-                    f"with {_SEPARATORS.get(delimiter, delimiter)} needs quotation marks."
-                )
-            yield number, named
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, row {number + 1} cannot be read ({error}). A text with quotation marks needs "
-            'them around it, and each of its own twice: "He said ""no""."'
-        )
-
-
-def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}, row {number}"
-            row = json_object(line, where)
-            _require_once(map(_name, row), where)
-            yield number, {_name(name): value for name, value in row.items()}
 
 
 def _name(name: str) -> str:
@@ -123,13 +70,6 @@ def _name(name: str) -> str:
         return name
     head, mark, tail = name.partition("_")
     return name.lower() if known[1] else head.lower() + mark + tail
-
-
-def _require_once(names: Iterable[str], where: str) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            more = f" Name further regions {_REGION}_NAME." if name == _REGION else ""
-            raise UserError(f"{where} has {name!r} {count} times. Rename or remove one.{more}")
 
 
 def _require_known(path: Path, names: set[str]) -> None:
@@ -177,9 +117,9 @@ def _require_alike(stimuli: list[Stimulus]) -> None:
 def _stimulus(row: Row, where: str) -> Stimulus:
     """A stimulus from its row. Raises UserError."""
     item, condition, place = (
-        label(row.get(name), name, where) for name in ("item", "condition", "marker_place")
+        rows.label(row.get(name), name, where) for name in ("item", "condition", "marker_place")
     )
-    text = sentence(row.get("text"), "text", where)
+    text = rows.sentence(row.get("text"), "text", where)
     values = {"item": item, "condition": condition, "text": text}
     if empty := [name for name in _NEEDED if not values[name]]:
         raise UserError(f"{where}: {', '.join(empty)} is empty.")
@@ -190,7 +130,9 @@ def _stimulus(row: Row, where: str) -> Stimulus:
     return Stimulus(
         **values,
         marker_place=int(place) if place else None,
-        perturbed=sentence(row.get("perturbed"), "perturbed", where, may_begin_with_space=True),
+        perturbed=rows.sentence(
+            row.get("perturbed"), "perturbed", where, may_begin_with_space=True
+        ),
         regions=tuple(_regions(row, where)),
         where=where,
     )
@@ -201,9 +143,9 @@ def _regions(row: Row, where: str) -> Iterator[Region]:
         kind, _, name = column.partition("_")
         if kind != _REGION:
             continue
-        text = sentence(row[column], column, where)
+        text = rows.sentence(row[column], column, where)
         counted = _OCCURRENCE + column.removeprefix(_REGION)
-        occurrence = label(row.get(counted), counted, where)
+        occurrence = rows.label(row.get(counted), counted, where)
         if occurrence and (not text or not re.fullmatch(r"[1-9]\d*", occurrence)):
             raise UserError(
                 f"{where}: {counted} = {occurrence!r}. Expected which occurrence of {column} in "
@@ -211,72 +153,3 @@ def _regions(row: Row, where: str) -> Iterator[Region]:
             )
         if text:
             yield Region(name or _REGION, text, int(occurrence) if occurrence else None)
-
-
-# Values of one's own files
-
-
-def json_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object of a line. Raises UserError if it is none, or has two values of one name."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _require_once((name for name, _ in pairs), where)
-        return dict(pairs)
-
-    try:
-        row = json.loads(line, object_pairs_hook=unique)
-    except ValueError as error:
-        raise UserError(f"{where} is no JSON object ({error}). Expected one a line.")
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is no JSON object. Expected one a line.")
-    return row
-
-
-def label(value: Any, name: str, where: str) -> str:
-    """A name, such as that of an item, as text: 1 for 1.0, and "" for a missing value (null).
-
-    Raises UserError for a list, an object, true or false.
-    """
-    if _is_missing(value):
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text or a number.")
-    text = str(value).strip()
-    is_whole = re.fullmatch(r"-?\d+\.0+", text)  # as spreadsheets write whole numbers
-    return text.partition(".")[0] if is_whole else text
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value  # as pandas writes it to JSON: null or NaN
-
-
-def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = False) -> str:
-    """A text with single spaces, and none at its ends; "" for a missing value (null).
-
-    may_begin_with_space: keep one space at its beginning. Raises UserError for anything but a text,
-    and for a character that cannot be seen (such as a zero-width space), with its place.
-    """
-    if _is_missing(value):
-        return ""
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text.")
-    for place, character in enumerate("" if value.isprintable() else value, 1):
-        kind = unicodedata.category(character)
-        if kind in ("Cc", "Cf", "Cs") and not character.isspace():
-            title = unicodedata.name(character, "a control character")
-            raise UserError(
-                f"{where}: character {place} of {name} cannot be seen: U+{ord(character):04X} "
-                f"({title.lower()}). Remove it: {value!a}"
-            )
-    space = " " if may_begin_with_space and value[:1].isspace() else ""
-    return space + " ".join(value.split())
-
-
-def tell_of_spaces(texts: Iterable[tuple[str, str]]) -> None:
-    """Print how many texts have white space that `sentence` replaces. texts: place, text."""
-    odd = [place for place, text in texts if text.strip() != " ".join(text.split())]
-    if odd:
-        print(
-            f"{odd[0]}: each tab, line break, no-break space or double space was replaced by a "
-            f"single space ({len(odd):,} text{'s' if len(odd) > 1 else ''} in all)"
-        )

@@ -16,7 +16,7 @@ import torch
 
 import perturb
 from impossible import files
-from impossible.evaluation import differences, pictures
+from impossible.evaluation import differences, intervals
 from impossible.settings import UserError
 from impossible.study import states
 from impossible.study.plan import ROOT, Plan, missing_controls
@@ -280,7 +280,7 @@ def _perplexities(table: pd.DataFrame | None) -> dict[str, Any]:
         values = group["perplexity"].to_numpy()
         interval = "–"
         if len(values) > 1:
-            low, high = pictures.t_interval(values[:, np.newaxis])
+            low, high = intervals.t_interval(values[:, np.newaxis])
             interval = f"{low[0]:,.1f} to {high[0]:,.1f}"
         mean = f"{values.mean():,.1f}"
         rows.append({"language": label, "mean": mean, "interval": interval, "n": len(values)})

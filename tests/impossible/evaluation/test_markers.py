@@ -10,7 +10,8 @@ import torch
 import transformers
 from conftest import fail, succeed, write_config
 
-from impossible.evaluation import scoring
+from impossible.evaluation import sampling
+from impossible.evaluation.scoring import Sequences
 from impossible.text import token_files
 
 LANGUAGES = ("no_hop", "token_hop")
@@ -33,10 +34,10 @@ def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
-def plain(export: Path, test: scoring.TestSet) -> np.ndarray:
+def plain(export: Path, test: Sequences) -> np.ndarray:
     """The surprisals of each sentence's first marker and of the next token, in bits, (S, 2)."""
     model, found = transformers.GPT2LMHeadModel.from_pretrained(export).eval(), []
-    for tokens in np.split(test.sentences.tokens, test.sentences.offsets[1:-1]):
+    for tokens in test.parts:
         ids = [*tokens.tolist(), 50256]
         place = next(i for i, token in enumerate(ids) if token in (50257, 50258))
         if len(tokens) > 64:
@@ -56,11 +57,14 @@ def test_surprisals_of_markers_are_those_of_transformers(
     joint = pd.read_csv(tmp_path / "markers.csv")
     assert joint.model.unique().tolist() == ["NoHop", "TokenHop"]
     assert f"{tmp_path}/markers.png: NoHop; TokenHop" in printed
+    means = pd.read_csv(tmp_path / "markers_means.csv")
+    assert means["mean"].tolist() == joint["difference"].tolist()
+    assert (means[["interval", "n"]] == ["within one run", 1]).all(axis=None)
     for language, config in runs.items():
         data, out_dir = config.parent / language, config.parent / "out" / language
         meta = token_files.read_meta(data)
-        test = scoring.draw(data, meta, 30, 3, marked_only=True)
-        assert len(test.ids) > 20
+        test = sampling.draw(data, meta, 30, 3, marked_only=True)
+        assert len(test.columns) > 20
         table = pd.read_csv(out_dir / "evaluation" / "markers.csv").set_index("step")
         for step in (3, 6):
             expected = plain(out_dir / "hf" / f"checkpoint-{step}", test)

@@ -1,0 +1,165 @@
+"""Rows of one's own csv and jsonl files, and what their values are."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from impossible import files
+from impossible.settings import UserError
+
+_BLANK = ' ,;\t"'  # all that a row without values has
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+
+Row = dict[str, Any]
+
+
+def name_by_content(path: Path, paths: Sequence[Path] = ()) -> str:
+    """A name for a file or folder by its content, such as `items-1a2b3c4d`.
+
+    The digits are the first of a SHA-256: of the file, or of those files of the folder that are in
+    `paths`, with their names. So equal content of one name gives one name, wherever it is.
+    """
+    if path.is_dir():
+        name = path.resolve().name
+        lines = [f"{files.sha256(p)} {p.relative_to(path).as_posix()}\n" for p in paths]
+        digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    else:
+        name, digest = path.stem, files.sha256(path)
+    return f"{files.require_utf8(Path(name))}-{digest[:8]}"
+
+
+def text_of(path: Path) -> str:
+    """The text of a file, without a byte order mark. Raises UserError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 ({error}). In a spreadsheet, save it as CSV UTF-8. Unpack a zip."
+        )
+
+
+def of_json(
+    text: str, path: Path, unit: str, name_of: Callable[[str], str] = str
+) -> Iterator[tuple[int, Row]]:
+    """The JSON objects of a jsonl file, one a line, with their numbers.
+
+    unit: `row` or `line`, for errors. name_of: the name of a column. Raises UserError for a line
+    that is no object, or has two values of one name.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, {unit} {number}"
+        try:
+            pairs = json.loads(line, object_pairs_hook=_Pairs)
+        except ValueError as error:
+            raise UserError(f"{where} is no JSON object ({error}). Expected one a line.")
+        if not isinstance(pairs, _Pairs):
+            raise UserError(f"{where} is no JSON object. Expected one a line.")
+        named = [(name_of(name), value) for name, value in pairs]
+        require_once((name for name, _ in named), where)
+        yield number, dict(named)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The names and values of a JSON object."""
+
+
+def of_csv(text: str, path: Path, name_of: Callable[[str], str]) -> Iterator[tuple[int, Row]]:
+    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones.
+
+    They are separated by commas, semicolons or tabs, as the header shows; or as Excel's first line
+    `sep=;` says, which it does not count. name_of: the name of a column. Raises UserError.
+    """
+    first, _, rest = text.partition("\n")
+    if line := re.fullmatch('"?sep=(.)"?', first):
+        text = rest
+    titles = next((row for row in text.split("\n") if row.strip(_BLANK)), "")
+    delimiter = line[1] if line else max(_SEPARATORS, key=titles.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    number, header = 0, []
+    try:
+        for number, values in enumerate(reader, 1):
+            if not any(value.strip() for value in values):
+                continue
+            if not header:
+                header = [name_of(name) for name in values]
+                require_once(filter(None, header), f"{path}, row {number}")
+                continue
+            row = dict(zip(header, values, strict=False))
+            if len(values) != len(header) or row.pop("", "").strip():
+                raise UserError(
+                    f"{path}, row {number} has more or fewer values than there are columns. A text "
+                    f"with {_SEPARATORS.get(delimiter, delimiter)} needs quotation marks."
+                )
+            yield number, row
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, row {number + 1} cannot be read ({error}). A text with quotation marks needs "
+            'them around it, and each of its own twice: "He said ""no""."'
+        )
+
+
+def require_once(names: Iterable[str], where: str) -> None:
+    """Raise UserError for a name that occurs twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            more = " Name further regions region_NAME." if name == "region" else ""
+            raise UserError(f"{where} has {name!r} {count} times. Rename or remove one.{more}")
+
+
+def label(value: Any, name: str, where: str) -> str:
+    """A name, such as that of an item, as text: 1 for 1.0, and "" for a missing value (null).
+
+    Raises UserError for a list, an object, true or false.
+    """
+    if _is_missing(value):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text or a number.")
+    text = str(value).strip()
+    is_whole = re.fullmatch(r"-?\d+\.0+", text)  # as spreadsheets write whole numbers
+    return text.partition(".")[0] if is_whole else text
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # as pandas writes it to JSON: null or NaN
+
+
+def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = False) -> str:
+    """A text with single spaces, and none at its ends; "" for a missing value (null).
+
+    may_begin_with_space: keep one space at its beginning. Raises UserError for anything but a text,
+    and for a character that cannot be seen (such as a zero-width space), with its place.
+    """
+    if _is_missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text.")
+    for place, character in enumerate("" if value.isprintable() else value, 1):
+        kind = unicodedata.category(character)
+        if kind in ("Cc", "Cf", "Cs") and not character.isspace():
+            title = unicodedata.name(character, "a control character")
+            raise UserError(
+                f"{where}: character {place} of {name} cannot be seen: U+{ord(character):04X} "
+                f"({title.lower()}). Remove it: {value!a}"
+            )
+    space = " " if may_begin_with_space and value[:1].isspace() else ""
+    return space + " ".join(value.split())
+
+
+def tell_of_spaces(texts: Iterable[tuple[str, str]]) -> None:
+    """Print how many texts have white space that `sentence` replaces. texts: place, text."""
+    odd = [place for place, text in texts if text.strip() != " ".join(text.split())]
+    if odd:
+        print(
+            f"{odd[0]}: each tab, line break, no-break space or double space was replaced by a "
+            f"single space ({len(odd):,} text{'s' if len(odd) > 1 else ''} in all)"
+        )
