@@ -140,3 +140,12 @@ def lacking(row: Mapping[str, Any]) -> str:
         f"{row['label']}: only {row['sentences']:,} of {row['sentences_drawn']:,} test sentences "
         "are compared. The others are not among those of the control, or too long for the models."
     )
+
+
+def curves(differences: pd.DataFrame, measure: str, styles: Mapping[str, int]) -> pd.DataFrame:
+    """The curves of a measure, in the styles of its languages. differences: as of `table`."""
+    rows = differences[differences["measure"] == measure]
+    curve = rows["label"].str.rpartition(" - ")[0].map(styles)
+    in_order = pd.Series(pd.factorize(rows["label"])[0], rows.index)
+    rows = rows.rename(columns={"difference": "mean"})
+    return rows.assign(style=curve.fillna(in_order), is_faint=False)

@@ -208,7 +208,7 @@ def _write(results: Results, name: str, measure: Measure, scores: list[Scores]) 
         results.picture(name, curves, measure.label, **measure.picture)
         means = curves.dropna(subset="step")
         if measure.has_means and len(scores) > 1 and len(means):
-            results.table(f"{name}_means", [means.drop(columns="style")])
+            results.table(f"{name}_means", [means.drop(columns=["style", "is_faint"])])
     measure.more(results, scores)
     if not measure.compared:
         return
@@ -216,10 +216,6 @@ def _write(results: Results, name: str, measure: Measure, scores: list[Scores]) 
     if len(table):
         results.table(measure.differences, [table])
         if measure.difference:
-            shown = table[table["measure"] == next(iter(measure.compared))]
             styles = {label: style for style, (label, _) in enumerate(groups)}
-            language = shown["label"].str.rpartition(" - ")[0]
-            curves = shown.rename(columns={"difference": "mean"}).assign(
-                style=language.map(styles).fillna(pd.Series(pd.factorize(language)[0], shown.index))
-            )
+            curves = differences.curves(table, next(iter(measure.compared)), styles)
             results.picture(measure.differences, curves, measure.difference, level=0.0)

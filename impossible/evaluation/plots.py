@@ -1,7 +1,8 @@
 """Curves over training steps, drawn for a paper: readable without colour, units on the axes.
 
-Curves are a long table: a row for each label and step, with the mean over n runs, both ends of its
-interval (`low` and `high`, NaN without one), and the number of a style. A level has no step.
+Curves are a long table: a row for each `label` and `step`, with the `mean` over `n` runs and both
+ends of its interval (`low` and `high`, NaN without one), the number of a `style`, and `is_faint`,
+whether the line is thin and without marks. A level has no step.
 """
 
 import os
@@ -82,12 +83,12 @@ def curves_of(
             curve[["low", "high"]] = stepped[0].loc[curve["step"], ["low", "high"]].to_numpy()
         how = "over seeds" if len(group) > 1 else "within one run"
         curve = curve.assign(interval=how, n=len(group), **seeds_of(group))
-        curves.append(curve.assign(style=style))
+        curves.append(curve.assign(style=style, is_faint=False))
         for s, table in zip(group, tables, strict=True):
             level = table[table["step"].isna()].rename(columns={"value": "mean"})
             place = Path(s.series.place).name
             names = [label if x == place else f"{label}, {x}" for x in level["checkpoint"]]
-            curves.append(level[["mean"]].assign(label=names, n=1, style=style))
+            curves.append(level[["mean"]].assign(label=names, n=1, style=style, is_faint=False))
     return pd.concat(curves, ignore_index=True).astype({"step": "Int64"})
 
 
@@ -150,7 +151,6 @@ def figure_of(
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     labelled = [(textwrap.fill(label, 70), rows) for label, rows in _labelled(curves)]
     labels = [label for label, _ in labelled]
@@ -162,12 +162,11 @@ def figure_of(
     axes = figure.add_subplot()
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_locator(NullLocator())
+    _set_steps(axes, curves)
     for label, rows in labelled:
         _draw_curve(axes, rows, label)
-    _set_steps(axes, curves)
+    if logarithmic:
+        _set_logarithmic(axes)
     if level is not None:
         axes.axhline(level, color="black", linewidth=0.8, zorder=0)
     axes.set_ylabel(y_label)
@@ -182,31 +181,43 @@ def figure_of(
     return figure
 
 
+def _set_logarithmic(axes: "Axes") -> None:
+    """A few labels, whatever the range of values."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    locator = LogLocator(subs=(1, 2, 5)) if high < 500 * low else LogLocator()
+    axes.yaxis.set_major_locator(locator if high > 5 * low else MaxNLocator(6))
+    axes.yaxis.set_major_formatter("{x:,.9g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _set_steps(axes: "Axes", curves: pd.DataFrame) -> None:
     """An axis of steps, logarithmic if there are checkpoints between the first ones."""
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+    from matplotlib.ticker import MaxNLocator
 
-    is_faint = curves.get("is_faint", pd.Series(False, curves.index)).astype(bool)
-    marked = curves["step"][~is_faint].dropna()
-    steps = marked[marked > 0]
+    # What wavers from step to step has a value for every one.
+    steps = curves["step"][~curves["is_faint"]].dropna()
+    steps = steps[steps > 0]
     if steps.empty:
         axes.set_xticks([])
         return
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if steps.max() / steps.min() > _WIDE:
-        axes.set_xscale("symlog", base=2, linthresh=int(steps.min()))  # it has a place for step 0
-        axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("training step")
+    if steps.max() / steps.min() > _WIDE:
+        axes.set_xscale("symlog", base=4, linthresh=int(steps.min()))  # it has a place for step 0
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter("{x:,.9g}")
 
 
 def _draw_curve(axes: "Axes", rows: pd.DataFrame, label: str) -> None:
-    number, is_faint = int(rows["style"].iloc[0]), rows.get("is_faint", rows["n"] < 0).iloc[0]
+    number, is_faint = int(rows["style"].iloc[0]), rows["is_faint"].iloc[0]
     colour, line = _COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)]
     style = {"color": colour, "linestyle": line, "label": label}
     steps, values = rows["step"].to_numpy(float, na_value=np.nan), rows["mean"].to_numpy()
     if np.isnan(steps[0]):
         axes.axhline(values[0], **style)
-    elif is_faint:  # it wavers from step to step
+    elif is_faint:
         axes.plot(steps, values, **style, linewidth=0.6, alpha=0.5)
     else:
         every = max(1, len(steps) // 10)

@@ -78,7 +78,7 @@ def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path) -> None:
         "import pathlib, pandas as pd\n"
         "from impossible.evaluation import plots\n"
         "curve = {'label': 'a', 'step': [1, 2], 'mean': [1.0, 2.0], 'low': 0.0, 'high': 3.0}\n"
-        "curves = pd.DataFrame(curve).assign(n=1, style=0)\n"
+        "curves = pd.DataFrame(curve).assign(n=1, style=0, is_faint=False)\n"
         f"plots.draw(curves, 'y', pathlib.Path({str(tmp_path / 'x.png')!r}))\n"
     )
     env = os.environ | {"MPLBACKEND": "module://no_such_package.backend_inline"}
