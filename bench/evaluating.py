@@ -14,7 +14,7 @@ import prepare
 from bench.turns import REPEATS, compare
 from impossible import checkpoint, distributed
 from impossible.distributed import World
-from impossible.evaluation import models, sampling
+from impossible.evaluation import models, perplexity
 from impossible.evaluation import scoring as scores
 from impossible.hub import export
 from impossible.settings import Settings
@@ -70,7 +70,7 @@ def published_scoring(folder: str) -> Callable[[], float]:
 
 
 def _sentences(folder: Path) -> scores.Sequences:
-    return sampling.draw(folder, token_files.read_meta(folder), _SCORED, 0)
+    return perplexity.draw(folder, token_files.read_meta(folder), _SCORED, 0)
 
 
 def table(folder: Path, texts: dict[str, str], settings: Settings | None = None) -> None:

@@ -17,12 +17,12 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, fail, kill, start, succeed, write_config
-from hub import Hub, serve
+from hub import Hub, asked_here, serve
 
 import perturb
 from impossible import checkpoint, files
 from impossible.distributed import World
-from impossible.evaluation import measures, models, ngrams, sampling, scoring
+from impossible.evaluation import models, ngrams, perplexity, scoring
 from impossible.evaluation.models import Model, Series
 from impossible.evaluation.scores import Scores, Source, score
 from impossible.evaluation.scoring import Scorer, Sequences
@@ -77,7 +77,7 @@ def refused(*arguments: str | Path) -> str:
 
 
 def drawn(data: Path) -> Sequences:
-    return sampling.draw(data, token_files.read_meta(data), 40, 7)
+    return perplexity.draw(data, token_files.read_meta(data), 40, 7)
 
 
 def plain(run: Path, data: Path) -> dict[str, np.ndarray]:
@@ -168,10 +168,10 @@ def test_sentences_that_were_drawn_before_are_counted_or_left_out(tmp_path: Path
         options = (f"--language={language}", "--segmenter=line", f"--data_dir={data}")
         succeed("prepare.py", f"--corpus={tmp_path}", *options)
         meta = token_files.read_meta(data)
-        test = sampling.draw(data, meta, 10, 0)
+        test = perplexity.draw(data, meta, 10, 0)
         assert [*test.counts.values()] == [8]
         assert len(test.columns) == 10
-        test = sampling.draw(data, meta, 10, 0, drop_duplicates=True)
+        test = perplexity.draw(data, meta, 10, 0, drop_duplicates=True)
         assert [*test.counts.values()] == [8]
         assert len(test.columns) == len(test.sentences.lengths) == 2
         found.append(test.columns["id"].tolist())
@@ -181,18 +181,18 @@ def test_sentences_that_were_drawn_before_are_counted_or_left_out(tmp_path: Path
 def test_as_many_sentences_are_drawn_as_are_wanted_or_there(run: Path) -> None:
     meta = token_files.read_meta(run / "data")
     counts = [genre["sentences"] for genre in meta.splits["test"]["genres"].values()]
-    few, again, other = (sampling.draw(run / "data", meta, 10, seed) for seed in (0, 0, 1))
+    few, again, other = (perplexity.draw(run / "data", meta, 10, seed) for seed in (0, 0, 1))
     assert few.sha256 == again.sha256 != other.sha256
     golden = [54, 84, 92, 99, 109, 111, 150, 157, 160, 185]
     golden += [2, 82, 96, 111, 131, 133, 136, 144, 148, 203]
     assert few.columns["id"].tolist() == golden
     assert few.columns["genre"].value_counts().tolist() == [10, 10]
-    every = sampling.draw(run / "data", meta, 10**6, 0)
+    every = perplexity.draw(run / "data", meta, 10**6, 0)
     assert every.columns["genre"].value_counts(sort=False).tolist() == counts
     ids = np.fromfile(run / "data" / "test.bin", "<u2")
     assert every.sentences.tokens.tolist() == ids[ids != meta.eot_token].tolist()
-    lengths = dict(zip(sampling.sentence_ids(every), every.sentences.lengths, strict=True))
-    for name, length in zip(sampling.sentence_ids(few), few.sentences.lengths, strict=True):
+    lengths = dict(zip(perplexity.sentence_ids(every), every.sentences.lengths, strict=True))
+    for name, length in zip(perplexity.sentence_ids(few), few.sentences.lengths, strict=True):
         assert length == lengths[name], "the id is the sentence's place in its genre"
 
 
@@ -208,11 +208,11 @@ def test_a_sentence_has_one_id_in_all_languages_of_a_corpus(tmp_path: Path) -> N
         data_dir = tmp_path / language
         options = [f"--corpus={tmp_path / 'text'}", f"--data_dir={data_dir}", "--segmenter=line"]
         succeed("prepare.py", f"--language={language}", *options)
-        test = sampling.draw(data_dir, token_files.read_meta(data_dir), 10**6, 0)
+        test = perplexity.draw(data_dir, token_files.read_meta(data_dir), 10**6, 0)
         decode = Tokenizer(perturb.get(language).markers).decode
         parts = [part[::-1] if language == "full_reverse" else part for part in test.parts]
         found = [decode(part[part != 50257]) for part in parts]
-        texts[language] = dict(zip(sampling.sentence_ids(test), found, strict=True))
+        texts[language] = dict(zip(perplexity.sentence_ids(test), found, strict=True))
     expected = {f"{g}:{i}": line.strip() for g in "ab" for i, line in enumerate(lines)}
     for found in texts.values():
         assert all(expected[name] == text.strip() for name, text in found.items())
@@ -222,26 +222,23 @@ def test_a_sentence_has_one_id_in_all_languages_of_a_corpus(tmp_path: Path) -> N
 def test_other_test_data_of_the_language_never_replace_the_results(
     run: Path, copied: Path, corpus_dir: Path, tmp_path: Path
 ) -> None:
-    evaluated(copied, *SAMPLE, "--sentences", "--surprisals")
+    evaluated(copied, *SAMPLE)
     folder = copied.parent / "out" / "evaluation"
-    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    before = contents(folder)
     shutil.copytree(corpus_dir, tmp_path / "text")
     (tmp_path / "text" / "test" / "first.txt").write_text("Another sentence.\n" * 50)
     data = tmp_path / "other"
     succeed("prepare.py", copied, f"--corpus={tmp_path / 'text'}", f"--data_dir={data}")
-    printed = evaluated(copied, *SAMPLE, f"--test_data_dir={data}", "--sentences")
-    sha256 = token_files.read_meta(data).splits["test"]["sha256"]
-    assert f"perplexity.png: PartialReverse on other-{sha256[:8]}\n" in printed
-    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
-    other = folder / f"on_partial_reverse-{sha256[:8]}"
-    for place, corpus, where in ((folder, corpus_dir, run / "data"), (other, "text", data)):
-        for name in ("perplexity.csv", "sentences.csv"):
-            found = table(place, name)
-            split = token_files.read_meta(where).splits["test"]
-            assert (found.test_hash == split["sha256"][:8]).all(), corpus
-            assert (found.test_language == "partial_reverse").all()
-            assert (found.test_corpus == token_files.read_meta(where).corpus_version).all()
-            assert (found.sample_seed == 7).all()
+    printed = evaluated(copied, *SAMPLE, f"--test_data_dir={data}")
+    assert contents(folder) == before
+    for place, where in ((folder, run / "data"), (None, data)):
+        meta = token_files.read_meta(where)
+        digits = meta.splits["test"]["sha256"][:8]
+        found = table(place or folder / f"on_partial_reverse-{digits}")
+        names = ["test_language", "test_corpus", "test_hash", "sample_seed"]
+        (values,) = found[names].drop_duplicates().to_numpy().tolist()
+        assert values == ["partial_reverse", meta.corpus_version, digits, 7]
+    assert f"perplexity.png: PartialReverse on other-{digits}\n" in printed
 
 
 def test_a_run_is_evaluated_and_exported_by_its_folder_alone(run: Path, copied: Path) -> None:
@@ -271,7 +268,7 @@ def test_results_of_a_run_that_may_not_be_written_go_to_eval_dir(
 
 
 def test_processes_share_the_work_and_find_the_same(run: Path, copied: Path) -> None:
-    succeed("eval.py", copied, *SAMPLE, "--surprisals")
+    evaluated(copied, *SAMPLE, "--surprisals")
     one = {p.name: p.read_bytes() for p in (copied.parent / "out" / "evaluation").glob("*.csv")}
     shutil.rmtree(copied.parent / "out" / "evaluation")
     succeed("eval.py", copied, *SAMPLE, "--surprisals", processes=2)
@@ -286,13 +283,13 @@ def test_an_evaluation_that_was_killed_goes_on(copied: Path) -> None:
     assert "checkpoint-2 (1 of 2)" in process.stdout.readline()
     kill(process)
     assert not (folder / "perplexity.csv").exists()
-    printed = succeed("eval.py", copied, *SAMPLE).splitlines()
+    printed = evaluated(copied, *SAMPLE).splitlines()
     assert printed[0].endswith("(as computed before)")
     assert "as computed before" not in printed[1]
     whole = overall(folder)
     (scores,) = folder.rglob("checkpoint-4.npz")
     scores.write_bytes(scores.read_bytes()[:1000])  # damaged: computed anew
-    assert "as computed before" not in succeed("eval.py", copied, *SAMPLE).splitlines()[1]
+    assert "as computed before" not in evaluated(copied, *SAMPLE).splitlines()[1]
     assert overall(folder) == whole
 
 
@@ -321,40 +318,39 @@ def test_the_scores_of_a_model_that_changed_are_computed_anew(
 def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
     run: Path, copied: Path, tmp_path: Path
 ) -> None:
-    succeed("eval.py", copied, *SAMPLE)
+    evaluated(copied, *SAMPLE)
     expected = overall(copied.parent / "out" / "evaluation")
-    with serve(Hub()) as hub:
+    with serve(Hub()) as hub, asked_here(hub, tmp_path / "cache"):
         repo = hub.add_model("ada/impossible")
         for branch in (*NAMES, "main"):
             folder = run / "out" / "hf" / (NAMES[-1] if branch == "main" else branch)
             repo.branches.setdefault(branch, repo.branches["main"])
             tree = {p.name: (p.read_bytes(), p.suffix == ".safetensors") for p in folder.iterdir()}
             repo.commit(branch, "files", tree)
-        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-        models = f"--model=run,{run / 'out' / 'hf'},ada/impossible"
-        printed = succeed("eval.py", copied, *SAMPLE, models, env=env)
+        printed = evaluated(copied, *SAMPLE, f"--model=run,{run / 'out' / 'hf'},ada/impossible")
         joint = table(tmp_path / "joint")
         for _, rows in joint[joint.genre == "all"].groupby("run"):
             assert rows.step.tolist() == list(STEPS)
             assert rows.perplexity.tolist() == pytest.approx(expected, rel=1e-5)
         assert joint.run.unique().tolist() == ["out", "out/hf", "ada/impossible"]
+        assert joint.seed.notna().equals(joint.run == "out"), "unknown of others"
         folder = "out/hf on PartialReverse"
         assert f": PartialReverse; {folder}; ada/impossible on PartialReverse\n" in printed
         commit = repo.branches["checkpoint-2"]
         revisions = f"--revisions=checkpoint-4,main,{commit}"
-        command = ("eval.py", copied, *SAMPLE, "--model=ada/impossible")
-        printed = succeed(*command, revisions, env=env)
+        command = (copied, *SAMPLE, "--model=ada/impossible")
+        printed = evaluated(*command, revisions)
         label = "ada/impossible on PartialReverse"
         assert f"{label}, checkpoint-4 (1 of 3): perplexity {expected[1]:,.2f} (as c" in printed
         assert f"{label}, {commit} (3 of 3): perplexity {expected[0]:,.2f}" in printed
         assert f": {label}; {label}, main; {label}, {commit}\n" in printed, "level lines"
         moved = {p.name: p.read_bytes() for p in (run / "out" / "hf" / NAMES[0]).iterdir()}
         repo.commit(NAMES[1], "moved", {k: (v, k == "model.safetensors") for k, v in moved.items()})
-        first, second, *_ = succeed(*command, env=env).splitlines()
+        first, second, *_ = evaluated(*command).splitlines()
         assert first.endswith(f"perplexity {expected[0]:,.2f} (as computed before)")
         assert f"checkpoint-4 (2 of 2): perplexity {expected[0]:,.2f}" in second
         assert "as computed before" not in second
-        error = fail("eval.py", copied, *SAMPLE, "--model=ada/other", env=env)
+        error = refused(copied, *SAMPLE, "--model=ada/other")
         assert "'ada/other' is neither a local folder nor a model repo on the Hub" in error
 
 
@@ -469,7 +465,7 @@ def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_pat
     shutil.copytree(tmp_path / "out", tmp_path / "second" / "out")  # the same name elsewhere
     text = copied.read_text(encoding="utf-8").replace(f"{tmp_path}/out", f"{tmp_path}/second/out")
     second.write_text(text, encoding="utf-8")
-    evaluated(copied, second, *SAMPLE, "--sentences", "--surprisals")
+    evaluated(copied, second, *SAMPLE, "--sentences", "--surprisals", "--entropies")
     about = ["model", "run", "seed", "init_seed", "order_seed", "data_seed", "test_language"]
     for name, values in (("sentences", "perplexity"), ("surprisals", "surprisal")):
         joint = table(tmp_path / "joint", f"{name}.csv")
@@ -480,23 +476,9 @@ def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_pat
         assert own.step.unique().tolist() == list(STEPS)
         pd.testing.assert_frame_equal(joint.iloc[: len(own)], own)
         assert len(joint) == 2 * len(own)
-
-
-def test_tables_hold_no_local_path_and_no_words_for_numbers(
-    run: Path, copied: Path, tmp_path: Path
-) -> None:
-    model = f"--model=run,{tmp_path / 'out' / 'hf'}"
-    evaluated(copied, *SAMPLE, model, "--sentences", "--surprisals", "--entropies")
-    tables = [*tmp_path.rglob("*.csv")]
-    assert len(tables) == 12, "of the run, of the exports, and of both"
-    for path in tables:
-        text = path.read_text(encoding="utf-8")
-        assert str(tmp_path) not in text and str(run) not in text, path
-        found = pd.read_csv(path, dtype=str)
-        if path.name == "perplexity.csv":
-            assert set(found["drop_duplicates"]) == {"0"}
-        if path.name != "entropies.csv":
-            assert set(found["seed"].dropna()) <= {"41"}, "unknown of exports"
+        assert set(joint.drop_duplicates) == {0}, "no word for a number"
+    for path in tmp_path.rglob("*.csv"):
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), "no local path"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -525,7 +507,6 @@ def test_a_file_that_no_evaluation_wrote_is_never_replaced(
     second.write_text(text, encoding="utf-8")
     both = (copied, second, *SAMPLE)
     evaluated(*both)
-    evaluated(*both, "--sentences_per_genre=20")
 
     def scored(*_: object) -> None:
         raise AssertionError("it was scored")
@@ -625,7 +606,7 @@ def test_a_model_that_gives_no_numbers_is_refused(
     series = Series("Mine", "mine", "Mine", "", [Model("checkpoint-1", str, lambda _: scorer)])
     unscored = Scores(Settings(eval_dir=str(tmp_path)), series, Source("", ""))
     with pytest.raises(UserError, match=told):
-        score(unscored, drawn(run / "data"), measures.perplexity.result, World(), CPU)
+        score(unscored, drawn(run / "data"), perplexity.result, World(), CPU)
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -663,9 +644,9 @@ def test_weights_that_do_not_fit_are_told_in_one_line(run: Path, tmp_path: Path)
     folder = shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "odd")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 8, "n_head": 2}))
-    options = (f"--model={folder}", f"--eval_dir={tmp_path}")
-    _, error = start("eval.py", run / "config.py", *options).communicate(timeout=120)
-    assert re.fullmatch(r"error: .*of another shape: \('transformer.*\n", error)
+    error = refused(run / "config.py", f"--model={folder}", f"--eval_dir={tmp_path}")
+    assert re.fullmatch(r".*of another shape: \('transformer.*", error)
+    assert transformers.utils.logging.get_verbosity() >= 40, "it reports nothing itself"
 
 
 def test_the_config_of_a_model_does_not_choose_the_code_of_its_attention(

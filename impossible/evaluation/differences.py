@@ -12,8 +12,8 @@ import pandas as pd
 
 import perturb
 from impossible.evaluation.intervals import holm, summaries
+from impossible.evaluation.perplexity import sentence_ids
 from impossible.evaluation.plots import groups_of, seeds_of
-from impossible.evaluation.sampling import sentence_ids
 from impossible.evaluation.scores import Scores
 from impossible.evaluation.scoring import Sequences
 
@@ -52,11 +52,11 @@ def pairs_of(scores: list[Scores]) -> list[tuple[str, list[Pair]]]:
     same seeds, settings and test sentences, are named and left out.
     """
     own = [s for s in scores if s.series.language == s.source.language]
-    is_control = [_control(s) == s.source.language for s in own]
     controls: dict[tuple[object, ...], list[Scores]] = {}
-    for s in (s for s, of_control in zip(own, is_control, strict=True) if of_control):
-        controls.setdefault(_partner(s), []).append(s)
-    others = [s for s, of_control in zip(own, is_control, strict=True) if not of_control]
+    for s in own:
+        if _control(s) == s.source.language:
+            controls.setdefault(_partner(s), []).append(s)
+    others = [s for s in own if _control(s) != s.source.language]
     curves = []
     for label, group in groups_of(others):
         control = _control(group[0])
@@ -112,13 +112,13 @@ def _rows(label: str, pairs: list[Pair], measure: str, of: Values) -> Iterator[d
         }
 
 
-def _differences(ours: Scores, control: Scores, of: Values) -> pd.DataFrame:
+def _differences(scores: Scores, control: Scores, of: Values) -> pd.DataFrame:
     """The differences of the values of each sentence that both sampled, by id and step.
 
     A sentence that is too long, or of which nothing is scored, is left out.
     """
     own, other = (
-        pd.DataFrame(s.by_step(of), index=sentence_ids(s.sequences)) for s in (ours, control)
+        pd.DataFrame(s.by_step(of), index=sentence_ids(s.sequences)) for s in (scores, control)
     )
     steps = [step for step in own if step in other]
     common = own.index[own.index.isin(other.index)]

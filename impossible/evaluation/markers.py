@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 import perturb
-from impossible.evaluation import sampling
+from impossible.evaluation import perplexity
 from impossible.evaluation.intervals import summaries
+from impossible.evaluation.scores import language_of
 from impossible.evaluation.scoring import Sequences
 from impossible.settings import Settings, UserError
 from impossible.text.arrays import from_lengths
@@ -24,12 +25,12 @@ def sequences(settings: Settings) -> Sequences:
 
     Raises UserError for a language without hops.
     """
-    language = sampling.language_of(settings)
+    language = language_of(settings)
     if not perturb.get(language).hops:
         raise UserError(
             f"--markers works only for no_hop, token_hop and word_hop, not for {language}."
         )
-    sampled = sampling.of_settings(settings, marked_only=True)
+    sampled = perplexity.sequences(settings, marked_only=True)
     parts, following = [], []
     for tokens in sampled.parts:
         end = int(np.argmax(tokens >= FIRST_MARKER_ID)) + 1

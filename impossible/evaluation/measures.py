@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from impossible.evaluation import (
     pairs,
     perplexity,
     plots,
-    sampling,
     stimuli,
 )
 from impossible.evaluation.differences import Values
@@ -80,20 +79,13 @@ class Measure(NamedTuple):
     difference: str = ""  # the label of their picture, if they have one
 
 
-def _test_source(settings: Settings) -> Source:
-    meta = sampling.read_meta(settings)
-    sha256 = meta.splits["test"]["sha256"]
-    place = f"{sampling.data_dir_of(settings).resolve().name}-{sha256[:8]}"
-    return Source(meta.language, place, split_sha256=sha256)
-
-
 def _with_entropies(scores: list[Scores]) -> list[Scores]:
     """The same scores, whose totals are the entropies of their languages if these are wanted."""
     if not scores[0].settings.entropies:
         return scores
     eval_dir = Path(scores[0].settings.eval_dir)
     return [
-        s.with_sequences(totals=ngrams.columns(sampling.data_dir_of(s.settings), eval_dir))
+        s.with_sequences(totals=ngrams.columns(perplexity.data_dir_of(s.settings), eval_dir))
         for s in scores
     ]
 
@@ -105,7 +97,7 @@ def _more_perplexities(results: Results, scores: list[Scores]) -> None:
         if getattr(settings, name):
             results.table(name, (part for s in scores for part in s.tables(table)))
     if settings.entropies:
-        folders = {sampling.data_dir_of(s.settings): None for s in scores}
+        folders = {perplexity.data_dir_of(s.settings): None for s in scores}
         results.table("entropies", [ngrams.table(list(folders), Path(settings.eval_dir))])
     losses = plots.losses_of(plots.groups_of(scores))
     if len(losses):
@@ -119,8 +111,8 @@ def _pair_items(results: Results, scores: list[Scores]) -> None:
 
 MEASURES = {
     "perplexity": Measure(
-        _test_source,
-        sampling.of_settings,
+        perplexity.source,
+        perplexity.sequences,
         perplexity.result,
         perplexity.table,
         _more_perplexities,
@@ -137,7 +129,7 @@ MEASURES = {
         difference="difference in log-perplexity (nats)",
     ),
     "markers": Measure(
-        _test_source,
+        perplexity.source,
         markers.sequences,
         markers.result,
         markers.table,
@@ -186,18 +178,19 @@ def write(folder: Path, name: str, scores: list[Scores]) -> None:
     ):
         results = Results(Path(made))
         _write(results, name, MEASURES[name], scores)
-        source = hashlib.sha256(b"".join(_identity(scores))).hexdigest()
-        files.replace_results(folder, Path(made), record_of(folder, name), source)
+        files.replace_results(folder, Path(made), record_of(folder, name), _source_of(scores))
     for file, content in results.contents.items():
         print(f"{folder / file}: {content}")
 
 
-def _identity(scores: list[Scores]) -> Iterator[bytes]:
-    """The models and their losses, on which all results depend."""
+def _source_of(scores: list[Scores]) -> str:
+    """A hash of the models and their losses, on which all results depend."""
+    digest = hashlib.sha256()
     for s in scores:
         for model in s.series.models:
-            yield repr(s.columns(model)).encode()
-            yield s.losses[model.name].tobytes()
+            digest.update(repr(s.columns(model)).encode())
+            digest.update(s.losses[model.name].tobytes())
+    return digest.hexdigest()
 
 
 def _write(results: Results, name: str, measure: Measure, scores: list[Scores]) -> None:

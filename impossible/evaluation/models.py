@@ -237,7 +237,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # no report on weights: ours is one line
+    transformers.utils.logging.set_verbosity_error()  # errors below are one line
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _require_plain(config, name)

@@ -58,14 +58,14 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
     depth = _depth(tokens, end, max(ORDERS), [0, first])
     lower = np.full(len(test), 1 / vocab_size)  # p(token) by the order below
     grams, _ = _grams(1, tokens, depth, first, None)
-    found = {}
+    of_order = {}
     for n in ORDERS:
         sums = np.zeros((2, 2))
         for _, deep, p in _probabilities(grams, grams.counts, n, depth[first:], lower, first):
             bits, is_local = -np.log2(p), deep >= n - 1
             sums += [[bits.sum(), len(p)], [bits[is_local].sum(), is_local.sum()]]
         with np.errstate(invalid="ignore"):
-            found[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
+            of_order[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
         if n < max(ORDERS):
             longer, before = _grams(n + 1, tokens, depth, first, grams.ids)
             # Below the highest order, an n-gram counts once for every token that stands before it;
@@ -74,7 +74,7 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
             for chunk, _, p in _probabilities(grams, counts, n, depth[first:], lower, first):
                 lower[chunk] = p
             grams = longer
-    return found
+    return of_order
 
 
 def _depth(tokens: np.ndarray, end: int, most: int, starts: list[int]) -> np.ndarray:
@@ -152,14 +152,14 @@ def _smoothed(
     discounts = _discounts(counts)
     totals, freed = np.zeros((2, int(contexts[-1]) + 1))  # by context
     for chunk in _chunks(len(counts)):
-        found, start = counts[chunk], contexts[chunk][0]
-        for sums, values in ((totals, found), (freed, discounts[np.minimum(found, 3)])):
+        count, start = counts[chunk], contexts[chunk][0]
+        for sums, values in ((totals, count), (freed, discounts[np.minimum(count, 3)])):
             part = np.bincount(contexts[chunk] - start, values)
             sums[start : start + len(part)] += part
 
     def probability(ids: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        found, context = counts[ids], contexts[ids]
-        p = found - discounts[np.minimum(found, 3)] + freed[context] * lower
+        count, context = counts[ids], contexts[ids]
+        p = count - discounts[np.minimum(count, 3)] + freed[context] * lower
         return np.divide(p, totals[context], out=lower.copy(), where=totals[context] > 0)
 
     return probability
@@ -171,9 +171,9 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     if rare.all():
         number = np.arange(1, 4)
         kept = (number + 1) * rare[0] / (rare[0] + 2 * rare[1]) * rare[1:] / rare[:-1]
-        found = number - kept
-        if np.all((found >= 0) & (found <= number)):
-            return np.array([0, *found])
+        discounts = number - kept
+        if np.all((discounts >= 0) & (discounts <= number)):
+            return np.array([0, *discounts])
     return _FALLBACK
 
 

@@ -19,8 +19,7 @@ import perturb
 from impossible import asking
 from impossible.evaluation import rows
 from impossible.evaluation.intervals import wilson_interval
-from impossible.evaluation.sampling import language_of
-from impossible.evaluation.scores import Scores, Source
+from impossible.evaluation.scores import Scores, Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses
 from impossible.settings import Settings, UserError
 from impossible.text import annotate

@@ -33,6 +33,11 @@ class Source(NamedTuple):
     name: str = ""  # of pairs or stimuli: of the folder of their results
 
 
+def language_of(settings: Settings) -> str:
+    """The language of the sentences that models are evaluated on."""
+    return settings.test_language or settings.language
+
+
 @dataclass(frozen=True)
 class Scores:
     """A series of models on sequences, with the losses of their tokens once they are scored."""

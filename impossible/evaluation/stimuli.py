@@ -17,11 +17,9 @@ import pandas as pd
 
 import perturb
 from impossible.evaluation import rows
-from impossible.evaluation.rows import Row
-from impossible.evaluation.sampling import language_of
-from impossible.evaluation.scores import Source
+from impossible.evaluation.rows import Region, Row, Stimulus, read
+from impossible.evaluation.scores import Source, language_of
 from impossible.evaluation.scoring import Sequences
-from impossible.evaluation.stimulus_files import Region, Stimulus, read
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Sentences, from_lengths

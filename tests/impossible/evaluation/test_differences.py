@@ -11,7 +11,7 @@ import scipy.stats
 from conftest import succeed
 
 import perturb
-from impossible.evaluation import differences, intervals, sampling
+from impossible.evaluation import differences, intervals, perplexity
 from impossible.evaluation.measures import MEASURES
 from impossible.evaluation.models import Model, Seeds, Series
 from impossible.evaluation.perplexity import log_perplexities
@@ -48,7 +48,7 @@ def scored(prepared: Path) -> Make:
         **about: object,
     ) -> Scores:
         meta = token_files.read_meta(prepared / language)
-        test = sampling.draw(prepared / language, meta, 60, 7)
+        test = perplexity.draw(prepared / language, meta, 60, 7)
         sha256 = meta.splits["test"]["sha256"]
         names = [f"checkpoint-{step}" for step in steps]
         models = [Model(name, str, lambda _: None) for name in names]

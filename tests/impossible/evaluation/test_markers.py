@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import fail, succeed, write_config
 
-from impossible.evaluation import sampling
+from impossible.evaluation import perplexity
 from impossible.evaluation.scoring import Sequences
 from impossible.text import token_files
 
@@ -63,7 +63,7 @@ def test_surprisals_of_markers_are_those_of_transformers(
     for language, config in runs.items():
         data, out_dir = config.parent / language, config.parent / "out" / language
         meta = token_files.read_meta(data)
-        test = sampling.draw(data, meta, 30, 3, marked_only=True)
+        test = perplexity.draw(data, meta, 30, 3, marked_only=True)
         assert len(test.columns) > 20
         table = pd.read_csv(out_dir / "evaluation" / "markers.csv").set_index("step")
         for step in (3, 6):

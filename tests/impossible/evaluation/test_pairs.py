@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, fail, succeed, write_config
-from hub import Hub, serve
+from hub import Hub, asked_here, serve
 
 import perturb
 from impossible.evaluation import pairs as module
@@ -216,34 +216,16 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     made = Hub()
     made.add_dataset("nyu-mll/blimp", module.COMMIT, tree)
     copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
-    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
-    with serve(made) as hub:
-        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
-        succeed(*command, "--pairs=blimp", env=env)
+    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6", "--pairs=blimp")
+    with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
+        succeed(*command)
     found = pd.read_csv(copy / "evaluation" / f"pairs_blimp-{module.COMMIT[:8]}" / "pairs.csv")
     assert found.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
     assert found.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
-    error = fail(*command, "--pairs=blimp", env={"HF_HOME": str(tmp_path / "empty")})
+    module.read.cache_clear()
+    with serve(Hub()) as hub, asked_here(hub, tmp_path / "empty"):
+        error = fail(*command)
     assert "name a folder of its jsonl files: --pairs=FOLDER" in error
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("[]", "x.jsonl, line 2 is no JSON object"),
-        ("{", "x.jsonl, line 2 is no JSON object"),
-        ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
-        ('{"sentence_good": "A.", "sentence_bad": " "}', "x.jsonl, line 2: .* is empty"),
-        ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),
-        ("", "holds no minimal pair"),
-    ],
-)
-def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
-        module.read(str(tmp_path))
-    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder"):
-        module.read(str(tmp_path / "none"))
 
 
 def test_languages_are_compared_on_the_pairs_that_all_have(
@@ -308,20 +290,27 @@ def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("line", "told"),
     [
-        ({"UID": "all"}, "line 1: the paradigm 'all' has the name that tables give to the total"),
-        ({"UID": ["a"]}, r'line 1: UID = \["a"\]. Expected a text or a number'),
-        ({"sentence_bad": ["B", "a"]}, r'line 1: sentence_bad = \["B", "a"\]. Expected a text'),
-        ({"sentence_bad": None}, "line 1: sentence_good or sentence_bad is empty"),
-        ({"sentence_good": "A\u200b b."}, r"character 2 of sentence_good .*U\+200B"),
+        ("[]", "line 2 is no JSON object"),
+        ("{", "line 2 is no JSON object"),
+        ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
+        ('{"sentence_good": "A.", "sentence_bad": " "}', "line 2: .* is empty"),
+        ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),
+        ('{"sentence_good": "A.", "sentence_bad": ["A"]}', r'sentence_bad = \["A"\]. Expected a'),
+        ('{"sentence_good": "A.", "sentence_bad": null}', "line 2: .* is empty"),
+        ('{"sentence_good": "A\u200b.", "sentence_bad": "B"}', r"character 2 of .*U\+200B"),
+        ('{"sentence_good": "A.", "sentence_bad": "B", "UID": "all"}', "has the name that tables"),
+        ('{"sentence_good": "A.", "sentence_bad": "B", "UID": ["a"]}', r'UID = \["a"\]. Expected'),
+        ("", "holds no minimal pair"),
     ],
 )
-def test_what_is_not_clear_in_a_pair_is_refused(
-    row: dict[str, object], told: str, tmp_path: Path
-) -> None:
+def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
     with pytest.raises(UserError, match=told):
-        module.read(str(write_pairs(tmp_path / "x.jsonl", row)))
+        module.read(str(tmp_path))
+    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder"):
+        module.read(str(tmp_path / "none"))
 
 
 def test_white_space_in_pairs_is_replaced_and_counted(

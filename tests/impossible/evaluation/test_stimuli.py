@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROOT, fail, succeed
+from conftest import ROOT, succeed
 
 import perturb
 from impossible.evaluation import stimuli
-from impossible.evaluation.stimulus_files import Region, Stimulus
+from impossible.evaluation.rows import Region, Stimulus
 from impossible.settings import Settings, UserError
 from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.tokenizer import Tokenizer
@@ -130,40 +130,6 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
         (of_marker,) = of_step[of_step.unit == "marker"].surprisal
         assert of_marker == pytest.approx(expected[2], rel=1e-4)
     assert (table[table.unit == "region"]["item"] == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("item,text\n1,A b.\n", "x.csv has no column condition"),
-        ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
-        ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
-        ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
-        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
-        ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
-        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
-        ("item,condition,text\n", "holds no stimulus"),
-        ("item,condition,text\n1,a,\n", "row 2: text is empty"),
-        ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
-        ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
-        ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
-        ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
-        ('item,condition,text\n1,a,"A\n', "cannot be read"),
-        ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
-        ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
-        (
-            "item,condition,text,marker_place\n1,a,A b.,1\n1,b,A c.,\n",
-            "a marker_place in some conditions only",
-        ),
-        ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
-    ],
-)
-def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
-        stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_reverse")
-    error = fail("eval.py", f"--out_dir={trained}", f"--stimuli={tmp_path / 'none.csv'}")
-    assert "is no file. Expected a csv or jsonl file" in error
 
 
 HIS, VERY, MESSY, THE = (
@@ -434,6 +400,27 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("item,text\n1,A b.\n", "x.csv has no column condition"),
+        ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
+        ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
+        ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
+        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
+        ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
+        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
+        ("item,condition,text\n", "holds no stimulus"),
+        ("item,condition,text\n1,a,\n", "row 2: text is empty"),
+        ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
+        ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
+        ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
+        ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
+        ('item,condition,text\n1,a,"A\n', "cannot be read"),
+        ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
+        ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
+        (
+            "item,condition,text,marker_place\n1,a,A b.,1\n1,b,A c.,\n",
+            "a marker_place in some conditions only",
+        ),
+        ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
         ('{"item": 1, "condition": true, "text": "A."}', "row 1: condition = true. Expected a"),
         ('{"item": 1, "condition": "a", "text": ["A", "b"]}', r'row 1: text = \["A", "b"\]'),
         ('{"item": 1, "condition": "a", "text": 5}', "row 1: text = 5. Expected a text"),
@@ -454,7 +441,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),
         (
             'item,condition,text\n1,a,A.\n2,a,"He said "no" twice."\n',
-            'row 3 cannot be read .*each of its own twice: "He said ""no""."',
+            'line 3 cannot be read .*each of its own twice: "He said ""no""."',
         ),
         ("\n\nitem,condition,text\n1,a\n", "row 4 has more or fewer values"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),
@@ -463,9 +450,12 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_clear_in_a_file_is_refused(text: str, told: str, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    path = tmp_path / "x.csv"
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=told):
-        stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_shuffle")
+        stimuli.sequences(Settings(language="no_reverse", stimuli=str(path)))
+    with pytest.raises(UserError, match=r"is no file. Expected a csv or jsonl file"):
+        stimuli.source(Settings(stimuli=str(tmp_path / "none.csv")))
 
 
 def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
