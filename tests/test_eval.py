@@ -476,7 +476,7 @@ def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_pat
         assert own.step.unique().tolist() == list(STEPS)
         pd.testing.assert_frame_equal(joint.iloc[: len(own)], own)
         assert len(joint) == 2 * len(own)
-        assert set(joint.drop_duplicates) == {0}, "no word for a number"
+        assert set(joint["drop_duplicates"]) == {0}, "no word for a number"
     for path in tmp_path.rglob("*.csv"):
         assert str(tmp_path) not in path.read_text(encoding="utf-8"), "no local path"
 
