@@ -464,12 +464,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def asked_here(hub: Hub, cache: Path) -> Iterator[None]:
     """Let huggingface_hub within this process ask a Hub, with a cache of its own."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
     values = {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
         "HF_HUB_CACHE": str(cache),
     }
-    with unittest.mock.patch.multiple(constants, **values):
+    patch = unittest.mock.patch
+    with patch.multiple(constants, **values), patch.object(hf_api.api, "endpoint", hub.url):
         yield

@@ -14,9 +14,8 @@ import perturb
 from impossible.evaluation import perplexity
 from impossible.evaluation.intervals import summaries
 from impossible.evaluation.scores import language_of
-from impossible.evaluation.scoring import Sequences
+from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
-from impossible.text.arrays import from_lengths
 from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID
 
 
@@ -38,7 +37,7 @@ def sequences(settings: Settings) -> Sequences:
         following.append(tokens[end] if end < len(tokens) else END_OF_TEXT_ID)
     return dataclasses.replace(
         sampled,
-        sentences=from_lengths(np.concatenate(parts), np.array(list(map(len, parts)))),
+        sentences=sentences_of(parts),
         last_instead=np.array(following, np.uint16),
         whole_lengths=sampled.sentences.lengths,
     )

@@ -20,12 +20,12 @@ from impossible import asking
 from impossible.evaluation import rows
 from impossible.evaluation.intervals import wilson_interval
 from impossible.evaluation.scores import Scores, Source, language_of
-from impossible.evaluation.scoring import Sequences, sentence_losses
+from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.token_files import ALL_GENRES as TOTAL
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer, marker_ids
 from impossible.text.verbs import annotated, encoded
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
@@ -165,34 +165,27 @@ def perturbed(
     """Both sentences of each pair in a language, after <|endoftext|>, in turn.
 
     leading_space: encode each sentence after a space. (In training data, none begins with one.)
-    place: the name of the pairs in tables. The columns are those of Pair; counts are the pairs of
-    each paradigm and field that are left out: pairs of which one sentence is dropped in that
-    language; pairs of unequal length in tokens, if the language's rule depends on it; and pairs
-    whose sentences become the same (as the *Hop languages replace verbs by lemmas). Raises
-    UserError if none remains.
+    place: the name of the pairs in tables. The columns are those of Pair. Left out, and counted by
+    paradigm and field, are pairs of which one sentence is dropped in that language; pairs of
+    unequal length in tokens, if its rule depends on it; and pairs whose sentences become the same
+    (as the *Hop languages replace verbs by lemmas). Raises UserError if none remains.
     """
     rule = perturb.get(language)
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
-    tokenizer, space = Tokenizer(rule.markers), " " * leading_space
-    good, bad = (
-        _encoded([space + text for text in texts], rule, tokenizer)
-        for texts in ([pair.good for pair in pairs], [pair.bad for pair in pairs])
-    )
+    space = " " * leading_space
+    good = _encoded([space + pair.good for pair in pairs], rule)
+    bad = _encoded([space + pair.bad for pair in pairs], rule)
     is_kept = rule.keeps(good) & rule.keeps(bad)
     if not rule.any_length:
         is_kept &= good.lengths == bad.lengths
-    markers, kept, parts = list(tokenizer.markers.values()), [], []
+    seeds = [[rule.seed, zlib.crc32(f"{p.paradigm} {p.item}".encode())] for p in pairs]
+    kept, parts = [], []
     for i in np.flatnonzero(is_kept).tolist():
-        pair = pairs[i]
         # The draw of a pair is the same whatever other pairs there are.
-        seed = [rule.seed, zlib.crc32(f"{pair.paradigm} {pair.item}".encode())]
-        both = [
-            rule.perturb(s.part(i, i + 1), markers, np.random.default_rng(seed)).tokens
-            for s in (good, bad)
-        ]
+        both = [_drawn(s.part(i, i + 1), rule, seeds[i]) for s in (good, bad)]
         if not np.array_equal(*both):
-            kept.append(pair)
+            kept.append(pairs[i])
             parts += [np.append(END_OF_TEXT_ID, tokens) for tokens in both]
     if not kept:
         raise UserError(f"no pair of {place} can be compared in {rule.title}.")
@@ -200,16 +193,21 @@ def perturbed(
     left_out.subtract((p.paradigm, p.field) for p in kept)
     return Sequences(
         language=language,
-        sentences=from_lengths(
-            np.concatenate(parts).astype(np.uint16), np.array(list(map(len, parts)))
-        ),
+        sentences=sentences_of(parts),
         columns=pd.DataFrame(kept),
         about={"test_language": language, "pairs_from": place},
         counts=left_out,
     )
 
 
-def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
+def _drawn(sentence: Sentences, rule: perturb.Language, seed: list[int]) -> np.ndarray:
+    """The tokens of one sentence, perturbed with a generator of its own."""
+    markers = list(marker_ids(rule.markers).values())
+    return rule.perturb(sentence, markers, np.random.default_rng(seed)).tokens
+
+
+def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
+    tokenizer = Tokenizer(rule.markers)
     if not rule.hops:
         return from_lengths(*tokenizer.encode(texts))
     words = zip(annotate.words_of(texts), texts, strict=True)

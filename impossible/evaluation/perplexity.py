@@ -15,10 +15,9 @@ import pandas as pd
 
 import perturb
 from impossible.evaluation.scores import Source, language_of
-from impossible.evaluation.scoring import Sequences, sentence_losses
+from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import token_files
-from impossible.text.arrays import from_lengths
 from impossible.text.corpus import require_names
 from impossible.text.token_files import ALL_GENRES, Meta
 from impossible.text.tokenizer import FIRST_MARKER_ID, Tokenizer
@@ -58,18 +57,20 @@ def draw(
     }
     return Sequences(
         language=meta.language,
-        sentences=from_lengths(np.concatenate(parts), np.array([len(part) for part in parts])),
+        sentences=sentences_of(parts),
         columns=pd.DataFrame(columns),
-        about={
-            "test_language": meta.language,
-            "test_corpus": meta.corpus_version,
-            "test_segmenter": meta.segmenter,
-            "test_hash": meta.splits["test"]["sha256"][:8],
-            "sample_seed": seed,
-            "drop_duplicates": drop_duplicates,
-        },
+        about=_about(meta) | {"sample_seed": seed, "drop_duplicates": drop_duplicates},
         counts=dict(zip(genres, duplicates, strict=True)),
     )
+
+
+def _about(meta: Meta) -> dict[str, str]:
+    return {
+        "test_language": meta.language,
+        "test_corpus": meta.corpus_version,
+        "test_segmenter": meta.segmenter,
+        "test_hash": meta.splits["test"]["sha256"][:8],
+    }
 
 
 def source(settings: Settings) -> Source:

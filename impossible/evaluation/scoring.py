@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from impossible.distributed import World
-from impossible.text.arrays import Sentences, span_positions
+from impossible.text.arrays import Sentences, from_lengths, span_positions
 from impossible.text.tokenizer import FIRST_MARKER_ID
 
 # Raised when the same model and sequences give other numbers: older losses are then computed anew.
@@ -59,6 +59,12 @@ class Sequences:
         arrays += [(self.last_instead, "<u2"), (self.whole_lengths, "<i8")]
         data = [array.astype(kind).tobytes() for array, kind in arrays if array is not None]
         return hashlib.sha256(b"".join(data)).hexdigest()
+
+
+def sentences_of(parts: list[np.ndarray]) -> Sentences:
+    """Sentences from the tokens of each."""
+    lengths = np.array([len(part) for part in parts], np.int64)
+    return from_lengths(np.concatenate(parts).astype(np.uint16), lengths)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import perturb
 from impossible.evaluation import rows
 from impossible.evaluation.rows import Region, Row, Stimulus, read
 from impossible.evaluation.scores import Source, language_of
-from impossible.evaluation.scoring import Sequences
+from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Sentences, from_lengths
@@ -315,7 +315,7 @@ def sequences(settings: Settings) -> Sequences:
     """
     language = language_of(settings)
     made = prepared(read(Path(settings.stimuli), source(settings).place), language)
-    parts = [np.append(END_OF_TEXT_ID, stimulus.tokens).astype(np.uint16) for stimulus in made]
+    parts = [np.append(END_OF_TEXT_ID, stimulus.tokens) for stimulus in made]
     tokenizer, units, first = Tokenizer(perturb.get(language).markers), [], 0
     for stimulus in made:
         common = {
@@ -332,7 +332,7 @@ def sequences(settings: Settings) -> Sequences:
     whole = ("marker_place", "position", "word_index")
     return Sequences(
         language=language,
-        sentences=from_lengths(np.concatenate(parts), np.array(list(map(len, parts)))),
+        sentences=sentences_of(parts),
         columns=pd.DataFrame(units).astype(dict.fromkeys(whole, "Int64")),
         about={},
         counts={},
