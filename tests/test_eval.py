@@ -673,7 +673,7 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     assert "holds no exported model" in refused(copied, f"--model={tmp_path / 'empty'}")
     error = refused(copied, f"--model={tmp_path / 'out'}")
-    assert "out is a run, but --model= expects exported models. For its checkpoints set" in error
+    assert f"If it is a run, set --out_dir={tmp_path / 'out'} for its checkpoints, or" in error
     assert "--test_data_dir=" in refused(copied, f"--test_data_dir={tmp_path / 'empty'}")
     odd = tmp_path / "models" / os.fsdecode(b"caf\xe9")
     shutil.copytree(run / "out" / "hf" / "checkpoint-4", odd)

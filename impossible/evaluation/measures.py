@@ -51,14 +51,6 @@ class Results:
         self.contents[path.name] = plots.draw(curves, label, path, **options)
 
 
-def _nothing(results: Results, scores: list[Scores]) -> None:
-    """No further tables."""
-
-
-def _unchanged(scores: list[Scores]) -> list[Scores]:
-    return scores
-
-
 class Measure(NamedTuple):
     """One way to evaluate models."""
 
@@ -66,8 +58,8 @@ class Measure(NamedTuple):
     sequences: Callable[[Settings], Sequences]
     result: Callable[[Sequences, np.ndarray], str]  # what is printed of the losses of a model
     table: Table
-    more: Callable[[Results, list[Scores]], None] = _nothing  # writes further tables
-    together: Callable[[list[Scores]], list[Scores]] = _unchanged  # adds what all series share
+    more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
+    together: Callable[[list[Scores]], list[Scores]] = list  # adds what all series share
     # The row of a model that is drawn, with its `value`, `low` and `high`.
     point: Table | None = None
     label: str = ""  # of the picture

@@ -190,15 +190,11 @@ def _of_folder(folder: Path) -> Series:
     """One exported model, or a folder of them."""
     resolved = files.require_utf8(folder.resolve())
     folders = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
-    if not folders and checkpoint.list_checkpoints(resolved):
-        raise UserError(
-            f"{folder} is a run, but --model= expects exported models. For its checkpoints set "
-            f"--out_dir={folder}; for its exports --model={checkpoint.hf_dir(folder)}"
-        )
     if not folders:
         raise UserError(
             f"{folder} holds no exported model. Expected config.json and model.safetensors there, "
-            "or folders checkpoint-N with them (convert_to_hf.py makes them)."
+            "or folders checkpoint-N with them (convert_to_hf.py makes them). If it is a run, set "
+            f"--out_dir={folder} for its checkpoints, or --model={checkpoint.hf_dir(folder)}"
         )
     models = [_exported(files.require_utf8(path)) for path in folders]
     parts = resolved.parts[-3:]  # of exports in a run's folder: the run, hf, perhaps a checkpoint

@@ -65,10 +65,10 @@ def of_json(
         where = f"{path}, {unit} {number}"
         try:
             pairs = json.loads(line, object_pairs_hook=_Pairs)
+            if not isinstance(pairs, _Pairs):
+                raise ValueError(type(pairs).__name__)
         except ValueError as error:
             raise UserError(f"{where} is no JSON object ({error}). Expected one a line.")
-        if not isinstance(pairs, _Pairs):
-            raise UserError(f"{where} is no JSON object. Expected one a line.")
         named = [(name_of(name), value) for name, value in pairs]
         require_once((name for name, _ in named), where)
         yield number, dict(named)
