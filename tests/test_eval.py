@@ -143,6 +143,8 @@ def test_perplexities_are_those_of_one_sentence_at_a_time(run: Path, copied: Pat
             assert row.scored_tokens == (test.sentences.lengths[counted] - 1).sum()
         bits = surprisals[surprisals.checkpoint == name].surprisal.to_numpy()
         np.testing.assert_allclose(bits * np.log(2), expected[name], rtol=1e-4, atol=1e-5)
+        ids = np.concatenate([part[1:] for part in test.parts])
+        assert surprisals[surprisals.checkpoint == name].token_id.tolist() == ids.tolist()
     assert (perplexities.sample_seed == 7).all()
     assert sentences.tokens.tolist() == 2 * test.sentences.lengths.tolist()
     assert surprisals.position.min() == 2, "the first token has none"
@@ -313,6 +315,14 @@ def test_the_scores_of_a_model_that_changed_are_computed_anew(
     monkeypatch.setattr(scoring, "VERSION", scoring.VERSION + 1)
     assert known()[:2] == [False, False]
     assert overall(folder) == after
+    settings = Settings(out_dir=str(path.parent))
+    (before_corpus,) = models.find(settings, ["checkpoint-4"])
+    for step in STEPS:
+        changed = checkpoint.load(checkpoint.path_of(path.parent, step), mmap=False)
+        changed.data["corpus_version"] = "another"
+        checkpoint.save(checkpoint.path_of(path.parent, step), changed)
+    (series,) = models.find(settings, ["checkpoint-4"])
+    assert series.recipe != before_corpus.recipe, "its curve is another one"
 
 
 def test_exports_and_revisions_on_the_hub_give_the_same_numbers(

@@ -10,9 +10,11 @@ import torch
 import transformers
 from conftest import fail, succeed, write_config
 
-from impossible.evaluation import perplexity
+from impossible.evaluation import markers, perplexity
 from impossible.evaluation.scoring import Sequences
+from impossible.settings import Settings
 from impossible.text import token_files
+from impossible.text.arrays import from_lengths
 
 LANGUAGES = ("no_hop", "token_hop")
 SAMPLE = ("--sentences_per_genre=30", "--sample_seed=3")
@@ -122,3 +124,14 @@ def test_other_languages_have_no_marker_to_be_known(
     error = fail("eval.py", f"--out_dir={out_dir}", "--markers")
     assert "--markers works only for no_hop, token_hop and word_hop" in error
     assert not (out_dir / "evaluation").exists(), "a refused command leaves no folder"
+
+
+def test_a_marker_may_end_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.array([5, 6, 50257, 7, 50258, 50258, 8, 9], np.uint16)
+    sentences = from_lengths(tokens, np.array([3, 5]))
+    sampled = Sequences("no_hop", sentences, pd.DataFrame(), {}, {})
+    monkeypatch.setattr(perplexity, "sequences", lambda *_, **__: sampled)
+    found = markers.sequences(Settings(language="no_hop"))
+    assert [part.tolist() for part in found.parts] == [[5, 6, 50257], [7, 50258]]
+    assert found.last_instead.tolist() == [50256, 50258], "what follows the first marker"
+    assert found.lengths.tolist() == [3, 5], "of the whole sentences"
