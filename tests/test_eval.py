@@ -448,7 +448,9 @@ def test_runs_that_differ_in_more_than_their_seed_are_drawn_apart(
     assert "; PartialReverse (large), validation; " in printed
 
 
-def test_entropies_of_the_language_stand_beside_its_perplexities(run: Path, copied: Path) -> None:
+def test_entropies_of_the_language_stand_beside_its_perplexities(
+    run: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluated(copied, *SAMPLE, "--entropies")
     folder = copied.parent / "out" / "evaluation"
     meta = token_files.read_meta(run / "data")
@@ -468,6 +470,14 @@ def test_entropies_of_the_language_stand_beside_its_perplexities(run: Path, copi
     assert row.local_5_bits == pytest.approx(expected[5].local)
     printed = evaluated(copied, *SAMPLE, "--entropies")
     assert "n-gram models" not in printed, "they are kept"
+    other = shutil.copytree(run / "data", tmp_path / "data")
+    text = (other / "meta.json").read_text(encoding="utf-8")
+    for split in ("train", "test"):
+        changed = text.replace(meta.splits[split]["sha256"], "0" * 64)
+        (other / "meta.json").write_text(changed, encoding="utf-8")
+        ngrams.of_data.cache_clear()
+        ngrams.of_data(other, tmp_path / "joint")
+        assert "n-gram models" in capsys.readouterr().out, "of other data"
 
 
 def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_path: Path) -> None:

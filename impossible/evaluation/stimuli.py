@@ -22,7 +22,7 @@ from impossible.evaluation.scores import Source, language_of
 from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
-from impossible.text.arrays import Sentences, from_lengths
+from impossible.text.arrays import Sentences
 from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer, marker_ids
 from impossible.text.verbs import Word, annotated, encoded
 from perturb import PLURAL, REVERSE, SINGULAR, Language
@@ -82,7 +82,7 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
     words = np.append(base.words, -1)[origins]
     before = base.words[: draw.place] if draw and draw.is_used else words[: is_marker.argmax()]
     return base._replace(
-        sentences=_one(tokens),
+        sentences=sentences_of([tokens]),
         words=words,
         region=np.append(base.region, -1)[origins],
         marker_place=len(set(before) - {-1}) if is_marker.any() else None,
@@ -143,7 +143,7 @@ def _unperturbed(
         else:
             tokens, _ = tokenizer.encode([stimulus.text])
             spans = _spans(tokenizer, tokens)
-            yield _located(stimulus, _one(tokens), stimulus.text, spans)
+            yield _located(stimulus, sentences_of([tokens]), stimulus.text, spans)
 
 
 def _located(
@@ -220,10 +220,6 @@ def _marker_place(base: Prepared, rng: np.random.Generator, most: int) -> int:
     return int((base.words < words).sum())
 
 
-def _one(tokens: np.ndarray) -> Sentences:
-    return from_lengths(tokens, np.array([len(tokens)]))
-
-
 def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
     """Where each token, without the space before it, begins and ends in its text: bytes, (n, 2)."""
     pieces = [tokenizer.bytes_of(token) for token in tokens.tolist()]
@@ -244,7 +240,9 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
             f"({rule.markers[0]}). Expected one. (A text with a comma needs quotation marks.)"
         )
     text = tokenizer.decode(tokens)
-    return _located(stimulus, _one(tokens), text, _spans(tokenizer, tokens), tuple(rule.markers))
+    return _located(
+        stimulus, sentences_of([tokens]), text, _spans(tokenizer, tokens), tuple(rule.markers)
+    )
 
 
 def _with_verbs(
