@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
-from impossible import checkpoint, distributed, files
+from impossible import checkpoint, distributed, records
 from impossible.evaluation import measures, models
 from impossible.evaluation.measures import MEASURES
 from impossible.evaluation.scores import Scores, Source, score
@@ -38,7 +38,7 @@ def main(runs: list[Settings]) -> None:
     unscored = find(runs, sources)
     joint = Path(runs[0].eval_dir) / sources[0].name
     for folder in [*(s.folder for s in unscored), *[joint] * (len(unscored) > 1)]:
-        files.require_own(folder, measures.record_of(folder, name), [f"{name}.csv"])
+        records.require_own(folder, measures.record_of(folder, name), [f"{name}.csv"])
     distributed.connect(world, device)
     identities = [[(m.name, m.commit) for m in s.series.models] for s in unscored]
     if any(others != identities for others in world.gather(identities)):

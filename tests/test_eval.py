@@ -20,7 +20,7 @@ from conftest import ROOT, fail, kill, start, succeed, write_config
 from hub import Hub, asked_here, serve
 
 import perturb
-from impossible import checkpoint, files
+from impossible import checkpoint, files, records
 from impossible.distributed import World
 from impossible.evaluation import models, ngrams, perplexity, scoring
 from impossible.evaluation.models import Model, Series
@@ -555,13 +555,13 @@ def test_results_are_written_by_one_command_at_a_time(
 ) -> None:
     """Those of each run, and the joint ones."""
     locked, folders = [], (tmp_path / "out/evaluation", tmp_path / "joint")
-    replace = files.replace_results
+    replace = records.replace_results
 
     def seen(*arguments: object) -> None:
         locked.append([files.is_locked(folder) for folder in folders])
         replace(*arguments)
 
-    monkeypatch.setattr(files, "replace_results", seen)
+    monkeypatch.setattr(records, "replace_results", seen)
     evaluated(copied, *SAMPLE, f"--model=run,{tmp_path / 'out' / 'hf'}")
     assert locked == [[True, False], [False, False], [False, True]]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from impossible import files
+from impossible import files, records
 from impossible.evaluation import (
     differences,
     markers,
@@ -170,7 +170,7 @@ def write(folder: Path, name: str, scores: list[Scores]) -> None:
     ):
         results = Results(Path(made))
         _write(results, name, MEASURES[name], scores)
-        files.replace_results(folder, Path(made), record_of(folder, name), _source_of(scores))
+        records.replace_results(folder, Path(made), record_of(folder, name), _source_of(scores))
     for file, content in results.contents.items():
         print(f"{folder / file}: {content}")
 

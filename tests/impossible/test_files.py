@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run, settled_folder, start
 
-from impossible import files
+from impossible import files, records
 from impossible.settings import UserError
 
 
@@ -144,7 +144,7 @@ def write_results(folder: Path, source: str, **contents: str) -> None:
     with tempfile.TemporaryDirectory() as results:
         for name, content in contents.items():
             (Path(results) / name).write_text(content)
-        files.replace_results(folder, Path(results), folder / ".record.json", source)
+        records.replace_results(folder, Path(results), folder / ".record.json", source)
 
 
 def test_results_of_another_source_go_and_files_of_others_stay(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_results_of_another_source_go_and_files_of_others_stay(tmp_path: Path) -
 def test_a_damaged_record_of_results_replaces_nothing(record: str, tmp_path: Path) -> None:
     path = tmp_path / ".record.json"
     path.write_text(record, encoding="utf-8")
-    files.require_own(tmp_path, path, ["a"])
+    records.require_own(tmp_path, path, ["a"])
     (tmp_path / "a").write_text("mine\n")
     with pytest.raises(UserError, match=r"a was not written by an evaluation"):
-        files.require_own(tmp_path, path, ["a"])
+        records.require_own(tmp_path, path, ["a"])
