@@ -21,9 +21,9 @@ import torch.nn.functional as F
 
 import perturb
 from impossible import checkpoint, distributed
-from impossible.evaluation import series as all_series
+from impossible.evaluation import models
+from impossible.evaluation.rows import sentence
 from impossible.evaluation.scoring import Scorer
-from impossible.evaluation.stimulus_files import sentence
 from impossible.settings import Settings, UserError, run_command
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from perturb import Language, NoWayBack
@@ -38,12 +38,12 @@ def main(settings: Settings) -> None:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
     prompt = tokenizer.encode_with_markers(text)
     device = distributed.pick_device(settings.device, distributed.World())
-    names = all_series.checkpoints(settings.checkpoint)
-    for series in all_series.find(settings, [] if names == ["all"] else names):
-        for member in series.members if names else series.members[-1:]:
-            scorer = member.load(device)
-            require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, member.name)
-            print(f"{series.title}, {member.name}:")
+    names = models.checkpoints(settings.checkpoint)
+    for series in models.find(settings, [] if names == ["all"] else names):
+        for model in series.models if names else series.models[-1:]:
+            scorer = model.load(device)
+            require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, model.name)
+            print(f"{series.title}, {model.name}:")
             torch.manual_seed(settings.seed)
             for _ in range(settings.samples):
                 tokens = generate(scorer, prompt, settings)

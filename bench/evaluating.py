@@ -14,8 +14,8 @@ import prepare
 from bench.turns import REPEATS, compare
 from impossible import checkpoint, distributed
 from impossible.distributed import World
+from impossible.evaluation import models, perplexity
 from impossible.evaluation import scoring as scores
-from impossible.evaluation import series
 from impossible.hub import export
 from impossible.settings import Settings
 from impossible.text import token_files
@@ -31,7 +31,7 @@ def scoring(folder: str) -> Callable[[], float]:
     place = distributed.pick_device("auto", World())
     if place.type == "cpu":
         distributed.keep_freed_memory()  # as eval.py does
-    scorer, test = series.scorer_of(path, place), _sentences(Path(folder))
+    scorer, test = models.scorer_of(path, place), _sentences(Path(folder))
 
     def score_all() -> float:
         start = time.perf_counter()
@@ -48,12 +48,9 @@ def published_scoring(folder: str) -> Callable[[], float]:
     place = distributed.pick_device("auto", World())
     model = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "hf").to(place).eval()
     drawn = _sentences(Path(folder))
-    offsets = drawn.sentences.offsets[1:-1]
-    parts = [
-        torch.from_numpy(p.astype(np.int64)) for p in np.split(drawn.sentences.tokens, offsets)
-    ]
+    parts = [torch.from_numpy(part.astype(np.int64)) for part in drawn.parts]
     chance = np.random.default_rng(0).random(len(parts))
-    order = np.lexsort([chance, drawn.genre])  # genre by genre, as drawn
+    order = np.lexsort([chance, drawn.columns["genre"].cat.codes])  # genre by genre, as drawn
     ends = range(_PUBLISHED_BATCH, len(order), _PUBLISHED_BATCH)
     batches = [[parts[i] for i in batch] for batch in np.split(order, ends)]
 
@@ -72,8 +69,8 @@ def published_scoring(folder: str) -> Callable[[], float]:
     return score_all
 
 
-def _sentences(folder: Path) -> scores.TestSet:
-    return scores.draw(folder, token_files.read_meta(folder), _SCORED, 0)
+def _sentences(folder: Path) -> scores.Sequences:
+    return perplexity.draw(folder, token_files.read_meta(folder), _SCORED, 0)
 
 
 def table(folder: Path, texts: dict[str, str], settings: Settings | None = None) -> None:

@@ -15,9 +15,11 @@ import signal
 import socket
 import struct
 import threading
+import unittest.mock
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -440,3 +442,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@contextmanager
+def asked_here(hub: Hub, cache: Path) -> Iterator[None]:
+    """Let huggingface_hub within this process ask a Hub, with a cache of its own."""
+    from huggingface_hub import constants, hf_api
+
+    values = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_CACHE": str(cache),
+    }
+    patch = unittest.mock.patch
+    with patch.multiple(constants, **values), patch.object(hf_api.api, "endpoint", hub.url):
+        yield

@@ -10,11 +10,22 @@ without pruning. No model is stored: the n-grams of train and test are ranked to
 rank of an n-gram of test is also the place of its count in train.
 """
 
+import contextlib
+import functools
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from impossible import files
+from impossible.settings import UserError
+from impossible.text import token_files
+from impossible.text.tokenizer import END_OF_TEXT_ID
+
+_VERSION = 1  # raised when the same tokens give other numbers
 ORDERS = range(1, 6)
 _CHUNK = 1 << 20  # tokens handled in one go
 _NONE = np.uint64(2**64 - 1)  # the key of a place with too few tokens before it
@@ -47,14 +58,14 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
     depth = _depth(tokens, end, max(ORDERS), [0, first])
     lower = np.full(len(test), 1 / vocab_size)  # p(token) by the order below
     grams, _ = _grams(1, tokens, depth, first, None)
-    found = {}
+    of_order = {}
     for n in ORDERS:
         sums = np.zeros((2, 2))
         for _, deep, p in _probabilities(grams, grams.counts, n, depth[first:], lower, first):
             bits, is_local = -np.log2(p), deep >= n - 1
             sums += [[bits.sum(), len(p)], [bits[is_local].sum(), is_local.sum()]]
         with np.errstate(invalid="ignore"):
-            found[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
+            of_order[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
         if n < max(ORDERS):
             longer, before = _grams(n + 1, tokens, depth, first, grams.ids)
             # Below the highest order, an n-gram counts once for every token that stands before it;
@@ -63,7 +74,7 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
             for chunk, _, p in _probabilities(grams, counts, n, depth[first:], lower, first):
                 lower[chunk] = p
             grams = longer
-    return found
+    return of_order
 
 
 def _depth(tokens: np.ndarray, end: int, most: int, starts: list[int]) -> np.ndarray:
@@ -141,14 +152,14 @@ def _smoothed(
     discounts = _discounts(counts)
     totals, freed = np.zeros((2, int(contexts[-1]) + 1))  # by context
     for chunk in _chunks(len(counts)):
-        found, start = counts[chunk], contexts[chunk][0]
-        for sums, values in ((totals, found), (freed, discounts[np.minimum(found, 3)])):
+        count, start = counts[chunk], contexts[chunk][0]
+        for sums, values in ((totals, count), (freed, discounts[np.minimum(count, 3)])):
             part = np.bincount(contexts[chunk] - start, values)
             sums[start : start + len(part)] += part
 
     def probability(ids: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        found, context = counts[ids], contexts[ids]
-        p = found - discounts[np.minimum(found, 3)] + freed[context] * lower
+        count, context = counts[ids], contexts[ids]
+        p = count - discounts[np.minimum(count, 3)] + freed[context] * lower
         return np.divide(p, totals[context], out=lower.copy(), where=totals[context] > 0)
 
     return probability
@@ -160,7 +171,50 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     if rare.all():
         number = np.arange(1, 4)
         kept = (number + 1) * rare[0] / (rare[0] + 2 * rare[1]) * rare[1:] / rare[:-1]
-        found = number - kept
-        if np.all((found >= 0) & (found <= number)):
-            return np.array([0, *found])
+        discounts = number - kept
+        if np.all((discounts >= 0) & (discounts <= number)):
+            return np.array([0, *discounts])
     return _FALLBACK
+
+
+# Of prepared data
+
+
+def table(data_dirs: list[Path], eval_dir: Path) -> pd.DataFrame:
+    """A row for each of some prepared data and each n."""
+    rows = []
+    for data_dir in data_dirs:
+        meta = token_files.read_meta(data_dir)
+        hashes = {f"{split}_hash": meta.splits[split]["sha256"][:8] for split in ("train", "test")}
+        about = {"language": meta.language, "corpus": meta.corpus_version, **hashes}
+        for n, entropy in of_data(data_dir, eval_dir).items():
+            rows.append({**about, "n": n, "all_bits": entropy.all, "local_bits": entropy.local})
+    return pd.DataFrame(rows)
+
+
+def columns(data_dir: Path, eval_dir: Path) -> dict[str, float]:
+    """The columns that stand beside the perplexities on a language."""
+    of_order = of_data(data_dir, eval_dir)
+    local = {f"local_{n}_bits": of_order[n].local for n in ORDERS if n > 1}
+    return {"unigram_bits": of_order[1].all, "bigram_bits": of_order[2].all} | local
+
+
+@functools.lru_cache
+def of_data(data_dir: Path, eval_dir: Path) -> dict[int, Entropy]:
+    """The entropies of prepared data by n, kept in eval_dir. Raises UserError without test data."""
+    meta = token_files.read_meta(data_dir)
+    key = "-".join(meta.splits[split]["sha256"][:8] for split in ("train", "test"))
+    path = eval_dir / "scores" / f"entropies-{key}-{_VERSION}.json"
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is computed again
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {int(n): Entropy(*values) for n, values in kept.items()}
+    train, test = (
+        token_files.open_blocks(data_dir, meta, split, 1)[:, 0] for split in ("train", "test")
+    )
+    if not len(test):
+        raise UserError(f"the test split in {data_dir} is empty, so it has no entropies.")
+    print(f"{meta.language}: n-gram models of {len(train):,} tokens (minutes for 100M)", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    of_order = entropies(train, test, meta.vocab_size, END_OF_TEXT_ID)
+    files.write_json(path, {str(n): list(entropy) for n, entropy in of_order.items()})
+    return of_order

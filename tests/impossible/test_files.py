@@ -1,12 +1,13 @@
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, settled_folder, start
 
-from impossible import files
+from impossible import files, records
 from impossible.settings import UserError
 
 
@@ -112,3 +113,38 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="Input/output"), files.atomic_write(tmp_path / "a") as file:
         file.write(b"new")
     assert not list(tmp_path.iterdir())
+
+
+def write_results(folder: Path, source: str, **contents: str) -> None:
+    """Replace the results in a folder by these files."""
+    with tempfile.TemporaryDirectory() as results:
+        for name, content in contents.items():
+            (Path(results) / name).write_text(content)
+        records.replace_results(folder, Path(results), folder / ".record.json", source)
+
+
+def test_results_of_another_source_go_and_files_of_others_stay(tmp_path: Path) -> None:
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.glob("[a-z]*")}
+
+    (tmp_path / "mine").write_text("mine")
+    write_results(tmp_path, "1", a="1", b="1")
+    write_results(tmp_path, "1", a="2")
+    assert names() == {"a", "b", "mine"}, "they have one source"
+    write_results(tmp_path, "2", c="3")
+    assert names() == {"c", "mine"}
+    (tmp_path / "c").write_text("changed")
+    for name in ("mine", "c", "new"):
+        with pytest.raises(UserError, match="was not written by an evaluation, or was changed"):
+            write_results(tmp_path, "3", **{name: "4"})
+    assert names() == {"c", "mine"}
+
+
+@pytest.mark.parametrize("record", ["[]", '{"source": "x"}', '{"source": "x", "files": 5}', "{"])
+def test_a_damaged_record_of_results_replaces_nothing(record: str, tmp_path: Path) -> None:
+    path = tmp_path / ".record.json"
+    path.write_text(record, encoding="utf-8")
+    records.require_own(tmp_path, path, ["a"])
+    (tmp_path / "a").write_text("mine\n")
+    with pytest.raises(UserError, match=r"a was not written by an evaluation"):
+        records.require_own(tmp_path, path, ["a"])

@@ -10,8 +10,11 @@ import torch
 import transformers
 from conftest import fail, succeed, write_config
 
-from impossible.evaluation import scoring
+from impossible.evaluation import markers, perplexity
+from impossible.evaluation.scoring import Sequences
+from impossible.settings import Settings
 from impossible.text import token_files
+from impossible.text.arrays import from_lengths
 
 LANGUAGES = ("no_hop", "token_hop")
 SAMPLE = ("--sentences_per_genre=30", "--sample_seed=3")
@@ -33,10 +36,10 @@ def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
-def plain(export: Path, test: scoring.TestSet) -> np.ndarray:
+def plain(export: Path, test: Sequences) -> np.ndarray:
     """The surprisals of each sentence's first marker and of the next token, in bits, (S, 2)."""
     model, found = transformers.GPT2LMHeadModel.from_pretrained(export).eval(), []
-    for tokens in np.split(test.sentences.tokens, test.sentences.offsets[1:-1]):
+    for tokens in test.parts:
         ids = [*tokens.tolist(), 50256]
         place = next(i for i, token in enumerate(ids) if token in (50257, 50258))
         if len(tokens) > 64:
@@ -56,11 +59,14 @@ def test_surprisals_of_markers_are_those_of_transformers(
     joint = pd.read_csv(tmp_path / "markers.csv")
     assert joint.model.unique().tolist() == ["NoHop", "TokenHop"]
     assert f"{tmp_path}/markers.png: NoHop; TokenHop" in printed
+    means = pd.read_csv(tmp_path / "markers_means.csv")
+    assert means["mean"].tolist() == joint["difference"].tolist()
+    assert (means[["interval", "n"]] == ["within one run", 1]).all(axis=None)
     for language, config in runs.items():
         data, out_dir = config.parent / language, config.parent / "out" / language
         meta = token_files.read_meta(data)
-        test = scoring.draw(data, meta, 30, 3, marked_only=True)
-        assert len(test.ids) > 20
+        test = perplexity.draw(data, meta, 30, 3, marked_only=True)
+        assert len(test.columns) > 20
         table = pd.read_csv(out_dir / "evaluation" / "markers.csv").set_index("step")
         for step in (3, 6):
             expected = plain(out_dir / "hf" / f"checkpoint-{step}", test)
@@ -118,3 +124,14 @@ def test_other_languages_have_no_marker_to_be_known(
     error = fail("eval.py", f"--out_dir={out_dir}", "--markers")
     assert "--markers works only for no_hop, token_hop and word_hop" in error
     assert not (out_dir / "evaluation").exists(), "a refused command leaves no folder"
+
+
+def test_a_marker_may_end_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.array([5, 6, 50257, 7, 50258, 50258, 8, 9], np.uint16)
+    sentences = from_lengths(tokens, np.array([3, 5]))
+    sampled = Sequences("no_hop", sentences, pd.DataFrame(), {}, {})
+    monkeypatch.setattr(perplexity, "sequences", lambda *_, **__: sampled)
+    found = markers.sequences(Settings(language="no_hop"))
+    assert [part.tolist() for part in found.parts] == [[5, 6, 50257], [7, 50258]]
+    assert found.last_instead.tolist() == [50256, 50258], "what follows the first marker"
+    assert found.lengths.tolist() == [3, 5], "of the whole sentences"

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROOT, fail, succeed
+from conftest import ROOT, succeed
 
 import perturb
 from impossible.evaluation import stimuli
-from impossible.evaluation.pair_files import folder_name
-from impossible.evaluation.stimulus_files import Region, Stimulus
-from impossible.settings import UserError
+from impossible.evaluation.rows import Region, Stimulus
+from impossible.settings import Settings, UserError
 from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.tokenizer import Tokenizer
 
@@ -26,6 +25,11 @@ TEXT = "He cleans his very messy bookshelf."
 
 def pieces(made: stimuli.Prepared, markers: str) -> list[str]:
     return [piece.strip() for piece in Tokenizer(tuple(markers)).pieces(made.tokens)]
+
+
+def name_of(path: Path) -> str:
+    """The name of the folder for results on these stimuli."""
+    return stimuli.source(Settings(stimuli=str(path))).name
 
 
 def regions(*texts: str) -> tuple[Region, ...]:
@@ -128,40 +132,6 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
     assert (table[table.unit == "region"]["item"] == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("item,text\n1,A b.\n", "x.csv has no column condition"),
-        ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
-        ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
-        ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
-        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
-        ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
-        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
-        ("item,condition,text\n", "holds no stimulus"),
-        ("item,condition,text\n1,a,\n", "row 2: text is empty"),
-        ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
-        ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
-        ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
-        ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
-        ('item,condition,text\n1,a,"A\n', "cannot be read"),
-        ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
-        ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
-        (
-            "item,condition,text,marker_place\n1,a,A b.,1\n1,b,A c.,\n",
-            "a marker_place in some conditions only",
-        ),
-        ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
-    ],
-)
-def test_what_is_no_stimulus_is_told(text: str, told: str, trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
-        stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_reverse")
-    error = fail("eval.py", f"--out_dir={trained}", f"--stimuli={tmp_path / 'none.csv'}")
-    assert "is no file. Expected a csv or jsonl file" in error
-
-
 HIS, VERY, MESSY, THE = (
     Tokenizer().encode_ordinary(word)[0] for word in (" his", " very", " messy", " the")
 )
@@ -249,7 +219,6 @@ def test_a_token_that_replaces_another_one_has_its_place(
     token: int,
     order: range,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stimulus = Stimulus("1", "a", TEXT, regions=regions("messy"))
     own(monkeypatch, function, token)
@@ -259,18 +228,17 @@ def test_a_token_that_replaces_another_one_has_its_place(
     original = np.array(Tokenizer().encode_ordinary(TEXT))[list(order)]
     expected = np.where(original == MESSY, token, original) if token else original + 1
     assert made.tokens.tolist() == expected.tolist()
-    stimuli._tell("T", [made], perturb.get("own"))
-    assert capsys.readouterr().out == ""
+    assert list(stimuli.notes_on([made], perturb.get("own"))) == []
 
 
 def test_words_and_regions_that_a_language_leaves_out_are_counted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own(monkeypatch, left_out, MESSY)
     found = [Stimulus("1", c, TEXT, regions=regions(r)) for c, r in (("a", "messy"), ("b", "very"))]
     made = stimuli.prepared(found, "own")
-    stimuli._tell("T", made, perturb.get("own"))
-    assert "warning: T: 2 words and 1 regions have no token in Own" in capsys.readouterr().out
+    (note,) = stimuli.notes_on(made, perturb.get("own"))
+    assert note.startswith("warning: 2 words and 1 regions have no token in Own")
 
 
 def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,9 +278,7 @@ def test_a_language_of_ones_own_inserts_its_own_marker(monkeypatch: pytest.Monke
     assert again[0].tokens.tolist() == made[0].tokens.tolist()
 
 
-def test_the_table_says_where_the_marker_stands_and_on_which_side_of_a_region(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_table_says_where_the_marker_stands_and_on_which_side_of_a_region() -> None:
     conditions = [
         Stimulus("1", "a", "She saw him.", 1, regions=regions("him")),
         Stimulus("1", "b", "She saw him.", 3, regions=regions("him")),
@@ -322,13 +288,12 @@ def test_the_table_says_where_the_marker_stands_and_on_which_side_of_a_region(
     for language, places in (("partial_reverse", [1, 3, 2, 3]), ("full_reverse", [1, 3, 2, 3])):
         made = stimuli.prepared(conditions, language)
         assert [x.marker_place for x in made] == places
-        assert stimuli.on_different_sides(made) == ["1"]
-        stimuli._tell("T", made, perturb.get(language))
-        assert "warning: T: in 1 of 2 items (1), the marker stands" in capsys.readouterr().out
+        (note,) = stimuli.notes_on(made, perturb.get(language))
+        assert note.startswith("warning: in 1 of 2 items (1), the marker stands")
     made = stimuli.prepared(conditions, "even_odd_shuffle")
     assert [x.marker_place for x in made] == [None] * 4
-    stimuli._tell("T", made, perturb.get("even_odd_shuffle"))
-    assert capsys.readouterr().out == "T: marker_place is not used in EvenOddShuffle\n"
+    (note,) = stimuli.notes_on(made, perturb.get("even_odd_shuffle"))
+    assert note == "marker_place is not used in EvenOddShuffle"
     drawn = [s._replace(item=str(i), marker_place=None) for i in range(20) for s in conditions[:2]]
     for x in stimuli.prepared(drawn, "no_reverse"):
         assert x.marker_place == len(set(x.words[: x.is_marker.argmax()]))
@@ -347,13 +312,12 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
     assert second.regions == (Region("Late", "was", None),)
     (made,) = stimuli.prepared([first], "no_shuffle")
     assert made.region.tolist() == [-1, 0, -1, -1, -1, 1, *[-1] * (len(made.tokens) - 6)]
-    units = list(stimuli._units(made, np.ones(len(made.tokens)), Tokenizer()))
-    assert [(u["region"], u["unit_text"]) for u in units if u["unit"] == "region"] == [
-        ("region", "is"),
-        ("Late", "the"),
-    ]
-    named = {u["word_index"]: u["region"] for u in units if u["unit"] == "word" and u["region"]}
-    assert named == {2: "region", 6: "Late"}
+    settings = Settings(language="no_shuffle", stimuli=str(path))
+    units = stimuli.sequences(settings).columns.query("condition == 'a' and region != ''")
+    of_regions = units[units["unit"] == "region"][["region", "unit_text"]]
+    assert of_regions.to_numpy().tolist() == [["region", "is"], ["Late", "the"]]
+    of_words = units[units["unit"] == "word"][["word_index", "region"]]
+    assert of_words.to_numpy().tolist() == [[2, "region"], [6, "Late"]]
     for texts, told in (
         (("is", "is the"), "overlaps"),
         (("hi",), "occurs 0 times as whole words"),
@@ -436,6 +400,27 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("item,text\n1,A b.\n", "x.csv has no column condition"),
+        ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
+        ("item,condition,text\n1,a\n", "row 2 has more or fewer values"),
+        ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
+        ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
+        ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
+        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
+        ("item,condition,text\n", "holds no stimulus"),
+        ("item,condition,text\n1,a,\n", "row 2: text is empty"),
+        ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
+        ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
+        ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
+        ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
+        ('item,condition,text\n1,a,"A\n', "cannot be read"),
+        ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
+        ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
+        (
+            "item,condition,text,marker_place\n1,a,A b.,1\n1,b,A c.,\n",
+            "a marker_place in some conditions only",
+        ),
+        ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
         ('{"item": 1, "condition": true, "text": "A."}', "row 1: condition = true. Expected a"),
         ('{"item": 1, "condition": "a", "text": ["A", "b"]}', r'row 1: text = \["A", "b"\]'),
         ('{"item": 1, "condition": "a", "text": 5}', "row 1: text = 5. Expected a text"),
@@ -456,7 +441,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),
         (
             'item,condition,text\n1,a,A.\n2,a,"He said "no" twice."\n',
-            'row 3 cannot be read .*each of its own twice: "He said ""no""."',
+            'line 3 cannot be read .*each of its own twice: "He said ""no""."',
         ),
         ("\n\nitem,condition,text\n1,a\n", "row 4 has more or fewer values"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),
@@ -465,9 +450,12 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_clear_in_a_file_is_refused(text: str, told: str, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    path = tmp_path / "x.csv"
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=told):
-        stimuli.prepared(stimuli.read(tmp_path / "x.csv"), "no_shuffle")
+        stimuli.sequences(Settings(language="no_reverse", stimuli=str(path)))
+    with pytest.raises(UserError, match=r"is no file. Expected a csv or jsonl file"):
+        stimuli.source(Settings(stimuli=str(tmp_path / "none.csv")))
 
 
 def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
@@ -482,9 +470,9 @@ def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
         header = "item,condition,text,marker_place,region\n"
         path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
         succeed("eval.py", f"--out_dir={out_dir}", f"--stimuli={path}", "--revisions=6")
-        names.append(folder_name("stimuli", str(path)))
+        names.append(name_of(path))
     same = Path(shutil.copy(path, tmp_path / "mine.csv"))
-    assert folder_name("stimuli", str(same)) == names[2]
+    assert name_of(same) == names[2]
     places = {p.parent.name: p for p in (out_dir / "evaluation").glob("*/stimuli.csv")}
     assert len(places.keys() & set(names)) == 3
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

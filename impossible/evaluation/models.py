@@ -1,4 +1,4 @@
-"""Models to evaluate, in the order of their steps: from a run, exports or a repo on the Hub."""
+"""The models to evaluate: checkpoints of a run, exported models, or revisions on the Hub."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,19 @@ import torch
 import perturb
 from impossible import checkpoint, files
 from impossible.asking import patiently
-from impossible.checkpoint import Checkpoint
 from impossible.evaluation.scoring import Scorer
 from impossible.settings import RECIPE, Settings, UserError
 
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _EXPORTS = checkpoint.hf_dir(Path()).name
 _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+_QUANTIZED = ("quantization_config", "compression_config")  # keys of config.json
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
 
 
 @dataclass(frozen=True)
-class Member:
+class Model:
     """One model of a series."""
 
     name: str  # checkpoint-N, or the name of a revision or a folder
@@ -63,7 +64,7 @@ class Series:
     name: str  # in tables: the name of the run's folder or of the repo, without a local path
     place: str  # where the models are: a run's folder, another folder, a repo
     folder: str  # for their results: within eval_dir, or of a run within its own folder
-    members: list[Member]
+    models: list[Model]
     language: str = ""  # that the models were trained on, if that is known
     seeds: Seeds | None = None  # of a run
     test_sha256: str = ""  # of the test split of the data that it was trained on
@@ -78,22 +79,20 @@ class Series:
 def find(settings: Settings, revisions: list[str]) -> list[Series]:
     """The series that the settings name, the run of out_dir if they name none.
 
-    revisions: the checkpoints of each series; if empty, all checkpoint-N. Raises UserError if a
+    revisions: the models of each series by name; if empty, all checkpoint-N. Raises UserError if a
     model or a revision is missing.
     """
-    found = []
-    models = names(settings.model) or [THE_RUN]
     if settings.model and Path(settings.model).is_dir():  # its name may contain a comma
-        models = [settings.model]
-    for name in models:
+        return [_chosen(_of_folder(Path(settings.model)), revisions)]
+    series = []
+    for name in names(settings.model) or [THE_RUN]:
         if name == THE_RUN:
-            series = _of_run(settings)
+            series.append(_of_run(settings))
         elif Path(name).is_dir():
-            series = _of_folder(Path(name))
+            series.append(_of_folder(Path(name)))
         else:
-            series = _of_repo(name, revisions)
-        found.append(_chosen(series, revisions))
-    return found
+            series.append(_of_repo(name, revisions))
+    return [_chosen(s, revisions) for s in series]
 
 
 def checkpoints(text: str) -> list[str]:
@@ -109,21 +108,37 @@ def names(text: str) -> list[str]:
 def _chosen(series: Series, revisions: list[str]) -> Series:
     """The series with only the given revisions; if none are given, with all checkpoint-N.
 
-    Raises UserError for a revision that the series lacks.
+    Raises UserError for a revision that the series lacks. Models without a step come last.
     """
-    by_name = {member.name: member for member in series.members}
-    revisions = revisions or [m.name for m in series.members if m.step is not None] or list(by_name)
+    ordered = sorted(series.models, key=lambda m: (m.step is None, m.step or 0))
+    by_name = {model.name: model for model in ordered}
+    revisions = revisions or [name for name, m in by_name.items() if m.step is not None]
     if missing := [name for name in revisions if name not in by_name]:
         raise UserError(
             f"{series.title} has no {', '.join(missing)}. Choose from: {', '.join(by_name)}"
         )
-    members = _by_step([by_name[name] for name in revisions])
-    return dataclasses.replace(series, members=members)
+    models = [m for name, m in by_name.items() if name in revisions or not revisions]
+    return dataclasses.replace(series, models=models)
 
 
-def _by_step(members: list[Member]) -> list[Member]:
-    """Sort models by step; models without a step come last, in their present order."""
-    return sorted(members, key=lambda m: (m.step is None, m.step or 0))
+def told_apart(all_series: list[Series]) -> list[Series]:
+    """The same series; names that stand for several places get some digits that tell them apart."""
+    places = {(series.name, series.place) for series in all_series}
+    counts = Counter(name for name, _ in places)
+    renamed = []
+    for series in all_series:
+        if counts[series.name] > 1:
+            name = f"{series.name}-{name_of(Path(series.place)).rpartition('-')[2]}"
+            label = name if series.label == series.name else series.label
+            series = dataclasses.replace(series, name=name, label=label)
+        renamed.append(series)
+    return renamed
+
+
+def name_of(folder: Path) -> str:
+    """A name for a folder, with some digits that distinguish folders of the same name."""
+    resolved = folder.resolve()
+    return f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
 
 
 # Checkpoints of a run
@@ -138,37 +153,27 @@ def _of_run(settings: Settings) -> Series:
             "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
         )
     last = checkpoint.check_series(paths, language)
-    variant = "" if last.settings.position_embeddings else " without positions"
+    run, data = last.settings, last.data
+    # What results depend on, but for the language and the seeds.
+    others = [name for name in RECIPE if name != "language" and "seed" not in name]
+    recipe = {name: getattr(run, name) for name in others}
+    recipe |= {name: data[name] for name in ("corpus_version", "segmenter")}
     return Series(
-        label=perturb.get(language).title + variant,
+        label=perturb.get(language).title + " without positions" * (not run.position_embeddings),
         name=out_dir.resolve().name,
         place=str(out_dir),
         folder="evaluation",
-        members=[_checkpoint(path) for path in paths],
+        models=[_checkpoint(path) for path in paths],
         language=language,
-        test_sha256=last.data["splits"]["test"]["sha256"],
-        seeds=_seeds(last),
-        recipe=_recipe(last),
+        test_sha256=data["splits"]["test"]["sha256"],
+        seeds=Seeds(run.seed, run.seed_of_weights, run.seed_of_order, data["data_seed"]),
+        recipe=json.dumps(recipe, sort_keys=True),
     )
 
 
-def _seeds(last: Checkpoint) -> Seeds:
-    """The seeds of a run: init_seed and order_seed are `seed` where the settings leave them out."""
-    s = last.settings
-    return Seeds(s.seed, s.seed_of_weights, s.seed_of_order, last.data["data_seed"])
-
-
-def _recipe(last: Checkpoint) -> str:
-    """Everything that the results of a run depend on, except its language and its seeds."""
-    names = [name for name in RECIPE if name != "language" and "seed" not in name]
-    fixed = {name: getattr(last.settings, name) for name in names}
-    data = {name: last.data[name] for name in ("corpus_version", "segmenter")}
-    return json.dumps(fixed | data, sort_keys=True)
-
-
-def _checkpoint(path: Path) -> Member:
+def _checkpoint(path: Path) -> Model:
     load = functools.partial(scorer_of, path)
-    return Member(path.stem, lambda: checkpoint.sha256(path), load)
+    return Model(path.stem, lambda: checkpoint.sha256(path), load)
 
 
 def scorer_of(path: Path, device: torch.device) -> Scorer:
@@ -184,52 +189,27 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
 def _of_folder(folder: Path) -> Series:
     """One exported model, or a folder of them."""
     resolved = files.require_utf8(folder.resolve())
-    found = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
-    if not found and checkpoint.list_checkpoints(resolved):
-        raise UserError(
-            f"{folder} is a run, but --model= expects exported models. For its checkpoints set "
-            f"--out_dir={folder}; for its exports --model={checkpoint.hf_dir(folder)}"
-        )
-    if not found:
+    folders = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
+    if not folders:
         raise UserError(
             f"{folder} holds no exported model. Expected config.json and model.safetensors there, "
-            "or folders checkpoint-N with them (convert_to_hf.py makes them)."
+            "or folders checkpoint-N with them (convert_to_hf.py makes them). If it is a run, set "
+            f"--out_dir={folder} for its checkpoints, or --model={checkpoint.hf_dir(folder)}"
         )
-    members = [_exported(files.require_utf8(path)) for path in found]
+    models = [_exported(files.require_utf8(path)) for path in folders]
     parts = resolved.parts[-3:]  # of exports in a run's folder: the run, hf, perhaps a checkpoint
     is_of_run = _EXPORTS in parts[1:]
     name = "/".join(parts[parts.index(_EXPORTS) - 1 :]) if is_of_run else resolved.name
-    return Series(name, name, str(folder), name_of(resolved), _by_step(members))
+    return Series(name, name, str(folder), name_of(resolved), models)
 
 
-def told_apart(found: list[Series]) -> list[Series]:
-    """The same series; names that stand for several places get some digits that tell them apart."""
-    places: dict[str, set[str]] = {}
-    for series in found:
-        places.setdefault(series.name, set()).add(series.place)
-    renamed = []
-    for series in found:
-        if len(places[series.name]) > 1:
-            name = f"{series.name}-{name_of(Path(series.place)).rpartition('-')[2]}"
-            label = name if series.label == series.name else series.label
-            series = dataclasses.replace(series, name=name, label=label)
-        renamed.append(series)
-    return renamed
-
-
-def name_of(folder: Path) -> str:
-    """A name for a folder, with some digits that distinguish folders of the same name."""
-    resolved = folder.resolve()
-    return f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-
-
-def _exported(folder: Path) -> Member:
+def _exported(folder: Path) -> Model:
     def identity() -> str:
         paths = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
         hashes = [f"{path.name} {files.sha256(path)}" for path in paths]
         return " ".join([*hashes, _transformers()])
 
-    return Member(folder.name, identity, lambda device: _loaded(folder, str(folder), device))
+    return Model(folder.name, identity, lambda device: _loaded(folder, str(folder), device))
 
 
 def _transformers() -> str:
@@ -239,16 +219,12 @@ def _transformers() -> str:
 
 def _require_plain(config: Any, name: str) -> None:
     """Raise UserError unless the content of config.json is that of a plain GPT-2."""
-    kind = config.get("architectures") if isinstance(config, dict) else config
-    if kind != ["GPT2LMHeadModel"]:
+    kind = config.get("architectures") if isinstance(config, dict) else str(config)
+    more = "".join(f" with a {key}" for key in _QUANTIZED if key in config)
+    if kind != ["GPT2LMHeadModel"] or more:
         raise UserError(
-            f"{name} is a model of the kind {str(kind)[:200]}. Expected a plain GPT2LMHeadModel: "
-            "models with custom code are not supported."
-        )
-    if found := [key for key in config if key in ("quantization_config", "compression_config")]:
-        raise UserError(
-            f"{name} has a {found[0]} in its config.json. Expected weights that are not "
-            "quantized: name the model that it was made from."
+            f"{name} is a model of the kind {str(kind)[:200]}{more}. Expected a plain "
+            "GPT2LMHeadModel: models with custom code or quantized weights are not supported."
         )
 
 
@@ -257,7 +233,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # no report on weights: ours is one line
+    transformers.utils.logging.set_verbosity_error()  # errors below are one line
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _require_plain(config, name)
@@ -277,11 +253,11 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
             f"{name} cannot be loaded ({reason}). Expected intact files config.json and "
             "model.safetensors. Export or download it again."
         )
-    lost = [str(key) for names in report.values() for key in names]
-    if lost := [key for key in lost if not key.endswith(_NO_WEIGHTS)]:
+    wrong = [str(key) for names in report.values() for key in names]
+    if wrong := [key for key in wrong if not key.endswith(_NO_WEIGHTS)]:
         raise UserError(
             f"{name} is not a complete GPT-2: these weights are missing, unknown or of another "
-            f"shape: {', '.join(lost[:5])}. Export or download it again."
+            f"shape: {', '.join(wrong[:5])}. Export or download it again."
         )
     model.to(device).eval()
 
@@ -301,14 +277,14 @@ def _of_repo(repo: str, revisions: list[str]) -> Series:
     import huggingface_hub
 
     api = huggingface_hub.HfApi()
-    found = _ask(repo, lambda: api.list_repo_refs(repo))
-    commits = {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
+    refs = _ask(repo, lambda: api.list_repo_refs(repo))
+    commits = {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
     commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
-    members = [_revision(repo, name, commit) for name, commit in commits.items()]
-    return Series(repo, repo, repo, repo.replace("/", "--"), _by_step(members))
+    models = [_revision(repo, name, commit) for name, commit in commits.items()]
+    return Series(repo, repo, repo, repo.replace("/", "--"), models)
 
 
-def _revision(repo: str, name: str, commit: str) -> Member:
+def _revision(repo: str, name: str, commit: str) -> Model:
     import huggingface_hub
 
     def load(device: torch.device) -> Scorer:
@@ -320,7 +296,7 @@ def _revision(repo: str, name: str, commit: str) -> Member:
         )
         return _loaded(Path(_ask(repo, fetch)), f"{repo}, {name}", device)
 
-    return Member(name, lambda: f"{repo}@{commit} {_transformers()}", load, commit)
+    return Model(name, lambda: f"{repo}@{commit} {_transformers()}", load, commit)
 
 
 def _ask(repo: str, call: Callable[[], Any]) -> Any:

@@ -14,12 +14,12 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, fail, succeed, write_config
-from hub import Hub, serve
+from hub import Hub, asked_here, serve
 
 import perturb
-from impossible.evaluation import minimal_pairs, pair_files
-from impossible.evaluation.minimal_pairs import Pair
-from impossible.settings import UserError
+from impossible.evaluation import pairs as module
+from impossible.evaluation.pairs import Pair
+from impossible.settings import Settings, UserError
 from impossible.text.tokenizer import Tokenizer
 
 NOUNS = ("dog", "child", "teacher", "senator", "river", "Congress", "bookshelf", "neighbour")
@@ -121,7 +121,7 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
         config.parent / "out" / "hf" / "checkpoint-3"
     ).eval()
     encode = Tokenizer(("🅁",)).encode_ordinary
-    right = []
+    expected = []
     for number, (good, bad) in enumerate(PAIRS[AGREEMENT]):
         if len(encode(good)) != len(encode(bad)):
             continue
@@ -134,9 +134,13 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
             with torch.no_grad():
                 logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
             sums.append(sum(logits[i, token].item() for i, token in enumerate(tokens[1:])))
-        right.append(sums[0] > sums[1])
+        expected.append(sums)
     items = table.attrs["items"]
-    assert items[items.checkpoint == "checkpoint-3"].is_right.tolist() == right
+    ours = items[items.checkpoint == "checkpoint-3"]
+    found = ours[["log_probability_good", "log_probability_bad"]].to_numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    right = [good > bad for good, bad in expected]
+    assert ours.is_right.tolist() == right
     rows = table.loc["checkpoint-3"]
     assert rows.loc[AGREEMENT].accuracy == pytest.approx(np.mean(right))
     assert rows.loc[AGREEMENT].left_out + rows.loc[AGREEMENT].pairs == len(PAIRS[AGREEMENT])
@@ -145,18 +149,15 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
     assert rows.loc["all"].pairs == rows.pairs[:-1].sum() == len(right)
     assert rows.loc["all"].accuracy_over_paradigms == rows.loc[AGREEMENT].accuracy
     assert rows.accuracy_over_paradigms.isna().sum() == 2
-    assert rows.pairs_from.unique().tolist() == [pair_files.folder_name("", str(folder))[1:]]
+    assert rows.pairs_from.unique().tolist() == [name_of(folder).removeprefix("pairs_")]
     assert items.is_right.isin([0, 1]).all()
     low, high = rows.loc["all"].low, rows.loc["all"].high
     assert 0 <= low < rows.loc["all"].accuracy < high <= 1
 
 
-def perturbed(
-    pairs: list[Pair], language: str, leading_space: bool = False
-) -> minimal_pairs.PairSet:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minimal_pairs, "read", lambda source, name: pairs)
-        return minimal_pairs.perturbed.__wrapped__("mine", language, leading_space)
+def name_of(source: Path | str, leading_space: bool = False) -> str:
+    """The name of the folder for results on these pairs."""
+    return module.source(Settings(pairs=str(source), leading_space=leading_space)).name
 
 
 @pytest.mark.parametrize("language", perturb.LANGUAGES)
@@ -170,11 +171,10 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
             f"The {noun} clearly liked that very small {noun} over there.",
         )
     ]
-    found = perturbed(pairs, language)
-    assert len(found.pairs) == (len(pairs) if rule.any_length else len(pairs) // 2)
-    assert found.left_out["p", "f"] == len(pairs) - len(found.pairs)
-    parts = np.split(found.sentences.tokens, found.sentences.offsets[1:-1])
-    for good, bad in zip(parts[::2], parts[1::2], strict=True):
+    found = module.perturbed(tuple(pairs), language)
+    assert len(found.columns) == (len(pairs) if rule.any_length else len(pairs) // 2)
+    assert found.counts == {("p", "f"): len(pairs) - len(found.columns)}
+    for good, bad in zip(found.parts[::2], found.parts[1::2], strict=True):
         assert good[0] == bad[0] == 50256
         if not rule.any_length:
             assert (good != bad).sum() == 1, "they differ in nothing but the verb"
@@ -183,25 +183,25 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     same = Pair("p", "f", "0", "It is so.", "It is so.")
     other = Pair("p", "f", "1", "It is so.", "It are so.")
-    found = perturbed([same, other], "no_shuffle")
-    assert (found.pairs, found.left_out.total()) == ([other], 1)
+    found = module.perturbed((same, other), "no_shuffle")
+    assert (found.columns["item"].tolist(), found.counts) == (["1"], {("p", "f"): 1})
     with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
-        perturbed([same], "no_shuffle")
+        module.perturbed((same,), "no_shuffle", place="mine")
     with pytest.raises(UserError, match="leave --leading_space out"):
-        perturbed([other], "no_hop", leading_space=True)
+        module.perturbed((other,), "no_hop", leading_space=True)
 
 
 def test_pairs_come_from_a_file_or_a_folder(folder: Path, tmp_path: Path) -> None:
-    expected = minimal_pairs.read(str(folder))
+    expected = module.read(str(folder))
     assert [(p.good, p.bad) for p in expected] == PAIRS[ORDER] + PAIRS[AGREEMENT]
     copy = shutil.copytree(folder, tmp_path / "pairs")
     for path in folder.iterdir():
         (copy / f"._{path.name}").write_bytes(b"\xff\xfe of macOS")
-    assert minimal_pairs.read(str(copy)) == expected
-    assert minimal_pairs.read(str(folder / f"{ORDER}.jsonl")) == expected[: len(PAIRS[ORDER])]
+    assert module.read(str(copy)) == expected
+    assert module.read(str(folder / f"{ORDER}.jsonl")) == expected[: len(PAIRS[ORDER])]
     bare = tmp_path / "bare.jsonl"
     bare.write_text('\n{"sentence_good": "A b.", "sentence_bad": "B a."}\n', encoding="utf-8")
-    assert minimal_pairs.read(str(bare)) == [Pair("bare", "", "1", "A b.", "B a.")]
+    assert module.read(str(bare)) == [Pair("bare", "", "1", "A b.", "B a.")]
 
 
 def test_blimp_comes_from_the_hub_at_a_pinned_commit(
@@ -214,36 +214,18 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
         packed = (tmp_path / "x.parquet").read_bytes()
         tree[f"{path.stem}/train-00000-of-00001.parquet"] = packed
     made = Hub()
-    made.add_dataset("nyu-mll/blimp", pair_files.COMMIT, tree)
+    made.add_dataset("nyu-mll/blimp", module.COMMIT, tree)
     copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
-    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
-    with serve(made) as hub:
-        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
-        succeed(*command, "--pairs=blimp", env=env)
-    found = pd.read_csv(copy / "evaluation" / f"pairs_blimp-{pair_files.COMMIT[:8]}" / "pairs.csv")
+    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6", "--pairs=blimp")
+    with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
+        succeed(*command)
+    found = pd.read_csv(copy / "evaluation" / f"pairs_blimp-{module.COMMIT[:8]}" / "pairs.csv")
     assert found.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
     assert found.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
-    error = fail(*command, "--pairs=blimp", env={"HF_HOME": str(tmp_path / "empty")})
+    module.read.cache_clear()
+    with serve(Hub()) as hub, asked_here(hub, tmp_path / "empty"):
+        error = fail(*command)
     assert "name a folder of its jsonl files: --pairs=FOLDER" in error
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("[]", "x.jsonl, line 2 is no JSON object"),
-        ("{", "x.jsonl, line 2 is no JSON object"),
-        ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
-        ('{"sentence_good": "A.", "sentence_bad": " "}', "x.jsonl, line 2: .* is empty"),
-        ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),
-        ("", "holds no minimal pair"),
-    ],
-)
-def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
-        minimal_pairs.read(str(tmp_path))
-    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder"):
-        minimal_pairs.read(str(tmp_path / "none"))
 
 
 def test_languages_are_compared_on_the_pairs_that_all_have(
@@ -252,7 +234,7 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     configs = [copied(config, tmp_path / name) for name, config in runs.items()]
     options = (f"--pairs={folder}", f"--eval_dir={tmp_path}")
     printed = succeed("eval.py", *configs, *options)
-    table = pd.read_csv(tmp_path / pair_files.folder_name("pairs", str(folder)) / "pairs.csv")
+    table = pd.read_csv(tmp_path / name_of(folder) / "pairs.csv")
     table = table[(table.paradigm == "all") & (table.step == 6)].set_index("test_language")
     both = table.loc["partial_reverse"].pairs
     assert table.pairs_common.tolist() == [both, both]
@@ -272,7 +254,7 @@ def test_results_in_another_language_do_not_replace_those_in_the_own(
     succeed("eval.py", runs["partial_reverse"], *options)
     succeed("eval.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
     names = sorted(path.name for path in tmp_path.rglob("pairs_*"))
-    name = pair_files.folder_name("pairs", str(folder))
+    name = name_of(folder)
     assert names == [name, f"{name}_on_no_shuffle"]
     export = runs["partial_reverse"].parent / "out" / "hf" / "checkpoint-6"
     printed = succeed(
@@ -291,45 +273,51 @@ def write_pairs(path: Path, *rows: dict[str, object]) -> Path:
 def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> None:
     rows = [{"pairID": None, "UID": None, "field": None}, {"pairID": 7.0}, {"UID": 5}]
     path = write_pairs(tmp_path / "x.jsonl", *rows)
-    found = [(p.paradigm, p.field, p.item) for p in minimal_pairs.read(str(path))]
+    found = [(p.paradigm, p.field, p.item) for p in module.read(str(path))]
     assert found == [("x", "", "0"), ("x", "", "7"), ("5", "", "2")]
     for folder in ("morphology", "syntax"):
         write_pairs(tmp_path / "two" / folder / "agreement.jsonl", {}, {})
     with pytest.raises(UserError) as error:
-        minimal_pairs.read(str(tmp_path / "two"))
+        module.read(str(tmp_path / "two"))
     for place in ("morphology", "syntax"):
         assert f"{tmp_path / 'two' / place / 'agreement.jsonl'}, line 1" in str(error.value)
-    assert "If they are two paradigms, give each file a UID" in str(error.value)
-    assert "pairID" not in str(error.value)
+    assert "if they are two paradigms, give each file a UID" in str(error.value)
     write_pairs(tmp_path / "y.jsonl", {"pairID": 1}, {"pairID": "1"})
     with pytest.raises(
         UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1' .* pairID of"
     ):
-        minimal_pairs.read(str(tmp_path / "y.jsonl"))
+        module.read(str(tmp_path / "y.jsonl"))
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("line", "told"),
     [
-        ({"UID": "all"}, "line 1: the paradigm 'all' has the name that tables give to the total"),
-        ({"UID": ["a"]}, r'line 1: UID = \["a"\]. Expected a text or a number'),
-        ({"sentence_bad": ["B", "a"]}, r'line 1: sentence_bad = \["B", "a"\]. Expected a text'),
-        ({"sentence_bad": None}, "line 1: sentence_good or sentence_bad is empty"),
-        ({"sentence_good": "A\u200b b."}, r"character 2 of sentence_good .*U\+200B"),
+        ("[]", "line 2 is no JSON object"),
+        ("{", "line 2 is no JSON object"),
+        ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
+        ('{"sentence_good": "A.", "sentence_bad": " "}', "line 2: .* is empty"),
+        ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),
+        ('{"sentence_good": "A.", "sentence_bad": ["A"]}', r'sentence_bad = \["A"\]. Expected a'),
+        ('{"sentence_good": "A.", "sentence_bad": null}', "line 2: .* is empty"),
+        ('{"sentence_good": "A\u200b.", "sentence_bad": "B"}', r"character 2 of .*U\+200B"),
+        ('{"sentence_good": "A.", "sentence_bad": "B", "UID": "all"}', "has the name that tables"),
+        ('{"sentence_good": "A.", "sentence_bad": "B", "UID": ["a"]}', r'UID = \["a"\]. Expected'),
+        ("", "holds no minimal pair"),
     ],
 )
-def test_what_is_not_clear_in_a_pair_is_refused(
-    row: dict[str, object], told: str, tmp_path: Path
-) -> None:
+def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
     with pytest.raises(UserError, match=told):
-        minimal_pairs.read(str(write_pairs(tmp_path / "x.jsonl", row)))
+        module.read(str(tmp_path))
+    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, a folder"):
+        module.read(str(tmp_path / "none"))
 
 
 def test_white_space_in_pairs_is_replaced_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_pairs(tmp_path / "x.jsonl", {}, {"sentence_good": "A\u00a0 b.\t"})
-    assert minimal_pairs.read(str(path))[1].good == "A b."
+    assert module.read(str(path))[1].good == "A b."
     assert "line 2: each tab, line break, no-break space" in (out := capsys.readouterr().out)
     assert "(1 text in all)" in out
 
@@ -339,14 +327,14 @@ def test_results_on_different_pairs_go_to_different_folders(tmp_path: Path) -> N
         write_pairs(tmp_path / folder / "blimp" / "p.jsonl", {"sentence_bad": bad}).parent
         for folder, bad in (("a", "B a."), ("b", "B a."), ("c", "C a."))
     )
-    names = [pair_files.folder_name("pairs", str(source)) for source in (one, same, other, "blimp")]
+    names = [name_of(source) for source in (one, same, other, "blimp")]
     assert names[0] == names[1]
     assert len(set(names)) == 3
     (one / ".DS_Store").write_bytes(b"x")
-    assert pair_files.folder_name("pairs", str(one)) == names[0]
+    assert name_of(one) == names[0]
     (one / "p.jsonl").rename(one / "q.jsonl")  # another paradigm
-    assert pair_files.folder_name("pairs", str(one)) != names[0]
-    assert pair_files.folder_name("pairs", "blimp", True) == f"{names[3]}_leading_space"
+    assert name_of(one) != names[0]
+    assert name_of("blimp", leading_space=True) == f"{names[3]}_leading_space"
 
 
 def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
@@ -360,18 +348,26 @@ def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
     pairs = [
         Pair("p", "", str(i), "The dog sees the cat.", "The dog see the cat.") for i in range(9)
     ]
-    found = perturbed(pairs, "own")
-    tokens = found.sentences.tokens.reshape(9, 2, -1)
+    tokens = module.perturbed(tuple(pairs), "own").sentences.tokens.reshape(9, 2, -1)
     assert ((tokens[:, 0] != tokens[:, 1]).sum(axis=1) == 1).all()
+    assert len({tuple(good) for good, _ in tokens.tolist()}) > 5, "each pair in another order"
 
 
 def test_the_total_gives_the_mean_over_pairs_and_the_mean_over_paradigms() -> None:
-    pairs = [Pair(p, "", str(i), "", "") for i, p in enumerate("aaab")]
-    sums = np.array([[-1, -2], [-2, -1], [-2, -1], [-1, -2]], float)
-    right = minimal_pairs._right(sums)
-    assert right.tolist() == [1, 0, 0, 1]
-    assert minimal_pairs._over_paradigms(pairs, right) == pytest.approx((1 / 3 + 1) / 2)
-    printed = minimal_pairs._result(pairs, sums)
-    assert printed == "50.0% of pairs right (mean over paradigms: 66.7%)"
-    sums[1, 0] = np.nan
-    assert minimal_pairs._right(sums).isna().tolist() == [False, True, False, False]
+    good, bad = "It is so.", "It are so."
+    pairs = [Pair(p, "", str(i), good, bad) for i, p in enumerate("aaab")]
+    found = module.perturbed(tuple(pairs), "no_shuffle")
+
+    def losses(*sums: tuple[float, float]) -> np.ndarray:
+        """Of all tokens of a sentence the same, so that they have these sums."""
+        return np.repeat(np.ravel(sums) / 4, 4).astype(np.float32)
+
+    sums = [(1, 2), (2, 2), (2, 1), (1, 2)]  # a tie is not right
+    assert module.log_probabilities(found, losses(*sums)).tolist() == (-np.array(sums)).tolist()
+    expected = "50.0% of pairs right (mean over paradigms: 66.7%)"
+    assert module.result(found, losses(*sums)) == expected
+    table = module.table(found, losses((1, 2), (np.nan, 1), (2, 1), (1, 2)))
+    assert table["pairs"].tolist() == [2, 1, 3], "one is too long"
+    assert table["left_out"].tolist() == [1, 0, 1]
+    assert table["accuracy"].tolist() == pytest.approx([1 / 2, 1, 2 / 3])
+    assert table["accuracy_over_paradigms"].tolist()[-1] == pytest.approx(3 / 4)

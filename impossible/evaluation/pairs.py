@@ -1,0 +1,319 @@
+"""Minimal pairs in an impossible language: does a model prefer the grammatical sentence?
+
+Both sentences of a pair are perturbed with the same random draw, so that they differ in nothing but
+what makes one ungrammatical. The first token is predicted from <|endoftext|>, and a pair counts as
+right if the log-probabilities of the grammatical sentence have the higher sum.
+"""
+
+import functools
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import perturb
+from impossible import asking
+from impossible.evaluation import rows
+from impossible.evaluation.intervals import wilson_interval
+from impossible.evaluation.scores import Scores, Source, language_of
+from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
+from impossible.settings import Settings, UserError
+from impossible.text import annotate
+from impossible.text.arrays import Sentences, from_lengths
+from impossible.text.token_files import ALL_GENRES as TOTAL
+from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer, marker_ids
+from impossible.text.verbs import annotated, encoded
+
+BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
+COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
+_FILES, _PARADIGMS = "*/*.parquet", 67
+_GOOD, _BAD = "sentence_good", "sentence_bad"
+
+
+class Pair(NamedTuple):
+    """One minimal pair."""
+
+    paradigm: str
+    field: str
+    item: str  # its name within the paradigm
+    good: str
+    bad: str
+
+
+# Files
+
+
+@functools.lru_cache(1)
+def read(source: str, place: str = "") -> list[Pair]:
+    """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, or a folder of them.
+
+    place: a name that depends on the content, so that files that have changed are read again.
+    Raises UserError if there are none, for a line that is not a pair, and for two pairs of one
+    paradigm with the same name.
+    """
+    lines = list(_of_blimp() if source == BLIMP else _of_files(Path(source)))
+    if not lines:
+        raise UserError(f"pairs = {source!r} holds no minimal pair. Expected jsonl files.")
+    first: dict[tuple[str, str], str] = {}
+    pairs = [_pair(*line) for line in lines]
+    for pair, (where, *_) in zip(pairs, lines, strict=True):
+        if pair.paradigm == TOTAL:
+            raise UserError(
+                f"{where}: the paradigm {pair.paradigm!r} has the name that tables give to the "
+                "total. Rename it."
+            )
+        before = first.setdefault((pair.paradigm, pair.item), where)
+        if before != where:
+            raise UserError(
+                f"{where}: the paradigm {pair.paradigm!r} already has a pair {pair.item!r} "
+                f"({before}). Give each pair of a paradigm a pairID of its own; or if they are two "
+                "paradigms, give each file a UID or a name of its own: the paradigm is the UID, or "
+                "else the name of the file."
+            )
+    rows.tell_of_spaces((where, row[name]) for where, row, *_ in lines for name in (_GOOD, _BAD))
+    return pairs
+
+
+# Where a row is, the row, and its paradigm and the name of the pair if the row does not give them.
+_Line = tuple[str, dict[str, Any], str, str]
+
+
+def _paths(source: Path) -> list[Path]:
+    """The jsonl files of a folder, in order; or the one file. Raises UserError if it is neither."""
+    if source.is_dir():
+        # macOS adds others to a folder, with names that begin so.
+        paths = ((path, path.relative_to(source).parts) for path in source.rglob("*.jsonl"))
+        return sorted(p for p, parts in paths if not any(x.startswith(".") for x in parts))
+    if not source.is_file():
+        raise UserError(
+            f"pairs = {str(source)!r} does not exist. Expected blimp, a folder of jsonl files, or "
+            "one such file."
+        )
+    return [source]
+
+
+def _of_files(source: Path) -> Iterator[_Line]:
+    for path in _paths(source):
+        for number, row in rows.of_json(rows.text_of(path), path, "line"):
+            yield f"{path}, line {number}", row, path.stem, str(number - 1)
+
+
+def _of_blimp() -> Iterator[_Line]:
+    import pyarrow.parquet as pq
+    from huggingface_hub.utils import httpx
+
+    def is_complete(folder: Path) -> bool:
+        return len(list(folder.glob(_FILES))) == _PARADIGMS
+
+    try:
+        folder = asking.dataset_folder(_REPO, COMMIT, [_FILES], is_complete)
+    except (httpx.HTTPError, OSError) as error:
+        raise UserError(
+            f"BLiMP could not be fetched from the Hub ({asking.text_of(error)}). Without a "
+            "network, name a folder of its jsonl files: --pairs=FOLDER"
+        )
+    for path in sorted(folder.glob(_FILES)):
+        with open(path, "rb") as file:  # pyarrow takes every path for UTF-8
+            table = pq.read_table(file).to_pylist()
+        for number, row in enumerate(table):
+            row["UID"] = path.parent.name
+            yield f"{path}, row {number}", row, path.parent.name, str(number)
+
+
+def _pair(where: str, row: dict[str, Any], paradigm: str, item: str) -> Pair:
+    """A pair from its row. Raises UserError."""
+    if missing := [name for name in (_GOOD, _BAD) if name not in row]:
+        raise UserError(f"{where} has no {' and no '.join(missing)}. Found: {', '.join(row)}.")
+    good, bad = (rows.sentence(row[name], name, where) for name in (_GOOD, _BAD))
+    if not (good and bad):
+        raise UserError(f"{where}: {_GOOD} or {_BAD} is empty.")
+    uid, field, number, other = (
+        rows.label(row.get(name), name, where) for name in ("UID", "field", "pairID", "pair_id")
+    )
+    return Pair(uid or paradigm, field, number or other or item, good, bad)
+
+
+# Sequences
+
+
+def source(settings: Settings) -> Source:
+    """Where the pairs come from. Raises UserError if they do not exist."""
+    if settings.pairs == BLIMP:
+        place = f"{BLIMP}-{COMMIT[:8]}"
+    else:
+        path = Path(settings.pairs)
+        place = rows.name_by_content(path, _paths(path))
+    name = f"pairs_{place}{'_leading_space' * settings.leading_space}"
+    return Source(language_of(settings), place, name=name)
+
+
+def sequences(settings: Settings) -> Sequences:
+    """The pairs that the settings ask for, perturbed."""
+    place = source(settings).place
+    pairs = read(settings.pairs, place)
+    return perturbed(tuple(pairs), language_of(settings), settings.leading_space, place)
+
+
+@functools.lru_cache
+def perturbed(
+    pairs: tuple[Pair, ...], language: str, leading_space: bool = False, place: str = ""
+) -> Sequences:
+    """Both sentences of each pair in a language, after <|endoftext|>, in turn.
+
+    leading_space: encode each sentence after a space. (In training data, none begins with one.)
+    place: the name of the pairs in tables. The columns are those of Pair. Left out, and counted by
+    paradigm and field, are pairs of which one sentence is dropped in that language; pairs of
+    unequal length in tokens, if its rule depends on it; and pairs whose sentences become the same
+    (as the *Hop languages replace verbs by lemmas). Raises UserError if none remains.
+    """
+    rule = perturb.get(language)
+    if leading_space and rule.hops:
+        raise UserError("the *Hop languages join words anew: leave --leading_space out.")
+    space = " " * leading_space
+    good = _encoded([space + pair.good for pair in pairs], rule)
+    bad = _encoded([space + pair.bad for pair in pairs], rule)
+    is_kept = rule.keeps(good) & rule.keeps(bad)
+    if not rule.any_length:
+        is_kept &= good.lengths == bad.lengths
+    seeds = [[rule.seed, zlib.crc32(f"{p.paradigm} {p.item}".encode())] for p in pairs]
+    kept, parts = [], []
+    for i in np.flatnonzero(is_kept).tolist():
+        # The draw of a pair is the same whatever other pairs there are.
+        both = [_drawn(s.part(i, i + 1), rule, seeds[i]) for s in (good, bad)]
+        if not np.array_equal(*both):
+            kept.append(pairs[i])
+            parts += [np.append(END_OF_TEXT_ID, tokens) for tokens in both]
+    if not kept:
+        raise UserError(f"no pair of {place} can be compared in {rule.title}.")
+    left_out = Counter((p.paradigm, p.field) for p in pairs)
+    left_out.subtract((p.paradigm, p.field) for p in kept)
+    return Sequences(
+        language=language,
+        sentences=sentences_of(parts),
+        columns=pd.DataFrame(kept),
+        about={"test_language": language, "pairs_from": place},
+        counts=left_out,
+    )
+
+
+def _drawn(sentence: Sentences, rule: perturb.Language, seed: list[int]) -> np.ndarray:
+    """The tokens of one sentence, perturbed with a generator of its own."""
+    markers = list(marker_ids(rule.markers).values())
+    return rule.perturb(sentence, markers, np.random.default_rng(seed)).tokens
+
+
+def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
+    tokenizer = Tokenizer(rule.markers)
+    if not rule.hops:
+        return from_lengths(*tokenizer.encode(texts))
+    words = zip(annotate.words_of(texts), texts, strict=True)
+    sentences = [annotated(words_of, text, annotate.NAME) for words_of, text in words]
+    return encoded(sentences, tokenizer, rule.hops)
+
+
+def on_common(scores: list[Scores]) -> list[Scores]:
+    """The same scores; of several, the column `is_common` says which pairs all of them have."""
+    if len(scores) == 1:
+        return scores
+    # What is the same for a pair in all languages.
+    keys = [list(map(tuple, s.sequences.columns[["paradigm", "item"]].to_numpy())) for s in scores]
+    common = set.intersection(*map(set, keys))
+    total = len(keys[0]) + sum(scores[0].sequences.counts.values())
+    print(f"{len(common):,} of {total:,} pairs are evaluated in all languages (see left_out)")
+    marked = []
+    for s, own in zip(scores, keys, strict=True):
+        is_common = [key in common for key in own]
+        marked.append(s.with_sequences(columns=s.sequences.columns.assign(is_common=is_common)))
+    return marked
+
+
+# Tables
+
+
+def log_probabilities(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
+    """The log-probabilities of the good and the bad sentence of each pair, in nats, (K, 2)."""
+    means = sentence_losses(losses, sequences.sentences)
+    return -(means * (sequences.sentences.lengths - 1)).reshape(-1, 2)
+
+
+def _right(sequences: Sequences, losses: np.ndarray) -> pd.Series:
+    """For each pair, 1 if it is right, 0 if it is wrong, and NaN if it is not scored, (K,)."""
+    good, bad = log_probabilities(sequences, losses).T
+    return pd.Series(good > bad, dtype=float).where(~np.isnan(good + bad))
+
+
+def _over_paradigms(sequences: Sequences, right: pd.Series) -> float:
+    """The mean of the accuracies of all paradigms, as BLiMP reports it. right: as of `_right`."""
+    return float(right.groupby(sequences.columns["paradigm"]).mean().mean())
+
+
+def result(sequences: Sequences, losses: np.ndarray) -> str:
+    """The accuracy of a model, for people."""
+    right = _right(sequences, losses)
+    return (
+        f"{right.mean():.1%} of pairs right (mean over paradigms: "
+        f"{_over_paradigms(sequences, right):.1%})"
+    )
+
+
+def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
+    """A row for each paradigm, and one for all pairs.
+
+    In the latter, `accuracy` is the mean over pairs, `accuracy_over_paradigms` that over paradigms.
+    """
+    pairs, right = sequences.columns, _right(sequences, losses)
+    rows = []
+    for (paradigm, field), left_out in [*sorted(sequences.counts.items()), ((TOTAL, ""), 0)]:
+        chosen = (pairs["paradigm"] == paradigm) & (pairs["field"] == field)
+        if paradigm == TOTAL:
+            chosen, left_out = pd.Series(True, pairs.index), sum(sequences.counts.values())
+        row = {"paradigm": paradigm, "field": field, **_accuracy(right[chosen])}
+        row["left_out"] = left_out + int(chosen.sum()) - row["pairs"]
+        if "is_common" in pairs:
+            common = right[chosen & pairs["is_common"]]
+            row |= {"accuracy_common": common.mean(), "pairs_common": int(common.count())}
+        rows.append(row)
+    rows[-1]["accuracy_over_paradigms"] = _over_paradigms(sequences, right)
+    if "is_common" in pairs:
+        common = right.where(pairs["is_common"])
+        rows[-1]["accuracy_common_over_paradigms"] = _over_paradigms(sequences, common)
+    return pd.DataFrame(rows)
+
+
+def _accuracy(right: pd.Series) -> dict[str, float | int]:
+    """The share of right pairs, its 95% Wilson interval, and the number of scored pairs."""
+    low, high = wilson_interval(int(right.sum()), int(right.count()))
+    return {"accuracy": right.mean(), "low": low, "high": high, "pairs": int(right.count())}
+
+
+def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
+    """The accuracy on the pairs that all series have, as it is drawn, with its interval."""
+    right = _right(sequences, losses)
+    if "is_common" in sequences.columns:
+        right = right[sequences.columns["is_common"]]
+    return pd.DataFrame([_accuracy(right)]).rename(columns={"accuracy": "value"})
+
+
+def items(scores: Scores) -> pd.DataFrame:
+    """A row for each pair and checkpoint, with the log-probabilities of its two sentences."""
+    sequences = scores.sequences
+    decode = Tokenizer(perturb.get(sequences.language).markers).decode
+    texts = [decode(part[1:]) for part in sequences.parts]
+    pairs = sequences.columns[[*Pair._fields]].assign(
+        perturbed_good=texts[::2], perturbed_bad=texts[1::2]
+    )
+
+    def of_model(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
+        good, bad = log_probabilities(sequences, losses).T
+        is_right = _right(sequences, losses).astype("Int64")  # empty in csv if it is not scored
+        values = {"log_probability_good": good, "log_probability_bad": bad, "is_right": is_right}
+        return pairs.assign(**values)
+
+    table = pd.concat(scores.tables(of_model), ignore_index=True)
+    models = [name for name in scores.columns(scores.series.models[0]) if name != "pairs_from"]
+    values = [name for name in table if name not in (*models, *pairs, "pairs_from")]
+    return table[[*pairs, *models, *values]]
