@@ -10,9 +10,9 @@ depend on the batch size, on the number of processes or on the model. Step N is 
 """
 
 import hashlib
+import itertools
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,17 +85,17 @@ def sentences_of(block: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
 
 def find(text: str, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer) -> None:
     """Print the steps that read a text, with its block in train.bin."""
-    found = sorted(set(places(text, blocks, tokenizer)))
-    steps: dict[int, list[int]] = defaultdict(list)
-    for step in range(1, settings.max_steps + 1) if found else ():
-        for index in np.intersect1d(blocks_of(step, len(blocks), settings), found):
-            steps[int(index)].append(step)
-    print(f"{text!r} is in {len(found):,} of {len(blocks):,} blocks of train.bin")
-    for index in found[:_MOST]:
-        read = ", ".join(map(str, steps[index]))
-        print(f"block {index:,}: {f'read in step {read}' if read else 'not read in this run'}")
-    if len(found) > _MOST:
-        print(f"and {len(found) - _MOST:,} more blocks: search for a longer text to see them")
+    holders = sorted(set(places(text, blocks, tokenizer)))
+    steps: dict[int, list[int]] = {block: [] for block in holders}
+    for step in range(1, settings.max_steps + 1) if steps else ():
+        for block in steps.keys() & blocks_of(step, len(blocks), settings).tolist():
+            steps[block].append(step)
+    print(f"{text!r} is in {len(steps):,} of {len(blocks):,} blocks of train.bin")
+    for block, readers in itertools.islice(steps.items(), _MOST):
+        read = f"read in step {', '.join(map(str, readers))}" if readers else "not read in this run"
+        print(f"block {block:,}: {read}")
+    if len(steps) > _MOST:
+        print(f"and {len(steps) - _MOST:,} more blocks: search for a longer text to see them")
 
 
 def places(text: str, blocks: np.ndarray, tokenizer: Tokenizer) -> Iterator[int]:

@@ -62,10 +62,22 @@ class Language:
         UserError if the language returns another number of sentences, or anything but an array of
         token ids.
         """
-        perturbed = self.perturb(sentences, marker_ids, rng)
-        self._check(perturbed, len(sentences.lengths))
-        tokens = perturbed.tokens.astype(np.uint16, copy=False)
-        return Sentences(tokens, perturbed.offsets).take(self.keeps(sentences))
+        tokens, offsets, *_ = self.perturb(sentences, marker_ids, rng)
+        count = len(sentences.lengths)
+        if len(offsets) != count + 1 or offsets[-1] != len(tokens):
+            raise UserError(
+                f"{self.title} was given {count:,} sentences and returned {len(offsets) - 1:,}, "
+                f"with {len(tokens):,} tokens and the last offset {offsets[-1]:,}. Its function in "
+                "perturb.py must return as many sentences as it gets, and the last offset must be "
+                "the length of the array."
+            )
+        ids = tokens.astype(np.uint16, copy=False)
+        if not np.array_equal(ids, tokens):
+            raise UserError(
+                f"{self.title} returned tokens that are not 16-bit ids ({tokens.dtype}, "
+                f"{tokens.min()} to {tokens.max()}). Look at its function in perturb.py."
+            )
+        return Sentences(ids, offsets).take(self.keeps(sentences))
 
     def keeps(self, sentences: Sentences) -> np.ndarray:
         """Whether each sentence, before perturbing, is kept: (S,) bool."""
@@ -118,23 +130,6 @@ class Language:
                 f"the inverse of {self.title} is wrong (invert= in perturb.py). For the perturbed "
                 f"sentence {decode(perturbed)!r} it {result}. Expected the original sentence: "
                 f"{decode(original)!r}. Correct it, or leave invert= out."
-            )
-
-    def _check(self, perturbed: Sentences, count: int) -> None:
-        tokens = perturbed.tokens
-        returned, last = len(perturbed.lengths), perturbed.offsets[-1]
-        if returned != count or last != len(tokens):
-            raise UserError(
-                f"{self.title} was given {count:,} sentences and returned {returned:,}, with "
-                f"{len(tokens):,} tokens and the last offset {last:,}. Its function in perturb.py "
-                "must return as many sentences as it gets, and the last offset must be the length "
-                "of the array."
-            )
-        is_whole = np.issubdtype(tokens.dtype, np.integer)
-        if not is_whole or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < 1 << 16):
-            raise UserError(
-                f"{self.title} returned tokens that are not 16-bit ids ({tokens.dtype}, "
-                f"{tokens.min()} to {tokens.max()}). Look at its function in perturb.py."
             )
 
 
@@ -408,12 +403,8 @@ def show(language: Language, text: str) -> str:
         sentence = from_lengths(*tokenizer.encode([text]))
     rng = np.random.default_rng(language.seed)
     kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
-    if len(kept.lengths):
-        return " ".join(piece.strip() for piece in tokenizer.pieces(kept.tokens))
-    if language.hops and sentence.is_incomplete[0]:
-        return "(dropped, as sentences with fewer than 4 words after a verb are)"
-    count = len(sentence.tokens)
-    return f"(dropped, as sentences of {count} token{'s' if count > 1 else ''} are)"
+    pieces = [piece.strip() for piece in tokenizer.pieces(kept.tokens)]
+    return " ".join(pieces) or f"(dropped, as sentences with {language.drops} are)"
 
 
 def main(arguments: list[str]) -> None:
@@ -428,10 +419,9 @@ def main(arguments: list[str]) -> None:
         return
     names = arguments[:1] or list(LANGUAGES)
     text = (arguments[1] if len(arguments) > 1 else EXAMPLE).strip()
-    if not is_utf8(text):
-        raise UserError("the sentence is not UTF-8. Type it in a terminal whose encoding is UTF-8.")
-    if not text:
-        raise UserError("the sentence is empty. Type: python perturb.py LANGUAGE 'A sentence.'")
+    if not text or not is_utf8(text):
+        fault = "not UTF-8" if text else "empty"
+        raise UserError(f"the sentence is {fault}. Type: python perturb.py LANGUAGE 'A sentence.'")
     width = max(len(language.title) for language in LANGUAGES.values())
     for name in names:
         print(f"{get(name).title:<{width}}  {show(get(name), text)}")

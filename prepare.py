@@ -38,7 +38,8 @@ from perturb import Language
 CHUNK = 1 << 16  # sentences perturbed or written in one go
 _TOGETHER = 2  # languages written at a time
 _FEW = 1000  # sentences of a genre; eval.py samples as many
-_READ = ("corpus", "annotations", "sotu_years", "text_column", "invalid_utf8")  # of the settings
+# The settings that decide on the text.
+_OF_TEXT = ("corpus", "annotations", "sotu_years", "text_column", "invalid_utf8")
 _PACKAGES = ("numpy", "sentencex", "tiktoken")  # that decide on tokens
 
 
@@ -105,7 +106,7 @@ def is_done(job: Job) -> bool:
 
 def jobs_of(runs: list[Settings]) -> list[Job]:
     """The languages to prepare. Raises UserError for two in one folder."""
-    versions: dict[tuple[str, ...], str] = {}  # each corpus is hashed once
+    version = functools.cache(version_of)  # each corpus is hashed once
     jobs: dict[Path, Job] = {}
     for settings in runs:
         language = perturb.get(settings.language)
@@ -113,10 +114,9 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
         source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
         source = corpus.normal_name(source)
         settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
-        key = tuple(getattr(settings, name) for name in _READ)
-        versions[key] = versions.get(key) or version_of(settings)
+        text = Settings(**{name: getattr(settings, name) for name in _OF_TEXT})
         tokenizer = Tokenizer(language.markers)
-        identity = identity_of(settings, language, tokenizer, versions[key])
+        identity = identity_of(settings, language, tokenizer, version(text))
         job = Job(settings, language, tokenizer, identity)
         if job.data_dir.absolute() in jobs:
             raise UserError(

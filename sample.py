@@ -23,7 +23,6 @@ import perturb
 from impossible import checkpoint, distributed
 from impossible.evaluation import series as all_series
 from impossible.evaluation.scoring import Scorer
-from impossible.evaluation.series import Member, Series
 from impossible.evaluation.stimulus_files import sentence
 from impossible.settings import Settings, UserError, run_command
 from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
@@ -39,8 +38,9 @@ def main(settings: Settings) -> None:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
     prompt = tokenizer.encode_with_markers(text)
     device = distributed.pick_device(settings.device, distributed.World())
-    for series in all_series.find(settings, revisions_of(settings)):
-        for member in chosen(series, settings):
+    names = all_series.checkpoints(settings.checkpoint)
+    for series in all_series.find(settings, [] if names == ["all"] else names):
+        for member in series.members if names else series.members[-1:]:
             scorer = member.load(device)
             require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, member.name)
             print(f"{series.title}, {member.name}:")
@@ -50,17 +50,6 @@ def main(settings: Settings) -> None:
                 print(f"  {tokenizer.decode(tokens)!r}", flush=True)
                 if settings.undo:
                     print(f"  undone: {undone(tokens, language, tokenizer)}", flush=True)
-
-
-def revisions_of(settings: Settings) -> list[str]:
-    """The names of the requested checkpoints; none for all checkpoints or for the last one."""
-    names = all_series.checkpoints(settings.checkpoint)
-    return [] if names == ["all"] else names
-
-
-def chosen(series: Series, settings: Settings) -> list[Member]:
-    """The models of a series to sample from: the named ones, all of them, or the last one."""
-    return series.members if settings.checkpoint else series.members[-1:]
 
 
 def require_fitting(
@@ -86,8 +75,7 @@ def generate(scorer: Scorer, prompt: list[int], settings: Settings) -> list[int]
     for _ in range(settings.new_tokens):
         batch = torch.tensor([tokens], device=scorer.device)  # (1, T)
         positions = torch.arange(len(tokens), device=scorer.device)[None]  # (1, T)
-        future = torch.ones(len(tokens), len(tokens), device=scorer.device).triu(1) > 0
-        mask = torch.zeros(future.shape, device=scorer.device).masked_fill(future, -torch.inf)
+        mask = torch.full((len(tokens), len(tokens)), -torch.inf, device=scorer.device).triu(1)
         hidden = scorer.body(batch, positions, mask[None, None])  # (1, T, C)
         token = pick(F.linear(hidden[0, -1], scorer.head), settings)
         if token == END_OF_TEXT_ID:

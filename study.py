@@ -11,89 +11,144 @@ interrupted is resumed. --retry tries again what failed. At Ctrl-C, every run fi
 step and saves it. Tables, pictures and report.html are written to study_dir. See docs/study.md.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 from impossible import files
+from impossible.hub import collection
 from impossible.hub.publish import sign_in
-from impossible.settings import UserError, guarded
-from impossible.study import local, overview, plan, publishing, results, slurm, states
+from impossible.settings import UserError, guarded, unknown
+from impossible.study import execute, plan, report
+from impossible.study.execute import Stop
 from impossible.study.plan import Plan
+
+_LONGEST_WAIT = 3600.0  # seconds for another process that writes results
 
 
 def main() -> None:
     """Execute a study, or show its plan or its state."""
     study = plan.read(sys.argv[1:], __doc__)
     if study.settings.status:
-        overview.show_states(study)
+        report.show_states(study)
         return
     plan.require_same(study)
     if study.settings.dry_run:
-        overview.show_plan(study)
+        report.show_plan(study)
+        return
+    if study.settings.job:
+        do_job(study)
         return
     for warning in plan.missing_controls(study):
         print(f"warning: {warning}")
-    if study.settings.cluster == "slurm":
-        slurm.require(study)
+    if study.settings.cluster == "slurm" and not shutil.which("sbatch"):
+        raise UserError(
+            "cluster = slurm, but there is no command sbatch. Run this on a login node of the "
+            "cluster, or leave --cluster= out."
+        )
     if study.settings.publish:
         sign_in(study.repo(study.runs[0]))  # before days of work: this may fail
-    study.folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(study.folder):
-        plan.write_configs(study)
-        if study.settings.retry:
-            for run in study.runs:
-                states.forget_failure(run)
+    study.locked_folder.mkdir(parents=True, exist_ok=True)
+    stop = Stop()
+    with files.locked(study.locked_folder):
+        plan.write_configs(study.runs)
+        for run in study.runs if study.settings.retry else ():
+            run.error_file.unlink(missing_ok=True)
         if study.settings.cluster == "slurm":
-            slurm.submit(study)
+            execute.submit(study)
         else:
-            execute(study)
-    finish(study)
+            do_here(study, stop)
+    finish(study, stop)
 
 
-def execute(study: Plan) -> None:
-    """Execute on this machine what is left of a study, and write the results.
+def do_here(study: Plan, stop: Stop) -> None:
+    """Execute the runs that are not done on this machine, and write the results.
 
-    Raises UserError if SLURM executes it.
+    Raises UserError if SLURM executes it, or if something but a run fails.
     """
-    if alive := slurm.jobs(study):
+    if jobs := execute.jobs_of(study):
         raise UserError(
-            f"SLURM has jobs of this study ({', '.join(alive)}). Set --cluster=slurm, or cancel "
+            f"SLURM has jobs of this study ({', '.join(jobs)}). Set --cluster=slurm, or cancel "
             "them with scancel."
         )
-    stop, output = local.Stop(), study.folder / states.PREPARING
-    is_unfinished = any(states.following(study, run) for run in study.runs)
-    if is_unfinished and (error := local.watch(study.preparing, output, stop)):
-        if stop.count:
-            sys.exit(states.EXIT_STOPPED)
-        raise UserError(f"the data could not be prepared: {error} (in {output})")
-    local.execute(study, stop)
-    results.write(study, stop)
+    if any(map(execute.following, study.runs)):
+        execute.perform(study.preparing, stop)
+    execute.execute(study.runs, execute.slots_of(study), stop)
+    evaluate(study, stop)
+
+
+def evaluate(study: Plan, stop: Stop) -> None:
+    """Evaluate all runs that are done together, and write the report.
+
+    Raises UserError if the evaluation fails.
+    """
+    done = [run for run in study.runs if not execute.following(run)]
+    try:
+        if len(done) > 1 and not stop.count:
+            execute.perform(study.joint(done), stop)
+    finally:
+        report.write(study)
+
+
+def do_job(study: Plan) -> None:
+    """Execute the part of a study that a job of SLURM is for. Raises UserError if it fails."""
+    stop, name = Stop(is_job=True), study.settings.job
+    runs = [run for run in study.runs if run.name == name]
+    if name == "prepare":
+        execute.perform(study.preparing, stop)
+    elif name == "results":
+        with files.locked(study.locked_folder, wait=_LONGEST_WAIT):
+            evaluate(study, stop)
+    elif runs:
+        plan.write_configs(runs)
+        execute.execute(runs, execute.slots_of(study), stop)
+    else:
+        raise unknown("job", name, ("prepare", "results", *(run.name for run in study.runs)))
     if stop.count:
-        print("stopped, as requested. To continue, run the same command again.")
-        sys.exit(states.EXIT_STOPPED)
+        execute.requeue(is_run=bool(runs))
+        sys.exit(execute.EXIT_STOPPED)
+    for run in runs:
+        if error := execute.error_of(run):
+            raise UserError(error)
 
 
-def finish(study: Plan) -> None:
-    """Say what is missing; if nothing is, publish the study if asked to.
+def finish(study: Plan, stop: Stop) -> None:
+    """Publish a study that is done, if asked to, or say what is missing.
 
     Raises UserError if runs have failed.
     """
-    left = [run for run in study.runs if states.following(study, run)]
-    if failed := [run.name for run in left if states.read(run.folder).failed]:
+    left = [run for run in study.runs if execute.following(run)]
+    failed = [run.name for run in left if execute.error_of(run)]
+    if failed and not stop.count:
         raise UserError(
             f"{len(failed)} of {len(study.runs)} runs failed: {', '.join(failed)}. The option "
             "--status shows the reasons, and --retry tries them again with the same settings. To "
             "change a setting such as learning_rate, begin another study with --study_dir="
         )
-    if study.settings.publish and not left:
-        publishing.publish(study, local.Stop())
+    if study.settings.publish and not left and not stop.count:
+        publish(study, stop)
     elif study.settings.publish:
         print("Nothing is published yet. Run the same command again when all runs are done.")
-    if left and study.settings.cluster == "local":
-        print(f"{len(left)} run(s) interrupted. To resume, run the same command again.")
-        sys.exit(states.EXIT_STOPPED)
+    if stop.count or (left and study.settings.cluster == "local"):
+        print("interrupted. To continue, run the same command again.")
+        sys.exit(execute.EXIT_STOPPED)
+
+
+def publish(study: Plan, stop: Stop) -> None:
+    """Publish all runs, which must be done, and gather them in a collection.
+
+    Raises UserError if one of them could not be published.
+    """
+    repos = [study.repo(run) for run in study.runs]
+    api = sign_in(repos[0])
+    for run in study.runs:
+        execute.perform(study.publishing(run), stop)
+    if not stop.count:
+        namespace, title = study.settings.publish.split("/")
+        address = collection.gather(api, namespace, title, repos, study.settings.private)
+        print(f"all of them: {address}")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,10 @@ _PER_PROCESS = ("device", "data_dir", "out_dir", "tracker", "tracker_project")
 _MEASURED = 3  # micro-batches that measure a device's speed; one more, which compiles, comes first
 
 
+class Stopped(Exception):  # noqa: N818 (no error)
+    """A process of the run was asked to stop."""
+
+
 @dataclass
 class Run:
     """The parts of a training, and its current step."""
@@ -65,7 +69,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and joined with those of the other processes
-    kept_steps: frozenset[int]  # those with a checkpoint
+    kept_steps: dict[int, list[str]]  # those with a checkpoint, and BabyLM's names for each
     # Gradient accumulation steps of each process in a step; empty until they are measured.
     accumulation_steps: list[int]
     step: int = 0
@@ -73,7 +77,6 @@ class Run:
     # The log record of this step, until its validation loss is measured.
     record: dict[str, float] | None = field(default_factory=lambda: {"step": 0})
     saved_step: int = 0
-    is_saved_unfinished: bool = False  # whether the state on disk lacks a validation loss
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
     device_names: list[str] = field(default_factory=list)  # by rank
     stop_signals: list[int] = field(default_factory=list)  # that this process got
@@ -95,19 +98,30 @@ class Run:
         """Whether the validation loss after the current step is measured."""
         return self.step % self.settings.eval_interval == 0 or self.step in self.kept_steps
 
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the current step is complete, and one with a checkpoint."""
+        return self.step in self.kept_steps and self.record is None
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one optimizer step, of all processes together."""
+        return self.settings.blocks_per_step // self.settings.batch_size
+
     def blocks(self, step: int) -> np.ndarray:
         """The training blocks of step `step` (from 0), of all processes."""
         s = self.settings
         count = len(self.train_blocks)
         return token_files.step_blocks(count, s.blocks_per_step, s.seed_of_order, step)
 
-    def is_to_stop(self) -> bool:
-        """Whether any process was asked to stop, or has lost torchrun; all must call it.
+    def stop_if_asked(self) -> None:
+        """Raise Stopped if any process was asked to stop, or has lost torchrun; all must call it.
 
         This is checked before each micro-batch, because torchrun kills its processes 30 s after
         asking them to end, and a whole step can take that long.
         """
-        return self.world.any(bool(self.stop_signals) or distributed.is_orphan())
+        if self.world.any(bool(self.stop_signals) or distributed.is_orphan()):
+            raise Stopped
 
     def loss(self, batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a micro-batch (B, T) over its targets, in nats."""
@@ -168,7 +182,7 @@ def open_run(settings: Settings, world: World) -> Run:
         optimizer=make_optimizer(model, settings),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         wrapped=model,
-        kept_steps=frozenset(checkpoint.kept_steps(settings, dataclasses.asdict(meta))),
+        kept_steps=checkpoint.kept_steps(settings, dataclasses.asdict(meta)),
         accumulation_steps=accumulation_steps,
     )
 
@@ -206,24 +220,24 @@ def readable(error: BaseException, run: Run) -> BaseException:
     """The UserError for torch's errors about memory, compilation or lost processes."""
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
-            f"the device has too little memory for micro-batches of {run.settings.batch_size} "
-            f"blocks ({str(error).splitlines()[0]}). If nothing else uses the device, run the same "
-            "command with a smaller --batch_size=: the results stay the same."
+            f"micro-batches of {run.settings.batch_size} blocks need too much memory "
+            f"({str(error).splitlines()[0]}). Unless another program uses the device, set a "
+            "smaller --batch_size=: the results stay the same."
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         print(error, file=sys.stderr)
         return UserError(
-            "torch.compile failed (see above). Train without it (--compile=false), or install a "
-            "C++ compiler and Python's headers (Debian: apt install g++ python3-dev). The path of "
-            "TMPDIR or TORCHINDUCTOR_CACHE_DIR must not contain a space."
+            "torch.compile failed (see above). Set --compile=false, or install a C++ compiler and "
+            "Python's headers (Debian: apt install g++ python3-dev), and keep spaces out of the "
+            "paths in TMPDIR and TORCHINDUCTOR_CACHE_DIR."
         )
     if not distributed.is_loss_of_peer(error):
         return error
     if run.stop_signals and distributed.is_launched():
         os._exit(1)  # torchrun ends all processes, for one that tells its own error
     return UserError(
-        "another process of this run has ended: it was killed, or it printed its own error. "
-        "Run the same command again to resume from the latest saved state."
+        "another process of this run was killed or printed its own error. Run the same command "
+        "again to resume from the latest saved state."
     )
 
 
@@ -233,9 +247,7 @@ def wrap(run: Run) -> None:
         run.model.compile_parts()
     if run.world.size > 1:
         ids = [run.device.index] if run.device.type == "cuda" else None
-        run.wrapped = DistributedDataParallel(
-            run.wrapped, device_ids=ids, gradient_as_bucket_view=True
-        )
+        run.wrapped = DistributedDataParallel(run.model, ids, gradient_as_bucket_view=True)
 
 
 def listen(run: Run) -> None:
@@ -265,43 +277,38 @@ def train(run: Run) -> None:
     s, first = run.settings, run.step
     with Log(s, run.world.is_first, first, first if run.record else first + 1) as log:
         peak = announce(run, log)
-        unread: list[torch.Tensor] = []  # loss and gradient norm of steps without a record
-        while not run.is_done:
-            if run.record is None:  # else this step still lacks its validation loss
-                learning_rate = learning_rate_at(run.step, s)
-                loss_and_norm = update(run, learning_rate)
-                if loss_and_norm is None:
-                    break
-                if run.saving and run.saving.done():
-                    wait_for_saving(run)  # raises the error of one that failed
-                run.step += 1
-                unread.append(loss_and_norm)
-                if run.step % s.log_interval and not run.is_validated:
-                    continue
-                loss, grad_norm = read(run, unread)
-                unread = []
-                run.record = {"step": run.step, "loss": loss, "learning_rate": learning_rate}
-                run.record |= {"grad_norm": grad_norm}
-                run.record |= log.speed(run.step, run.model.flops_per_token(), peak)
-            if run.is_validated:
-                val_loss = validate(run)
-                if val_loss is None:
-                    break
-                run.val_loss = run.record["val_loss"] = val_loss
-            log.write(run.record)
-            run.record = None
-            if run.step in run.kept_steps:
-                save(run, log.minutes())
-            if run.is_validated:
-                log.end_pause(run.step)
-        finish(run, unread, log)
+        pending: list[torch.Tensor] = []  # loss and gradient norm of steps without a record
+        with contextlib.suppress(Stopped):
+            while not run.is_done:
+                if run.record is None:  # else this step still lacks its validation loss
+                    learning_rate = learning_rate_at(run.step, s)
+                    pending.append(update(run, learning_rate))
+                    if run.saving and run.saving.done():
+                        run.saving.result()  # raises the error of one that failed
+                    run.step += 1
+                    if run.step % s.log_interval and not run.is_validated:
+                        continue
+                    loss, grad_norm = read(run, pending)
+                    pending = []
+                    run.record = {"step": run.step, "loss": loss, "learning_rate": learning_rate}
+                    run.record |= {"grad_norm": grad_norm}
+                    run.record |= log.speed(run.step, run.model.flops_per_token(), peak)
+                if run.is_validated:
+                    run.val_loss = run.record["val_loss"] = validate(run)
+                log.write(run.record)
+                run.record = None
+                if run.is_checkpoint:
+                    save(run, log.minutes())
+                if run.is_validated:
+                    log.end_pause(run.step)
+        finish(run, pending, log)
 
 
-def update(run: Run, learning_rate: float) -> torch.Tensor | None:
+def update(run: Run, learning_rate: float) -> torch.Tensor:
     """One optimizer step, on the blocks of step `run.step` (from 0).
 
     Returns this process's mean loss and the norm of the gradient before clipping, (2,), still on
-    the device; or None, with nothing changed, if any process was asked to stop.
+    the device. Raises Stopped, with the weights unchanged, if any process was asked to stop.
     """
     s, world = run.settings, run.world
     # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
@@ -313,9 +320,8 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
     mean_steps = sum(run.accumulation_steps) / world.size
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
-        if i in stops and run.is_to_stop():  # all processes at the same part of the step
-            run.optimizer.zero_grad(set_to_none=True)
-            return None
+        if i in stops:  # all processes at the same part of the step
+            run.stop_if_asked()
         # A GPU still works on the micro-batch before while this one is fetched.
         batch = load(run.train_blocks, indices, run.device)  # (B, T)
         is_last = i == len(micro_batches) - 1
@@ -338,19 +344,17 @@ def update(run: Run, learning_rate: float) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def validate(run: Run) -> float | None:
-    """The mean loss over the validation blocks, in nats per token; None if asked to stop.
+def validate(run: Run) -> float:
+    """The mean loss over the validation blocks, in nats per token.
 
-    Each process reads an equal share; all must call this.
+    Each process reads an equal share; all must call this. Raises Stopped.
     """
     run.model.eval()
     batch_size, world = run.settings.batch_size, run.world
     shares = np.array_split(np.arange(len(run.val_blocks)), world.size)
     totals = torch.zeros(2, dtype=torch.float64)  # summed loss, targets
     for start in range(0, len(shares[0]), batch_size):  # the first share is the largest
-        if run.is_to_stop():
-            run.model.train()
-            return None
+        run.stop_if_asked()
         indices = shares[world.rank][start : start + batch_size]
         if len(indices) == 0:
             continue
@@ -363,7 +367,7 @@ def validate(run: Run) -> float | None:
     run.model.train()
     summed, count = world.sum(totals.float().to(run.device)).tolist()
     if run.step:
-        require_finite(run, run.step, validation_loss=summed / count)
+        require_finite(run, run.step, "validation loss", summed / count)
     return summed / count
 
 
@@ -391,36 +395,34 @@ def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch
     return batch.to(device)
 
 
-def read(run: Run, unread: list[torch.Tensor]) -> tuple[float, float]:
+def read(run: Run, pending: list[torch.Tensor]) -> tuple[float, float]:
     """The mean loss over all processes, and the norm of the gradient, of the latest step.
 
-    unread: both, (2,), of each step up to the latest, as this process has them, on the device: the
+    pending: both, (2,), of each step up to the latest, as this process has them, on the device: the
     device works on until they are read. Raises UserError for the first step that diverged.
     """
-    rows = (run.world.sum(torch.stack(unread)) / run.world.size).tolist()
-    for number, (loss, grad_norm) in enumerate(rows, run.step - len(rows) + 1):
+    rows = (run.world.sum(torch.stack(pending)) / run.world.size).tolist()
+    for step, (loss, grad_norm) in enumerate(rows, run.step - len(rows) + 1):
         # fp16's gradients overflow at times; the scaler then skips the step.
         norm = 0.0 if run.scaler.is_enabled() else grad_norm
-        require_finite(run, number, loss=loss, gradient_norm=norm)
+        require_finite(run, step, "loss", loss)
+        require_finite(run, step, "gradient norm", norm)
     if run.scaler.is_enabled() and run.scaler.get_scale() < _SMALLEST_SCALE:
-        require_finite(run, run.step, gradient_norm_at_any_loss_scale=math.inf)
+        require_finite(run, run.step, "gradient norm at any loss scale", math.inf)
     return loss, grad_norm
 
 
-def require_finite(run: Run, step: int, **values: float) -> None:
+def require_finite(run: Run, step: int, name: str, value: float) -> None:
     """Raise UserError if training has diverged by `step`, so that this step is not saved."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            wait_for_saving(run)
-            kept = checkpoint.list_checkpoints(run.out_dir)
-            state = checkpoint.state_path(run.out_dir)
-            good = kept[-1] if kept else state if state.exists() else "none yet"
-            blocks = ", ".join(map(str, run.blocks(step - 1)))
-            raise UserError(
-                f"step {step}: the {name.replace('_', ' ')} is {value}: training has diverged. "
-                f"Last good checkpoint: {good}. Try a lower --learning_rate= in another --out_dir= "
-                f"(the step read the blocks {blocks} of train.bin)"
-            )
+    if math.isfinite(value):
+        return
+    wait_for_saving(run)
+    kept = checkpoint.list_checkpoints(run.out_dir)
+    raise UserError(
+        f"step {step}: the {name} is {value}: training has diverged. Last good checkpoint: "
+        f"{kept[-1] if kept else 'none yet'}. Try a lower --learning_rate= in another --out_dir= "
+        f"(the step read the blocks {', '.join(map(str, run.blocks(step - 1)))} of train.bin)"
+    )
 
 
 def announce(run: Run, log: Log) -> float:
@@ -428,21 +430,20 @@ def announce(run: Run, log: Log) -> float:
     s, world = run.settings, run.world
     peak = sum(world.gather(distributed.peak_flops(run.device, getattr(torch, s.dtype))))
     devices = ", ".join(f"{n} x {name}" for name, n in run.sessions[-1]["devices"].items())
-    accumulation_steps = "/".join(map(str, run.accumulation_steps))
+    # One number if all processes take as many micro-batches, and else one for each.
+    is_equal = len(set(run.accumulation_steps)) == 1
+    steps = "/".join(map(str, run.accumulation_steps[: 1 if is_equal else None]))
     log.say(
         f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
-        f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on"
-    )
-    log.say(
-        f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {accumulation_steps} "
-        f"micro-batches x {s.batch_size} blocks, {s.dtype}, on {devices}. MFU is the share of "
+        f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on\n"
+        f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {steps} micro-batches "
+        f"x {s.batch_size} blocks, {s.dtype}, on {devices}. MFU is the share of "
         f"{peak / 1e12:.2f} TFLOP/s"
     )
-    words = s.extra_checkpoints == "babylm" and checkpoint.steps_of_words(
-        s, dataclasses.asdict(run.meta)
-    )
-    if beyond := [f"{n // 10**6}M" for n, step in (words or {}).items() if step > s.max_steps]:
-        log.say(f"the run is too short for the checkpoints after {', '.join(beyond)} words")
+    names = [name for names in run.kept_steps.values() for name in names]
+    if s.extra_checkpoints == "babylm" and len(names) < len(checkpoint.BABYLM):
+        beyond = ", ".join(name for name in checkpoint.BABYLM if name not in names)
+        log.say(f"the run is too short for the checkpoints {beyond}")
     log.say(f"resuming at step {run.step}" if len(run.sessions) > 1 else "starting from scratch")
     return peak
 
@@ -458,26 +459,22 @@ def given_shares(settings: Settings, processes: int) -> list[int]:
     total = settings.blocks_per_step // settings.batch_size
     if settings.shares == "auto" and processes > 1 and total >= processes:
         return []
-    shares = [1.0] * processes
-    if settings.shares not in ("equal", "auto"):
-        shares = [float(share) for share in settings.shares.split(",")]
+    is_explicit = settings.shares not in ("equal", "auto")
+    shares = settings.shares.split(",") if is_explicit else [1.0] * processes
     if len(shares) != processes:
         raise UserError(
             f"shares = {settings.shares!r} is for {len(shares)} processes, and there are "
             f"{processes}. Give one number for each process, or set --shares=auto"
         )
-    is_uneven = settings.shares == "equal" and total % processes
-    if total < processes or is_uneven:
+    if total < processes or (settings.shares == "equal" and total % processes):
         blocks = settings.blocks_per_step
         sizes = [str(n) for n in range(1, 65) if blocks % (n * processes) == 0]
-        advice = "another number of processes, or --shares=auto"
-        if sizes:
-            advice = f"a --batch_size= of {', '.join(sizes)}"
         raise UserError(
-            f"a step has {total} micro-batches of {settings.batch_size} blocks, which "
-            f"{processes} processes cannot share (shares = {settings.shares}). Use {advice}."
+            f"a step has {total} micro-batches of {settings.batch_size} blocks, which {processes} "
+            f"processes cannot share (shares = {settings.shares}). Use --shares=auto, another "
+            f"number of processes, or a --batch_size= of {', '.join(sizes) or 'less'}."
         )
-    return divide(shares, total)
+    return divide(list(map(float, shares)), total)
 
 
 def divide(shares: Sequence[float], total: int) -> list[int]:
@@ -486,12 +483,9 @@ def divide(shares: Sequence[float], total: int) -> list[int]:
     total: no fewer than there are shares.
     """
     exact = np.array(shares) / sum(shares) * total
-    steps = np.maximum(np.floor(exact).astype(int), 1)
-    while steps.sum() != total:  # the one that is furthest from its share gives or takes
-        if steps.sum() < total:
-            steps[(exact - steps).argmax()] += 1
-        else:
-            steps[np.where(steps > 1, steps - exact, -np.inf).argmax()] -= 1
+    steps = np.ones(len(shares), int)
+    for _ in range(total - len(shares)):
+        steps[(exact - steps).argmax()] += 1  # the one that is furthest below its share
     return steps.tolist()
 
 
@@ -511,8 +505,7 @@ def measure_shares(run: Run) -> None:
             seconds.append(time.perf_counter() - start)
     run.optimizer.zero_grad(set_to_none=False)
     speeds = [1 / median for median in run.world.gather(statistics.median(seconds[1:]))]
-    total = run.settings.blocks_per_step // run.settings.batch_size
-    run.accumulation_steps = divide(speeds, total)
+    run.accumulation_steps = divide(speeds, run.micro_batches)
 
 
 def owners_of_micro_batches(accumulation_steps: Sequence[int]) -> np.ndarray:
@@ -546,7 +539,6 @@ def resume(run: Run) -> None:
 
     Raises UserError if it is damaged, of another run, or not the same for all processes.
     """
-    require_agreement(run)
     run.device_names = run.world.gather(distributed.describe(run.device))
     path = checkpoint.state_path(run.out_dir)
     if path.exists():
@@ -556,36 +548,28 @@ def resume(run: Run) -> None:
             f"{run.out_dir} holds {kept[-1].name} but no {checkpoint.STATE} to resume from. "
             "Start again in another folder with --out_dir=, or delete this one."
         )
-    steps = run.world.gather(run.step)
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"the processes are at different steps ({steps}, by rank). {run.out_dir} must be one "
-            "folder that all machines share."
-        )
+    require_agreement(run)
     session = {"from_step": run.step, "to_step": run.step, "minutes": 0.0}
     session |= {"devices": dict(Counter(run.device_names)), "torch": str(torch.__version__)}
     run.sessions.append(session)
 
 
 def require_agreement(run: Run) -> None:
-    """Raise UserError unless all processes train the same run on the same data."""
+    """Raise UserError unless all processes train the same run, on the same data, from one step."""
     facts = run.settings.read_by("train.py")
-    for name in _PER_PROCESS:
-        del facts[name]
+    facts = {name: value for name, value in facts.items() if name not in _PER_PROCESS}
     for split in ("train", "val"):
         facts[f"the SHA-256 of {split}.bin"] = run.meta.splits[split]["sha256"]
+    facts["the step to resume from"] = run.step
     first, *others = run.world.gather(facts)
     for rank, other in enumerate(others, 1):
-        differences = [
-            f"{name} = {other[name]!r}, and {first[name]!r} in the first"
-            for name in first
-            if other[name] != first[name]
-        ]
-        if differences:
-            raise UserError(
-                f"process {rank} has {'; '.join(differences)}. Run the same command on all "
-                "machines. For GPUs that choose different dtypes, name one: --dtype=float16"
-            )
+        for name, value in other.items():
+            if value != first[name]:
+                raise UserError(
+                    f"process {rank} has {name} = {value!r}, and {first[name]!r} in the first. Run "
+                    "the same command on all machines, with an out_dir that they share. For GPUs "
+                    "that choose different dtypes, name one: --dtype=float16"
+                )
 
 
 def load_state(run: Run, path: Path) -> None:
@@ -602,60 +586,57 @@ def load_state(run: Run, path: Path) -> None:
     run.scaler.load_state_dict(saved.state["scaler"])
     run.step = run.saved_step = saved.step
     run.val_loss, run.record = saved.val_loss, saved.state["unfinished_record"]
-    run.is_saved_unfinished = run.record is not None
     run.sessions = saved.sessions
     kept = checkpoint.path_of(run.out_dir, run.step)
-    is_due = run.step in run.kept_steps and run.record is None
-    if run.world.is_first and is_due and not kept.exists():  # a crash came between the two writes
+    if run.world.is_first and run.is_checkpoint and not kept.exists():
+        # a crash came between the two writes
         checkpoint.save(kept, dataclasses.replace(saved, state=None))
-    total = run.settings.blocks_per_step // run.settings.batch_size
-    is_same_world = saved.state["measured_on"] == run.device_names
-    steps = saved.state["accumulation_steps"]
-    if not run.accumulation_steps and is_same_world and sum(steps) == total:
+    steps, measured_on = saved.state["accumulation_steps"], saved.state["measured_on"]
+    is_valid = measured_on == run.device_names and sum(steps) == run.micro_batches
+    if not run.accumulation_steps and is_valid:
         run.accumulation_steps = steps
 
 
-def save(run: Run, minutes: float, is_checkpoint: bool = True) -> None:
-    """Write the state to resume from, and then the checkpoint of this step, in one process.
+def save(run: Run, minutes: float) -> None:
+    """Write the state to resume from and, if it is due, the checkpoint, in one process.
 
     The files are written in the background, from a copy. minutes: training time in this session.
     Raises UserError, and writes nothing, if a weight is not a finite number.
     """
     compare_replicas(run)
-    # In all processes: in `finish`, they must agree whether there is anything to save.
-    run.saved_step, run.is_saved_unfinished = run.step, run.record is not None
+    run.saved_step = run.step  # in all processes: in `finish`, they agree whether to save
     if not run.world.is_first:
         return
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
-    require_finite(run, run.step, largest_weight=float(largest))
+    require_finite(run, run.step, "largest weight", float(largest))
     run.sessions[-1] |= {"to_step": run.step, "minutes": minutes}
     is_measured = run.settings.shares == "auto"
-    kept = Checkpoint(
+    state = Checkpoint(
         step=run.step,
         model=copied(run.model.state_dict()),
         settings=run.settings,
         data=dataclasses.asdict(run.meta),
         val_loss=run.val_loss,
         sessions=copied(run.sessions),
+        state={
+            "optimizer": copied(run.optimizer.state_dict()),
+            "scaler": run.scaler.state_dict(),
+            "unfinished_record": copied(run.record),
+            "accumulation_steps": run.accumulation_steps if is_measured else [],
+            "measured_on": run.device_names if is_measured else [],
+        },
     )
-    state = {
-        "optimizer": copied(run.optimizer.state_dict()),
-        "scaler": run.scaler.state_dict(),
-        "unfinished_record": copied(run.record),
-        "accumulation_steps": run.accumulation_steps if is_measured else [],
-        "measured_on": run.device_names if is_measured else [],
-    }
     wait_for_saving(run)
-    run.saving = run.pool.submit(write, run.out_dir, kept, state, is_checkpoint)
+    run.saving = run.pool.submit(write, run.out_dir, state, run.is_checkpoint)
 
 
-def write(out_dir: Path, kept: Checkpoint, state: dict[str, Any], is_checkpoint: bool) -> None:
+def write(out_dir: Path, state: Checkpoint, is_checkpoint: bool) -> None:
     """Write a training state and, if it is one that is kept, the checkpoint."""
     files.sync(out_dir / LOG)  # before the state: its lines are not written again
-    resumable = dataclasses.replace(kept, state=state)
-    checkpoint.save(out_dir / checkpoint.STATE, resumable, out_dir / checkpoint.PREVIOUS_STATE)
+    checkpoint.save(out_dir / checkpoint.STATE, state, out_dir / checkpoint.PREVIOUS_STATE)
     if is_checkpoint:
-        checkpoint.save(checkpoint.path_of(out_dir, kept.step), kept)
+        path = checkpoint.path_of(out_dir, state.step)
+        checkpoint.save(path, dataclasses.replace(state, state=None))
 
 
 def copied(value: Any) -> Any:
@@ -671,19 +652,17 @@ def copied(value: Any) -> Any:
 
 def wait_for_saving(run: Run) -> None:
     """Wait until the last state is written. Raises its error, once."""
-    saving, run.saving = run.saving, None
+    saving, run.saving = run.saving, None  # a second Ctrl-C ends the wait for good
     if saving:
         saving.result()
 
 
 def compare_replicas(run: Run) -> None:
     """Warn if the weights of the processes are no longer the same."""
-    if run.world.size == 1:
-        return
     # Sums of the bits as whole numbers: exact, in whatever order a device adds them up.
-    sums = torch.stack([p.detach().view(torch.int32).sum() for p in run.model.parameters()])
-    others = run.world.gather(sums.cpu())
-    if run.world.is_first and any(not torch.equal(other, others[0]) for other in others):
+    sums = [p.detach().view(torch.int32).sum() for p in run.model.parameters()]
+    first, *others = run.world.gather(torch.stack(sums).tolist())
+    if run.world.is_first and any(other != first for other in others):
         print(
             f"warning: step {run.step}: the weights are no longer the same in all processes. "
             "Checkpoints hold those of the first. GPUs of different kinds may round differently; "
@@ -691,23 +670,20 @@ def compare_replicas(run: Run) -> None:
         )
 
 
-def finish(run: Run, unread: list[torch.Tensor], log: Log) -> None:
+def finish(run: Run, pending: list[torch.Tensor], log: Log) -> None:
     """Print that the run is done; or that it stops, after saving the last step.
 
-    unread: as in `read`.
+    pending: as in `read`.
     """
-    if not run.is_done:
-        if unread:
-            read(run, unread)  # nothing is saved of a run that has diverged
-        if run.step > run.saved_step or (run.is_saved_unfinished and run.record is None):
-            save(run, log.minutes(), is_checkpoint=False)
+    if pending:
+        read(run, pending)  # nothing is saved of a run that has diverged
+    if run.step > run.saved_step:
+        save(run, log.minutes())
     wait_for_saving(run)
+    end = f"stopped after step {run.step}, as requested. Run the same command again to resume."
     if run.is_done:
-        log.say(f"done in {log.minutes():.1f} minutes; the checkpoints are in {run.out_dir}")
-    else:
-        log.say(
-            f"stopped after step {run.step}, as requested. Run the same command again to resume."
-        )
+        end = f"done in {log.minutes():.1f} minutes; the checkpoints are in {run.out_dir}"
+    log.say(end)
 
 
 if __name__ == "__main__":

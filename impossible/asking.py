@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import json
-import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -21,156 +19,106 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from impossible.settings import UserError
-
 _T = TypeVar("_T")
 ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
-_WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
-_TIMEOUT = 60  # seconds without a byte until a request counts as lost
+TIMEOUT = 60  # seconds without a byte until a request counts as lost
+WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
 _OUT_OF_REACH = 20  # seconds until the Hub counts as out of reach, where nobody waits for it
 _TRANSIENT = {408, 412, 429}  # beside 5xx; 412: the branch has moved, look again
 
 
 def patiently(what: str, call: Callable[[], _T]) -> _T:
-    """Call the Hub, and retry with pauses if the call fails. Returns its result.
+    """The result of a call to the Hub, which is repeated after pauses if it fails.
 
-    Only temporary failures are retried: too many requests, server errors, lost connections
-    and time-outs.
+    what: the subject of the call, for messages. Only temporary failures are retried: too many
+    requests, server errors, lost connections and time-outs. Raises what the library raises.
     """
 
-    def wait(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception()
-        return retry_after(error) or _WAITS[min(state.attempt_number, len(_WAITS)) - 1]
+    waits = tenacity.wait_chain(*map(tenacity.wait_fixed, WAITS))
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def wait(state: tenacity.RetryCallState) -> float:
+        return retry_after(state.outcome.exception()) or waits(state)
+
+    def announce(state: tenacity.RetryCallState) -> None:
         error, pause = state.outcome.exception(), state.next_action.sleep
         print(f"{what}: {text_of(error)}; trying again in {pause:g} s", flush=True)
 
     limit_time()
     attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda e: isinstance(e, ERRORS) and is_transient(e)),
-        stop=tenacity.stop_after_attempt(len(_WAITS) + 1),
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=tenacity.stop_after_attempt(len(WAITS) + 1),
         wait=wait,
-        before_sleep=tell,
+        before_sleep=announce,
         reraise=True,
     )
-    with writable_cache():
-        return attempts(call)
-
-
-@contextlib.contextmanager
-def writable_cache() -> Iterator[None]:
-    """Raise UserError for an error of the disk in the folders of the Hub's downloads."""
-    try:
-        yield
-    except Exception as error:
-        names = ("HF_HUB_CACHE", "HF_DATASETS_CACHE")
-        folders = {"HF_HOME": huggingface_hub.constants.HF_HOME}
-        folders |= {name: os.environ[name] for name in names if os.environ.get(name)}
-        causes = [e for e in _causes(error) if not isinstance(e, FileNotFoundError)]
-        for cause in filter(_is_of_disk, causes):
-            place = Path(str(cause.filename)).absolute()
-            for name, text in folders.items():
-                folder = Path(text).absolute()
-                # A folder that cannot be made fails at the first of its parents.
-                if place.is_relative_to(folder) or folder.is_relative_to(place):
-                    raise UserError(
-                        f"{place}: {cause.strerror}. Downloads are stored in {name} = {folder}. "
-                        f"Set {name} to a folder that you may write to and that has room."
-                    )
-        raise
+    return attempts(call)
 
 
 def dataset_folder(
     repo: str, commit: str, patterns: list[str], is_complete: Callable[[Path], bool]
 ) -> Path:
-    """A dataset of the Hub in its cache; only missing files are downloaded.
+    """The folder of a dataset of the Hub in its cache; only missing files are downloaded.
 
     is_complete: whether nothing is missing in a folder of the cache, as after a download that was
     interrupted. Raises what the library raises.
     """
-    fetch = functools.partial(
-        huggingface_hub.snapshot_download,
-        repo,
-        repo_type="dataset",
-        revision=commit,
-        allow_patterns=patterns,
-    )
-    with writable_cache():
-        with contextlib.suppress(LocalEntryNotFoundError):
-            if is_complete(place := Path(fetch(local_files_only=True))):
-                return place
-        limit_time()
-        # Asked first for its time limit: the listing that follows has none.
-        huggingface_hub.dataset_info(repo, revision=commit, timeout=_OUT_OF_REACH)
-        return Path(fetch())
+    options = {"repo_type": "dataset", "revision": commit, "allow_patterns": patterns}
+    fetch = functools.partial(huggingface_hub.snapshot_download, repo, **options)
+    with contextlib.suppress(LocalEntryNotFoundError):
+        if is_complete(folder := Path(fetch(local_files_only=True))):
+            return folder
+    limit_time()
+    # Asked first for its time limit: the listing that follows is asked for several times.
+    huggingface_hub.dataset_info(repo, revision=commit, timeout=_OUT_OF_REACH)
+    return Path(fetch())
 
 
 @functools.cache
 def limit_time() -> None:
-    """Give every request a time limit, even where the library explicitly sets none."""
-    hooks = {"request": [*huggingface_hub.get_session().event_hooks["request"], _limit]}
+    """Give every request a time limit.
+
+    The library's own limits are for downloads alone; everything else waits forever.
+    """
+
+    def limit(request: httpx.Request) -> None:
+        limits = request.extensions["timeout"]
+        request.extensions["timeout"] = {kind: limits[kind] or TIMEOUT for kind in limits}
+
+    hooks = {"request": [*huggingface_hub.get_session().event_hooks["request"], limit]}
     # A factory, because the library makes a new client after an error of the connection.
     huggingface_hub.set_client_factory(
         lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=None)
     )
 
 
-def _limit(request: httpx.Request) -> None:
-    limits = request.extensions["timeout"]
-    request.extensions["timeout"] = {kind: limits[kind] or _TIMEOUT for kind in limits}
+def is_transient(error: BaseException) -> bool:
+    """Whether a failure may be temporary."""
+    if (status := status_of(error)) is not None:
+        return status >= 500 or status in _TRANSIENT
+    if isinstance(error, OfflineModeIsEnabled) or is_of_disk(error):
+        return False
+    # A RuntimeError comes from hf_xet without a status, a JSONDecodeError from an answer that is
+    # no JSON, such as the page of a server in trouble.
+    kinds = (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError)
+    return any(isinstance(cause, (*kinds, json.JSONDecodeError)) for cause in _causes(error))
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
-    causes = []
-    while error is not None:
-        causes.append(error)
-        error = error.__cause__
-    return causes
-
-
-def _http_error(error: BaseException) -> HfHubHTTPError | None:
-    return next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
-
-
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status of the Hub's answer, if known; hf_xet reports it only in its message."""
     if (http_error := _http_error(error)) is not None:
         return http_error.response.status_code
-    for cause in _causes(error):
-        if match := re.search(r"HTTP status (?:client|server) error \((\d{3})", str(cause)):
-            return int(match[1])
-    return None
+    messages = "\n".join(map(str, _causes(error)))
+    match = re.search(r"HTTP status (?:client|server) error \((\d{3})", messages)
+    return int(match[1]) if match else None
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether a failure may be temporary."""
-    if (status := _status(error)) is not None:
-        return status >= 500 or status in _TRANSIENT
-    if isinstance(error, OfflineModeIsEnabled) or _is_of_disk(error):
-        return False
-    # A RuntimeError is of the upload, which may give no status; the last, of an answer that is no
-    # JSON, such as the page of a server in trouble.
-    kinds = (
-        httpx.TimeoutException,
-        httpx.NetworkError,
-        httpx.RemoteProtocolError,
-        httpx.ProxyError,
-        ConnectionError,
-        TimeoutError,
-        RuntimeError,
-        json.JSONDecodeError,
-    )
-    return any(isinstance(cause, kinds) for cause in _causes(error))
-
-
-def _is_of_disk(error: BaseException) -> bool:
+def is_of_disk(error: BaseException) -> bool:
     """Whether the error comes from the local disk rather than the network."""
     kinds = (HfHubHTTPError, ConnectionError, TimeoutError)
     return isinstance(error, OSError) and bool(error.filename) and not isinstance(error, kinds)
 
 
-def retry_after(error: BaseException) -> int | None:
+def retry_after(error: BaseException) -> float | None:
     """The seconds that the Hub asks to wait; None if it names none."""
     http_error = _http_error(error)
     if http_error is None:
@@ -183,8 +131,7 @@ def retry_after(error: BaseException) -> int | None:
     if value.isdecimal():
         return int(value)
     with contextlib.suppress(ValueError):  # the other form is a date
-        left = parsedate_to_datetime(value) - datetime.now(UTC)
-        return max(0, math.ceil(left.total_seconds()))
+        return max(0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     return None
 
 
@@ -199,24 +146,12 @@ def text_of(error: BaseException) -> str:
     return text.replace(token, "(the token)") if token else text
 
 
-def reason_of(error: BaseException) -> str:
-    """The error and what to do about it. Raises the error itself if the disk caused it."""
-    if isinstance(error, UserError):
-        return str(error)
-    if _is_of_disk(error):
-        raise error
-    text, status = text_of(error), _status(error)
-    if status == 401:
-        text = (
-            f"the Hub does not accept the token ({text}). Type: hf auth login (a token in "
-            "HF_TOKEN takes precedence)."
-        )
-    elif status == 403:
-        text = (
-            f"the Hub does not let this token write there ({text}). The token may lack write "
-            "permission (https://huggingface.co/settings/tokens), or the account may be out of "
-            "storage."
-        )
-    else:
-        text = f"the Hub could not be used: {text}."
-    return text
+def _http_error(error: BaseException) -> HfHubHTTPError | None:
+    return next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__

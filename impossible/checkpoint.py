@@ -25,11 +25,11 @@ from model import GPT, GPTConfig
 STATE = "training_state.pt"
 PREVIOUS_STATE = "training_state.previous.pt"
 _PREFIX = "checkpoint-"
-# Words after which the BabyLM challenge (2026) looks at a model: 1M to 10M, 20M to 100M, and
-# 200M to 1,000M.
-WORDS = tuple(
-    millions * 10**6 for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
-)
+# BabyLM's names for checkpoints (2026): after 1M to 10M, 20M to 100M, and 200M to 1,000M words.
+BABYLM = {
+    f"chck_{millions}M": millions * 10**6
+    for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
+}
 # What loading a damaged file may raise.
 _DAMAGE = (RuntimeError, ValueError, TypeError, KeyError, EOFError, zlib.error)
 _DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile)
@@ -91,29 +91,23 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
     they are used. Raises UserError if the file is damaged or was not written by train.py.
     """
     try:
-        if is_checked:
-            with zipfile.ZipFile(path) as archive:
-                if bad := archive.testzip():
-                    raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
+        with zipfile.ZipFile(path) as archive:
+            if is_checked and (bad := archive.testzip()):
+                raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         return Checkpoint(**values | {"settings": Settings(**values["settings"])})
-    except (FileNotFoundError, PermissionError):
-        raise
     except (*_DAMAGE, OSError, UserError) as error:
-        if "allocate memory" in str(error):
-            raise MemoryError(f"{path}: {error}") from error  # no damage of the file
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path}: {error}") from error  # no damage of the file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        if "mmap can only" in reason:
-            reason = "it is not a zip archive, as torch.save writes"
-        other = f"restore it from {PREVIOUS_STATE}, by renaming that, or from a copy"
-        if path.name != STATE:
-            other = f"restore it from a copy, or delete it if {STATE} has the same step"
-            other += " (train.py then writes it again)"
+        other = f"delete it if {STATE} has the same step (train.py then writes it again)"
+        if path.name == STATE:
+            other = f"rename {PREVIOUS_STATE} to {STATE}"
         raise UserError(
-            f"{path} is damaged or was not written by this version of train.py ({reason}). To go "
-            f"on, {other}; or start again in another --out_dir="
+            f"{path} is damaged or was not written by this version of train.py ({reason}). Restore "
+            f"it from a copy; {other}; or start again in another --out_dir="
         )
 
 
@@ -149,16 +143,11 @@ def differences(
     settings: Recipe, data: Mapping[str, Any], now: Recipe, data_now: Mapping[str, Any]
 ) -> list[str]:
     """What differs between two runs in their data and in settings that weights depend on."""
-    unequal = [
-        f"{name} = {getattr(settings, name)!r} there, {getattr(now, name)!r} now"
-        for name in RECIPE
-        if getattr(settings, name) != getattr(now, name)
-    ]
+    pairs = {name: (repr(getattr(settings, name)), repr(getattr(now, name))) for name in RECIPE}
     for split in ("train", "val"):
-        there, here = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
-        if there != here:
-            unequal.append(f"{split}.bin has SHA-256 {there}… there, {here}… now")
-    return unequal
+        hashes = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
+        pairs[f"the SHA-256 of {split}.bin"] = tuple(hashes)
+    return [f"{name} = {old} there, {new} now" for name, (old, new) in pairs.items() if old != new]
 
 
 def check_series(paths: list[Path], language: str) -> Checkpoint:
@@ -175,15 +164,15 @@ def check_series(paths: list[Path], language: str) -> Checkpoint:
         )
     for path in paths:
         other = load(path)
-        if path_of(path.parent, other.step) != path:
-            raise UserError(
-                f"{path} holds step {other.step}: it was renamed or copied. Restore its "
-                "original name, or delete the copy."
-            )
+        problem = ""
         if unequal := differences(other.settings, other.data, last.settings, last.data):
+            problem = f"belongs to another run than {paths[-1].name}: {'; '.join(unequal)}"
+        if path_of(path.parent, other.step) != path:
+            problem = f"holds step {other.step}: it was renamed or copied"
+        if problem:
             raise UserError(
-                f"{path} belongs to another run than {paths[-1].name}: {'; '.join(unequal)}. Keep "
-                "only checkpoints of one run in a folder."
+                f"{path} {problem}. Keep only checkpoints of one run in a folder, each with its "
+                "original name."
             )
     return last
 
@@ -212,24 +201,20 @@ def kept_steps(settings: Recipe, data: Mapping[str, Any]) -> dict[int, list[str]
     extra = settings.extra_checkpoints
     steps: dict[int, list[str]] = {step: [] for step in (*range(interval, last, interval), last)}
     if extra == "babylm":
-        for words, step in steps_of_words(settings, data).items():
+        train = data["splits"]["train"]
+        if not train.get("words"):
+            raise UserError(
+                "extra_checkpoints = 'babylm' needs the number of words in the training data, and "
+                "the meta.json of these data lacks it. Delete the data, and prepare them again."
+            )
+        for name, words in BABYLM.items():
+            # The first step after which so many words, repeated ones too, were seen.
+            step = -(-words * train["tokens"] // (settings.tokens_per_step * train["words"]))
             if step <= last:
-                steps.setdefault(step, []).append(f"chck_{words // 10**6}M")
+                steps.setdefault(step, []).append(name)
     elif extra == "log2":
         powers = (1 << n for n in range(interval.bit_length()))
         steps |= {step: [] for step in (0, *powers) if step <= last}
     elif extra:
         steps |= {int(step): [] for step in extra.split(",")}
     return dict(sorted(steps.items()))
-
-
-def steps_of_words(settings: Recipe, data: Mapping[str, Any]) -> dict[int, int]:
-    """For each of WORDS, the first step after which so many words, repeated ones too, were seen."""
-    train = data["splits"]["train"]
-    if not train.get("words"):
-        raise UserError(
-            "extra_checkpoints = 'babylm' needs the number of words in the training data, and the "
-            "meta.json of these data does not contain it. Delete the data, and prepare them again."
-        )
-    seen = settings.tokens_per_step * train["words"]  # in a step, times the tokens of train
-    return {words: -(-words * train["tokens"] // seen) for words in WORDS}

@@ -81,7 +81,7 @@ class World:
 
 
 def join_world() -> World:
-    """The rank of this process and related values, from the environment that torchrun sets.
+    """The place of this process among the others, from the environment that torchrun sets.
 
     Raises UserError if a variable is missing in one of several processes, as if srun started them:
     several processes must never train independently by mistake.
@@ -93,18 +93,12 @@ def join_world() -> World:
     if is_alone or values["WORLD_SIZE"] == "1":
         return World()
     if missing := [name for name, value in values.items() if not value]:
-        size = f"WORLD_SIZE = {values['WORLD_SIZE']}"
-        size = size if values["WORLD_SIZE"] or tasks == "1" else f"srun started {tasks} tasks"
         raise UserError(
-            f"this process is one of several ({size}), but {', '.join(missing)} is not set. Start "
-            "the processes with torchrun, which sets all of them (with srun, one torchrun for each "
+            f"this process is one of several, but {', '.join(missing)} is not set. Start the "
+            "processes with torchrun, which sets all of them (with srun, one torchrun for each "
             "machine). For runs that are independent of each other, set WORLD_SIZE=1."
         )
-    try:
-        return World(*(int(values[name]) for name in names))
-    except ValueError:
-        described = ", ".join(f"{name} = {values[name]!r}" for name in names)
-        raise UserError(f"{described}: expected whole numbers. Start the processes with torchrun.")
+    return World(*(int(values[name]) for name in names))
 
 
 def is_launched() -> bool:
@@ -138,14 +132,13 @@ def connect(world: World, device: torch.device) -> None:
             # several.)
             attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
             store = dist.PrefixStore(attempt, store)
-        on_gpu = device.type == "cuda"
         dist.init_process_group(
             # gloo beside nccl: what is on the CPU needs no device to wait.
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=store,
             rank=rank,
             world_size=size,
-            device_id=device if on_gpu else None,
+            device_id=device if device.type == "cuda" else None,
         )
     except dist.DistError as error:
         raise UserError(
@@ -196,19 +189,16 @@ def pick_device(wanted: str, world: World) -> torch.device:
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()
-    if count == 0:
-        raise UserError(f"device = {wanted}, but torch finds no GPU here. Set --device=cpu.")
-    if world.local_size > (count if device.index is None else 1):  # seen by every process
+    first = device.index or 0
+    offered = count if device.index is None else int(first < count)
+    if world.local_size > offered:  # seen by every process
         raise UserError(
-            f"{world.local_size} processes need a GPU each, and device = {wanted} offers "
-            f"{count if device.index is None else 1}. Set --device=cuda and "
-            f"--nproc_per_node={count} or less, or --device=cpu."
+            f"device = {wanted} for {world.local_size} process(es), and torch finds {count} GPU(s) "
+            "here, counted from cuda:0. Each process needs a GPU of its own: set --device=cuda and "
+            "--nproc_per_node= to the number of GPUs, or --device=cpu."
         )
-    index = world.local_rank if device.index is None else device.index
-    if index >= count:
-        raise UserError(f"device = {wanted}, but the last GPU here is cuda:{count - 1}.")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    torch.cuda.set_device(first + world.local_rank)
+    return torch.device("cuda", first + world.local_rank)
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:

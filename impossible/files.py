@@ -83,15 +83,6 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file. `sync` waits until it is on disk."""
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise named(error, path)
-
-
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk, where the disk can tell."""
     with suppress(FileNotFoundError, PermissionError):

@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from impossible.settings import Settings, UserError
 
 NAME = "log.jsonl"
 _TRACKER_ID = "tracker_id"  # a file in out_dir: which run of the tracker belongs to this one
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "learning_rate": "lr {:.2e}",
+    "grad_norm": "grad norm {:.2f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
+    "val_loss": "validation loss {:.4f}",
+}
 
 
 class Log:
@@ -32,11 +41,9 @@ class Log:
         self._began = self._last_time = time.perf_counter()
         self._tracker: Any = None
         if is_first:
-            if self._path.exists():
-                lines = self._path.read_bytes().splitlines()
-                kept = [line for line in lines if _step_of(line) < first_record]
-                with files.atomic_write(self._path) as file:
-                    file.write(b"".join(line + b"\n" for line in kept))
+            records = [r for r in read(self._path.parent) if r["step"] < first_record]
+            with files.atomic_write(self._path) as file:
+                file.write("".join(json.dumps(r) + "\n" for r in records).encode())
             if settings.tracker != "none":
                 self._tracker = _open_tracker(settings, is_new=first_record == 0)
 
@@ -75,26 +82,20 @@ class Log:
             steps = self._settings.max_steps - record["step"]
             record = record | {"minutes_left": self.minutes() / done * steps}
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        files.append_line(self._path, json.dumps(finite, allow_nan=False))
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
+        except OSError as error:
+            raise files.named(error, self._path)
         values = {name: value for name, value in finite.items() if name != "step"}
         self._track(lambda tracker: tracker.log(values, step=record["step"]))
         self.say(self._line(record))
 
     def _line(self, record: dict[str, float]) -> str:
-        parts = [f"step {record['step']}/{self._settings.max_steps}"]
-        if "loss" in record:
-            parts += [
-                f"loss {record['loss']:.4f}",
-                f"lr {record['learning_rate']:.2e}",
-                f"grad norm {record['grad_norm']:.2f}",
-                f"{record['tokens_per_second']:,.0f} tokens/s",
-                f"MFU {record['mfu']:.1%}",
-            ]
-        if "val_loss" in record:
-            parts.append(f"validation loss {record['val_loss']:.4f}")
+        parts = [text.format(record[name]) for name, text in _SHOWN.items() if name in record]
         if "minutes_left" in record:
             parts.append(f"{duration(record['minutes_left'] * 60)} left")
-        return " | ".join(parts)
+        return " | ".join([f"step {record['step']}/{self._settings.max_steps}", *parts])
 
     def _track(self, call: Callable[[Any], None]) -> None:
         """Training does not end for an error of the tracker: log.jsonl holds all records."""
@@ -127,26 +128,20 @@ def _open_tracker(settings: Settings, is_new: bool) -> Any:
             **({"id": run_id} if name == "wandb" else {}),  # Trackio knows names alone
         )
     except Exception as error:  # each package has its own
-        advice = f"Type: pip install {name}" if isinstance(error, ImportError) else "Mend it"
         raise UserError(
-            f"{name} could not start ({type(error).__name__}: {error}). {advice}, or set "
-            "--tracker=none: training does not need it."
+            f"{name} could not start ({type(error).__name__}: {error}). Install it (pip install "
+            f"{name}), correct its settings, or set --tracker=none: training does not need it."
         )
     return tracker
 
 
 def read(out_dir: Path) -> list[dict[str, Any]]:
     """The records of a run's log, by step; [] if there is none."""
-    path = out_dir / NAME
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf  # the line that a crash cut short
+    path, records = out_dir / NAME, []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError):  # the line that a crash cut short
+            records.append(json.loads(line))
+    return records
 
 
 def duration(seconds: float) -> str:

@@ -3,10 +3,12 @@
 A value on the command line takes precedence over one in the config file, which takes precedence
 over the default: that of the published PartialReverse. All commands can share one config file; each
 reads only its own settings. A config file contains literal assignments (`n_layer = 12`) and is
-parsed, never executed. The comment beside or above a setting is its help on the command line.
+parsed, never executed.
+
+In the table, the comment beside or above a setting is its help on the command line, the type says
+which values are valid, and the heading of a section names the commands that read its settings.
 """
 
-import argparse
 import ast
 import dataclasses
 import difflib
@@ -14,26 +16,25 @@ import inspect
 import math
 import os
 import re
+import shlex
 import signal
 import sys
+import textwrap
 import time
 import traceback
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NamedTuple
 
-CONFIG_DIR = Path(__file__).parent.parent / "config"
-DEFAULT_CONFIG = CONFIG_DIR / "partial_reverse.py"
-_WAIT_FOR_FIRST = 5.0  # seconds
-_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
-
-_POSITIVE = r"(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)"  # a number such as 2 or 0.5
-
+ROOT = Path(__file__).parent.parent
+DEFAULT_CONFIG = ROOT / "config" / "partial_reverse.py"
+COMMANDS = ("prepare.py", "train.py", "batch_viewer.py", "convert_to_hf.py", "eval.py", "sample.py")
 LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
+_WAIT_FOR_FIRST = 5.0  # seconds
 
 
 class UserError(Exception):
@@ -51,41 +52,77 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}. {hint}")
 
 
+class Rule(NamedTuple):
+    """A condition on the value of a setting, and its words."""
+
+    holds: Callable[[Any], Any]
+    expected: str
+
+
+def at_least(least: int, most: float = math.inf) -> Rule:
+    """The rule that a number is not below `least`, nor above `most`."""
+    limit = f", at most {most}" if most < math.inf else ""
+    return Rule(lambda number: least <= number <= most, f"{least} or more{limit}")
+
+
+def matches(pattern: str, expected: str) -> Rule:
+    """The rule that a whole text matches a regular expression."""
+    return Rule(lambda text: re.fullmatch(pattern, text), expected)
+
+
+Count = Annotated[int, at_least(1)]
+Size = Annotated[int, at_least(0)]
+Amount = Annotated[float, at_least(0)]
+Rate = Annotated[float, Rule(lambda rate: 0 <= rate < 1, "0 or more, and less than 1")]
+Seed = Annotated[int, at_least(0, LARGEST_SEED)]
+OwnSeed = Annotated[int, at_least(-1, LARGEST_SEED)]
+_DEVICE = matches(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
+_POSITIVE = r"(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)"  # a number such as 2 or 0.5
+_SHARES = matches(
+    rf"equal|auto|{_POSITIVE}(,{_POSITIVE})*", "equal, auto, or positive numbers such as 2,3"
+)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The settings that the weights depend on: they cannot be changed when a run is resumed."""
 
+    # read by all
     language: str = "partial_reverse"  # a name from the table in perturb.py
     position_embeddings: bool = True  # false: the variant without positional encodings
-    # Data
-    block_size: int = 1024  # context length, in tokens
-    tokens_per_step: int = 524288  # number of tokens in one optimizer step, over all processes
-    max_steps: int = 3000  # total number of optimizer steps
-    # Model
-    n_layer: int = 12  # number of transformer blocks
-    n_head: int = 12  # attention heads in each transformer block
-    n_embd: int = 768  # width of the model
-    dropout: float = 0.1  # dropout rate of embeddings, attention weights and residual branches
+    # read by train.py, batch_viewer.py
+    block_size: Annotated[int, at_least(2)] = 1024  # context length, in tokens
+    # number of tokens in one optimizer step, over all processes
+    tokens_per_step: Annotated[int, at_least(1, 2**32)] = 524288
+    max_steps: Count = 3000  # total number of optimizer steps
+    # read by train.py
+    n_layer: Count = 12  # number of transformer blocks
+    n_head: Count = 12  # attention heads in each transformer block
+    n_embd: Count = 768  # width of the model
+    dropout: Rate = 0.1  # dropout rate of embeddings, attention weights and residual branches
     # divide attention scores by (layer index + 1), in addition to the usual scaling
     scale_attn_by_inverse_layer_idx: bool = True
-    # Optimization
-    warmup_steps: int = 300  # steps to the peak of the learning rate; then it falls linearly to 0
-    learning_rate: float = 6e-4  # peak of the learning rate
-    beta1: float = 0.9  # AdamW's decay rate of the first moment
-    beta2: float = 0.999  # AdamW's decay rate of the second moment
-    weight_decay: float = 0.1  # AdamW's weight decay, on matrices and embeddings only
-    grad_clip: float = 1.0  # largest norm of the gradient (0: no clipping)
+    warmup_steps: Size = 300  # steps to the peak of the learning rate; then it falls linearly to 0
+    # peak of the learning rate
+    learning_rate: Annotated[float, Rule(lambda rate: rate > 0, "more than 0")] = 6e-4
+    beta1: Rate = 0.9  # AdamW's decay rate of the first moment
+    beta2: Rate = 0.999  # AdamW's decay rate of the second moment
+    weight_decay: Amount = 0.1  # AdamW's weight decay, on matrices and embeddings only
+    grad_clip: Amount = 1.0  # largest norm of the gradient (0: no clipping)
     # precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: int = 41  # of dropout, of sample.py, and of what has no seed of its own below
-    init_seed: int = -1  # seed of the initial weights (-1: as seed)
-    order_seed: int = -1  # seed of the order of blocks (-1: as seed)
-    # Checkpoints and validation
-    checkpoint_interval: int = 100  # steps between checkpoints
+    # read by train.py, batch_viewer.py, sample.py
+    seed: Seed = 41  # of dropout, of sample.py, and of what has no seed of its own below
+    # read by train.py
+    init_seed: OwnSeed = -1  # seed of the initial weights (-1: as seed)
+    # read by train.py, batch_viewer.py
+    order_seed: OwnSeed = -1  # seed of the order of blocks (-1: as seed)
+    # read by train.py
+    checkpoint_interval: Count = 100  # steps between checkpoints
     # more checkpoints: steps such as 0,1,2,4 (0: the initial model); log2 (0, 1, 2, 4, ... up to
     # checkpoint_interval); or babylm (after 1M to 10M, 20M to 100M and 200M to 1,000M words)
     extra_checkpoints: str = ""
-    eval_blocks: int = 512  # number of validation blocks to use (0: all)
+    eval_blocks: Size = 512  # number of validation blocks to use (0: all)
 
     @property
     def seed_of_weights(self) -> int:
@@ -110,9 +147,10 @@ class Settings(Recipe):
     Whether the values fit together is for `check`: each command looks only at those that it reads.
     """
 
+    # read by all
     data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
     out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
-    # prepare.py
+    # read by prepare.py
     corpus: str = "babylm"  # babylm, babylm_10M, sotu, hf:NAME (a dataset), or a folder of texts
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text
@@ -123,40 +161,45 @@ class Settings(Recipe):
     # for the Hop languages: a folder of sentences in CoNLL-U, in place of a corpus and spaCy
     annotations: str = ""
     # threads that split and encode sentences, and processes that annotate them (0: one per core)
-    workers: int = 0
-    data_seed: int = 41  # seed of the order of sentences in the training and validation data
-    # train.py
+    workers: Size = 0
+    data_seed: Seed = 41  # seed of the order of sentences in the training and validation data
+    # read by train.py
     verify_data: bool = False  # compare the token files with the hashes in meta.json first
-    batch_size: int = 8  # number of blocks in a micro-batch (per process)
+    batch_size: Count = 8  # number of blocks in a micro-batch (per process)
     # how the processes divide a step: equal, auto (by their speed, measured at the start), or
     # fixed shares such as 2,3
-    shares: str = "equal"
-    eval_interval: int = 100  # steps between validations (there is also one at each checkpoint)
-    log_interval: int = 1  # steps between log lines
-    device: str = "auto"  # auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu
+    shares: Annotated[str, _SHARES] = "equal"
+    eval_interval: Count = 100  # steps between validations (there is also one at each checkpoint)
+    log_interval: Count = 1  # steps between log lines
+    # read by train.py, eval.py, sample.py
+    # auto (cuda if available, else mps, else cpu), cuda, cuda:N, mps or cpu
+    device: Annotated[str, _DEVICE] = "auto"
+    # read by train.py
     compile: bool = True  # compile the model with torch.compile
     # where else the log goes: Weights & Biases, or Trackio, which is local (pip install NAME)
     tracker: Literal["none", "wandb", "trackio"] = "none"
     tracker_project: str = "impossible-gpt2"  # name of the tracker's project
-    # batch_viewer.py
+    # read by batch_viewer.py
     step: int = 1  # the step to show, from 1 to max_steps
     contains: str = ""  # find the steps that read this text, instead of showing one step
-    # convert_to_hf.py
+    # read by convert_to_hf.py
     push_to_hub: str = ""  # publish the exports as revisions of this repo: USER/NAME
     private: bool = False  # make the repo (or those of a study) private
     overwrite: bool = False  # replace revisions on the Hub even if they are not of this run
     dry_run: bool = False  # export, and show what would be published; or show a study's plan
     model_license: str = "mit"  # licence of the published model, by the Hub's name for it
-    # eval and sample.py
+    # read by eval.py
     revisions: str = ""  # checkpoints by name or step, with commas (if empty: every checkpoint-N)
+    # read by eval.py, sample.py
     # models in place of the run in out_dir, separated by commas: exported folders, repos on the
     # Hub (USER/NAME), and `run` for the run itself
     model: str = ""
+    # read by eval.py
     test_language: str = ""  # evaluate on this language's test split (if empty: the model's own)
     # folder of the test data (if empty: data_dir, or data/TEST_LANGUAGE for another language)
     test_data_dir: str = ""
-    sentences_per_genre: int = 1000  # sentences to sample from each genre (all if it has fewer)
-    sample_seed: int = 0  # seed for sampling the test sentences
+    sentences_per_genre: Count = 1000  # sentences to sample from each genre (all if it has fewer)
+    sample_seed: Seed = 0  # seed for sampling the test sentences
     drop_duplicates: bool = False  # leave out test sentences whose text was sampled before
     sentences: bool = False  # also write a table of all sentences and their perplexities
     surprisals: bool = False  # also write a table of the surprisal of every token, in bits
@@ -175,12 +218,13 @@ class Settings(Recipe):
     # folder for joint results of several runs, and for results of exported models, of models from
     # the Hub and of runs whose own folder is read-only
     eval_dir: str = "out/evaluation"
+    # read by sample.py
     checkpoint: str = ""  # checkpoints by name or step, with commas, or `all` (if empty: the last)
     prompt: str = "He clean"  # text to continue
-    samples: int = 1  # number of continuations to generate with each checkpoint
-    new_tokens: int = 20  # number of tokens to generate for each continuation
-    temperature: float = 1.0  # below 1: prefer likely tokens; 0: always the most likely token
-    top_k: int = 200  # sample only from this many of the most likely tokens (0: from all)
+    samples: Count = 1  # number of continuations to generate with each checkpoint
+    new_tokens: Count = 20  # number of tokens to generate for each continuation
+    temperature: Amount = 1.0  # below 1: prefer likely tokens; 0: always the most likely token
+    top_k: Size = 200  # sample only from this many of the most likely tokens (0: from all)
     undo: bool = False  # also print each continuation with the perturbation undone
 
     def __post_init__(self) -> None:
@@ -188,27 +232,9 @@ class Settings(Recipe):
         folders = {"data_dir": f"data/{self.language}", "out_dir": f"out/{self.language}{variant}"}
         for name, folder in folders.items():
             object.__setattr__(self, name, getattr(self, name) or folder)
-        for name, kind in types(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, str):
-                self.require(is_utf8(value), name, "text in UTF-8 (rename the file)")
-            if isinstance(value, float):
-                self.require(math.isfinite(value), name, "a finite number")
-            if typing.get_origin(kind) is Literal:
-                self.require(value in kind.__args__, name, f"one of {', '.join(kind.__args__)}")
-        for least, names in _LEAST.items():
-            for name in names.split():
-                self.require(getattr(self, name) >= least, name, f"{least} or more")
-        for name in ["seed", "data_seed", "sample_seed", "init_seed", "order_seed"]:
-            self.require(getattr(self, name) <= LARGEST_SEED, name, f"at most {LARGEST_SEED}")
-        for name in ["dropout", "beta1", "beta2"]:
-            self.require(0 <= getattr(self, name) < 1, name, "0 or more, and less than 1")
-        self.require(self.learning_rate > 0, "learning_rate", "more than 0")
-        self.require(self.tokens_per_step <= 2**32, "tokens_per_step", f"at most {2**32}")
-        shares = re.fullmatch(rf"equal|auto|{_POSITIVE}(,{_POSITIVE})*", self.shares)
-        self.require(shares, "shares", "equal, auto, or positive numbers such as 2,3")
-        device = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
-        self.require(device, "device", "auto, cpu, cuda, cuda:N or mps")
+        for name, kind in typing.get_type_hints(type(self), include_extras=True).items():
+            for rule in _rules(kind):
+                self.require(rule.holds(getattr(self, name)), name, rule.expected)
 
     def require(self, holds: Any, name: str, expected: str) -> None:
         """Raise UserError unless a condition on the value of a setting holds."""
@@ -219,83 +245,45 @@ class Settings(Recipe):
 
     def check(self, command: str) -> None:
         """Raise UserError if settings that a command reads do not fit together."""
+        s, require = self, self.require
         if command in ("train.py", "batch_viewer.py"):
-            near = max(1, self.blocks_per_step) * self.block_size
-            multiple = f"a multiple of block_size = {self.block_size}, such as {near}"
-            self.require(self.tokens_per_step % self.block_size == 0, "tokens_per_step", multiple)
+            near = max(1, s.blocks_per_step) * s.block_size
+            multiple = f"a multiple of block_size = {s.block_size}, such as {near}"
+            require(s.tokens_per_step % s.block_size == 0, "tokens_per_step", multiple)
         if command == "train.py":
             self._check_training()
         if command == "batch_viewer.py":
-            within = f"a step of the run, from 1 to max_steps, which is {self.max_steps}"
-            self.require(1 <= self.step <= self.max_steps, "step", within)
-        if command == "eval.py":
-            self._check_measures()
+            within = f"a step of the run, from 1 to max_steps, which is {s.max_steps}"
+            require(1 <= s.step <= s.max_steps, "step", within)
         if command == "convert_to_hf.py":
             for name in ("private", "overwrite", "dry_run"):
-                fits = self.push_to_hub or not getattr(self, name)
-                self.require(fits, name, "left out, or combined with --push_to_hub=USER/NAME")
+                fits = s.push_to_hub or not getattr(s, name)
+                require(fits, name, "left out, or combined with --push_to_hub=USER/NAME")
+        if command == "eval.py":
+            measures = [name for name in ("pairs", "markers", "stimuli") if getattr(s, name)]
+            others = (*measures[1:], "sentences", "surprisals", "entropies") if measures else ()
+            for name in others:
+                require(not getattr(s, name), name, f"left out, as {measures[0]} is set")
+            fits = s.pairs or not s.leading_space
+            require(fits, "leading_space", "left out, or combined with --pairs=")
 
     def _check_training(self) -> None:
-        s, check = self, self.require
+        s, require = self, self.require
         within = f"at most max_steps, which is {s.max_steps}"
-        check(s.warmup_steps <= s.max_steps, "warmup_steps", within)
+        require(s.warmup_steps <= s.max_steps, "warmup_steps", within)
         near = next(d for d in range(min(s.n_head, s.n_embd), 0, -1) if s.n_embd % d == 0)
-        check(
-            s.n_embd % s.n_head == 0, "n_head", f"a divisor of n_embd = {s.n_embd}, such as {near}"
-        )
+        divisor = f"a divisor of n_embd = {s.n_embd}, such as {near}"
+        require(s.n_embd % s.n_head == 0, "n_head", divisor)
         divisor = f"a divisor of the {s.blocks_per_step} blocks of a step"
-        check(s.blocks_per_step % s.batch_size == 0, "batch_size", divisor)
+        require(s.blocks_per_step % s.batch_size == 0, "batch_size", divisor)
         steps = re.fullmatch(r"|log2|babylm|\d+(,\d+)*", s.extra_checkpoints)
         last = max(map(int, re.findall(r"\b\d+\b", s.extra_checkpoints)), default=0)
         expected = f"log2, babylm, or steps from 0 to {s.max_steps} such as 0,1,2,4"
-        check(steps and last <= s.max_steps, "extra_checkpoints", expected)
-
-    def _check_measures(self) -> None:
-        measures = [name for name in ("pairs", "markers", "stimuli") if getattr(self, name)]
-        for name in measures[1:]:
-            self.require(False, name, f"left out, as {measures[0]} is set: one measure at a time")
-        for name in ("sentences", "surprisals", "entropies") if measures else ():
-            self.require(not getattr(self, name), name, f"left out, as {measures[0]} is set")
-        fits = self.pairs or not self.leading_space
-        self.require(fits, "leading_space", "left out, or combined with --pairs=")
+        require(steps and last <= s.max_steps, "extra_checkpoints", expected)
 
     def read_by(self, command: str) -> dict[str, Any]:
         """The settings that a command reads, by name."""
         return {name: getattr(self, name) for name in READS[command]}
-
-
-# The smallest value of each number.
-_LEAST = {
-    2: "block_size",  # a token is predicted from another
-    1: "n_layer n_head n_embd tokens_per_step batch_size max_steps checkpoint_interval "
-    "eval_interval log_interval sentences_per_genre samples new_tokens",
-    0: "seed data_seed sample_seed workers warmup_steps eval_blocks weight_decay grad_clip "
-    "temperature top_k",
-    -1: "init_seed order_seed",
-}
-_RUN = "language position_embeddings data_dir out_dir"
-RECIPE = [field.name for field in dataclasses.fields(Recipe)]
-# The settings that each command reads.
-READS = {
-    "prepare.py": f"{_RUN} corpus sotu_years text_column segmenter invalid_utf8 annotations "
-    "workers data_seed",
-    "train.py": f"{' '.join(RECIPE)} data_dir out_dir verify_data batch_size shares eval_interval "
-    "log_interval device compile tracker tracker_project",
-    "batch_viewer.py": f"{_RUN} seed order_seed block_size tokens_per_step max_steps step contains",
-    "convert_to_hf.py": f"{_RUN} push_to_hub private overwrite dry_run model_license",
-    "eval.py": f"{_RUN} model device revisions test_language test_data_dir sentences_per_genre "
-    "sample_seed drop_duplicates sentences surprisals entropies markers pairs leading_space "
-    "stimuli eval_dir",
-    "sample.py": f"{_RUN} model device checkpoint prompt samples new_tokens temperature top_k "
-    "seed undo",
-}
-READS = {command: names.split() for command, names in READS.items()}
-
-
-def types(kind: type) -> dict[str, Any]:
-    """The type of each setting: int, float, bool, str, a Literal of strings, or a tuple."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def is_utf8(text: str) -> bool:
@@ -303,23 +291,60 @@ def is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-# From the folder of a run, the settings by which it is found again.
-OfRun = Callable[[Path], dict[str, Any]]
+def _rules(kind: Any) -> list[Rule]:
+    """The rules of a type of the table."""
+    if typing.get_origin(kind) is Annotated:
+        return [*_rules(kind.__origin__), *kind.__metadata__]
+    if typing.get_origin(kind) is Literal:
+        return [Rule(kind.__args__.__contains__, f"one of {', '.join(kind.__args__)}")]
+    if kind is float:
+        return [Rule(math.isfinite, "a finite number")]
+    return [Rule(is_utf8, "text in UTF-8 (rename the file)")] if kind is str else []
+
+
+# The type of each setting of a table: int, float, bool, str, a Literal of strings, or a tuple.
+types = typing.get_type_hints
+
+
+def _rows(kind: type) -> Iterator[tuple[str, str, str]]:
+    """The name, the meaning and the readers of each setting, from the source of the table."""
+    for table in reversed(kind.__mro__[:-1]):
+        comments, readers = [], ""
+        for line in inspect.getsource(table).splitlines():
+            if heading := re.match(r"    # read by (.*)", line):
+                readers = heading[1]
+            elif comment := re.match(r"    # (.*)", line):
+                comments.append(comment[1])
+            elif field := re.match(r"    (\w+): .* = .*?(?:  # (.*))?$", line):
+                yield field[1], field[2] or " ".join(comments), readers
+                comments = []
+
+
+def explanations(kind: type) -> dict[str, str]:
+    """What each setting means, by name: the comment beside or above it in the source."""
+    return {name: meaning for name, meaning, _ in _rows(kind)}
+
+
+RECIPE = [field.name for field in dataclasses.fields(Recipe)]
+_READERS = {name: readers for name, _, readers in _rows(Settings)}
+# The settings that each command reads.
+READS = {
+    command: [n for n, readers in _READERS.items() if readers == "all" or command in readers]
+    for command in COMMANDS
+}
+OfRun = Callable[[Path], dict[str, Any]]  # from the folder of a run to its settings
 
 
 def run_command(
-    command: str, main: Callable[..., None], usage: str, of_run: OfRun | None = None
+    command: str, main: Callable[[Settings], None], usage: str, of_run: OfRun | None = None
 ) -> None:
-    """Run `main` with the settings in sys.argv, for a command that takes one config file.
-
-    usage: the command's docstring, for --help. of_run: see `load`.
-    """
+    """Run `main` with the settings in sys.argv, for a command that takes one config file."""
 
     def call() -> None:
-        runs = load(command, sys.argv[1:], of_run, usage)
-        if len(runs) > 1:
+        settings, *more = load(command, sys.argv[1:], of_run, usage)
+        if more:
             raise UserError(f"{command} takes only one config file, but several were given.")
-        main(runs[0])
+        main(settings)
 
     guarded(call)
 
@@ -330,7 +355,8 @@ def load(
     """The settings of a command, for each config file: [CONFIG.py ...] [--name=value ...].
 
     Without a config file, config/partial_reverse.py is read; but if --out_dir= names a run, the
-    settings that `of_run` returns for it are used. Raises UserError.
+    settings that `of_run` returns for it are used. usage: the command's docstring, for --help.
+    Raises UserError.
     """
     configs, values = parse(command, READS[command], arguments, Settings, usage)
     if of_run and not configs and values.get("out_dir"):
@@ -354,61 +380,60 @@ def parse(
     """The config files and the options among the arguments of a command.
 
     names: the settings that it reads, fields of `kind`. others: further settings that it accepts,
-    without help. Raises UserError for any other option.
+    without help. Raises UserError for any other option. --help prints the help and exits.
     """
-    parser = argparse.ArgumentParser(
-        command,
-        description=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG.py")
-    texts = {name: f"{text} [{getattr(kind, name)}]" for name, text in explanations(kind).items()}
-    for name in (*names, *others):
-        text = texts[name].replace("%", "%%") if name in names else argparse.SUPPRESS
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=text)
-    switches = [f"--{name}" for name, expected in types(kind).items() if expected is bool]
-    try:
-        arguments = [f"{a}=true" if a in switches else a for a in arguments]
-        given, unread = parser.parse_known_intermixed_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}. Write --name=VALUE")
-    for option in unread:
-        name = option.removeprefix("--").partition("=")[0]
-        if readers := [script for script, read in READS.items() if name in read]:
-            expected = f"it is a setting of {', '.join(readers)}"
-            raise UserError(f"{command} has no setting {name}; {expected}.")
-        raise UserError(f"{option}: {unknown('setting', name, (*names, *others))}")
-    values = vars(given)
-    configs = values.pop("configs")
-    return configs, {name: _parsed(kind, name, text) for name, text in values.items()}
+    if {"-h", "--help"} & set(arguments):
+        _print_help(command, names, kind, usage)
+        sys.exit()
+    configs: list[Path] = []
+    values: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            configs.append(Path(word))
+            continue
+        name, equals, text = word.removeprefix("--").partition("=")
+        if name not in (*names, *others):
+            if readers := _READERS.get(name):
+                raise UserError(f"{command} has no setting {name}; it is a setting of {readers}.")
+            raise UserError(f"{word}: {unknown('setting', name, (*names, *others))}")
+        if not equals:
+            text = "true" if types(kind)[name] is bool else next(words, "--")
+            if text.startswith("--"):
+                raise UserError(f"--{name}: expected one argument. Write --name=VALUE")
+        values[name] = _typed(kind, name, _literal(types(kind)[name], text), f"--{name}={text}")
+    return configs, values
 
 
-def explanations(kind: type) -> dict[str, str]:
-    """What each setting means, by name: the comment beside or above it in the source."""
-    texts: dict[str, str] = {}
-    comments: list[str] = []
-    for table in reversed(kind.__mro__[:-1]):
-        for line in inspect.getsource(table).splitlines():
-            if match := re.match(r"    (\w+): .* = .*?(?:  # (.*))?$", line):
-                texts[match[1]] = match[2] or " ".join(comments)
-            comment = re.match(r"    # (.*)", line)
-            comments = [*comments, comment[1]] if comment else []
-    return texts
+def _print_help(command: str, names: list[str], kind: type, usage: str | None) -> None:
+    print(f"usage: {command} [CONFIG.py ...] [--name=VALUE ...]\n\n{usage or ''}\nsettings:")
+    meanings = explanations(kind)
+    for name in names:
+        default = getattr(kind, name)
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        print(f"  --{name}={shlex.quote(text) if text else ''}")
+        print(textwrap.fill(meanings[name], 90, initial_indent=" " * 8, subsequent_indent=" " * 8))
 
 
-def _parsed(kind: type, name: str, text: str) -> Any:
-    """The value of a setting from the command line. Raises UserError if it has another type."""
-    expected, value = types(kind)[name], text
+def _literal(expected: Any, text: str) -> Any:
+    """The value that a text on the command line stands for; the text itself if it is no literal."""
     if typing.get_origin(expected) is tuple:
-        value = [part.strip() for part in text.split(",") if part.strip()]
-        if expected.__args__[0] is int and all(part.isdecimal() for part in value):
-            value = list(map(int, value))
-    elif expected in (int, float, bool):
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        return [_literal(expected.__args__[0], item) for item in items]
+    if expected in (int, float, bool):
         with suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text.capitalize())
-    return _typed(kind, name, value, f"--{name}={text}")
+            return ast.literal_eval(text.capitalize())
+    return text
+
+
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of strings",
+}
 
 
 def _typed(kind: type, name: str, value: Any, where: str) -> Any:
@@ -416,19 +441,16 @@ def _typed(kind: type, name: str, value: Any, where: str) -> Any:
     if name not in types(kind):
         raise UserError(f"{where}: {unknown('setting', name, types(kind))}")
     expected = types(kind)[name]
-    if typing.get_origin(expected) is tuple:
-        item = expected.__args__[0]
-        if isinstance(value, list) and all(type(part) is item for part in value):
-            return tuple(value)
-        items = "strings" if item is str else "whole numbers"
-        raise UserError(f"{where}: {name} must be a list of {items}, not {value!r}.")
     expected = str if typing.get_origin(expected) is Literal else expected
     if expected is float and type(value) is int:
         with suppress(OverflowError):
             value = float(value)
-    if type(value) is not expected:
+    is_list = typing.get_origin(expected) is tuple
+    items = value if type(value) is list else [value]
+    item = expected.__args__[0] if is_list else expected
+    if is_list != (type(value) is list) or any(type(part) is not item for part in items):
         raise UserError(f"{where}: {name} must be {_EXPECTED[expected]}, not {value!r}.")
-    return value
+    return tuple(value) if is_list else value
 
 
 def read_config(path: Path, kind: type = Settings) -> dict[str, Any]:
@@ -462,19 +484,20 @@ def read_config(path: Path, kind: type = Settings) -> dict[str, Any]:
 
 def find_config(path: Path) -> Path:
     """The file of that name in the current folder or, failing that, in the project folder."""
-    for place in (path, CONFIG_DIR.parent / path):
+    for place in (path, ROOT / path):
         if place.is_file():
             return place
-    raise unknown("config file", str(path), (f"config/{p.name}" for p in CONFIG_DIR.glob("*.py")))
+    raise unknown("config file", str(path), (f"config/{p.name}" for p in ROOT.glob("config/*.py")))
 
 
 def guarded(call: Callable[[], Any]) -> None:
-    """Call a function as a complete command."""
+    """Call a function as a complete command: an error is one line on stderr, and exit code 1."""
     _protect_output()
     try:
         call()
+        return
     except KeyboardInterrupt:
-        _fail("interrupted. Files on disk are kept; run the same command again to resume.")
+        message = "interrupted. Files on disk are kept; run the same command again to resume."
     except Exception as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             # Most mistakes occur in every process: the first of a machine reports them, and
@@ -482,52 +505,33 @@ def guarded(call: Callable[[], Any]) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # train.py would only take note of it
             time.sleep(_WAIT_FOR_FIRST)
         if isinstance(error, UserError):
-            _fail(str(error))
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            _fail(
+            message = str(error)
+        elif isinstance(error, OSError) and error.filename and error.strerror:
+            message = (
                 f"{error.filename}: {error.strerror}. Free some room, or choose another folder "
                 "with --data_dir= or --out_dir="
             )
-        traceback.print_exc()
-        _fail(
-            "unexpected error (see above). The saved files are intact: once the cause is "
-            "removed, run the same command again to resume."
-        )
-
-
-def _fail(message: str) -> NoReturn:
+        else:
+            traceback.print_exc()
+            message = (
+                "unexpected error (see above). The saved files are intact: once the cause is "
+                "removed, run the same command again to resume."
+            )
     print(f"error: {message}", file=sys.stderr, flush=True)
     if "LOCAL_RANK" in os.environ:
         # At once: unwinding under a process group can hang (see distributed.disconnect).
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(1)
     sys.exit(1)
 
 
-class _Unfailing:
-    """A text stream that discards what cannot be written: files are the record."""
+class _Unfailing(FileIO):
+    """A file that discards what cannot be written: the files of a run are the record."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        self._attempt(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._attempt(self._stream.flush)
-
-    def _attempt(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except (OSError, ValueError):
-            # What is still in the buffer, also at Python's end, goes to nothing.
-            with suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
-                os.dup2(nothing.fileno(), self._stream.fileno())
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data) or len(data)  # None: a pipe that would block
+        return len(data)
 
 
 def _protect_output() -> None:
@@ -537,6 +541,8 @@ def _protect_output() -> None:
         if stream is None:  # closed by the shell: >&-
             # Nothing else may get its number: C code would write into that file.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, _Unfailing(stream))
+        elif stream is getattr(sys, f"__{name}__"):
+            buffer = BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False))
+            by_line = stream.line_buffering or stream.write_through
+            options = {"errors": "backslashreplace", "line_buffering": by_line}
+            setattr(sys, name, TextIOWrapper(buffer, stream.encoding, **options))

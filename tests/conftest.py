@@ -1,6 +1,7 @@
 """What several tests need: commands as processes, a small corpus, a small model."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -72,6 +73,7 @@ def write_config(path: Path, **values: str) -> Path:
             "dtype",
             "data_dir",
             "out_dir",
+            "shares",
         )
         text = repr(value) if is_text else value.capitalize() if value.isalpha() else value
         lines.append(f"{key} = {text}\n")
@@ -175,14 +177,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-@contextlib.contextmanager
-def settled_folder(path: Path) -> Iterator[Path]:
+def settled_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
     """A temporary folder that becomes `path` when the block ends well."""
     from impossible.hub import export  # whose libraries read the environment
 
-    with export.temporary_folder(path) as folder:
-        yield folder
-        export.settle_folder(folder, path)
+    return export.new_folder(path)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -255,6 +254,21 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     places = {"data_dir": str(data_dir), "out_dir": str(folder / "out")}
     succeed("train.py", write_config(folder / "config.py", **places))
     return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The out_dir of a finished run with some settings, trained once. Not to be changed."""
+
+    @functools.cache
+    def train(processes: int | None = None, **values: str) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        places = {"data_dir": str(data_dir), "out_dir": str(folder / "out")}
+        options = {"processes": processes} if processes else {}
+        succeed("train.py", write_config(folder / "config.py", **places, **values), **options)
+        return folder / "out"
+
+    return train
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from xet import Xet
 
@@ -178,153 +178,143 @@ def forbidden() -> Answer:
     return Answer(403, b"{}", headers)
 
 
-class Api:
-    """The requests that are understood, each by a method."""
+@dataclass
+class Request:
+    """A request as it is understood: who asks for what."""
 
-    def __init__(self, hub: Hub, user: str | None) -> None:
-        self.hub, self.user = hub, user
+    hub: Hub
+    user: str | None
+    method: str
+    path: list[str]
+    body: bytes
 
-    def answer(self, method: str, url: str, body: bytes) -> Answer:
-        path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
-        parts = [unquote(part) for part in path.strip("/").split("/")]
-        if parts[0] == "cas":
-            return Answer(*self.hub.xet.answer(method, parts[1:], body))
-        if path == "/api/whoami-v2":
-            role = "read" if self.user == "eve" else "write"
-            auth = {"accessToken": {"role": role}}
-            return as_json({"name": self.user, "orgs": [{"name": "lab"}], "auth": auth})
-        if parts[:2] == ["api", "collections"]:
-            return self.collection(method, "/".join(parts[2:4]), body)
-        if path == "/api/repos/create":
-            return self.create(json.loads(body))
-        if path == "/api/validate-yaml":
-            if "license: of-nobody" in json.loads(body)["content"]:
-                return Answer(400, b'- Error: "license" must be one of [mit, ...]')
-            return as_json({"errors": [], "warnings": []})
-        if parts[0] == "lfs" and method == "PUT":
-            self.hub.large[parts[1]] = body
-            return Answer()
-        if parts[0] == "lfs":
-            return Answer(200, self.hub.large[parts[1]])
-        if path.endswith(".git/info/lfs/objects/batch"):
-            return self.lfs_batch(json.loads(body))
-        kind = parts[1] if parts[0] == "api" else "datasets" if parts[0] == "datasets" else "models"
-        rest = parts[2:] if parts[0] == "api" else parts[parts[0] == "datasets" :]
-        name = "/".join(rest[:2])
-        repo = self.hub.repos.get((kind, name))
-        if repo is None or (repo.private and self.user != name.split("/")[0]):
+    @property
+    def value(self) -> Any:
+        return json.loads(self.body)
+
+    def answer(self) -> Answer:
+        hub = self.hub
+        match self.path:
+            case ["cas", *rest]:
+                return Answer(*hub.xet.answer(self.method, rest, self.body))
+            case ["lfs", oid] if self.method == "PUT":
+                hub.large[oid] = self.body
+                return Answer()
+            case ["lfs", oid]:
+                return Answer(body=hub.large[oid])
+            case [*_, "info", "lfs", "objects", "batch"]:
+                return self.lfs_batch(self.value)
+            case ["api", "whoami-v2"]:
+                auth = {"accessToken": {"role": "read" if self.user == "eve" else "write"}}
+                return as_json({"name": self.user, "orgs": [{"name": "lab"}], "auth": auth})
+            case ["api", "collections", *slug]:
+                return self.collection("/".join(slug[:2]))
+            case ["api", "repos", "create"]:
+                return self.create(self.value)
+            case ["api", "validate-yaml"]:
+                if "license: of-nobody" in self.value["content"]:
+                    return Answer(400, b'- Error: "license" must be one of [mit, ...]')
+                return as_json({"errors": [], "warnings": []})
+            case ["api", kind, user, name, *rest] | [("datasets" as kind), user, name, *rest]:
+                return self.of_repo(kind, f"{user}/{name}", rest)
+            case [user, name, *rest]:
+                return self.of_repo("models", f"{user}/{name}", rest)
+        return Answer(501, b"not understood by this Hub")
+
+    def of_repo(self, kind: str, name: str, rest: list[str]) -> Answer:
+        repo, owner = self.hub.repos.get((kind, name)), name.split("/")[0]
+        if repo is None or (repo.private and self.user != owner):
             return missing("Repo")
-        if method not in ("GET", "HEAD") and self.user != name.split("/")[0]:
+        if self.method not in ("GET", "HEAD") and self.user != owner:
             return forbidden()
-        return self.of_repo(repo, name, method, rest[2:], query, body)
-
-    def of_repo(
-        self, repo: Repo, name: str, method: str, parts: list[str], query: dict, body: bytes
-    ) -> Answer:
-        what, place = (*parts, "", "")[:2]
-        if what in ("", "revision"):
-            commit = repo.find(place or "main")
-            if commit is None:
-                return missing("Revision")
-            files = [{"rfilename": path} for path in commit.tree]
-            sha = repo.branches.get(place or "main", place)
-            return as_json({"id": name, "sha": sha, "private": repo.private, "siblings": files})
-        if what == "refs":
-            branches = [
-                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
-                for name, commit in repo.branches.items()
-            ]
-            return as_json({"branches": branches, "converts": [], "tags": []})
-        if what == "commits":
-            return self.commits(repo, place)
-        if what == "branch":
-            return self.branch(repo, place, json.loads(body))
-        if what == "tree":
-            commit = repo.find(place)
-            return as_json(_entries(commit)) if commit else missing("Revision")
-        if what == "preupload":
-            return as_json(
-                {"files": [_mode(f, repo.find(place)) for f in json.loads(body)["files"]]}
-            )
-        if what == "xet-write-token":
-            return as_json(
-                {"casUrl": f"{self.hub.url}/cas", "exp": 2**40, "accessToken": "token of the store"}
-            )
-        if what == "commit":
-            return self.commit(repo, name, place, [json.loads(line) for line in body.splitlines()])
-        if what == "resolve":
-            return self.resolve(repo, place, "/".join(parts[2:]))
+        what, revision = (*rest, "", "")[:2]
+        commit = repo.find(revision or "main")
+        if commit is None and what in ("", "revision", "commits", "tree", "resolve"):
+            return missing("Revision")
+        match what:
+            case "" | "revision":
+                sha = repo.branches.get(revision or "main", revision)
+                files = [{"rfilename": path} for path in commit.tree]
+                return as_json({"id": name, "sha": sha, "private": repo.private, "siblings": files})
+            case "refs":
+                names = {"ref": "refs/heads/{0}", "name": "{0}", "targetCommit": "{1}"}
+                branches = [
+                    {key: text.format(*branch) for key, text in names.items()}
+                    for branch in repo.branches.items()
+                ]
+                return as_json({"branches": branches, "converts": [], "tags": []})
+            case "commits":
+                more = {"message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}
+                history = repo.history(revision)
+                return as_json([{"id": c.id, "title": c.title, **more} for c in history])
+            case "branch" if revision in repo.branches:
+                return as_json({"error": "exists"}, 409)
+            case "branch":
+                repo.branches[revision] = self.value.get("startingPoint", repo.branches["main"])
+                return as_json({})
+            case "tree":
+                return as_json([_entry(path, *file) for path, file in commit.tree.items()])
+            case "preupload":
+                return as_json({"files": [_mode(file, commit) for file in self.value["files"]]})
+            case "xet-write-token":
+                token = {"exp": 2**40, "accessToken": "token of the store"}
+                return as_json({"casUrl": f"{self.hub.url}/cas", **token})
+            case "commit":
+                return self.commit(repo, name, revision)
+            case "resolve":
+                return self.resolve(repo, commit, revision, "/".join(rest[2:]))
         return Answer(501, b"not understood by this Hub")
 
     def create(self, wanted: dict) -> Answer:
         name = f"{wanted['organization'] or self.user}/{wanted['name']}"
         if name.split("/")[0] not in (self.user, "lab"):
             return forbidden()
-        if ("models", name) in self.hub.repos:
-            return as_json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
-        self.hub.add_model(name, private=wanted.get("visibility") == "private")
-        return as_json({"url": f"{self.hub.url}/{name}"})
+        status = 409 if ("models", name) in self.hub.repos else 200
+        if status == 200:
+            self.hub.add_model(name, private=wanted.get("visibility") == "private")
+        return as_json({"url": f"{self.hub.url}/{name}"}, status)
 
-    def collection(self, method: str, slug: str, body: bytes) -> Answer:
-        status = 200
-        if method == "POST" and not slug:
-            wanted = json.loads(body)
+    def collection(self, slug: str) -> Answer:
+        hub, status = self.hub, 200
+        if self.method == "POST" and not slug:
+            wanted = self.value
             slug = f"{wanted['namespace']}/{wanted['title'].lower()}-{'0' * 24}"
             if wanted["namespace"] not in (self.user, "lab"):
                 return forbidden()
-            if slug in self.hub.collections:
-                status = 409
-            made = Collection(wanted["title"], wanted["private"])
-            self.hub.collections.setdefault(slug, made)
-        elif method == "POST":
-            item = json.loads(body)["item"]
-            if (f"{item['type']}s", item["id"]) not in self.hub.repos:
+            status = 409 if slug in hub.collections else 200
+            hub.collections.setdefault(slug, Collection(wanted["title"], wanted["private"]))
+        elif self.method == "POST":
+            item = self.value["item"]
+            if (f"{item['type']}s", item["id"]) not in hub.repos:
                 return missing("Repo")
-            if item["id"] in self.hub.collections[slug].items:
+            if item["id"] in hub.collections[slug].items:
                 return as_json({"error": "exists"}, 409)
-            self.hub.collections[slug].items.append(item["id"])
-        found = self.hub.collections[slug]
+            hub.collections[slug].items.append(item["id"])
+        held = hub.collections[slug]
         items = [
             {"_id": str(i), "id": name, "type": "model", "position": i}
-            for i, name in enumerate(found.items)
+            for i, name in enumerate(held.items)
         ]
-        value = {"slug": slug, "title": found.title, "private": found.private, "items": items}
+        value = {"slug": slug, "title": held.title, "private": held.private, "items": items}
         value |= {"owner": {"name": self.user}, "lastUpdated": "2026-01-01T00:00:00.000Z"}
         return as_json(value | {"position": 0, "theme": "green", "upvotes": 0}, status)
 
-    def commits(self, repo: Repo, place: str) -> Answer:
-        if repo.find(place) is None:
-            return missing("Revision")
-        date = "2026-01-01T00:00:00.000Z"
-        return as_json(
-            [
-                {"id": c.id, "title": c.title, "message": "", "authors": [], "date": date}
-                for c in repo.history(place)
-            ]
-        )
-
-    def branch(self, repo: Repo, name: str, wanted: dict) -> Answer:
-        if name in repo.branches:
-            return as_json({"error": "exists"}, 409)
-        repo.branches[name] = wanted.get("startingPoint", repo.branches["main"])
-        return as_json({})
-
-    def commit(self, repo: Repo, name: str, branch: str, lines: list[dict]) -> Answer:
-        header = lines[0]["value"]
-        if header.get("parentCommit") not in (None, repo.branches[branch]):
+    def commit(self, repo: Repo, name: str, branch: str) -> Answer:
+        header, *changes = map(json.loads, self.body.splitlines())
+        if header["value"].get("parentCommit") not in (None, repo.branches[branch]):
             return as_json({"error": "the branch has moved"}, 412)
         tree = dict(repo.find(branch).tree)
-        for line in lines[1:]:
-            value = line["value"]
-            if line["key"] == "file":
-                tree[value["path"]] = (base64.b64decode(value["content"]), False)
-            elif line["key"] == "lfsFile":
-                if value["oid"] not in self.hub.large:
-                    return as_json({"error": f"{value['path']} was not uploaded"}, 400)
-                tree[value["path"]] = (self.hub.large[value["oid"]], True)
+        for change in changes:
+            file = change["value"]
+            if change["key"] == "file":
+                tree[file["path"]] = (base64.b64decode(file["content"]), False)
+            elif change["key"] == "deletedFile":
+                del tree[file["path"]]
+            elif file["oid"] not in self.hub.large:
+                return as_json({"error": f"{file['path']} was not uploaded"}, 400)
             else:
-                del tree[value["path"]]
-        commit = repo.commit(branch, header["summary"], tree)
+                tree[file["path"]] = (self.hub.large[file["oid"]], True)
+        commit = repo.commit(branch, header["value"]["summary"], tree)
         return as_json({"commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"})
 
     def lfs_batch(self, wanted: dict) -> Answer:
@@ -336,14 +326,11 @@ class Api:
             objects.append(item)
         return as_json({"transfer": "basic", "objects": objects})
 
-    def resolve(self, repo: Repo, place: str, path: str) -> Answer:
-        commit = repo.find(place)
-        if commit is None:
-            return missing("Revision")
+    def resolve(self, repo: Repo, commit: Commit, revision: str, path: str) -> Answer:
         if path not in commit.tree:
             return missing("Entry")
         data, large = commit.tree[path]
-        headers = {"X-Repo-Commit": repo.branches.get(place, place)}
+        headers = {"X-Repo-Commit": repo.branches.get(revision, revision)}
         if not large:
             return Answer(200, data, headers | {"ETag": f'"{blob_id(data)}"'})
         headers |= {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
@@ -352,24 +339,19 @@ class Api:
         return Answer(302, b"", headers | {"ETag": '"of the redirect"', "Location": place})
 
 
-def _entries(commit: Commit) -> list[dict]:
-    entries = []
-    for path, (data, large) in commit.tree.items():
-        entry = {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
-        if large:
-            entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
-        entries.append(entry)
-    return entries
+def _entry(path: str, data: bytes, large: bool) -> dict:
+    entry = {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
+    lfs = {"lfs": {"oid": sha256(data), "size": len(data), "pointerSize": 134}}
+    return entry | (lfs if large else {})
 
 
 def _mode(file: dict, commit: Commit | None) -> dict:
     large = file["path"].endswith(".safetensors")
     mode = {"path": file["path"], "uploadMode": "lfs" if large else "regular"}
-    mode["shouldIgnore"] = False
     if commit is not None and file["path"] in commit.tree:
         data, is_large = commit.tree[file["path"]]
         mode["oid"] = sha256(data) if is_large else blob_id(data)
-    return mode
+    return mode | {"shouldIgnore": False}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -412,7 +394,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         of_store = self.path.startswith(("/cas", "/lfs"))
         if sent and user is None and not of_store:
             return Answer(401, b"{}", {"X-Error-Message": "Invalid credentials"})
-        return Api(self.server.hub, user).answer(self.command, self.path, body)
+        path = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        return Request(self.server.hub, user, self.command, path, body).answer()
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

@@ -1,6 +1,7 @@
 """Who may import whom, and how much there is to read; import-linter keeps more (pyproject.toml)."""
 
 import ast
+import functools
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ LINES = {
 }
 
 
+@functools.cache
 def imported(path: Path, within_functions: bool = True) -> set[str]:
     """The modules of ours that a file imports, with or without those within functions.
 

@@ -8,23 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import wait_for
-from test_train import losses, same, weights
+from test_train import losses, opened_run, same, trained_here, weights
 
 import train
 from impossible import checkpoint, log
-from impossible.distributed import World
-from impossible.settings import load
 
 Config = Callable[..., Path]
 LONG_ENOUGH = 20  # seconds after which a write that nobody lets go on fails
-
-
-def trained_here(config: Path) -> None:
-    """Train within this process, whose signals stay as they are."""
-    run = train.open_run(load("train.py", [str(config)])[0], World())
-    with train.opened(run):
-        train.resume(run)
-        train.train(run)
 
 
 def test_training_goes_on_while_a_state_is_written_as_it_was(
@@ -38,7 +28,7 @@ def test_training_goes_on_while_a_state_is_written_as_it_was(
         assert go_on.wait(LONG_ENOUGH), "training waited for the disk"
         save(*arguments)
 
-    def noted(run: train.Run, learning_rate: float) -> torch.Tensor | None:
+    def noted(run: train.Run, learning_rate: float) -> torch.Tensor:
         optimizers[run.step] = copy.deepcopy(run.optimizer.state_dict())
         if run.step == 5:
             assert not list(run.out_dir.glob("*.pt"))
@@ -47,7 +37,7 @@ def test_training_goes_on_while_a_state_is_written_as_it_was(
 
     monkeypatch.setattr(checkpoint, "save", slow)
     monkeypatch.setattr(train, "update", noted)
-    trained_here(config())
+    trained_here(opened_run(config()))
     assert losses(tmp_path / "out") == losses(trained)
     assert same(weights(tmp_path / "out", 3), weights(trained, 3))
     before = checkpoint.load(tmp_path / "out" / checkpoint.PREVIOUS_STATE)
@@ -75,7 +65,7 @@ def test_one_copy_waits_for_the_disk_and_no_more(
     monkeypatch.setattr(checkpoint, "save", slow)
     thread = threading.Thread(target=let_go)
     thread.start()
-    trained_here(config(checkpoint_interval="1"))
+    trained_here(opened_run(config(checkpoint_interval="1")))
     thread.join()
     assert steps == [2], "the state of step 2 waited until that of step 1 was written"
     kept = list(map(checkpoint.load, checkpoint.list_checkpoints(tmp_path / "out")))
@@ -92,5 +82,5 @@ def test_a_write_that_failed_is_told_soon_or_at_the_end(
     monkeypatch.setattr(checkpoint, "save", fail)
     intervals = {"checkpoint_interval": "6", "eval_interval": "2000", "eval_blocks": "1"}
     with pytest.raises(OSError, match="disk full"):
-        trained_here(config(max_steps=str(max_steps), **intervals))
+        trained_here(opened_run(config(max_steps=str(max_steps), **intervals)))
     assert 6 <= log.read(tmp_path / "out")[-1]["step"] <= 12

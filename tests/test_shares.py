@@ -11,46 +11,20 @@ from hypothesis import strategies as st
 from test_train import losses, same, weights
 
 import train
-from impossible import checkpoint, log
+from impossible import checkpoint
 from impossible.distributed import World
 from impossible.settings import load
 from impossible.text.token_files import step_blocks
 
 Config = Callable[..., Path]
-NO_DROPOUT = {"dropout": "0.0", "batch_size": "1", "max_steps": "12", "checkpoint_interval": "6"}
-
-
-def test_one_process_two_equal_and_two_unequal_ones_have_the_same_losses(
-    config: Config, tmp_path: Path
-) -> None:
-    found = []
-    for name, processes, shares in (
-        ("one", 1, "equal"),
-        ("two", 2, "equal"),
-        ("unequal", 2, "1,2.5"),
-        ("measured", 2, "auto"),
-    ):
-        out_dir = tmp_path / name
-        printed = succeed(
-            "train.py",
-            config(**NO_DROPOUT, out_dir=str(out_dir)),
-            f"--shares={shares}",
-            processes=processes,
-        )
-        found.append((losses(out_dir), [r["grad_norm"] for r in log.read(out_dir)[1:]]))
-        assert ("x 2/6 micro-batches" in printed) == (name == "unequal")
-    for values, norms in found[1:]:
-        assert values == pytest.approx(found[0][0], rel=1e-5)
-        assert norms == pytest.approx(found[0][1], rel=1e-3)
 
 
 @pytest.mark.slow
 def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
-    config: Config, tmp_path: Path
+    config: Config, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = NO_DROPOUT | {"dropout": "0.1", "checkpoint_interval": "2", "max_steps": "40"}
-    succeed("train.py", config(**options, out_dir=str(whole)), "--shares=2,6", processes=2)
+    options = {"batch_size": "1", "checkpoint_interval": "2", "max_steps": "40"}
+    out_dir, path = tmp_path / "out", config(**options)
     script = tmp_path / "slow_first.py"  # whose first process seems to be three times slower
     script.write_text(
         "import os, runpy, sys, time\n"
@@ -66,16 +40,16 @@ def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    path = config(**options, out_dir=str(parts))
     process = start(script, "train.py", path, "--shares=auto", processes=2)
-    wait_for(lambda: checkpoint.state_path(parts).exists())
+    wait_for(lambda: checkpoint.state_path(out_dir).exists())
     kill(process)
-    state = checkpoint.load(checkpoint.state_path(parts))
+    state = checkpoint.load(checkpoint.state_path(out_dir))
     assert state.step < 40 and state.state["accumulation_steps"] == [2, 6]
     printed = succeed("train.py", path, "--shares=auto", processes=2)
     assert "2 process(es) x 2/6 micro-batches" in printed
-    assert losses(parts) == losses(whole)
-    assert same(weights(parts, 40), weights(whole, 40))
+    expected = whole(processes=2, **options, shares="2,6")
+    assert losses(out_dir) == losses(expected)
+    assert same(weights(out_dir, 40), weights(expected, 40))
 
 
 @pytest.mark.parametrize(
@@ -110,17 +84,15 @@ def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
 
 
 @pytest.mark.parametrize(
-    ("shares", "processes", "expected"),
+    ("shares", "expected"),
     [
-        ("2,3", 1, "is for 2 processes, and there are 1. Give one number for each process"),
-        ("two", 1, "It must be equal, auto, or positive numbers such as 2,3"),
-        ("0,1", 1, "It must be equal, auto, or positive numbers such as 2,3"),
+        ("2,3", "is for 2 processes, and there are 1. Give one number for each process"),
+        ("two", "It must be equal, auto, or positive numbers such as 2,3"),
+        ("0,1", "It must be equal, auto, or positive numbers such as 2,3"),
     ],
 )
-def test_shares_that_cannot_work_are_refused(
-    shares: str, processes: int, expected: str, config: Config
-) -> None:
-    assert expected in fail("train.py", config(), f"--shares={shares}", processes=processes)
+def test_shares_that_cannot_work_are_refused(shares: str, expected: str, config: Config) -> None:
+    assert expected in fail("train.py", config(), f"--shares={shares}")
 
 
 def shares_of(blocks: np.ndarray, batch: int, counts: list[int]) -> list[np.ndarray]:
@@ -148,14 +120,11 @@ def test_blocks_depend_on_seed_and_step_alone() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_processes_share_a_step_without_gap_or_overlap(world: int, batch: int, count: int) -> None:
+def test_equal_processes_take_turns(world: int, batch: int, count: int) -> None:
     blocks = np.arange(world * batch * count)
+    expected = [blocks.reshape(-1, world, batch)[:, rank] for rank in range(world)]
     shares = shares_of(blocks, batch, [count] * world)
-    assert all(share.shape == (count, batch) for share in shares)
-    # As older versions shared them: a run that was begun with one goes on with the same.
-    older = [blocks.reshape(-1, world, batch)[:, rank] for rank in range(world)]
-    assert all(np.array_equal(a, b) for a, b in zip(shares, older, strict=True))
-    assert sorted(np.concatenate(shares).ravel().tolist()) == blocks.tolist()
+    assert all(np.array_equal(a, b) for a, b in zip(shares, expected, strict=True))
 
 
 @given(st.lists(st.floats(0.05, 20), min_size=1, max_size=5), st.integers(0, 60), st.integers(1, 3))

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, succeed, wait_for
-from test_train import same, weights
+from conftest import ROOT, wait_for
+from test_train import require_same
 
 from impossible import checkpoint, log
 
@@ -75,15 +75,13 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     env = os.environ | {"SLURM_CONF": str(conf)}
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge", "munge")
-    had_munge = (
-        subprocess.run(["pgrep", "munged"], capture_output=True, check=False).returncode == 0
-    )
+    had_munge = bool(output("pgrep", "munged"))
     if not had_munge:
         subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force"], check=True)
     try:
         for daemon in ("slurmctld", "slurmd"):
             subprocess.run([daemon, "-f", conf], check=True, env=env)
-        wait_for(lambda: "idle" in told("sinfo", env=env))
+        wait_for(lambda: "idle" in output("sinfo", env=env))
         yield env
     finally:
         for daemon in ("slurmd", "slurmctld"):
@@ -93,17 +91,15 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
             os.kill(int(Path("/run/munge/munged.pid").read_text()), signal.SIGTERM)
 
 
-def told(*command: str, env: dict[str, str]) -> str:
-    """What a command of SLURM prints; nothing while its daemons begin."""
+def output(*command: str, env: dict[str, str] | None = None) -> str:
+    """What a command prints; nothing while the daemons of SLURM begin."""
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout
 
 
 def shown(job: str, env: dict[str, str]) -> dict[str, str]:
     """What SLURM says of a job."""
-    done = subprocess.run(
-        ["scontrol", "show", "job", job], env=env, capture_output=True, text=True, check=True
-    )
-    return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+    words = output("scontrol", "show", "job", job, env=env).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def submit(env: dict[str, str], config: Path, output: Path, *options: str) -> str:
@@ -155,11 +151,8 @@ def test_a_job_that_is_stopped_ends_with_75_and_goes_back_into_the_queue_unless_
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_weights(
-    cluster: dict[str, str], config: Config, tmp_path: Path
+    cluster: dict[str, str], config: Config, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
-    whole, out_dir = tmp_path / "whole", tmp_path / "out"
-    succeed("train.py", config(**LONG, out_dir=str(whole)), processes=2, timeout=600)
-
     options = ("--time=1", "--signal=B:USR1@20")
     job = submit(cluster, config(**LONG), tmp_path / "job.log", *options)
     states = [""]
@@ -171,14 +164,12 @@ def test_a_job_that_slurm_stops_goes_back_into_the_queue_and_ends_with_the_same_
             update = ["scontrol", "update", f"JobId={job}", "TimeLimit=15"]
             subprocess.run(update, env=cluster, check=True)
         time.sleep(1)
-    output = (tmp_path / "job.log").read_text()
-
-    assert states[-1] == "COMPLETED", output
+    printed = (tmp_path / "job.log").read_text()
+    assert states[-1] == "COMPLETED", printed
     assert int(shown(job, cluster)["Restarts"]) >= 1, "it ended before SLURM stopped it"
-    assert "as requested. Run the same command again to resume." in output
-    assert "back into the queue" in output
-    assert [r["step"] for r in log.read(out_dir)] == [r["step"] for r in log.read(whole)]
-    assert same(weights(out_dir, 1000), weights(whole, 1000))
+    assert "as requested. Run the same command again to resume." in printed
+    assert "back into the queue" in printed
+    require_same(tmp_path / "out", whole(processes=2, **LONG))
 
 
 @pytest.mark.slow
@@ -196,9 +187,9 @@ def test_a_job_that_is_cancelled_saves_its_last_step_and_ends(
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one_machine_does(config: Config, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    succeed("train.py", config(out_dir=str(whole)), processes=2)
+def test_two_machines_train_as_one_machine_does(
+    config: Config, whole: Callable[..., Path], tmp_path: Path
+) -> None:
     command = ["examples/two_machines.sh", "localhost", str(config())]
     env = os.environ | {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PROCESSES": "1"}
     machines = [
@@ -207,5 +198,4 @@ def test_two_machines_train_as_one_machine_does(config: Config, tmp_path: Path) 
     ]
     outputs = [machine.communicate(timeout=200)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
-    last = max(r["step"] for r in log.read(whole))
-    assert same(weights(tmp_path / "out", last), weights(whole, last))
+    require_same(tmp_path / "out", whole(processes=2))

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -41,16 +41,15 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     `logit_difference` does. Raises UserError if it is above TOLERANCE.
     """
     model = checkpoint.build_model(loaded, path)
-    config = model.config
-    _write_json(folder / "config.json", transformers_config(config))
+    _write_json(folder / "config.json", transformers_config(model.config))
     end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
     _write_json(folder / "generation_config.json", end)
-    markers = list(loaded.data["markers"])
-    tokenizer.write_transformers_files(folder, markers, config.block_size)
-    _write_weights(transformers_weights(model), folder / WEIGHTS)
-    answer = answer_of(model)
-    del model  # before transformers' copy is there: never more than two
-    difference = logit_difference(answer, folder)
+    tokenizer.write_transformers_files(
+        folder, list(loaded.data["markers"]), model.config.block_size
+    )
+    write_weights(transformers_weights(model), folder / WEIGHTS)
+    del model  # before the check builds its own
+    difference = logit_difference(loaded, path, folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
             f"{path}: transformers computes other logits than this model (largest difference "
@@ -60,8 +59,10 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     return difference
 
 
-def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions of any other new file."""
+def write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file with the permissions of any other new file. Raises OSError."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         # transformers 4.44 cannot load a file without this metadata.
         save_file(weights, path, metadata={"format": "pt"})
@@ -70,35 +71,31 @@ def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(path))
         raise
     with contextlib.suppress(OSError):  # a disk without permissions
-        shutil.copymode(path.with_name("config.json"), path)  # safetensors ignores the umask
+        path.chmod(mode)  # safetensors ignores the umask
 
 
 @contextlib.contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside `path` that is removed if the block ends with an error."""
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path`, safe on disk, if the block ends without an error."""
     temporary = path.with_name(path.name + files.TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
+        for file in temporary.iterdir():
+            files.sync(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise files.named(error, path)
-
-
-def settle_folder(temporary: Path, path: Path) -> None:
-    """Wait until a temporary folder is on disk, and give it its name."""
-    for file in temporary.iterdir():
-        files.sync(file)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
     files.sync(path.parent)
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a folder, by name; "" for anything that is not a file."""
-    paths = sorted(folder.iterdir())
+    paths = sorted(folder.glob("*"))
     return {path.name: files.sha256(path) if path.is_file() else "" for path in paths}
 
 
@@ -154,57 +151,56 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
     }
 
 
-class Answer(NamedTuple):
-    """The logits of a model for some random tokens, over the whole vocabulary.
-
-    The sequence is short to save time. All position embeddings are compared directly.
-    """
-
-    batch: torch.Tensor  # (1, T) int64
-    logits: torch.Tensor  # (1, T, vocab_size) float64
-    positions: torch.Tensor  # (block_size, C) float32: their embeddings
-
-
 @torch.no_grad()
-def answer_of(model: GPT) -> Answer:
-    """The answer that an export of this model must give in transformers.
+def logit_difference(loaded: Checkpoint, path: Path, folder: Path) -> float:
+    """The largest difference between our logits and transformers', as a share of the largest.
 
-    Turns the model's weights into float64: in float32, rounding grows with the logits and hides
-    small mistakes.
+    loaded: the checkpoint at `path`. folder: its export. In float64 on the CPU, as in float32
+    rounding grows with the logits and hides small mistakes. Infinite if the embeddings of positions
+    differ at all. Raises UserError if transformers reports a missing or an unexpected weight.
     """
+    # First our model, then theirs: two in float64 need not fit into memory together.
+    tokens, logits, positions = _logits(loaded, path)
+    model = _load_in_transformers(folder)
+    if not torch.equal(positions, model.transformer.wpe.weight):
+        return math.inf
+    theirs = model.double()(tokens).logits
+    return ((logits - theirs).abs().max() / logits.abs().max()).item()
+
+
+def _logits(loaded: Checkpoint, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What an export must give in transformers, by our own model.
+
+    Returns random tokens, (1, T) int64, their logits, (1, T, vocab_size) float64, and the
+    embeddings of all positions, (block_size, C) float32. T is small to save time.
+    """
+    model = checkpoint.build_model(loaded, path)
     c = model.config
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randint(
-        c.vocab_size, (1, min(c.block_size, _CHECKED_TOKENS)), generator=generator
-    )
+    shape = (1, min(c.block_size, _CHECKED_TOKENS))
+    tokens = torch.randint(c.vocab_size, shape, generator=generator)
     positions = torch.zeros(c.block_size, c.n_embd)
     if c.position_embeddings:
         positions = model.transformer.wpe.weight.clone()
-    return Answer(batch, model.double()(batch), positions)
+    return tokens, model.double()(tokens), positions
 
 
-@torch.no_grad()
-def logit_difference(answer: Answer, folder: Path) -> float:
-    """The largest difference between our logits and transformers', as a share of the largest.
-
-    In float64 on the CPU; infinite if the embeddings of positions differ at all. Raises UserError
-    if transformers reports a missing or an unexpected weight.
-    """
+def _load_in_transformers(folder: Path) -> torch.nn.Module:
+    """An export as transformers loads it, in float32, without progress bars."""
     import transformers
 
     uploads_show_progress = not huggingface_hub.utils.are_progress_bars_disabled()
     transformers.utils.logging.disable_progress_bar()  # and the Hub's with it
-    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
+    model, report = transformers.GPT2LMHeadModel.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     if uploads_show_progress:
         huggingface_hub.utils.enable_progress_bars()
-    if found := {kind: names for kind, names in report.items() if names}:
-        raise UserError(f"{folder}: transformers does not take these weights as they are: {found}")
-    if not torch.equal(answer.positions, theirs.transformer.wpe.weight):
-        return math.inf
-    logits = theirs.eval().double()(answer.batch).logits
-    return ((answer.logits - logits).abs().max() / answer.logits.abs().max()).item()
+    if problems := {kind: names for kind, names in report.items() if names}:
+        raise UserError(
+            f"{folder}: transformers does not take these weights as they are: {problems}"
+        )
+    return model.eval()
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

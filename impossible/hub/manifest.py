@@ -13,20 +13,17 @@ from impossible.settings import UserError
 NAME = "manifest.json"
 _NEAR = 10  # steps: fp16 skips those whose gradient overflows
 
-
-def require_finished(path: Path) -> None:
-    """Raise UserError unless this is the last checkpoint of its run, as main must be the last."""
-    last = checkpoint.load(path)
-    if last.step < last.settings.max_steps:
-        raise UserError(
-            f"{path} is the last checkpoint, and the run has {last.settings.max_steps} steps. "
-            "Finish it (train.py resumes it) before its series is published."
-        )
+# Name of a checkpoint -> step, source_sha256 (of the checkpoint), max_logit_difference, and files
+# (name -> SHA-256).
+Manifest = dict[str, dict[str, Any]]
 
 
-def require_complete(paths: list[Path], last: Checkpoint) -> None:
-    """Raise UserError unless these are all checkpoints up to the last of them. paths: by step."""
-    folder = paths[0].parent
+def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) -> None:
+    """Raise UserError unless these are all checkpoints of a run up to the last of them.
+
+    is_published: the last must be the end of the run too. paths: by step.
+    """
+    folder, max_steps = paths[0].parent, last.settings.max_steps
     steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
     expected = [checkpoint.path_of(folder, step) for step in steps]
     if missing := [path.name for path in expected if path not in paths]:
@@ -34,57 +31,55 @@ def require_complete(paths: list[Path], last: Checkpoint) -> None:
             f"{folder} lacks {', '.join(missing)}, which a run of {last.step} steps with these "
             "settings must have. Put them back, or train again in another --out_dir="
         )
+    if is_published and last.step < max_steps:
+        raise UserError(
+            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish it "
+            "(train.py resumes it) before its series is published."
+        )
 
 
-def read(hf_dir: Path) -> dict[str, Any]:
-    """What was exported so far: name of the checkpoint -> source, step and files."""
+def read(hf_dir: Path) -> Manifest:
+    """The exports of a run so far. Raises UserError if the file is damaged."""
     path = hf_dir / NAME
-    if not path.exists():
-        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Delete it; the exports will be made again.")
 
 
-def is_good(hf_dir: Path, entry: dict[str, Any] | None, sha256: str) -> bool:
-    """Whether there is an export of this source, its files as they were written.
+def write(hf_dir: Path, manifest: Manifest) -> None:
+    """Write the manifest, unless the file holds it already."""
+    if read(hf_dir) != manifest:
+        files.write_json(hf_dir / NAME, manifest)
+
+
+def is_valid(folder: Path, entry: dict[str, Any], sha256: str) -> bool:
+    """Whether an export is of this checkpoint, and its files are as they were written.
 
     sha256: that of the present checkpoint file. The card is ignored, as it is written again.
     """
-    if entry is None:
-        return False
-    name = f"checkpoint-{entry['step']}"
-    if entry["source_sha256"] != sha256:
-        print(f"exporting {name} again: its checkpoint has changed")
-        return False
-    if not (hf_dir / name).is_dir() or _without_card(export.hashes(hf_dir / name)) != (
-        _without_card(entry["files"])
-    ):
-        print(f"exporting {name} again: its files have changed since they were written")
-        return False
-    return True
+    hashes, no_card = export.hashes(folder), {card.NAME: ""}
+    if entry["source_sha256"] == sha256 and hashes | no_card == entry["files"] | no_card:
+        return True
+    print(f"exporting {folder.name} again: its checkpoint or its files have changed")
+    return False
 
 
-def _without_card(hashes: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in hashes.items() if name != card.NAME}
-
-
-def forget(hf_dir: Path, manifest: dict[str, Any], name: str) -> None:
+def forget(hf_dir: Path, manifest: Manifest, name: str) -> None:
     """Remove an export of an outdated checkpoint, so that nobody loads it."""
     del manifest[name]
-    files.write_json(hf_dir / NAME, manifest)
+    write(hf_dir, manifest)
     shutil.rmtree(hf_dir / name, ignore_errors=True)
 
 
-def require_new_weights(name: str, new: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Raise UserError if another step has the very same weights. new: its entry, with files.
+def require_new_weights(name: str, new: dict[str, Any], manifest: Manifest, dtype: str) -> None:
+    """Raise UserError if another step has the very same weights. new: the entry of `name`.
 
     Steps 0 and 1 may have, as the first update has a learning rate of 0; and in fp16, near steps.
     """
     for other, entry in manifest.items():
         steps = sorted((entry["step"], new["step"]))
-        is_near = new["settings"]["dtype"] == "float16" and steps[1] - steps[0] < _NEAR
+        is_near = dtype == "float16" and steps[1] - steps[0] < _NEAR
         is_same = entry["files"][export.WEIGHTS] == new["files"][export.WEIGHTS]
         if is_same and steps != [0, 1] and not is_near:
             raise UserError(

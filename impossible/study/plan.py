@@ -1,4 +1,4 @@
-"""The plan of a study: its runs, each with a folder and a config file of its own.
+"""The plan of a study: its runs, each with a folder and a config file of its own, and its commands.
 
 The commands of a run read nothing but its config file, so that anybody can type them again.
 """
@@ -10,11 +10,10 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -31,27 +30,19 @@ from impossible.settings import (
     parse,
     read_config,
 )
-from impossible.text.tokenizer import END_OF_TEXT_ID
-from model import GPT, GPTConfig
+from impossible.text.tokenizer import FIRST_MARKER_ID
+from model import GPT
 
 ROOT = Path(__file__).parent.parent.parent
 _SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
 _LONGEST_TITLE = 59  # characters of a collection on the Hub
-# What the study itself decides for each run.
-_OWN = ("language", "seed", "data_dir", "out_dir", "eval_dir", "model", "revisions")
-_OWN += ("test_language", "test_data_dir", "markers", "pairs", "stimuli", "push_to_hub")
-_OWN += ("overwrite", "init_seed", "order_seed")
-# Settings of eval.py for one kind of evaluation alone.
-_OF_PERPLEXITY = ("sentences", "surprisals", "entropies")
-_OF_PAIRS = ("leading_space",)
+# Settings that the study decides for each run.
+_OWN = "language seed data_dir out_dir eval_dir model revisions test_language test_data_dir "
+_OWN += "markers pairs stimuli push_to_hub overwrite init_seed order_seed"
+# Settings of eval.py that belong to one evaluation alone: options of its command.
+_OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies"), "pairs": ("leading_space",)}
 # Settings that results do not depend on.
-_PLACES = ("data_dir", "out_dir", "eval_dir", "device")
-# Options that somebody who repeats a study does not need.
-_OF_ONE_START = ("retry", "status", "dry_run", "publish", "private", "cluster", "at_once")
-_OF_ONE_START += ("partition", "account", "hours", "cpus", "memory_gb", "gpus")
-# What the tokens depend on.
-_OF_TEXT = ("corpus", "sotu_years", "text_column", "segmenter", "invalid_utf8", "data_seed")
-_OF_TEXT += ("annotations",)
+_PLACES = ("data_dir", "out_dir", "eval_dir", "device", "workers")
 
 
 @dataclass(frozen=True)
@@ -75,6 +66,8 @@ class Study(Settings):
     hours: float = 24.0
     cpus: int = 4  # for SLURM: CPU cores of each job
     memory_gb: int = 32  # for SLURM: memory of each job, in GB
+    # within a job of SLURM, which sets it: the part to execute (prepare, a run, or results)
+    job: str = ""
     # when all is done, publish each run as a repo named USER/PREFIX-LANGUAGE-seed-N, and all of
     # them in one collection on the Hub: USER/PREFIX
     publish: str = ""
@@ -92,12 +85,11 @@ class Study(Settings):
             check(len(set(values)) == len(values), name, "a list without duplicates")
         are_seeds = min(s.seeds) >= 0 and max(s.seeds) <= LARGEST_SEED
         check(are_seeds, "seeds", f"a list of whole numbers, 0 or more, at most {LARGEST_SEED}")
+        expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
+        expected += " (a name with a comma: only in the config file)"
         for value in s.evaluations:
             known = re.fullmatch(r"perplexity|markers|(pairs|stimuli)=.+", value)
-            expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
-            check(
-                known, "evaluations", f"{expected} (a name with a comma: only in the config file)"
-            )
+            check(known, "evaluations", expected)
         check(s.study_dir.strip(), "study_dir", "the name of a folder")
         check(s.hours * 60 >= _SHORTEST, "hours", f"{_SHORTEST} minutes or more")
         form = re.fullmatch(rf"|[^/]+/[^/]{{1,{_LONGEST_TITLE}}}", s.publish)
@@ -109,24 +101,21 @@ class Study(Settings):
 
 _OF_RUNS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("private", "dry_run")]
 OF_STUDY = [f.name for f in dataclasses.fields(Study) if f.name not in _OF_RUNS]
+# Options that somebody who repeats a study does not need.
+OF_ONE_START = {*OF_STUDY} - {"languages", "seeds", "vary_data", "study_dir", "evaluations"}
 
 
 class Command(NamedTuple):
     """One of the project's commands, with its arguments."""
 
     script: str
-    configs: list[str]
-    options: Sequence[str] = ()
+    configs: tuple[str, ...]
+    options: tuple[str, ...] = ()
     processes: int = 1  # torchrun for several
 
     @property
-    def arguments(self) -> list[str]:
-        """Config files and options."""
-        return [*self.configs, *self.options]
-
-    @property
     def key(self) -> str:
-        """What it does, however and wherever it is started."""
+        """The script and its options, which are the same wherever the command is started."""
         return shlex.join([self.script, *self.options])
 
     def __str__(self) -> str:
@@ -134,45 +123,74 @@ class Command(NamedTuple):
         start = ["python"]
         if self.processes > 1:
             start = ["torchrun", "--standalone", f"--nproc_per_node={self.processes}"]
-        return shlex.join([*start, self.script, *self.arguments])
+        return shlex.join([*start, self.script, *self.configs, *self.options])
 
     @property
     def line(self) -> list[str]:
-        """The same for a process of this Python."""
+        """The program and the arguments of a process of this Python."""
         start = [sys.executable, "-u"]
         if self.processes > 1:
             torchrun = ["-m", "torch.distributed.run", "--standalone"]
             start += [*torchrun, f"--nproc_per_node={self.processes}"]
-        return [*start, str(ROOT / self.script), *self.arguments]
+        return [*start, str(ROOT / self.script), *self.configs, *self.options]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One language with one seed."""
+class Task:
+    """Commands that are executed one after the other, and the file with all that they print."""
+
+    name: str
+    output: Path
+    commands: list[Command]
+    is_repeated: ClassVar[bool] = True  # it is executed each time, even if it is done
+
+    @property
+    def state_file(self) -> Path:
+        """The record of what is done."""
+        return self.output.with_suffix(".json")
+
+    @property
+    def error_file(self) -> Path:
+        """The error of the command that failed, if one has."""
+        return self.output.with_suffix(".error")
+
+    def digest(self, command: Command) -> str:
+        """Hashes of what the result of a command depends on, separated by colons.
+
+        The hash of a file or folder that does not exist is empty.
+        """
+        return ""
+
+    def has_result(self, command: Command) -> bool:
+        """Whether the files that a finished command wrote still exist."""
+        return True
+
+    def results_since(self, time_ns: int) -> dict[str, str]:
+        """The SHA-256 of tables and pictures that were written since some time, by path.
+
+        Paths are relative to the folder of the output.
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class Run(Task):
+    """The commands that train, export and evaluate one language with one seed."""
 
     language: str
     seed: int
     values: dict[str, Any]  # of its config file
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.language}-seed-{self.seed}"
+    is_repeated: ClassVar[bool] = False
 
     @property
     def folder(self) -> Path:
-        """Its checkpoints, its log and all else."""
-        return Path(self.values["out_dir"])
+        """The folder of its checkpoints, its log and all else."""
+        return self.output.parent
 
     @property
     def config(self) -> Path:
         """Its config file."""
         return self.folder / "config.py"
-
-    @property
-    def output(self) -> Path:
-        """What its commands print."""
-        return self.folder / "output.txt"
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -181,25 +199,84 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """The tokens that it is trained on."""
+        """The number of tokens that it is trained on."""
         return self.settings.max_steps * self.settings.tokens_per_step
 
     @property
-    def data_dir(self) -> Path:
-        """Its token files."""
-        return Path(self.values["data_dir"])
-
-    @property
-    def model_config(self) -> GPTConfig:
-        """The shape of its model."""
-        vocab_size = END_OF_TEXT_ID + 1 + len(perturb.get(self.language).markers)
-        return checkpoint.model_config(self.settings, vocab_size)
-
-    @property
     def parameters(self) -> int:
-        """How many its model has."""
+        """The number of parameters of its model."""
+        vocab_size = FIRST_MARKER_ID + len(perturb.get(self.language).markers)
         with torch.device("meta"):
-            return sum(p.numel() for p in GPT(self.model_config).parameters())
+            model = GPT(checkpoint.model_config(self.settings, vocab_size))
+        return sum(p.numel() for p in model.parameters())
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint after its last step."""
+        return checkpoint.path_of(self.folder, self.settings.max_steps)
+
+    def digest(self, command: Command) -> str:
+        """A hash of the settings that a command reads, and one of each corpus or file."""
+        if command.script == "train.py":
+            names = RECIPE
+            sources = [self.settings.corpus.removeprefix("hf:"), self.settings.annotations]
+        else:
+            names = READS[command.script]
+            options = (option.partition("=") for option in command.options)
+            sources = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
+        values = {name: getattr(self.settings, name) for name in names if name not in _PLACES}
+        paths = [Path(source).expanduser() for source in sources if source]
+        return ":".join([_hash_of(values), *map(_content, paths)])
+
+    def has_result(self, command: Command) -> bool:
+        """Whether the last checkpoint or the list of exports still exists."""
+        if command.script == "train.py":
+            return self.last_checkpoint.exists()
+        if command.script == "convert_to_hf.py":
+            return (checkpoint.hf_dir(self.folder) / "manifest.json").exists()
+        return True
+
+
+@dataclass(frozen=True)
+class Joint(Task):
+    """The commands that evaluate several runs together."""
+
+    runs: list[Run]
+    is_repeated: ClassVar[bool] = False
+
+    def digest(self, command: Command) -> str:
+        """A hash of the command and the times of the last checkpoints, and those of the runs."""
+        times = [path.stat().st_mtime_ns for path in (run.last_checkpoint for run in self.runs)]
+        of_runs = (run.digest(own) for run in self.runs for own in run.commands)
+        return ":".join([_hash_of([str(command), times]), *of_runs])
+
+    def results_since(self, time_ns: int) -> dict[str, str]:
+        """The SHA-256 of joint results, as eval.py records them in hidden files beside them."""
+        folder, results = self.output.parent, {}
+        for path in [*folder.glob(".*.json"), *folder.glob("*/.*.json")]:
+            if path.stat().st_mtime_ns >= time_ns:
+                hashes = json.loads(path.read_text(encoding="utf-8"))["files"]
+                for name, sha256 in {path.name: files.sha256(path), **hashes}.items():
+                    results[(path.parent / name).relative_to(folder).as_posix()] = sha256
+        return results
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(path: Path) -> str:
+    """The hash of a file or of the names and contents of a folder's files; empty if it is gone."""
+    if not path.exists():
+        return ""
+    paths = [path] if path.is_file() else sorted(path.rglob("*"))
+    stats = [(p, p.stat()) for p in paths if p.is_file() and not p.name.startswith(".")]
+    return _hash_of_files(path, tuple((p, stat.st_size, stat.st_mtime_ns) for p, stat in stats))
+
+
+@functools.lru_cache  # a file is read again when its size or its time has changed
+def _hash_of_files(folder: Path, described: tuple[tuple[Path, int, int], ...]) -> str:
+    return _hash_of([(str(p.relative_to(folder)), files.sha256(p)) for p, *_ in described])
 
 
 @dataclass(frozen=True)
@@ -208,10 +285,8 @@ class Plan:
 
     settings: Study
     runs: list[Run]
-    line: str  # the command that was typed
-    text: str  # of its config file
-    shared: dict[str, Any]  # the settings of all runs
-    processes: int  # that train a run
+    config: Path  # of the study, as it was typed
+    options: dict[str, Any]  # settings that were given on the command line
 
     @property
     def folder(self) -> Path:
@@ -219,106 +294,83 @@ class Plan:
         return Path(self.settings.study_dir)
 
     @property
-    def name(self) -> str:
-        """The name of that folder."""
-        return self.folder.resolve().name
+    def locked_folder(self) -> Path:
+        """The folder that a process locks while it executes the study; eval.py locks the other."""
+        return self.folder / "runs"
 
     @property
-    def preparing(self) -> Command:
-        """Prepares all token files; it reads the text once."""
-        first: dict[Path, str] = {}
-        for run in self.runs:
-            first.setdefault(run.data_dir, str(run.config))
-        return Command("prepare.py", list(first.values()))
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.resolve().name
+
+    def arguments(self, left_out: Collection[str] = ()) -> list[str]:
+        """The arguments that were typed, but for some options."""
+        options = {name: v for name, v in self.options.items() if name not in left_out}
+        texts = {k: ",".join(map(str, v)) if type(v) is tuple else v for k, v in options.items()}
+        return [str(self.config), *(f"--{name}={text}" for name, text in texts.items())]
+
+    @property
+    def preparing(self) -> Task:
+        """The task that prepares all token files; it reads the text once."""
+        configs = {run.values["data_dir"]: str(run.config) for run in reversed(self.runs)}
+        command = Command("prepare.py", tuple(reversed(configs.values())))
+        return Task("prepare", self.folder / "prepare.txt", [command])
+
+    def joint(self, runs: list[Run]) -> Joint:
+        """The task that evaluates several runs together."""
+        configs: dict[tuple[str, ...], tuple[str, ...]] = {}  # options -> of the runs
+        for command in (command for run in runs for command in run.commands):
+            if command.script == "eval.py":
+                configs[command.options] = (*configs.get(command.options, ()), *command.configs)
+        commands = [
+            # On a CPU, as each run has saved its scores.
+            Command("eval.py", paths, (*options, "--device=cpu"))
+            for options, paths in configs.items()
+        ]
+        return Joint("results", self.folder / "results.txt", commands, runs)
 
     def repo(self, run: Run) -> str:
         """The repo on the Hub that a run is published as."""
         language = run.language.replace("_", "-")
         return f"{self.settings.publish}-{language}-seed-{run.seed}"
 
-    def commands(self, run: Run) -> list[Command]:
-        """The commands that train, export and evaluate one run, in order."""
-        config = [str(run.config)]
-        return [
-            Command("train.py", config, processes=self.processes),
-            Command("convert_to_hf.py", config),
-            *(found for kind in self.settings.evaluations for found in self._evaluate(kind, [run])),
-        ]
-
-    def joint(self, runs: list[Run]) -> list[Command]:
-        """The commands that evaluate several runs together."""
-        return [
-            # On a CPU, as the scores are there already.
-            found._replace(options=[*found.options, "--device=cpu"])
-            for kind in self.settings.evaluations
-            for found in self._evaluate(kind, runs)
-        ]
-
-    def _evaluate(self, kind: str, runs: list[Run]) -> list[Command]:
-        """The command of one evaluation, with the runs that it is for; none if there are none."""
-        if kind == "markers":
-            runs = [run for run in runs if perturb.get(run.language).hops]
-        configs = [str(run.config) for run in runs]
-        return [Command("eval.py", configs, self.options(kind))] if runs else []
-
-    def options(self, kind: str) -> list[str]:
-        """The options of an evaluation."""
-        names = {"perplexity": _OF_PERPLEXITY, "pairs": _OF_PAIRS}.get(kind.partition("=")[0], ())
-        given = [f"--{name}" for name in names if self.shared.get(name)]
-        return given if kind == "perplexity" else [f"--{kind}", *given]
-
-
-def digest(run: Run, command: Command) -> str:
-    """What the result of a command depends on: a hash of its settings, and one of each material.
-
-    The hash of material that does not exist is empty.
-    """
-    names = RECIPE if command.script == "train.py" else READS[command.script]
-    values = {name: getattr(run.settings, name) for name in names if name not in _PLACES}
-    settings = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    contents = (_content(path) if path.exists() else "" for path in _material(run, command))
-    return ":".join([settings, *contents])
-
-
-def is_same(before: str, now: str) -> bool:
-    """Whether two digests agree. Material that does not exist now counts as unchanged."""
-    return all(new in ("", old) for old, new in zip_longest(before.split(":"), now.split(":")))
-
-
-def _material(run: Run, command: Command) -> list[Path]:
-    """What may be the files and folders that are given by name, and that a command depends on."""
-    if command.script == "train.py":
-        names = [run.settings.corpus.removeprefix("hf:"), run.settings.annotations]
-    else:
-        options = (option.partition("=") for option in command.options)
-        names = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
-    return [Path(name).expanduser() for name in names if name]
-
-
-def _content(path: Path) -> str:
-    """The SHA-256 of a file; of a folder, one over the names and contents of its files."""
-    paths = [path] if path.is_file() else sorted(path.rglob("*"))
-    stats = [(p, p.stat()) for p in paths if p.is_file() and not p.name.startswith(".")]
-    return _sha256_of(path, tuple((p, stat.st_size, stat.st_mtime_ns) for p, stat in stats))
-
-
-@functools.lru_cache  # a file is read again when its size or its time has changed
-def _sha256_of(folder: Path, described: tuple[tuple[Path, int, int], ...]) -> str:
-    hashes = [(str(path.relative_to(folder)), files.sha256(path)) for path, *_ in described]
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    def publishing(self, run: Run) -> Task:
+        """The task that publishes a run."""
+        private = ("--private",) if self.settings.private else ()
+        options = (f"--push_to_hub={self.repo(run)}", *private)
+        command = Command("convert_to_hf.py", (str(run.config),), options)
+        return Task(self.repo(run), run.folder / "publish.txt", [command])
 
 
 def read(arguments: list[str], usage: str) -> Plan:
     """The plan of a config file and options: [config file] [--name=value ...].
 
-    Raises UserError for a setting that the study decides itself.
+    Raises UserError for mistakes, also for those that a command would find only later.
     """
-    configs, values = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
-    config = _only(configs)
-    values = read_config(config, Study) | values
+    configs, options = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
+    if len(configs) != 1:
+        raise UserError(
+            f"name one config file, such as config/study_laptop.py, not {len(configs)} of them "
+            f"({', '.join(map(str, configs))}). Separate the items of a list by commas: --seeds=1,2"
+        )
+    config = find_config(configs[0])
+    values = read_config(config, Study) | options
     study = Study(**{name: value for name, value in values.items() if name in OF_STUDY})
     shared = {name: value for name, value in values.items() if name in _OF_RUNS}
-    for name in _OWN:
+    _check_settings(study, shared)
+    runs = [_run(study, shared, lang, seed) for lang in study.languages for seed in study.seeds]
+    plan = Plan(study, runs, configs[0], options)
+    for run in runs:
+        for command in READS:
+            run.settings.check(command)
+        if study.publish:
+            publish.require_valid(plan.repo(run))
+    return plan
+
+
+def _check_settings(study: Study, shared: dict[str, Any]) -> None:
+    """Raise UserError if the settings of the study and those of its runs do not fit together."""
+    for name in _OWN.split():
         if name in shared:
             raise UserError(
                 f"{name} is set, but a study sets it itself for each run. Leave it out of the "
@@ -336,74 +388,48 @@ def read(arguments: list[str], usage: str) -> Plan:
             f"device = {shared['device']} names one GPU, but a study chooses one for each run. Set "
             "--device=cuda, and the variable CUDA_VISIBLE_DEVICES to the GPUs that it may use."
         )
-    line = shlex.join(["python", "study.py", *_repeatable(arguments)])
-    text = config.read_text(encoding="utf-8-sig").strip()
-    processes = study.gpus if is_on_gpus(study, shared) else 1
-    plan = Plan(study, _runs(study, shared), line, text, shared, max(1, processes))
-    _check(plan)
-    return plan
+    for kind in study.evaluations:
+        measure, _, source = kind.partition("=")
+        if measure == "stimuli" and not Path(source).is_file():
+            raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
 
 
-def _only(configs: list[Path]) -> Path:
-    """The one config file of a study. Raises UserError if there is another number of them."""
-    if len(configs) > 1:
-        raise UserError(
-            f"a study has one config file, but several were given: {', '.join(map(str, configs))}. "
-            "Separate the items of a list by commas: --seeds=1,2"
-        )
-    if not configs:
-        raise UserError(
-            "name the config file of a study, such as config/study_laptop.py (small) or "
-            "config/study_reverse.py (at full size)."
-        )
-    return find_config(configs[0])
+def _run(study: Study, shared: dict[str, Any], language: str, seed: int) -> Run:
+    """One run. shared: settings of the other commands, the same for all runs."""
+    root, name = Path(study.study_dir), f"{language}-seed-{seed}"
+    folder = root / "runs" / name
+    values = {
+        "language": language,
+        "seed": seed,
+        **({"data_seed": seed} if study.vary_data else {}),
+        "data_dir": str(root / "data" / (name if study.vary_data else language)),
+        "out_dir": str(folder),
+        "eval_dir": str(root),
+    }
+    hops = perturb.get(language).hops
+    of_options = [option for options in _OPTIONS.values() for option in options]
+    values |= {name: value for name, value in shared.items() if name not in of_options}
+    config = (str(folder / "config.py"),)
+    processes = study.gpus if is_on_gpus(study, shared.get("device", "auto")) else 1
+    commands = [
+        Command("train.py", config, processes=max(1, processes)),
+        Command("convert_to_hf.py", config),
+    ]
+    for kind in study.evaluations:
+        measure = kind.partition("=")[0]
+        options = [f"--{name}" for name in _OPTIONS.get(measure, ()) if shared.get(name)]
+        if measure != "perplexity":
+            options.insert(0, f"--{kind}")
+        if measure != "markers" or hops:
+            commands.append(Command("eval.py", config, tuple(options)))
+    return Run(name, folder / "output.txt", commands, language, seed, values)
 
 
-def _repeatable(arguments: list[str]) -> list[str]:
-    """The arguments without options, and their values, that a repetition does not need."""
-    kept, is_value = [], False
-    for argument in arguments:
-        name, equals, _ = argument.removeprefix("--").replace("-", "_").partition("=")
-        is_left_out = argument.startswith("--") and name in _OF_ONE_START
-        if not is_left_out and not is_value:
-            kept.append(argument)
-        is_value = is_left_out and not equals and type(getattr(Study, name)) is not bool
-    return kept
-
-
-def is_on_gpus(study: Study, shared: dict[str, Any]) -> bool:
-    """Whether the runs are trained on GPUs: on SLURM, if they ask for any."""
-    device = shared.get("device", "auto")
+def is_on_gpus(study: Study, device: str) -> bool:
+    """Whether runs are trained on GPUs: on SLURM, if they ask for any. device: as in settings."""
     if study.cluster == "slurm":
         return device != "cpu" and study.gpus > 0
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
-
-
-def _runs(study: Study, shared: dict[str, Any]) -> list[Run]:
-    """The runs. shared: settings of the other commands, the same for all runs."""
-    return [
-        Run(language, seed, _values(study, shared, language, seed))
-        for language in study.languages
-        for seed in study.seeds
-    ]
-
-
-def _check(plan: Plan) -> None:
-    """Raise UserError for a mistake that a command would find only later."""
-    for language in plan.settings.languages:
-        perturb.get(language)
-    for run in plan.runs:
-        for command in READS:
-            run.settings.check(command)
-        if plan.settings.publish:
-            publish.require_valid(plan.repo(run))
-    for kind in plan.settings.evaluations:
-        name, _, source = kind.partition("=")
-        given = {option.removeprefix("--").partition("=")[0]: True for option in plan.options(kind)}
-        measure = {name: source} if source else {}
-        Settings(**plan.runs[0].values | given | measure).check("eval.py")
-        if name == "stimuli" and not Path(source).is_file():
-            raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
 
 
 def missing_controls(plan: Plan) -> list[str]:
@@ -417,33 +443,15 @@ def missing_controls(plan: Plan) -> list[str]:
     ]
 
 
-def _values(study: Study, shared: dict[str, Any], language: str, seed: int) -> dict[str, Any]:
-    folder = Path(study.study_dir)
-    data = f"{language}-seed-{seed}" if study.vary_data else language
-    varied = {"data_seed": seed} if study.vary_data else {}
-    alone = (*_OF_PERPLEXITY, *_OF_PAIRS)  # options of the commands
-    return {
-        "language": language,
-        "seed": seed,
-        **varied,
-        "data_dir": str(folder / "data" / data),
-        "out_dir": str(folder / "runs" / f"{language}-seed-{seed}"),
-        "eval_dir": str(folder),
-        **{name: shared[name] for name in shared if name not in (*varied, *alone)},
-    }
-
-
-def write_configs(plan: Plan) -> None:
+def write_configs(runs: list[Run]) -> None:
     """Write the config file of each run."""
-    for run in plan.runs:
-        text = (
-            f'"""{perturb.get(run.language).title} with seed {run.seed}: a run of a study."""\n\n'
-        )
+    for run in runs:
+        title = perturb.get(run.language).title
+        text = f'"""{title} with seed {run.seed}: a run of a study."""\n\n'
         text += "".join(f"{name} = {value!r}\n" for name, value in run.values.items())
-        if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            with files.atomic_write(run.config) as file:
-                file.write(text.encode())
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic_write(run.config) as file:
+            file.write(text.encode())
 
 
 def require_same(plan: Plan) -> None:
@@ -451,18 +459,17 @@ def require_same(plan: Plan) -> None:
 
     A run is begun once it has a checkpoint or a state to resume from.
     """
+    names = dict.fromkeys([*RECIPE, *READS["prepare.py"]])
     for run in plan.runs:
-        is_begun = checkpoint.state_path(run.folder).exists() or checkpoint.list_checkpoints(
-            run.folder
-        )
+        state = checkpoint.state_path(run.folder)
+        is_begun = state.exists() or checkpoint.list_checkpoints(run.folder)
         if not run.config.exists() or not is_begun:
             continue
         before = Settings(**read_config(run.config))
-        names = [*RECIPE, *_OF_TEXT]
         changed = [
             f"{name} was {getattr(before, name)!r} and is now {getattr(run.settings, name)!r}"
             for name in names
-            if getattr(before, name) != getattr(run.settings, name)
+            if name not in _PLACES and getattr(before, name) != getattr(run.settings, name)
         ]
         if changed:
             raise UserError(

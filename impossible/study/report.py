@@ -1,28 +1,32 @@
-"""The report of a study: one page that needs no other file, for screens and for paper."""
+"""The plan of a study, the state of its runs, and a page with all results.
+
+The page, report.html, needs no other file, and is for screens and for paper.
+"""
 
 import base64
 import contextlib
 import datetime
 import math
+import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
-import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 
 import perturb
-from impossible import files
-from impossible.evaluation import differences, pictures
-from impossible.settings import UserError
-from impossible.study import states
-from impossible.study.plan import ROOT, Plan, missing_controls
+from impossible import checkpoint, files, log
+from impossible.settings import UserError, find_config
+from impossible.study import execute
+from impossible.study.plan import OF_ONE_START, ROOT, Command, Plan, Run, missing_controls
 from impossible.text import token_files
 
 NAME = "report.html"
+RUNS = "runs.csv"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 # Further pictures, by the name of the file, wherever they are among the results.
 _MORE = {
@@ -30,8 +34,11 @@ _MORE = {
     "pairs.png": "Share of minimal pairs that the models get right, against training step",
     "markers.png": "Surprisal at the marker against training step",
 }
+_OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
+_STATE_SIZE = 3  # a training state: weights and AdamW's two moments; there are two of them
 _IN_PERCENT = 3.0  # nats: a perplexity that is 1,909% higher
 _LEVEL = 0.05  # of the corrected p-value, for a difference that a study shows
+_ENOUGH = 0.9  # of the drawn sentences, to be compared without a warning
 _NOTES = {
     "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide for "
     "fewer than five seeds. The last step is the test of this study: p is from a t-test of the "
@@ -44,72 +51,254 @@ _OLDER = (
     "The results below are from an earlier evaluation, perhaps of other runs or with other "
     "settings. To update them, run the same command again."
 )
+T = TypeVar("T")
 
 
-def write(
-    plan: Plan,
-    runs: pd.DataFrame,
-    names: Sequence[str] = (),
-    error: str = "",
-    is_current: bool = True,
-) -> None:
-    """Write the report from the results in the folder of the study.
+def show_plan(plan: Plan) -> None:
+    """Print the runs, the commands, the tokens, and estimates of time and disk."""
+    left = [run for run in plan.runs if execute.following(run)]
+    study, first = plan.settings, plan.runs[0]
+    print(f"{len(study.languages)} language(s) x {len(study.seeds)} seed(s)", end=" ")
+    print(f"= {len(plan.runs)} runs")
+    print(f"  {len(plan.runs) - len(left)} of them are done already in {plan.folder}")
+    for language in study.languages:
+        print(f"  {language}: seed {', '.join(map(str, study.seeds))}")
+    for title, commands in (
+        (", once for all runs", plan.preparing.commands),
+        (" for each run, here for the first", first.commands),
+        (" at the end, for all runs together", plan.joint(plan.runs).commands),
+    ):
+        print(f"commands{title}:", *map(_short, commands), sep="\n  ")
+    print("(The study writes the config files when it begins.)")
+    tokens = sum(run.tokens for run in plan.runs)
+    print(f"tokens: {first.tokens:,} for each run, {tokens:,} for all")
+    print(f"time left: {_time(plan, left)}")
+    print(f"disk: {_disk(plan)}")
+    if study.publish:
+        print(f"repos: {', '.join(plan.repo(run) for run in plan.runs)}")
+    for warning in missing_controls(plan):
+        print(f"warning: {warning}")
 
-    runs: a row for each run, as in runs.csv. names: the files of the joint results, as paths from
-    that folder. error: of the joint evaluation. is_current: whether the joint results are those of
-    the runs that are done, as they are now.
+
+def _short(command: Command) -> str:
+    configs = command.configs
+    is_long = len(configs) > 2
+    return str(command._replace(configs=(configs[0], "...", configs[-1])) if is_long else command)
+
+
+def _time(plan: Plan, left: list[Run]) -> str:
+    """The time that training takes, by the speed of the runs so far."""
+    if not left:
+        return "nothing is left to do"
+    progress = pd.DataFrame(map(_progress, plan.runs), [run.name for run in plan.runs])
+    speed = progress["tokens_per_second"].mean()
+    if math.isnan(speed):
+        return "unknown until a run has begun"
+    of_slurm = plan.settings.cluster == "slurm"
+    at_once = len(left) if of_slurm else min(len(execute.slots_of(plan)), len(left))
+    steps = left[0].settings.max_steps - progress.loc[[run.name for run in left], "step"].mean()
+    # Each slot does several runs, one after the other; the last ones may leave others idle.
+    seconds = steps * left[0].settings.tokens_per_step / speed * math.ceil(len(left) / at_once)
+    return (
+        f"at least {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
+        "tokens/s each (by the runs so far); export and evaluation are not included"
+    )
+
+
+def _disk(plan: Plan) -> str:
+    """The size of checkpoints, exports and training states."""
+    settings, weights, meta = plan.runs[0].settings, 4 * plan.runs[0].parameters, {}
+    try:
+        with contextlib.suppress(UserError):
+            meta = vars(token_files.read_meta(Path(settings.data_dir)))
+        steps = checkpoint.kept_steps(settings, meta)
+    except (UserError, KeyError):
+        return "unknown before the data are prepared, as checkpoints follow the number of words"
+    total = weights * (len(steps) * 2 + 2 * _STATE_SIZE) * len(plan.runs) / 1e9
+    return (
+        f"about {total:,.1f} GB for all runs: for each one {len(steps)} checkpoints of "
+        f"{weights / 1e6:,.0f} MB, as many exports, and the states to resume from; token files and "
+        "results are not included"
+    )
+
+
+def show_states(plan: Plan) -> None:
+    """Print how far each run is."""
+    table = runs_table(plan)
+    forms = {"loss": ".4f", "val_loss": ".4f", "perplexity": ",.1f", "minutes": ".1f"}
+    texts = {name: lambda v, form=form: format(v, form) for name, form in forms.items()}
+    with pd.option_context("display.width", None):
+        columns = ["run", "state", "step", *forms]
+        print(table[columns].to_string(index=False, formatters=texts, na_rep="-"))
+    errors = table[table["error"] != ""]
+    for line in [*(errors["run"] + ": " + errors["error"]), *_failures(plan)]:
+        print(line)
+    counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
+    print(f"{len(table)} runs: {counts}")
+    if "failed" in set(table["state"]):
+        print("To try what failed again, add --retry to the command of the study.")
+
+
+def _failures(plan: Plan) -> list[str]:
+    """The errors of the latest preparation of data and of the latest joint evaluation."""
+    tasks = {
+        "The latest preparation of data failed": plan.preparing,
+        "The runs could not be evaluated together": plan.joint([]),
+    }
+    return [f"{text}: {error}" for text, task in tasks.items() if (error := execute.error_of(task))]
+
+
+def runs_table(plan: Plan) -> pd.DataFrame:
+    """A row for each run: its state, how far it is, its losses, its time and its device."""
+    is_open, jobs = files.is_locked(plan.locked_folder), {}
+    try:
+        jobs = execute.jobs_of(plan)
+    except UserError as error:
+        print(f"warning: {error}")
+    return pd.DataFrame([_row(run, is_open, jobs) for run in plan.runs])
+
+
+def _row(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> dict[str, Any]:
+    problems = [execute.error_of(run)]
+
+    def attempt(read: Callable[[Run], T], otherwise: T) -> T:
+        """A value from a file of the run; a damaged file is a problem of this run alone."""
+        try:
+            return read(run)
+        except UserError as error:
+            problems.append(execute.adapted(str(error)))
+        except Exception as error:  # libraries have many for a damaged file
+            problems.append(f"a file in {run.folder} is damaged: {error!r}")
+        return otherwise
+
+    progress = attempt(_progress, dict.fromkeys(_OF_LOG, math.nan) | {"step": 0})
+    speed = progress["tokens_per_second"]
+    return {
+        "run": run.name,
+        "language": run.language,
+        "seed": run.seed,
+        "state": state_of(run, is_open, jobs),
+        "step": int(progress["step"]),
+        "max_steps": run.settings.max_steps,
+        "loss": progress["loss"],
+        "val_loss": progress["val_loss"],
+        "perplexity": attempt(_perplexity, math.nan),
+        "minutes": round(execute.read(run).seconds / 60, 2),
+        "tokens_per_second": speed if math.isnan(speed) else round(speed),
+        "device": attempt(_device, ""),
+        "error": "; ".join(filter(None, problems)),
+    }
+
+
+def _progress(run: Run) -> dict[str, float]:
+    """The last step, the last losses and the median speed of a run, by its log."""
+    table = pd.DataFrame([{"step": 0}, *log.read(run.folder)], columns=_OF_LOG, dtype=float)
+    speed = table["tokens_per_second"].median()
+    return table.ffill().iloc[-1].to_dict() | {"tokens_per_second": speed}
+
+
+def state_of(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> str:
+    """The state of a run in a word.
+
+    is_open: whether a process executes the study on this machine. jobs: of SLURM, by name.
+    """
+    state, following = execute.read(run), execute.following(run)
+    if following is None:
+        return "done"
+    if execute.error_of(run):
+        return "failed"
+    if run.name in jobs:
+        return "running" if jobs[run.name].state == "RUNNING" else "queued"
+    if state.since and is_open:
+        return "running"
+    if following.key in state.done:  # with other settings
+        return "outdated"
+    return "interrupted" if state.seconds or state.since else "waiting"
+
+
+def _perplexity(run: Run) -> float:
+    """The test perplexity after the last step, of a run that is done."""
+    path = run.folder / "evaluation" / "perplexity.csv"
+    if execute.following(run) or not path.exists():
+        return math.nan
+    table = pd.read_csv(path)
+    rows = table[(table["genre"] == "all") & (table["step"] == run.settings.max_steps)]
+    return float(rows["perplexity"].iloc[0]) if len(rows) else math.nan
+
+
+def _device(run: Run) -> str:
+    """The devices that trained a run."""
+    paths = checkpoint.list_checkpoints(run.folder)
+    sessions = checkpoint.load(paths[-1]).sessions if paths else []
+    return "; ".join(dict.fromkeys(name for session in sessions for name in session["devices"]))
+
+
+def write(plan: Plan) -> None:
+    """Write runs.csv, and report.html from the joint results of the study."""
+    table = runs_table(plan)
+    with files.atomic_write(plan.folder / RUNS) as file:
+        table.to_csv(file, index=False)
+    joint = plan.joint([run for run in plan.runs if not execute.following(run)])
+    results = execute.read(joint).results
+    hashes = {k: v for command in joint.commands for k, v in results.get(command.key, {}).items()}
+    names = sorted(execute.unchanged(joint, hashes))
+    with files.atomic_write(plan.folder / NAME) as file:
+        file.write(page(plan, table, names, not execute.following(joint)).encode())
+    print(f"to see the results, open {plan.folder / NAME}", flush=True)
+
+
+def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> str:
+    """The report in HTML.
+
+    runs: as `runs_table` returns them. names: the files of the joint results, as paths from the
+    folder of the study. is_current: whether these are results of the runs that are done, as they
+    are now.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.filters["number"] = lambda v, form: "" if math.isnan(v) else format(v, form)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    problems = _problems(plan, runs, error, "perplexity.csv" in names, is_current)
-    found = {
+    tables = {
+        name: pd.read_csv(plan.folder / f"{name}.csv")
+        for name in ("differences", "perplexity")
+        if f"{name}.csv" in names
+    }
+    values = {
         **_about(plan, runs, names),
-        **_of_table(plan, "differences.csv", names, _comparisons, problems),
-        **_of_table(plan, "perplexity.csv", names, _perplexities, problems),
-        "problems": problems,
+        **_comparisons(tables.get("differences")),
+        **_perplexities(tables.get("perplexity")),
+        "problems": _problems(plan, runs, "perplexity" in tables, is_current),
         "curves": _picture(plan, "perplexity.png", names),
         "differences": _picture(plan, "differences.png", names),
-        "more": _more(plan, names),
-        "runs": [_shown(run) for run in runs.to_dict("records")],
+        # Some are in subfolders.
+        "more": [
+            {"data": _picture(plan, name, names), "caption": caption, "name": name}
+            for file, caption in _MORE.items()
+            for name in names
+            if Path(name).name == file
+        ],
+        "runs": runs.to_dict("records"),
     }
-    with files.atomic_write(plan.folder / NAME) as file:
-        file.write(template.render(found).encode())
+    return template.render(values)
 
 
-def _of_table(
-    plan: Plan,
-    name: str,
-    names: Sequence[str],
-    show: Callable[[pd.DataFrame | None], dict[str, Any]],
-    problems: list[str],
-) -> dict[str, Any]:
-    """What is shown of a joint table; if it is damaged, that is a problem."""
-    try:
-        return show(pd.read_csv(plan.folder / name) if name in names else None)
-    except (OSError, ValueError, KeyError) as error:
-        problems.append(
-            f"{plan.folder / name} cannot be read ({error}). To write it again, delete "
-            f"{plan.folder / 'results.json'} and run the same command again."
-        )
-        return show(None)
-
-
-def _about(plan: Plan, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    """What was studied, and how to repeat it."""
+def _about(plan: Plan, runs: pd.DataFrame, names: list[str]) -> dict[str, Any]:
+    """The texts about the study itself and about its repetition."""
     first, study = plan.runs[0], plan.settings
     devices = dict.fromkeys(device for device in runs["device"] if device)
-    config = [str(first.config)]
-    commands = [plan.preparing._replace(configs=config), *plan.commands(first)]
+    preparing = plan.preparing.commands[0]._replace(configs=(str(first.config),))
+    line = ["python", "study.py", *plan.arguments(OF_ONE_START)]
+    titles = [perturb.get(name).title for name in study.languages]
+    listed = " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
     return {
-        "title": f"Study “{plan.name}”: {_listed(study.languages)}",
-        "summary": summary(plan),
+        "title": f"Study “{plan.name}”: {listed}",
+        "summary": _summary(plan),
         "devices": f"Trained on: {'; '.join(devices)}." if devices else "",
-        "command": plan.line,
-        "config": plan.text,
-        "commands": "\n".join(map(str, commands)),
-        "tables": ", ".join(sorted(["runs.csv", *(n for n in names if n.endswith(".csv"))])),
+        "command": shlex.join(line),
+        "config": find_config(plan.config).read_text(encoding="utf-8-sig").strip(),
+        "commands": "\n".join(map(str, [preparing, *first.commands])),
+        "tables": ", ".join(sorted([RUNS, *(n for n in names if n.endswith(".csv"))])),
         "version": _version(),
         "corpus": _corpus(plan),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -117,51 +306,42 @@ def _about(plan: Plan, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, An
     }
 
 
-def _problems(
-    plan: Plan, runs: pd.DataFrame, error: str, has_results: bool, is_current: bool
-) -> list[str]:
-    """What is missing, in words."""
-    found = [states.problem_of_data(plan)]
+def _problems(plan: Plan, runs: pd.DataFrame, has_results: bool, is_current: bool) -> list[str]:
+    """Sentences about missing runs and results, failures and missing controls."""
+    failures, problems = _failures(plan), []
     counts = runs["state"].value_counts().items()
     done = int((runs["state"] == "done").sum())
     if missing := ", ".join(f"{n} {state}" for state, n in counts if state != "done"):
-        told = "" if error else "There are no results yet."
+        text = "" if failures else "There are no results yet."
         if has_results:
-            told = _OLDER
+            text = _OLDER
             if is_current:
-                told = f"The results below are from the {done} runs that are done."
-        found.append(f"Not all of the {len(runs)} runs are done ({done} done, {missing}). {told}")
+                text = f"The results below are from the {done} runs that are done."
+        problems = [f"Not all of the {len(runs)} runs are done ({done} done, {missing}). {text}"]
     elif has_results and not is_current:
-        found.append(_OLDER)
-    if error:
-        found.append(f"The runs could not be evaluated together: {error}")
-    return [*filter(None, found), *missing_controls(plan)]
+        problems = [_OLDER]
+    return [*problems, *failures, *missing_controls(plan)]
 
 
 def _version() -> str:
     """The commit of this code, if it is known."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError):
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-        if told.returncode == 0:
-            return f", with commit {told.stdout.strip()} of the code"
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return f", with commit {answer.stdout.strip()} of the code"
     return ""
 
 
 def _corpus(plan: Plan) -> str:
     """The version of the corpus, from the token files; or its name."""
     with contextlib.suppress(UserError):
-        return token_files.read_meta(plan.runs[0].data_dir).corpus_version
+        return token_files.read_meta(Path(plan.runs[0].settings.data_dir)).corpus_version
     return plan.runs[0].settings.corpus
 
 
-def _listed(languages: tuple[str, ...]) -> str:
-    *most, last = [perturb.get(name).title for name in languages]
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def summary(plan: Plan) -> str:
-    """What was trained, in two sentences."""
+def _summary(plan: Plan) -> str:
+    """Two sentences about languages, seeds, models and training."""
     run, study = plan.runs[0], plan.settings
     t, count = run.settings, len(study.seeds)
     seeds = f"{count} seeds each" if count > 1 else "one seed each"
@@ -180,39 +360,34 @@ def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
         return {"comparisons": []}
     languages = table.groupby("step")["label"].nunique()
     table = table[table["step"] == languages.index[languages == table["label"].nunique()].max()]
-    with_markers = table[table["measure"] == "perplexity"]
+    rows = table[table["measure"] == "perplexity"].to_dict("records")
     without = table[table["measure"] == "perplexity_without_markers"].set_index("label")
-    found = [
-        {
-            "language": perturb.get(row["language"]).title,
-            "control": perturb.get(row["control"]).title,
-            "difference": f"{row['difference']:+.3f}",
-            "interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
-            "p": _p(row["p_holm"]),
-            "n": row["n"],
-            "sentences": f"{row['sentences']:,}",
-            "unmarked": f"{without.loc[row['label'], 'difference']:+.3f}",
-            "sentence": sentence(row, len(with_markers)),
-        }
-        for row in with_markers.to_dict("records")
+    for row in rows:
+        row["sentence"] = sentence(row, len(rows))
+        row["p"] = _p(row["p_holm"])
+        row["unmarked"] = without.loc[row["label"], "difference"]
+        row["titles"] = perturb.get(row["language"]).title, perturb.get(row["control"]).title
+    kinds = sorted({row["interval"] for row in rows})
+    lacking = [
+        f"Warning: {row['label']}: only {row['sentences']:,} of {row['sentences_drawn']:,} test "
+        "sentences are compared. The others are not among those of the control, or too long for "
+        "the models."
+        for row in rows
+        if row["sentences"] < _ENOUGH * row["sentences_drawn"]
     ]
-    kinds = set(with_markers["interval"])
-    warnings = map(differences.lacking, with_markers.to_dict("records"))
-    lacking = [f"Warning: {warning}" for warning in warnings if warning]
-    over = " or ".join(sorted(kind.partition(", ")[2] for kind in kinds))
     return {
-        "comparisons": found,
-        "over": over,
-        "has_markers": any(perturb.get(name).markers for name in with_markers["language"]),
-        "interval_note": " ".join([*(_NOTES[kind] for kind in sorted(kinds)), *lacking]),
+        "comparisons": rows,
+        "over": " or ".join(kind.partition(", ")[2] for kind in kinds),
+        "has_markers": any(perturb.get(row["language"]).markers for row in rows),
+        "interval_note": " ".join([*(_NOTES[kind] for kind in kinds), *lacking]),
     }
 
 
 def sentence(row: dict[str, Any], compared: int) -> str:
-    """What a difference means, in words: with several seeds, what the corrected test says.
+    """A difference in words; with several seeds, the corrected test decides whether it is one.
 
     row: of differences.csv, for one of `compared` languages. A difference or interval of more than
-    _IN_PERCENT nats is given in nats of log-perplexity.
+    _IN_PERCENT nats is in nats of log-perplexity.
     """
     language, control = perturb.get(row["language"]).title, perturb.get(row["control"]).title
     low, middle, high = (float(row[name]) for name in ("low", "difference", "high"))
@@ -255,7 +430,7 @@ def _ends(low: float, high: float, unit: str, decimals: int) -> str:
 
 
 def _doubt(row: dict[str, Any]) -> str:
-    """Why a row of differences.csv does not show a difference; empty if it does."""
+    """The reason why a row of differences.csv does not show a difference; empty if it does."""
     if row["n"] == 1:
         return "" if row["low"] > 0 or row["high"] < 0 else "the interval includes zero"
     if math.isnan(row["p_holm"]):
@@ -276,54 +451,21 @@ def _perplexities(table: pd.DataFrame | None) -> dict[str, Any]:
     last = table["step"].max()
     table = table[(table["genre"] == "all") & (table["step"] == last)]
     rows = []
-    for label, group in table.groupby("model", sort=False):
-        values = group["perplexity"].to_numpy()
+    for language, values in table.groupby("model", sort=False)["perplexity"]:
         interval = "–"
         if len(values) > 1:
-            low, high = pictures.t_interval(values[:, np.newaxis])
-            interval = f"{low[0]:,.1f} to {high[0]:,.1f}"
-        mean = f"{values.mean():,.1f}"
-        rows.append({"language": label, "mean": mean, "interval": interval, "n": len(values)})
+            low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
+            interval = f"{low:,.1f} to {high:,.1f}"
+        mean, n = values.mean(), len(values)
+        rows.append({"language": language, "mean": mean, "interval": interval, "n": n})
+    band = "Lines are means over seeds, and bands pointwise 95% t-intervals of these means."
     is_of_seeds = any(row["n"] > 1 for row in rows)
-    band = (
-        "Lines are means over seeds, and bands pointwise 95% t-intervals of these means."
-        if is_of_seeds
-        else ""
-    )
-    return {"perplexities": rows, "last_step": f"{int(last):,}", "band_note": band}
+    return {"perplexities": rows, "last_step": int(last), "band_note": band * is_of_seeds}
 
 
-def _picture(plan: Plan, name: str, names: Sequence[str]) -> str:
+def _picture(plan: Plan, name: str, names: list[str]) -> str:
     """A picture of the joint results as a data URI; empty if there is none."""
-    path = plan.folder / name
-    if name not in names or not path.exists():
+    if name not in names:
         return ""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _more(plan: Plan, names: Sequence[str]) -> list[dict[str, str]]:
-    """Further pictures of the joint results, some of which are in subfolders."""
-    return [
-        {"data": _picture(plan, name, names), "caption": caption, "name": name}
-        for file, caption in _MORE.items()
-        for name in sorted(names)
-        if Path(name).name == file
-    ]
-
-
-def _shown(run: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table of runs as it is shown."""
-
-    def number(value: float, form: str) -> str:
-        return "" if math.isnan(value) else format(value, form)
-
-    return {
-        "run": run["run"],
-        "state": run["state"],
-        "step": f"{run['step']:,} of {run['max_steps']:,}",
-        "val_loss": number(run["val_loss"], ".4f"),
-        "perplexity": number(run["perplexity"], ",.1f"),
-        "minutes": number(run["minutes"], ".1f"),
-        "speed": number(run["tokens_per_second"], ",.0f"),
-        "error": run["error"],
-    }
+    content = base64.b64encode((plan.folder / name).read_bytes()).decode()
+    return f"data:image/png;base64,{content}"

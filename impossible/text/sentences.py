@@ -6,7 +6,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -22,18 +21,7 @@ T, R = TypeVar("T"), TypeVar("R")
 _SPACE_BEYOND_ASCII = re.compile(r"[^\S\x00-\x7f]")
 
 
-class EncodedPart(NamedTuple):
-    """Some sentences of one genre."""
-
-    genre: str
-    sentences: Sentences  # S of them
-    words: np.ndarray  # (S,) int32: words of the text, separated by white space
-    size: int = 0  # bytes of the corpus that were read for them
-    replaced: int = 0  # bytes that are not UTF-8, and became U+FFFD
-
-
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """The sentences of a split, genre by genre."""
 
     sentences: Sentences  # S of them, none dropped
@@ -57,10 +45,15 @@ class Text:
 
         genre, lengths: of the sentences that are counted, (n,).
         """
-        sentences = np.bincount(genre, minlength=len(self.genres)).tolist()
-        tokens = np.bincount(genre, lengths + 1, len(self.genres)).astype(int).tolist()
-        counts = zip(self.genres, sentences, tokens, strict=True)
-        return {name: {"sentences": s, "tokens": t} for name, s, t in counts}
+        places = {name: genre == place for place, name in enumerate(self.genres)}
+        return {
+            name: {"sentences": int(of_genre.sum()), "tokens": int((lengths[of_genre] + 1).sum())}
+            for name, of_genre in places.items()
+        }
+
+
+# A part of a text with its sentences, (S,) in number, and the words of each, (S,) int32.
+EncodedPart = tuple[Part, Sentences, np.ndarray]
 
 
 def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
@@ -68,9 +61,8 @@ def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
 
     def encode(part: Part) -> EncodedPart:
         texts = segmented(part.lines, settings.segmenter)
-        words = np.fromiter((len(text.split()) for text in texts), np.int32, len(texts))
-        sentences = from_lengths(*tokenizer.encode(texts))
-        return EncodedPart(part.genre, sentences, words, part.size, part.replaced)
+        words = np.array([len(text.split()) for text in texts], np.int32)
+        return part, from_lengths(*tokenizer.encode(texts)), words
 
     workers = settings.workers or cores()
     with ThreadPoolExecutor(workers) as pool:
@@ -87,16 +79,16 @@ def collected(parts: Iterable[EncodedPart], size: int = 0, genres: Iterable[str]
     counts, sentences, words, replaced = dict.fromkeys(genres, 0), [], [], 0
     last = ""
     with tqdm(total=size, unit="B", unit_scale=True, disable=None if size else True) as progress:
-        for part in parts:
+        for part, of_part, words_of_part in parts:
             if part.genre != last and counts.get(part.genre):
                 raise UserError(
                     f"the genre {part.genre!r} occurs twice, with another genre between. Rename "
                     "the files of the corpus so that those of one genre follow each other."
                 )
             last = part.genre
-            counts[part.genre] = counts.get(part.genre, 0) + len(part.words)
-            sentences.append(part.sentences)
-            words.append(part.words)
+            counts[last] = counts.get(last, 0) + len(words_of_part)
+            sentences.append(of_part)
+            words.append(words_of_part)
             replaced += part.replaced
             progress.update(part.size)
     words = np.concatenate([np.empty(0, np.int32), *words])

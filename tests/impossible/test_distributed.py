@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import socket
 
@@ -34,22 +35,22 @@ def test_each_process_takes_a_gpu_of_its_own(gpus) -> None:  # noqa: ANN001
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_process_notices_that_gpus_are_too_few(rank: int, gpus) -> None:  # noqa: ANN001
-    gpus(1)
-    world = World(rank=rank, size=2, local_rank=rank, local_size=2)
-    with pytest.raises(UserError, match="2 processes need a GPU each, and device = cuda offers 1"):
-        distributed.pick_device("auto", world)
-    with pytest.raises(UserError, match="device = cuda:0 offers 1"):
-        distributed.pick_device("cuda:0", world)
-
-
-def test_a_gpu_that_is_not_there_is_refused(gpus) -> None:  # noqa: ANN001
-    gpus(0)
-    with pytest.raises(UserError, match="torch finds no GPU here"):
-        distributed.pick_device("cuda", World())
-    gpus(2)
-    with pytest.raises(UserError, match="the last GPU here is cuda:1"):
-        distributed.pick_device("cuda:2", World())
+@pytest.mark.parametrize(
+    ("count", "device", "size"),
+    [(1, "auto", 2), (1, "cuda:0", 2), (0, "cuda", 1), (0, "cuda:0", 1), (2, "cuda:2", 1)],
+)
+def test_every_process_notices_that_gpus_are_too_few(
+    rank: int,
+    count: int,
+    device: str,
+    size: int,
+    gpus,  # noqa: ANN001
+) -> None:
+    gpus(count)
+    world = World(rank=rank, size=size, local_rank=rank % size, local_size=size)
+    device_and_count = rf"cuda.* for {size} process\(es\), and torch finds {count} GPU\(s\) here"
+    with pytest.raises(UserError, match=device_and_count):
+        distributed.pick_device(device, world)
 
 
 def test_16_bits_are_those_that_the_gpu_has(gpus) -> None:  # noqa: ANN001
@@ -68,30 +69,20 @@ def test_16_bits_are_those_that_the_gpu_has(gpus) -> None:  # noqa: ANN001
         ("NVIDIA RTX A6000", 155e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
+        # Slower devices of nearly the same name are measured.
+        ("NVIDIA T400 4GB", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )
-def test_the_peak_of_a_gpu_is_found_by_its_name(
-    name: str, peak: float, monkeypatch: pytest.MonkeyPatch
+def test_the_peak_of_a_gpu_is_that_of_its_name(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    assert distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "NVIDIA T400 4GB",
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
-    ],
-)
-def test_a_slower_device_of_nearly_that_name_is_another(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda"):  # it would be measured
-        distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16)
+    measured = pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda")
+    with contextlib.nullcontext() if peak else measured:
+        assert distributed.peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:
@@ -135,10 +126,6 @@ def test_the_place_of_a_process_is_told_by_torchrun(
         ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
         ({"RANK": "0"}, "WORLD_SIZE"),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "RANK, WORLD_SIZE, LOCAL_RANK"),
-        (
-            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "2", **PLACE},
-            "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE",
-        ),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **PLACE}, "LOCAL_WORLD_SIZE"),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
@@ -151,9 +138,8 @@ def test_one_of_several_processes_never_trains_alone(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Start the processes with torchrun") as error:
+    with pytest.raises(UserError, match=rf"{missing}.* is not set\. Start the .* with torchrun"):
         distributed.join_world()
-    assert f"{missing}" in str(error.value)
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:

@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run, settled_folder, start
+from conftest import ROOT, settled_folder, start
 
 from impossible import files
 from impossible.settings import UserError
@@ -39,22 +39,6 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
 
 
-def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
-    script = tmp_path / "full.py"
-    script.write_text(
-        "import sys, pathlib\n"
-        "from impossible import files\n"
-        "from impossible.settings import run_command\n"
-        "def main(settings):\n"
-        "    files.append_line(pathlib.Path('/dev/full'), 'a line')\n"
-        "sys.argv = ['train.py']\n"
-        "run_command('train.py', main, '')\n"
-    )
-    done = run(script, env={"PYTHONPATH": "."})
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: /dev/full: No space left on device. Free some room")
-
-
 def is_locked_for_a_reader(folder: Path) -> bool:
     """files.is_locked, where every attempt to open a file for writing is refused."""
     real = os.open
@@ -69,10 +53,7 @@ def is_locked_for_a_reader(folder: Path) -> bool:
         return files.is_locked(folder)
 
 
-def test_one_process_at_a_time_writes_to_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_LOCK_WAIT", 0.2)
+def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.unfinished").write_text("half")
     (tmp_path / "b.unfinished").mkdir()
     script = tmp_path / "holder.py"
@@ -85,10 +66,7 @@ def test_one_process_at_a_time_writes_to_a_folder(
     )
     holder = start(script, tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert holder.stdout.readline() == "held\n"
-    with (
-        pytest.raises(UserError, match="another process is writing"),
-        files.locked(tmp_path),
-    ):
+    with pytest.raises(UserError, match="another process is writing"), files.locked(tmp_path, 0.2):
         pass
     assert files.is_locked(tmp_path)
     assert is_locked_for_a_reader(tmp_path)
@@ -123,9 +101,7 @@ def test_disks_without_fsync_and_permissions_will_do(
         file.write(b"new")
     with settled_folder(tmp_path / "b") as folder:
         (folder / "c").write_text("new")
-    files.append_line(tmp_path / "d", "new")
-    found = [(tmp_path / name).read_text().strip() for name in ("a", "b/c", "d")]
-    assert found == ["new", "new", "new"]
+    assert (tmp_path / "a").read_text() == (tmp_path / "b/c").read_text() == "new"
 
 
 def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

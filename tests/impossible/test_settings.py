@@ -1,4 +1,3 @@
-import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -8,11 +7,18 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fail, run, succeed
+from conftest import ROOT, fail, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impossible.settings import READS, Settings, UserError, explanations, read_config
+from impossible.settings import (
+    LARGEST_SEED,
+    READS,
+    Settings,
+    UserError,
+    explanations,
+    read_config,
+)
 from impossible.settings import load as load_all
 from impossible.study import plan as plans
 from impossible.study.plan import OF_STUDY, Study
@@ -55,15 +61,17 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         s = load("train.py", [str(path), *more])
         assert (s.n_layer, s.seed, s.n_head, s.compile) == (3, 9, 12, False)
         assert type(s.learning_rate) is float
+    path.write_text("n_layer = 3\n", encoding="utf-8-sig")
+    assert read_config(path) == {"n_layer": 3}, "a byte order mark is no part of it"
 
 
 def test_one_config_serves_all_commands(tmp_path: Path) -> None:
     text = "corpus = 'sotu'\nn_layer = 3\ncompile = False\nsentences = True\nmodel_license = 'gpl'"
     path = str(write(tmp_path, text))
-    assert load("prepare.py", [path]).corpus == "sotu"
-    assert (load("train.py", [path]).n_layer, load("train.py", [path]).compile) == (3, False)
-    assert load("convert_to_hf.py", [path]).model_license == "gpl"
-    assert load("eval.py", [path]).sentences
+    for command in READS:
+        s = load(command, [path, "--data_dir=a", "--out_dir=b"])
+        assert (s.data_dir, s.out_dir, s.corpus, s.n_layer) == ("a", "b", "sotu", 3)
+        assert (s.compile, s.sentences, s.model_license) == (False, True, "gpl")
 
 
 def test_only_settings_that_a_command_reads_must_fit_together(tmp_path: Path) -> None:
@@ -88,12 +96,8 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
     def of_run(out_dir: Path) -> dict[str, str]:
         return {"language": "no_hop", "data_dir": f"data of {out_dir}"}
 
-    for arguments in (
-        ["--out_dir=mine"],
-        ["--out_dir", "mine"],
-        ["--out_dir=other", "--out_dir=mine"],
-    ):
-        s = load("eval.py", arguments, of_run)
+    for line in ("--out_dir=mine", "--out_dir mine", "--out_dir=other --out_dir=mine"):
+        s = load("eval.py", line.split(), of_run)
         assert (s.language, s.data_dir, s.out_dir) == ("no_hop", "data of mine", "mine")
     s = load("eval.py", ["--out_dir=mine", "--data_dir=other"], of_run)
     assert (s.language, s.data_dir) == ("no_hop", "other")
@@ -104,63 +108,53 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
     assert s.language == "full_reverse"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda p: p.stem)
-def test_every_config_of_the_project_is_valid(path: Path) -> None:
-    if path.stem.startswith("study"):
-        values = read_config(path, Study)
-        assert list(study(str(path)).languages) == list(values["languages"])
-        assert "language" not in values
-        return
-    for command in READS:
-        assert load(command, [str(path)]).language == read_config(path)["language"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import os",
-        "n_layer = __import__('os').mkdir('{tmp}/was_run')",
-        "n_layer = 3 + n_head",
-        "n_layer: int = 3",
-        "n_layer = n_head = 3",
-        "n_layer += 1",
-        "for n_layer in (1, 2): pass",
-        "print('hello')",
-    ],
-)
-def test_a_config_cannot_run_code(text: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "seed = 1\n" + text.format(tmp=tmp_path))
-    with pytest.raises(UserError, match=r"some\.py, line 2: .* not a plain assignment"):
-        read_config(path)
-    assert not (tmp_path / "was_run").exists()
+def test_every_config_of_the_project_is_valid() -> None:
+    for path in (ROOT / "config").glob("*.py"):
+        if path.stem.startswith("study"):
+            values = read_config(path, Study)
+            assert list(study(str(path)).languages) == list(values["languages"])
+            assert "language" not in values
+            continue
+        for command in READS:
+            assert load(command, [str(path)]).language == read_config(path)["language"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n_layers = 3", "did you mean 'n_layer'"),
+        ("import os", "not a plain assignment"),
+        ("n_layer = __import__('os').mkdir('{tmp}/was_run')", "not a plain assignment"),
+        ("n_layer = 3 + n_head", "not a plain assignment"),
+        ("n_layer: int = 3", "not a plain assignment"),
+        ("n_layer = n_head = 3", "not a plain assignment"),
+        ("n_layer += 1", "not a plain assignment"),
+        ("for n_layer in (1, 2): pass", "not a plain assignment"),
+        ("print('hello')", "not a plain assignment"),
+        ("n_layers = 3", "Did you mean 'n_layer'"),
         ("n_layer = 3.0", "n_layer must be a whole number, not 3.0"),
         ("n_layer = True", "n_layer must be a whole number, not True"),
         ("compile = 1", "compile must be True or False, not 1"),
         ("dropout = '0.1'", "dropout must be a number"),
         ("language = 3", "language must be a string"),
-        ("n_layer = 3\nn_layer = 4", "n_layer is set twice"),
-        ("n_layer = ", "not valid Python"),
+        ("seed = 4", "seed is set twice"),
+        ("n_layer = ", "is not valid Python: invalid syntax"),
     ],
 )
-def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: Path) -> None:
-    path = write(tmp_path, text)
+def test_a_config_is_parsed_and_never_executed(text: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 1\n" + text.format(tmp=tmp_path))
     with pytest.raises(UserError) as error:
         read_config(path)
-    assert message.lower() in str(error.value).lower()
-    assert "some.py" in str(error.value)
+    assert message in str(error.value)
+    assert "some.py" in str(error.value) and "line 2" in str(error.value)
+    assert not (tmp_path / "was_run").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--corpus=sotu"], "train.py has no setting corpus; it is a setting of prepare.py"),
-        (["config/no_such.py"], "unknown config file"),
+        (["config/partial_revers.py"], "Did you mean 'config/partial_reverse.py'?"),
+        (["no_revers"], "unknown config file 'no_revers'"),
         (["--batch_size=3"], "a divisor of the 512 blocks of a step"),
         (["--n_head=7"], "a divisor of n_embd = 768, such as 6"),
         (["--warmup_steps=3001"], "at most max_steps, which is 3000"),
@@ -176,6 +170,7 @@ def test_a_mistake_in_a_config_is_explained(text: str, message: str, tmp_path: P
         (["--max_steps=0"], "1 or more"),
         (["--learning_rate=1e400"], "a finite number"),
         (["--tokens_per_step=1048576000000"], "at most 4294967296"),
+        ([f"--tokens_per_step={2**32}", "--batch_size=3"], "of the 4194304 blocks"),
         (["--out_dir=out/\udcff"], "text in UTF-8"),
         (["\udcff.py"], "unknown config file"),
         (["--compile=maybe"], "compile must be True or False, not 'maybe'"),
@@ -193,19 +188,16 @@ def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], messag
 
 
 def test_the_largest_seed_is_taken_by_numpy_and_torch() -> None:
-    for command, name in (
-        ("train.py", "seed"),
-        ("prepare.py", "data_seed"),
-        ("eval.py", "sample_seed"),
-    ):
-        seed = getattr(load(command, [f"--{name}={2**32 - 1}"]), name)
+    names = {"train.py": "seed", "prepare.py": "data_seed", "eval.py": "sample_seed"}
+    for command, name in names.items():
+        seed = getattr(load(command, [f"--{name}={LARGEST_SEED}"]), name)
         np.random.default_rng(seed)
         np.random.RandomState(seed)
         torch.Generator().manual_seed(seed)
         with pytest.raises(UserError, match="at most 4294967295"):
             load(command, [f"--{name}={2**32}"])
     path = "config/study_laptop.py"
-    assert study(path, f"--seeds=0,{2**32 - 1}").seeds == (0, 2**32 - 1)
+    assert study(path, f"--seeds=0,{LARGEST_SEED}").seeds == (0, LARGEST_SEED)
     with pytest.raises(UserError, match="whole numbers, 0 or more, at most 4294967295"):
         study(path, f"--seeds=0,{2**64}")
 
@@ -219,12 +211,6 @@ def test_an_item_of_a_list_may_contain_a_comma_in_a_config_file(tmp_path: Path) 
         study("config/study_laptop.py", "--evaluations=perplexity,stimuli=a, b.csv")
 
 
-@pytest.mark.parametrize("command", READS)
-def test_every_command_takes_the_places_of_a_recipe(command: str) -> None:
-    s = load(command, ["--data_dir=a", "--out_dir=b"])
-    assert (s.data_dir, s.out_dir) == ("a", "b")
-
-
 def test_a_config_of_the_project_is_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,29 +221,25 @@ def test_a_config_of_the_project_is_found_from_any_folder(
     assert load("train.py", ["config/full_reverse.py"]).language == "no_reverse", "the nearer one"
 
 
-def test_a_language_in_place_of_its_config_file_is_told_with_the_file() -> None:
-    with pytest.raises(UserError, match="unknown config file 'no_revers'"):
-        load("train.py", ["no_revers"])
+HELP = """
+import runpy, sys
+modules, path = set(sys.modules), list(sys.path)
+for script in sys.argv[1:]:
+    sys.argv[:], sys.path[:] = [script, "--help"], path
+    for name in set(sys.modules) - modules:
+        if name.partition(".")[0] in ("impossible", "model", "perturb"):
+            del sys.modules[name]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, script
+"""
 
 
-def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
-    path = tmp_path / "some.py"
-    path.write_text("n_layer = 3\n", encoding="utf-8-sig")
-    assert read_config(path) == {"n_layer": 3}
-
-
-@pytest.mark.parametrize("script", [*COMMANDS, "perturb.py"])
-def test_help_needs_no_docstrings_and_no_folder_on_the_path(script: str) -> None:
-    done = run("-OO", script, "--help", env={"PYTHONSAFEPATH": "1"})
-    assert done.returncode == 0, done.stderr
-    assert script in done.stdout or "Languages" in done.stdout
-
-
-@pytest.mark.timeout(30)
-def test_no_number_is_too_large_for_a_quick_answer() -> None:
-    for number in (2**32, 2**40):
-        with pytest.raises(UserError):
-            load("train.py", [f"--tokens_per_step={number}", "--batch_size=3"])
+def test_help_needs_no_docstrings_and_no_folder_on_the_path() -> None:
+    shown = succeed("-OO", "-c", HELP, *COMMANDS, "perturb.py", env={"PYTHONSAFEPATH": "1"})
+    assert re.findall(r"^usage: (\S+)", shown, re.MULTILINE) == list(COMMANDS)
+    assert "Languages: no_reverse" in shown
 
 
 @hypothesis.settings(max_examples=30)
@@ -282,27 +264,19 @@ def test_whatever_stands_in_a_config_is_taken_or_refused_with_a_word(values: dic
                 assert typed == (float(value) if isinstance(typed, float) else value)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_lists_the_settings_of_the_command_and_what_they_mean(command: str) -> None:
-    shown = succeed(command, "--help")
-    assert f"python {command} config/" in shown, "the usage of it"
+def test_help_lists_the_settings_of_the_command_and_what_they_mean() -> None:
     texts = explanations(Study)
-    for name in NAMES:
-        assert bool(re.search(rf"--{name}\b", shown)) == (name in COMMANDS[command]), name
-        if name in COMMANDS[command]:
-            assert texts[name][:20] in " ".join(shown.split()), name
+    for command, read in COMMANDS.items():
+        shown = succeed(command, "--help")
+        assert f"python {command} config/" in shown, "the usage of it"
+        assert re.findall(r"--(\w+)=.*\n     ", shown.split("\nsettings:")[1]) == read
+        assert all(texts[name] in " ".join(shown.split()) for name in read)
 
 
 def test_every_setting_is_read_and_explained() -> None:
     paths = [*ROOT.glob("*.py"), *(ROOT / "impossible").rglob("*.py")]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    holders = ("s", "t", "settings", "self", "study", "own")
-    read = {
-        node.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[-1] in holders
-    }
+    code = "".join(path.read_text(encoding="utf-8") for path in paths)
+    read = set(re.findall(r"\b(?:s|t|settings|self|study|own)(?=\.(\w+))", code))
     # These reach the model as a whole, by name, through checkpoint.model_config.
     read |= {field.name for field in dataclasses.fields(GPTConfig)}
     assert set(NAMES) <= read
@@ -314,20 +288,15 @@ def test_each_process_but_the_first_leaves_it_time_to_tell(tmp_path: Path) -> No
     """A mistake that one process alone meets is told all the same."""
     script = tmp_path / "one.py"
     script.write_text(
-        "import os, sys, time\n"
+        "import os, time\n"
         "from impossible.settings import UserError, run_command\n"
         "def main(settings):\n"
-        "    if os.environ['LOCAL_RANK'] == '0' and sys.argv[-1] == '--seed=1':\n"
+        "    if os.environ['LOCAL_RANK'] == '0' and settings.seed == 1:\n"
         "        time.sleep(60)\n"
         "    raise UserError('mistake of ' + os.environ['LOCAL_RANK'])\n"
         "run_command('train.py', main, '')\n"
     )
     env = {"PYTHONPATH": str(ROOT)}
-    assert fail(script, "--seed=0", processes=2, env=env) == "error: mistake of 0"
-    assert fail(script, "--seed=1", processes=2, env=env) == "error: mistake of 1"
-
-
-def test_a_mistake_on_the_command_line_is_told_under_torchrun() -> None:
-    done = run("train.py", "--learning_rat=1", processes=2)
-    assert done.returncode == 1
-    assert done.stderr.count("unknown setting 'learning_rat'") == 1
+    for seed in (0, 1):
+        error = fail(script, f"--seed={seed}", processes=2, env=env)
+        assert error == f"error: mistake of {seed}"

@@ -25,7 +25,7 @@ def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("after", ["| head -5", "| true", "> /dev/full", ">&-", "> /dev/full 2>&1"])
+@pytest.mark.parametrize("after", ["> /dev/full", ">&-"])
 def test_a_command_whose_output_is_lost_ends_quietly(after: str) -> None:
     done = shell(f"{PERTURB} {after}")
     assert done.returncode == 0
@@ -38,7 +38,7 @@ def test_characters_that_an_encoding_lacks_are_escaped() -> None:
     assert "\\U0001f141" in done.stdout
 
 
-@pytest.mark.parametrize("after", ["| head -1", "> /dev/full 2>&1", ">&- 2>&-"])
+@pytest.mark.parametrize("after", ["| head -1", "> /dev/full 2>&1"])
 def test_training_goes_on_without_its_output(
     after: str, config: Config, trained: Path, tmp_path: Path
 ) -> None:

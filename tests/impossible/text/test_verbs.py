@@ -4,15 +4,17 @@ import numpy as np
 import plain
 import plain_hop
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perturb
+from impossible.text.arrays import Sentences
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from impossible.text.verbs import PLURAL, SINGULAR, Word, annotated, encoded
 
 NAMES = ("no_hop", "token_hop", "word_hop")
 TOKENIZER = Tokenizer((perturb.SINGULAR, perturb.PLURAL))
+MARKERS = list(TOKENIZER.markers.values())
 # One sentence a row, word=lemma for a marked verb, and a part of what each language makes of it;
 # a token that begins with a space begins with _ here. The published code gives the same.
 WORKED = [
@@ -71,19 +73,7 @@ WORKED = [
     ),
 ]
 TEXTS = st.sampled_from(
-    [
-        *plain_hop.CLITICS,
-        *".,!$“—’",
-        "--",
-        "...",
-        "’s",
-        "he",
-        "it",
-        "ball",
-        "bookshelf",
-        "5",
-        "very",
-    ]
+    [*plain_hop.CLITICS, *".,!$“—’", "--", "...", "’s", "he", "it", "ball", "bookshelf", "5"]
 )
 VERBS = st.tuples(
     TEXTS,
@@ -92,7 +82,9 @@ VERBS = st.tuples(
 )
 WORDS = st.one_of(st.tuples(TEXTS), st.tuples(TEXTS), st.tuples(TEXTS), VERBS)
 SENTENCES = st.lists(
-    st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12), min_size=1
+    st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -103,18 +95,21 @@ def encode(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     return plain.gpt2_tokenizer(folder).encode
 
 
+def base_of(name: str, sentences: list[list[plain_hop.Word]]) -> Sentences:
+    """Sentences with their verbs, before a language marks them."""
+    feats = {"Sing": SINGULAR, "Plur": PLURAL, None: None}
+    words = [[Word(w.text, w.lemma or w.text, feats[w.number]) for w in s] for s in sentences]
+    return encoded(
+        [annotated(of_one, None, "") for of_one in words], TOKENIZER, perturb.get(name).hops
+    )
+
+
 def apply(name: str, sentences: list[list[plain_hop.Word]]) -> list[list[int] | None]:
     """Sentences in a language; None for those that are dropped."""
-    language, feats = perturb.get(name), {"Sing": SINGULAR, "Plur": PLURAL, None: None}
-    found = [
-        annotated([Word(w.text, w.lemma or w.text, feats[w.number]) for w in words], None, "")
-        for words in sentences
-    ]
-    base = encoded(found, TOKENIZER, language.hops)
-    keeps = language.keeps(base)
-    kept = language.apply(base, list(TOKENIZER.markers.values()), np.random.default_rng(0))
+    language, base = perturb.get(name), base_of(name, sentences)
+    kept = language.apply(base, MARKERS, np.random.default_rng(0))
     parts = iter(np.split(kept.tokens, kept.offsets[1:-1]))
-    return [next(parts).tolist() if keep else None for keep in keeps]
+    return [next(parts).tolist() if keep else None for keep in language.keeps(base)]
 
 
 @pytest.mark.parametrize("row", WORKED, ids=[row[0] for row in WORKED])
@@ -138,6 +133,7 @@ def test_a_language_is_the_published_one_token_for_token(name, encode, sentences
     assert apply(name, sentences) == [plain_hop.perturb(name, s, encode) for s in sentences]
 
 
+@settings(max_examples=30)
 @given(SENTENCES)
 def test_the_three_languages_keep_the_same_sentences_with_as_many_markers(sentences: list) -> None:
     found = [apply(name, sentences) for name in NAMES]
@@ -147,6 +143,7 @@ def test_the_three_languages_keep_the_same_sentences_with_as_many_markers(senten
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
 @given(sentences=SENTENCES, data=st.data())
 def test_annotated_sentences_may_be_split_into_calls_anywhere(name, sentences, data) -> None:  # noqa: ANN001
     cut = data.draw(st.integers(0, len(sentences)))
@@ -155,31 +152,19 @@ def test_annotated_sentences_may_be_split_into_calls_anywhere(name, sentences, d
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
 @given(sentences=SENTENCES)
 def test_undoing_a_hop_gives_the_sentence_with_lemmas(name: str, sentences: list) -> None:
-    language = perturb.get(name)
-    found = [
-        annotated(
-            [Word(w.text, w.lemma or w.text, SINGULAR if w.number else None) for w in words],
-            None,
-            "",
-        )
-        for words in sentences
-    ]
-    base = encoded(found, TOKENIZER, language.hops)
-    markers = list(TOKENIZER.markers.values())
-    kept = language.apply(base, markers, np.random.default_rng(0))
-    originals = base.take(language.keeps(base))
-    for i in range(len(kept.lengths)):
-        undone = language.undo(kept.part(i, i + 1).tokens, markers)
-        assert undone.tolist() == originals.part(i, i + 1).tokens.tolist()
+    base = base_of(name, sentences)
+    for i, tokens in enumerate(apply(name, sentences)):
+        if tokens is not None:
+            undone = perturb.get(name).undo(np.array(tokens), MARKERS)
+            assert undone.tolist() == base.part(i, i + 1).tokens.tolist()
 
 
 def test_of_two_markers_at_one_place_the_one_of_the_left_verb_comes_first() -> None:
     words = [plain_hop.Word("that"), plain_hop.Word("'s", "'s", "Sing")]
-    words += [
-        plain_hop.Word("are", "be", "Plur"),
-        *map(plain_hop.Word, ["my", "red", "ball", "now", "."]),
-    ]
+    words.append(plain_hop.Word("are", "be", "Plur"))
+    words += map(plain_hop.Word, ["my", "red", "ball", "now", "."])
     for tokens in apply("word_hop", [words] * 40):
         assert TOKENIZER.decode(tokens) == "that's be my red ball now🅂🄿 ."

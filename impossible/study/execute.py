@@ -1,0 +1,426 @@
+"""Executing tasks: the next command of each, in so many slots of this machine, or as SLURM's jobs.
+
+The state of a task is recorded beside its output: `output.json` lists the commands that are done,
+and `output.error` holds the error of a command that failed.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import getpass
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from impossible import files
+from impossible.settings import UserError
+from impossible.study.plan import ROOT, Command, Plan, Task, is_on_gpus
+
+EXIT_STOPPED = 75  # of train.py: the last whole step is saved
+_ATTEMPTS = 3  # of a command that is killed
+_PAUSE = 0.2  # seconds between two looks at the processes
+_NOTICE = 120  # seconds before its time limit in which a job may save the last whole step
+_RESTARTS = 10  # of a job that begins anew each time: it may never end
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before a process is forked
+# What torchrun, whose own exit code is 1, says of a process that was killed or asked to end, after
+# the heading of the process that ended first. (It then asks the others to end.)
+_BY_SIGNAL = re.compile(rf"Root Cause(?s:.*)(Signal (9|15) \(SIG|exitcode *: {EXIT_STOPPED}\b)")
+_KILLED = (
+    f"killed {_ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
+    "--at_once=, or more --memory_gb= on SLURM."
+)
+# What errors of the commands advise, and what helps in a study.
+_FOLDERS = re.compile(r"--(data|out|eval)_dir=( or --(data|out|eval)_dir=)*")
+_AGAIN = re.compile(r"(R|r)un the same command again")
+
+
+@dataclass
+class State:
+    """The record of a task: its finished commands, their results, and the time they took."""
+
+    done: dict[str, str] = field(default_factory=dict)  # command -> its digest when it was started
+    # command -> the tables and pictures that it wrote, as paths from the folder of the output, and
+    # the SHA-256 of each
+    results: dict[str, dict[str, str]] = field(default_factory=dict)
+    seconds: float = 0.0  # of all attempts of all commands
+    since: float = 0.0  # when the present attempt was started; 0: there is none
+
+
+def read(task: Task) -> State:
+    """The state of a task: empty if it has not begun.
+
+    It is also empty if the file is damaged: the commands then run again, and skip what is done.
+    """
+    try:
+        return State(**json.loads(task.state_file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return State()
+
+
+def error_of(task: Task) -> str:
+    """The error of the command that failed; empty if none has."""
+    return task.error_file.read_text(encoding="utf-8") if task.error_file.exists() else ""
+
+
+def following(task: Task) -> Command | None:
+    """The next command of a task; None if all are done."""
+    state = read(task)
+    for command in task.commands:
+        results = state.results.get(command.key, {})
+        if command.key not in state.done or not task.has_result(command):
+            return command
+        digests = state.done[command.key].split(":"), task.digest(command).split(":")
+        is_same = all(now in ("", before) for before, now in zip_longest(*digests))
+        if not is_same or results != unchanged(task, results):
+            return command
+    return None
+
+
+def unchanged(task: Task, results: dict[str, str]) -> dict[str, str]:
+    """The results (path -> SHA-256) whose files still have the recorded SHA-256."""
+    paths = {name: task.output.parent / name for name in results}
+    hashes = {name: files.sha256(path) for name, path in paths.items() if path.is_file()}
+    return {name: hashes[name] for name in results if hashes.get(name) == results[name]}
+
+
+class Stop:
+    """Counts the signals that ask the study to end. The second one ends its processes at once."""
+
+    def __init__(self, is_job: bool = False) -> None:
+        """is_job: of SLURM, which may send several signals: each of them asks for the same."""
+        self.count = 0
+        self._most = 1 if is_job else sys.maxsize
+        also = [signal.SIGUSR2] if is_job else []  # before the time limit
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *also):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.count = min(self.count + 1, self._most)
+
+
+class Attempt(NamedTuple):
+    """A command that is being executed."""
+
+    task: Task
+    command: Command
+    digest: str
+    process: "subprocess.Popen[bytes]"
+    slot: dict[str, str]
+
+
+def perform(task: Task, stop: Stop) -> None:
+    """Execute one task, also if it failed before. Raises UserError if it fails."""
+    task.error_file.unlink(missing_ok=True)
+    if task.is_repeated:
+        task.state_file.unlink(missing_ok=True)
+    execute([task], [{}], stop)
+    if error := error_of(task):
+        raise UserError(f"{task.name} failed: {error}")
+
+
+def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
+    """Execute the remaining commands of tasks, until all are done or failed, or a signal comes.
+
+    slots: each executes one command at a time, with these variables of the environment.
+    """
+    waiting = [task for task in tasks if following(task) and not error_of(task)]
+    running: list[Attempt] = []
+    attempts: Counter[tuple[str, str]] = Counter()
+    announced: set[str] = set()
+    signals = 0
+    while running or (waiting and not stop.count):
+        for attempt in [attempt for attempt in running if attempt.process.poll() is not None]:
+            running.remove(attempt)
+            slots.insert(0, attempt.slot)
+            task, key = attempt.task, (attempt.task.name, attempt.command.key)
+            attempts[key] += 1
+            result = _end(attempt, bool(stop.count), attempts[key] >= _ATTEMPTS)
+            if result == "done" and following(task):
+                waiting.insert(0, task)
+            elif result == "done" and len(tasks) > 1:
+                done = sum(not following(task) for task in tasks)
+                result += f" ({done} of {len(tasks)} runs are done)"
+            elif result == "interrupted" and attempts[key] < _ATTEMPTS:
+                waiting.append(task)
+            print(f"{task.name}: {attempt.command.script} {result}", flush=True)
+        while slots and not stop.count and (task := _first_free(waiting, announced)):
+            waiting.remove(task)
+            running.append(_begin(task, slots.pop(0)))
+        if stop.count > signals:
+            signals = stop.count
+            each = "stopping: each run finishes its current step"
+            print(each if signals == 1 else "ending all processes", flush=True)
+            for attempt in running:
+                end(attempt.process, at_once=signals > 1)
+        time.sleep(_PAUSE)
+
+
+def _first_free(waiting: list[Task], announced: set[str]) -> Task | None:
+    """The first task whose folder no other process writes to. announced: names of the others."""
+    for task in waiting:
+        folder = task.output.parent
+        if not files.is_locked(folder):
+            return task
+        if task.name not in announced:
+            announced.add(task.name)
+            print(f"{task.name}: waiting for another process that writes to {folder}")
+    return None
+
+
+def _begin(task: Task, slot: dict[str, str]) -> Attempt:
+    """Start the next command of a task, and record when."""
+    command, state = following(task), read(task)
+    if state.since and task.output.exists():  # it was killed with what would have recorded its end
+        state.seconds += max(0.0, task.output.stat().st_mtime - state.since)
+    state.since = time.time()
+    files.write_json(task.state_file, dataclasses.asdict(state))
+    print(f"{task.name}: {command}", flush=True)
+    digest = task.digest(command)
+    return Attempt(task, command, digest, start(command, task.output, slot), slot)
+
+
+def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
+    """Record how a command ended. Returns `done`, `interrupted` or `failed` with its error.
+
+    is_stopped: whether it was asked to end. gives_up: whether it fails if it was killed.
+    """
+    task, command, code = attempt.task, attempt.command, attempt.process.returncode
+    with contextlib.suppress(ProcessLookupError):  # what a command that was killed has left behind
+        os.killpg(attempt.process.pid, signal.SIGTERM)
+    state = read(task)
+    state.seconds += max(0.0, time.time() - state.since)
+    state.since = 0.0
+    if code == 0:
+        state.done[command.key] = attempt.digest
+        _note_results(task, command, state)
+    files.write_json(task.state_file, dataclasses.asdict(state))
+    if code == 0:
+        return "done"
+    is_killed = code < 0 or (command.processes > 1 and _BY_SIGNAL.search(_tail(task.output)))
+    if is_stopped or code == EXIT_STOPPED or (is_killed and not gives_up):
+        return "interrupted"
+    error = _KILLED if is_killed else adapted(error_in(task.output))
+    with files.atomic_write(task.error_file) as file:
+        file.write(f"{command.script}: {error} (in {task.output})".encode())
+    return f"failed. {error} (in {task.output})"
+
+
+def _note_results(task: Task, command: Command, state: State) -> None:
+    """Note the results of a command that is done, and remove older ones that none has now."""
+    older = {name: sha256 for some in state.results.values() for name, sha256 in some.items()}
+    state.results[command.key] = task.results_since(task.state_file.stat().st_mtime_ns)
+    keys = [command.key for command in task.commands]
+    state.done = {key: state.done[key] for key in keys if key in state.done}
+    state.results = {key: state.results[key] for key in keys if key in state.results}
+    names = {name for some in state.results.values() for name in some}
+    for name in unchanged(task, older).keys() - names:
+        path = task.output.parent / name
+        path.unlink()
+        with contextlib.suppress(OSError):  # it is not empty
+            path.parent.rmdir()
+
+
+def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a command whose output is added to a file.
+
+    It has a process group of its own, so that Ctrl-C on the terminal does not reach it. If this
+    process is killed, Linux sends it SIGTERM, after which train.py saves the last whole step.
+    """
+    with open(output, "ab") as file:
+        file.write(f"\n$ {command}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        file.flush()
+        return subprocess.Popen(
+            command.line,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=functools.partial(_end_with, os.getpid()) if _LIBC else None,
+        )
+
+
+def _end_with(parent: int) -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has been killed already
+        os._exit(1)
+
+
+def end(process: "subprocess.Popen[bytes]", at_once: bool) -> None:
+    """Ask a command to end, as train.py does after a whole step; or end it at once.
+
+    The processes of a torchrun that is killed save the last whole step and end.
+    """
+    if at_once:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.terminate()
+
+
+def adapted(error: str) -> str:
+    """An error of a run with advice that helps in a study."""
+    return _AGAIN.sub(r"\1un the study again with --retry", _FOLDERS.sub("--study_dir=", error))
+
+
+def error_in(output: Path) -> str:
+    """The last error in the output of the latest command, or else its last lines.
+
+    For an unexpected error, this is the last line of its traceback.
+    """
+    text = _tail(output)
+    errors = re.findall(r"^error: (.*)", text, re.MULTILINE)
+    if errors and not errors[-1].startswith("unexpected error"):
+        return errors[-1]
+    exceptions = re.findall(r"^Traceback \(most.*\n(?: .*\n)*(.+)", text, re.MULTILINE)
+    causes = [line for line in exceptions if "ChildFailedError" not in line]  # torchrun's own
+    return causes[-1] if causes else " / ".join(text.split("\n")[-3:]) or "no output"
+
+
+def _tail(output: Path) -> str:
+    """The end of a file, after the line of the latest command, without empty lines."""
+    text = output.read_bytes()[-20_000:].decode(errors="replace") if output.exists() else ""
+    latest = text.rpartition("\n$ ")[2].partition("\n")[2]
+    return "\n".join(line for line in latest.splitlines() if line.strip())
+
+
+def slots_of(plan: Plan) -> list[dict[str, str]]:
+    """The slots of this machine, one for each run at a time, as variables of the environment.
+
+    A slot is `gpus` GPUs or, without GPUs, one core; on a Mac, the whole device; in a job of SLURM,
+    all of its cores. Raises UserError if there are too few GPUs.
+    """
+    study, device = plan.settings, plan.runs[0].settings.device
+    gpus = plan.runs[0].commands[0].processes
+    if study.job:
+        return [{"OMP_NUM_THREADS": str(max(1, study.cpus // gpus))}]
+    if not is_on_gpus(study, device):
+        is_mps = device == "mps" or (device == "auto" and torch.backends.mps.is_available())
+        count = study.at_once or (1 if is_mps else cores())
+        return [{"OMP_NUM_THREADS": str(max(1, cores() // count))}] * count
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    groups = [names[i : i + gpus] for i in range(0, len(names) - gpus + 1, gpus)]
+    if not groups:
+        advice = f"Set --gpus={len(names)} or fewer." if names else "Set --device=cpu."
+        raise UserError(f"a run needs {gpus} GPU(s), and this machine has {len(names)}. {advice}")
+    count = study.at_once or len(groups)
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(count)]
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class Job(NamedTuple):
+    """A job of SLURM: study.py itself with --job=NAME."""
+
+    number: str
+    state: str
+
+
+def jobs_of(plan: Plan) -> dict[str, Job]:
+    """The jobs of the study by name: prepare, results, or that of a run.
+
+    Raises UserError if SLURM does not answer.
+    """
+    if not (plan.folder / "slurm").exists() or not shutil.which("squeue"):
+        return {}
+    command = ["squeue", "--noheader", "--format=%i %T %j", f"--user={getpass.getuser()}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        error = answer.stderr.strip()
+        raise UserError(f"squeue failed ({error}). Run the same command again later.")
+    jobs, prefix = {}, _job_name(plan, "")
+    for number, state, name in (line.split(maxsplit=2) for line in answer.stdout.splitlines()):
+        if name.startswith(prefix) and state != "COMPLETING":
+            jobs[name.removeprefix(prefix)] = Job(number, state)
+    return jobs
+
+
+def _job_name(plan: Plan, name: str) -> str:
+    """The name of a job on SLURM, which no job of another folder has."""
+    folder = str(plan.folder.resolve()).encode()
+    return f"{plan.name}-{hashlib.sha256(folder).hexdigest()[:8]}-{name}"
+
+
+def submit(plan: Plan) -> None:
+    """Submit each run that is not done as a job, unless SLURM has its job already.
+
+    Raises UserError if SLURM refuses a job.
+    """
+    (plan.folder / "slurm").mkdir(exist_ok=True)
+    jobs = jobs_of(plan)
+    left = [run for run in plan.runs if following(run)]
+    new = [run for run in left if run.name not in jobs and not error_of(run)]
+    after = ""
+    if new:  # it does nothing where all is prepared, and refuses data of other text
+        before = f"afterany:{jobs['prepare'].number}" if "prepare" in jobs else ""
+        after = f"afterok:{_submit(plan, 'prepare', before)}"
+    submitted = [_submit(plan, run.name, after) for run in new]
+    if not submitted and "results" in jobs:
+        return
+    if "results" in jobs:  # it waits for fewer runs than there are now
+        subprocess.run(["scancel", jobs["results"].number], check=False)
+    numbers = submitted + [jobs[run.name].number for run in left if run.name in jobs]
+    _submit(plan, "results", f"afterany:{':'.join(numbers)}" if numbers else "")
+
+
+def _submit(plan: Plan, name: str, dependency: str) -> str:
+    """Submit one job. Returns its number."""
+    study, output = plan.settings, plan.folder.resolve() / "slurm" / name
+    cpus = f"--cpus-per-task={study.cpus}"  # which srun does not take from the job
+    options = {
+        "job-name": _job_name(plan, name),
+        "output": str(output).replace("%", "%%") + "-%j.txt",
+        "open-mode": "append",  # when it is requeued
+        "time": round(study.hours * 60),
+        "mem": f"{study.memory_gb}G",
+        "signal": f"USR2@{_NOTICE}",
+        "gpus-per-node": study.gpus if name not in ("prepare", "results") else 0,
+        "partition": study.partition,
+        "account": study.account,
+        "dependency": dependency,
+        "kill-on-invalid-dep": "yes",
+    }
+    texts = [f"--{option}={value}" for option, value in options.items() if value]
+    command = ["srun", cpus, sys.executable, "-u", str(ROOT / "study.py")]
+    command += [*plan.arguments({"job"}), f"--job={name}"]
+    line = ["sbatch", "--parsable", "--requeue", "--ntasks=1", cpus, *texts]
+    line += ["--wrap", shlex.join(command)]
+    answer = subprocess.run(line, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise UserError(
+            f"SLURM did not accept the job {name} ({answer.stderr.strip()}). Is this a login node "
+            "of a cluster, and are --partition= and --account= right?"
+        )
+    number = answer.stdout.strip().partition(";")[0]
+    print(f"{name}: job {number}" + (f" ({dependency})" if dependency else ""), flush=True)
+    return number
+
+
+def requeue(is_run: bool) -> None:
+    """Send a job that was asked to end back into the queue, unless it was cancelled."""
+    job = os.environ["SLURM_JOB_ID"]
+    command = ["scontrol", "show", "job", job]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    may_restart = is_run or int(os.environ.get("SLURM_RESTART_COUNT", "0")) < _RESTARTS
+    if may_restart and {"JobState=RUNNING", "JobState=PREEMPTED"} & set(shown):
+        subprocess.run(["scontrol", "requeue", job], check=False)
