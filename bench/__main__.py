@@ -1,78 +1,69 @@
-"""Measure speed and memory side by side, in one run, alternating: medians and their ratios.
+"""Measure speed and memory side by side: medians of repetitions in turns, and their ratios.
 
-    python -m bench                       # what `make bench` runs: all three, one after another
-    python -m bench train
-    python -m bench prepare [FOLDER]      # on the text files of a folder, or else on speeches
-    python -m bench evaluate [FOLDER]     # four minutes on two cores; train takes the longest
+    python -m bench                       # what `make bench` runs: all three
+    python -m bench train                 # takes the longest
+    python -m bench prepare [CORPUS]      # CORPUS: as in the settings (if left out: speeches)
+    python -m bench evaluate [CORPUS]
     python -m bench gpu                   # `make gpu`: the first checks on a GPU
 
-GPT-2 Small at 1,024 tokens. Each program runs in a separate process, so that its peak memory can be
-measured. The programs take turns, with one repetition per turn; the first repetition, which
-compiles, is not counted.
+GPT-2 Small at 1,024 tokens. Each program is a process of its own, which tells its peak memory. A
+table is a generator of rows: dicts from the head of a column to its cell.
 """
 
-import platform
-import re
 import sys
 import tempfile
+import time
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from bench import evaluating, gpu, pairs, preparing, training, turns
+from bench import evaluating, gpu, preparing, training, turns
 from impossible import distributed
 from impossible.distributed import World
-from impossible.settings import Settings
-from impossible.text import corpus
+
+TABLES = {
+    "train": {"A training step": training.table, "Two processes": training.processes_table},
+    "prepare": {"prepare.py": preparing.table, "Ways to prepare": preparing.comparison},
+    "evaluate": {"Perplexities": evaluating.table},
+}
+ON_GPU = {
+    "Tests": gpu.tests,
+    "Memory and speed by micro-batch": gpu.sizes,
+    "Export of a model with large logits": gpu.large_logits,
+    "A training step beside transformers": training.table,
+    "A short run": gpu.short_run,
+    "Two processes": training.processes_table,
+}
 
 
-def main(arguments: list[str]) -> None:
-    """Print the tables that are asked for."""
-    wanted, *texts = arguments or ["all"]
-    if wanted not in ("all", "train", "prepare", "evaluate") or len(texts) > 1:
+def main(wanted: str = "all", corpus: str = "sotu") -> None:
+    """Print the tables that are wanted, on the texts of a corpus."""
+    tables = TABLES | {"gpu": ON_GPU}
+    if wanted not in ("all", *tables):
         sys.exit(__doc__)
-    where = distributed.describe(distributed.pick_device("auto", World()))
-    print(f"{date.today()}, {where} ({_processor()}), torch {torch.__version__}\n")
+    if wanted == "gpu" and not torch.cuda.is_available():
+        sys.exit("There is no GPU here: torch.cuda.is_available() is False.")
+    device = distributed.describe(distributed.pick_device("auto", World()))
+    print(f"# {date.today()}, {device} ({turns.processor()}), torch {torch.__version__}\n")
+    parts = [tables[wanted]] if wanted in tables else TABLES.values()
     with tempfile.TemporaryDirectory() as folder:
-        if wanted in ("all", "train"):
-            training.write_data(Path(folder))
-            training.table(folder)
-            if not torch.cuda.is_available():
-                pairs.table(folder)
-        if wanted == "train":
-            return
-        genres = _texts(Path(texts[0]) if texts else None)
-        if wanted in ("all", "prepare"):
-            text = "".join(genres.values())
-            preparing.table(Path(folder), text)
-            preparing.comparison(Path(folder), text)
-            preparing.annotating(Path(folder), text)
-        if wanted in ("all", "evaluate"):
-            evaluating.table(Path(folder), genres)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return next(iter(names), platform.processor() or platform.machine())
-
-
-def _texts(folder: Path | None) -> dict[str, str]:
-    """Real text by genre: the files of a folder, or else all State of the Union addresses."""
-    if folder is None:
-        splits = corpus.open_corpus(Settings(corpus="sotu", sotu_years="1790-2020"))
-        parts = (part for split in splits.values() for part in split.parts())
-        return {"sotu": "\n".join(line for part in parts for line in part.lines)}
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
+        turns.printed("prepare.py", f"--corpus={corpus}", f"--data_dir={folder}")
+        for title, table in (item for part in parts for item in part.items()):
+            start = time.perf_counter()
+            print(f"## {title}\n", flush=True)
+            try:
+                for number, row in enumerate(table(Path(folder), corpus)):
+                    if number == 0:
+                        print(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")
+                    print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
+            except RuntimeError as error:  # the other tables are wanted all the same
+                print(f"failed: {error}")
+            print(f"\n({time.perf_counter() - start:.0f} s)\n", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["gpu"]:
-        gpu.main()
-    elif sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:2] == ["serve"]:
         turns.serve(*sys.argv[2:])
-    elif sys.argv[1:2] == ["second"]:
-        pairs.second(*sys.argv[2:])
     else:
-        main(sys.argv[1:])
+        main(*sys.argv[1:3])

@@ -1,117 +1,97 @@
-"""Perplexities of the same sentences by one model: eval.py's way, and the published one."""
+"""Losses of the same sentences by one model: eval.py's way, and the published one."""
 
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import prepare
-from bench.turns import REPEATS, compare
+from bench import turns
 from impossible import checkpoint, distributed
 from impossible.distributed import World
-from impossible.evaluation import models, perplexity
-from impossible.evaluation import scoring as scores
+from impossible.evaluation import models, perplexity, scoring
 from impossible.hub import export
-from impossible.settings import Settings
 from impossible.text import token_files
 from model import GPT
 
-_SCORED = 150  # sentences of each genre to evaluate on
+_SCORED = 300  # sentences of each genre to evaluate on
 _PUBLISHED_BATCH = 8  # sentences
 
 
-def scoring(folder: str) -> Callable[[], float]:
-    """eval.py's own scoring of a checkpoint."""
-    path = checkpoint.path_of(Path(folder), 1)
-    place = distributed.pick_device("auto", World())
-    if place.type == "cpu":
+def ours(folder: str) -> Callable[[], Any]:
+    """The scoring of a checkpoint by eval.py's own functions."""
+    device = distributed.pick_device("auto", World())
+    if device.type == "cpu":
         distributed.keep_freed_memory()  # as eval.py does
-    scorer, test = models.scorer_of(path, place), _sentences(Path(folder))
-
-    def score_all() -> float:
-        start = time.perf_counter()
-        scores.losses(scorer, test.sentences, World())
-        return time.perf_counter() - start
-
-    return score_all
+    scorer = models.scorer_of(checkpoint.path_of(Path(folder), 1), device)
+    sentences = drawn(Path(folder)).sentences
+    return lambda: scoring.losses(scorer, sentences, World())
 
 
-def published_scoring(folder: str) -> Callable[[], float]:
-    """The same with transformers: sentences as sampled, in padded batches of eight, all logits."""
+def published(folder: str) -> Callable[[], Any]:
+    """The same by transformers: sentences as sampled, in padded batches of eight, all logits."""
     import transformers
 
-    place = distributed.pick_device("auto", World())
-    model = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "hf").to(place).eval()
-    drawn = _sentences(Path(folder))
-    parts = [torch.from_numpy(part.astype(np.int64)) for part in drawn.parts]
-    chance = np.random.default_rng(0).random(len(parts))
-    order = np.lexsort([chance, drawn.columns["genre"].cat.codes])  # genre by genre, as drawn
-    ends = range(_PUBLISHED_BATCH, len(order), _PUBLISHED_BATCH)
-    batches = [[parts[i] for i in batch] for batch in np.split(order, ends)]
+    device = distributed.pick_device("auto", World())
+    model = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "hf").to(device).eval()
+    test = drawn(Path(folder))
+    sentences = [torch.from_numpy(part.astype(np.int64)) for part in test.parts]
+    chance = np.random.default_rng(0).random(len(sentences))
+    order = np.lexsort([chance, test.columns["genre"].cat.codes])  # genre by genre
+    batches = np.split(order, range(_PUBLISHED_BATCH, len(order), _PUBLISHED_BATCH))
 
     @torch.no_grad()
-    def score_all() -> float:
-        start = time.perf_counter()
+    def score_all() -> None:
         for batch in batches:
-            lengths = torch.tensor([len(part) for part in batch])
-            ids = nn.utils.rnn.pad_sequence(batch, batch_first=True).to(place)
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(place)
+            rows = [sentences[i] for i in batch]
+            lengths = torch.tensor([len(row) for row in rows])
+            ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
             logits = model(ids, attention_mask=mask.long()).logits[:, :-1]
-            found = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            ((found * mask[:, 1:]).sum(1) / (lengths - 1).to(place)).tolist()
-        return time.perf_counter() - start
+            losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            ((losses * mask[:, 1:]).sum(1) / (lengths - 1).to(device)).tolist()
 
     return score_all
 
 
-def _sentences(folder: Path) -> scores.Sequences:
+def drawn(folder: Path) -> scoring.Sequences:
+    """The test sentences of the bench."""
     return perplexity.draw(folder, token_files.read_meta(folder), _SCORED, 0)
 
 
-def table(folder: Path, texts: dict[str, str], settings: Settings | None = None) -> None:
-    """The perplexities of the same sentences by the same model, two ways, in fp32.
+def export_model(folder: Path, deviation: float | None = None) -> float:
+    """Write checkpoint 1 of a new model into the folder of its data, and its export into hf/.
 
-    texts: by genre. settings: of the model (if None: GPT-2 Small).
+    deviation: the standard deviation of its weights (if None, as usual). Returns the largest
+    difference of logits that the check of the export saw, as a share of the largest logit.
     """
-    settings = settings or Settings()
-    (folder / "text").mkdir()
-    for name, text in texts.items():
-        (folder / "text" / f"{name}.txt").write_text(text[: 8 * 10**6], encoding="utf-8")
-    data = folder / "evaluated"
-    prepare.main([Settings(corpus=str(folder / "text"), data_dir=str(data))])
-    meta = token_files.read_meta(data)
-    model = GPT(checkpoint.model_config(settings, meta.vocab_size))
+    meta = token_files.read_meta(folder)
+    weights = GPT(checkpoint.model_config(turns.MODEL, meta.vocab_size)).state_dict()
+    if deviation is not None:
+        weights = {name: torch.randn_like(w) * deviation for name, w in weights.items()}
     made = checkpoint.Checkpoint(
-        step=1,
-        model=model.state_dict(),
-        settings=settings,
-        data=dataclasses.asdict(meta),
-        val_loss=0.0,
-        sessions=[],
+        1, weights, turns.MODEL, dataclasses.asdict(meta), 0.0, sessions=[]
     )
-    checkpoint.save(checkpoint.path_of(data, 1), made)
-    (data / "hf").mkdir()
-    export.write_folder(made, data, data / "hf")
-    del model, made
-    (ours, small), (theirs, large) = compare(
-        str(data), ("evaluating.scoring",), ("evaluating.published_scoring",)
-    )
-    lengths = _sentences(data).sentences.lengths
-    print(
-        f"\nPerplexities of {len(lengths)} sentences ({lengths.sum():,} tokens) by a model of "
-        f"{settings.n_layer} layers, width {settings.n_embd}, in float32, "
-        f"medians of {REPEATS} in turns:\n"
-    )
-    print("| | s | tokens/s | speed relative to the published method | peak memory, GB |")
-    print("|---|---|---|---|---|")
-    for name, seconds, peak in (
-        ("this project", ours, small),
-        ("the published method", theirs, large),
-    ):
-        speed = lengths.sum() / seconds
-        print(f"| {name} | {seconds:.1f} | {speed:,.0f} | {theirs / seconds:.2f} | {peak:.1f} |")
+    checkpoint.save(checkpoint.path_of(folder, 1), made)
+    (folder / "hf").mkdir(exist_ok=True)
+    return export.write_folder(made, checkpoint.path_of(folder, 1), folder / "hf")
+
+
+def table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
+    """The time and memory of both ways, in fp32."""
+    export_model(folder)
+    lengths = drawn(folder).sentences.lengths
+    results = turns.compare(("evaluating.ours", folder), ("evaluating.published", folder))
+    names = ("this project", "the published method")
+    for name, (seconds, peak) in zip(names, results, strict=True):
+        yield {
+            f"{len(lengths):,} sentences, {lengths.sum():,} tokens": name,
+            "s": f"{seconds:.1f}",
+            "tokens/s": f"{lengths.sum() / seconds:,.0f}",
+            "speed relative to the published method": f"{results[1][0] / seconds:.2f}",
+            "peak memory, GB": f"{peak:.1f}",
+        }

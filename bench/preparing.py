@@ -1,183 +1,149 @@
 """From text to token files: prepare.py as a whole, and its way beside the published one."""
 
-import functools
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import perturb
 import prepare
-from bench.turns import REPEATS
+from bench import turns
 from impossible.settings import Settings
+from impossible.text import corpus as corpora
 from impossible.text import sentences as pipeline
 from impossible.text import token_files, tokenizer
 from impossible.text.corpus import Document, Split
 
-_BLOCK = 1024
 _SIZES = (50, 150, 500)  # MB of text to prepare
 _COMPARED = 20  # MB of text to compare on
 _CHUNK = 50_000  # sentences encoded in one go
 
 
-def table(folder: Path, text: str) -> None:
-    """The whole of prepare.py, from raw text to closed files, at three sizes."""
-    print("prepare.py, PartialReverse, from raw text to closed files (copies of real text):\n")
-    print("| MB | languages | s | MB/s | peak memory, GB |")
-    print("|---|---|---|---|---|")
-    on_text = [name for name, language in perturb.LANGUAGES.items() if not language.hops]
-    for megabytes, names in [*((size, on_text[1:2]) for size in _SIZES), (_SIZES[-1], on_text)]:
-        texts = _write_corpus(folder / "texts", text, megabytes)
-        seconds, _, peak = _run(folder, names, f"--corpus={texts}")
-        speed = megabytes * len(names) / seconds
-        print(
-            f"| {megabytes} | {len(names)} | {seconds:.1f} | {speed:.1f} | {peak:.2f} |", flush=True
-        )
-        shutil.rmtree(texts)
+def text_of(corpus: str, megabytes: int) -> str:
+    """The lines of a corpus, again and again: so many MB, or all of it once (0)."""
+    splits = corpora.open_corpus(Settings(corpus=corpus)).values()
+    parts = (part for split in splits for part in split.parts())
+    text = "".join(f"{line}\n" for part in parts for line in part.lines)
+    return text * max(1, megabytes * 10**6 // len(text.encode()))
 
 
-def annotating(folder: Path, text: str) -> None:
-    """NoHop, TokenHop and WordHop in one command, from raw text to closed files."""
-    names = [name for name, language in perturb.LANGUAGES.items() if language.hops]
-    texts = _write_corpus(folder / "texts", text, 0)
-    words = sum(len(path.read_text().split()) for path in texts.rglob("*.txt"))
-    seconds, cpu, peak = _run(folder, names, f"--corpus={texts}")
-    print(f"\n{', '.join(names)} in one command, {words:,} words, annotated by spaCy:\n")
-    print("| s | words/s | words per CPU second | peak memory of a process, GB |")
-    print("|---|---|---|---|")
-    print(
-        f"| {seconds:.1f} | {words / seconds:,.0f} | {words / cpu:,.0f} | {peak:.2f} |", flush=True
-    )
-    shutil.rmtree(texts)
+def table(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
+    """The speed and memory of prepare.py, from raw text to closed files."""
+    plain = [name for name, language in perturb.LANGUAGES.items() if not language.hops]
+    hops = [name for name, language in perturb.LANGUAGES.items() if language.hops]
+    sizes = [(megabytes, [Settings().language]) for megabytes in _SIZES]
+    for megabytes, languages in [*sizes, (_SIZES[-1], plain), (0, hops)]:
+        data = text_of(corpus, megabytes).encode()
+        seconds, cpu, peak = prepared(folder / "prepared", data, languages)
+        yield {
+            "languages": f"{len(languages)}{' with verbs, annotated' * (languages == hops)}",
+            "MB": f"{len(data) / 1e6:.0f}",
+            "s": f"{seconds:.1f}",
+            "MB/s, all languages together": f"{len(data) / 1e6 * len(languages) / seconds:.1f}",
+            "words per CPU second": f"{len(data.split()) / cpu:,.0f}",
+            "peak memory, GB": f"{peak:.2f}",
+        }
 
 
-def _write_corpus(folder: Path, text: str, megabytes: int) -> Path:
-    """A corpus of copies of a text, of so many MB (0: the text once)."""
-    data = text.encode()
+def prepared(folder: Path, text: bytes, languages: list[str]) -> tuple[float, float, float]:
+    """Prepare a corpus by one command: seconds, CPU seconds, and peak memory in GB."""
     for split in ("100M", "dev", "test"):
-        (folder / split).mkdir(parents=True)
-        (folder / split / "text.txt").write_bytes(data[: data.rfind(b"\n", 0, 10**6) + 1])
-    with open(folder / "100M" / "text.txt", "wb") as file:
-        while file.tell() < max(1, megabytes * 10**6):
-            file.write(data)
-    return folder
-
-
-def _run(folder: Path, names: list[str], *options: str) -> tuple[float, float, float]:
-    """Prepare languages by one command. Returns seconds, CPU seconds, and peak memory in GB."""
-    configs = []
-    for name in names:
-        configs.append(folder / f"{name}.py")
-        data_dir = str(folder / "prepared" / name)
-        configs[-1].write_text(f"language = {name!r}\ndata_dir = {data_dir!r}\n")
+        (folder / "texts" / split).mkdir(parents=True)
+        part = text if split == "100M" else text[: text.rfind(b"\n", 0, 10**6) + 1]
+        (folder / "texts" / split / "text.txt").write_bytes(part)
+    configs = [folder / f"{name}.py" for name in languages]
+    for config in configs:
+        data_dir = str(folder / config.stem)
+        config.write_text(f"language = {config.stem!r}\ndata_dir = {data_dir!r}\n")
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "prepare.py", *configs, *options],
-        cwd=Path(__file__).parent.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "prepare.py", *configs, f"--corpus={folder / 'texts'}"]
+    process = subprocess.Popen(command, cwd=turns.ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
-        sys.exit("prepare.py failed")
-    shutil.rmtree(folder / "prepared")
+        raise RuntimeError("prepare.py failed")
+    shutil.rmtree(folder)
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6  # from kB
 
 
-def comparison(folder: Path, text: str) -> None:
-    """From ready sentences to shuffled blocks in a file, three ways."""
-    text *= max(1, _COMPARED * 10**6 // len(text.encode()))
-    lines = [line for line in text.splitlines() if line.strip()]
-    sentences = pipeline.segmented(lines, "sentencex")
-    tokenizer.write_transformers_files(folder, [], _BLOCK)
-    ours, published, bare = (f(sentences, folder) for f in (_our_way, _published_way, _bare_loop))
-    ways = {
-        "this project": functools.partial(ours, 0),
-        "this project, one thread": functools.partial(ours, 1),
-        "the published method": published,
-        "a bare loop of encode_ordinary": bare,
+def comparison(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
+    """The time from ready sentences to shuffled blocks of the same tokens in a file."""
+    contenders = {
+        "this project": ("preparing.ours", folder, corpus, 0),
+        "this project, one thread": ("preparing.ours", folder, corpus, 1),
+        "the published method": ("preparing.published", folder, corpus),
+        "a bare loop of encode_ordinary": ("preparing.bare_loop", folder, corpus),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    blocks = {}
-    for _ in range(1 + REPEATS):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            blocks[name] = way()
-            seconds[name].append(time.perf_counter() - start)
-    for name in ("this project", "this project, one thread"):
-        if not np.array_equal(blocks[name], blocks["the published method"]):
-            sys.exit(f"{name} and the published method gave different tokens")
-    median = {name: statistics.median(found[1:]) for name, found in seconds.items()}
-    size = len("".join(sentences).encode()) / 1e6
-    print(
-        f"\nFrom {len(sentences):,} sentences ({size:.1f} MB) to shuffled blocks, the same tokens, "
-        f"medians of {REPEATS} in turns on {os.cpu_count()} cores:\n"
-    )
-    print("| | s | time relative to the bare loop | speed-up by this project |")
-    print("|---|---|---|---|")
-    bare, ours = median["a bare loop of encode_ordinary"], median["this project"]
-    for name, value in median.items():
-        print(f"| {name} | {value:.2f} | {value / bare:.2f} | {value / ours:.1f} |")
+    results = turns.compare(*contenders.values())
+    for name, (seconds, _) in zip(contenders, results, strict=True):
+        yield {
+            f"about {_COMPARED} MB, {os.cpu_count()} cores": name,
+            "s": f"{seconds:.2f}",
+            "time relative to the bare loop": f"{seconds / results[-1][0]:.2f}",
+            "speed-up by this project": f"{seconds / results[0][0]:.1f}",
+        }
 
 
-def _our_way(sentences: list[str], folder: Path) -> Callable[[int], np.ndarray]:
-    """The functions of prepare.py, with this number of threads (0: one for each core)."""
-    language = perturb.get(Settings().language)
+def sentences_of(corpus: str) -> list[str]:
+    """The sentences to compare on."""
+    lines = text_of(corpus, _COMPARED).splitlines()
+    return pipeline.segmented([line for line in lines if line.strip()], "sentencex")
+
+
+def ours(folder: str, corpus: str, workers: str) -> Callable[[], np.ndarray]:
+    """The tokens by the functions of prepare.py, in threads (0: one for each core)."""
+    settings = Settings(segmenter="line", data_dir=f"{folder}/{workers}", workers=int(workers))
+    Path(settings.data_dir).mkdir()
+    language = perturb.get(settings.language)
+    encoder = tokenizer.Tokenizer(language.markers)
+    sentences = sentences_of(corpus)
     chunks = [sentences[i : i + _CHUNK] for i in range(0, len(sentences), _CHUNK)]
     document = Document("text", 0, lambda: ((chunk, 0) for chunk in chunks))
     split = Split([document], frozenset(range(20)), "line")
-    encoder = tokenizer.Tokenizer(language.markers)
 
-    def way(workers: int) -> np.ndarray:
-        settings = Settings(segmenter="line", data_dir=str(folder), workers=workers)
+    def write() -> np.ndarray:
         text = pipeline.read(split, settings, encoder)
         prepare.write_split("train", text, prepare.Job(settings, language, encoder, {}))
-        return np.fromfile(token_files.path_of(folder, "train"), token_files.DTYPE)
+        path = token_files.path_of(Path(settings.data_dir), "train")
+        return np.fromfile(path, token_files.DTYPE)
 
-    return way
+    return write
 
 
-def _published_way(sentences: list[str], folder: Path) -> Callable[[], np.ndarray]:
-    """transformers' tokenizer, one random draw per sentence, ids shuffled as text, parsed."""
+def published(folder: str, corpus: str) -> Callable[[], np.ndarray]:
+    """The tokens by transformers' tokenizer, a random draw per sentence, and ids as text."""
     import transformers
 
-    settings = Settings()
-    encoder = transformers.GPT2TokenizerFast.from_pretrained(folder)
+    place, sentences = Path(folder) / "published", sentences_of(corpus)
+    place.mkdir()
+    tokenizer.write_transformers_files(place, [], turns.MODEL.block_size)
+    encode = transformers.GPT2TokenizerFast.from_pretrained(place).encode
 
-    def way() -> np.ndarray:
-        rng = np.random.default_rng(perturb.get(settings.language).seed)
-        with open(folder / "ids.txt", "w") as file:
+    def write() -> np.ndarray:
+        rng = np.random.default_rng(perturb.get(Settings().language).seed)
+        with open(place / "ids.txt", "w") as file:
             for sentence in sentences:
-                ids = encoder.encode(sentence)
-                place = rng.choice(len(ids) + 1)
+                ids = encode(sentence)
+                at = rng.choice(len(ids) + 1)
                 if len(ids) > 1:
-                    ids = [*ids[:place], tokenizer.FIRST_MARKER_ID, *ids[place:][::-1]]
+                    ids = [*ids[:at], tokenizer.FIRST_MARKER_ID, *ids[at:][::-1]]
                     file.write(" ".join(map(str, ids)) + "\n")
-        lines = (folder / "ids.txt").read_text().splitlines()
-        order = np.random.default_rng(settings.data_seed).permutation(len(lines))
+        lines = (place / "ids.txt").read_text().splitlines()
         ids = []
-        for i in order:
-            ids += map(int, lines[i].split())
-            ids.append(tokenizer.END_OF_TEXT_ID)
+        for i in np.random.default_rng(Settings().data_seed).permutation(len(lines)):
+            ids += [*map(int, lines[i].split()), tokenizer.END_OF_TEXT_ID]
         return np.array(ids, token_files.DTYPE)
 
-    return way
+    return write
 
 
-def _bare_loop(sentences: list[str], _: Path) -> Callable[[], np.ndarray]:
+def bare_loop(_: str, corpus: str) -> Callable[[], list[list[int]]]:
     """Only the tokens of each sentence, by tiktoken itself; nothing is done with them."""
-    encode = tokenizer.Tokenizer().encoding.encode_ordinary
-
-    def way() -> np.ndarray:
-        for sentence in sentences:
-            encode(sentence)
-        return np.empty(0)
-
-    return way
+    encode, sentences = tokenizer.Tokenizer().encoding.encode_ordinary, sentences_of(corpus)
+    return lambda: [encode(sentence) for sentence in sentences]

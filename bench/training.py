@@ -1,186 +1,200 @@
-"""A training step: train.py's own update, two others, and the matrix products alone."""
+"""A training step: train.py's own update, two other models', and the matrix products alone."""
 
-import time
-from collections.abc import Callable
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
-import perturb
 import train
-from bench.plain_gpt import PlainGPT
-from bench.turns import REPEATS, compare
-from impossible import distributed
+from bench import turns
+from impossible import distributed, log
 from impossible.distributed import World
 from impossible.settings import Settings
-from impossible.text import token_files, tokenizer
 from model import GPTConfig
 
-BATCH, BLOCK = 4, 1024  # the micro-batch
 # Of an update: on a GPU several, as in training, or clipping and AdamW would count too much.
 MICRO_BATCHES = 8 if torch.cuda.is_available() else 1
 _DTYPE = "bfloat16"
 # Without dropout, where the CPU's fused attention works, and as published: dropout -> blocks of a
 # micro-batch. With dropout, transformers takes 16 GB for 4 blocks on a CPU.
-_BLOCKS = {"0.0": BATCH, "0.1": BATCH if torch.cuda.is_available() else 2}
+_BLOCKS = {0.0: 4, 0.1: 4 if torch.cuda.is_available() else 2}
 
 
-def ours(
-    folder: str,
-    dropout: str,
-    batch_size: str = str(BATCH),
-    micro_batches: int = MICRO_BATCHES,
-    shares: str = "equal",
-) -> Callable[[], float]:
-    """train.py's own update. micro_batches: of each process, on average."""
-    world, blocks = distributed.join_world(), int(batch_size)
-    settings = Settings(
+def ours(folder: str, dropout: str, blocks: str) -> Callable[[], Any]:
+    """An update of train.py itself."""
+    settings = dataclasses.replace(
+        turns.MODEL,
         data_dir=folder,
         out_dir=folder,
-        tokens_per_step=micro_batches * blocks * world.size * BLOCK,
-        batch_size=blocks,
+        tokens_per_step=MICRO_BATCHES * int(blocks) * turns.MODEL.block_size,
+        batch_size=int(blocks),
         dropout=float(dropout),
         dtype=_DTYPE,
-        shares=shares,
     )
-    run = train.open_run(settings, world)
-    distributed.connect(world, run.device)
+    run = train.open_run(settings, World())
     train.wrap(run)
-    train.measure_shares(run)
-
-    def step() -> float:
-        start = time.perf_counter()
-        train.update(run, settings.learning_rate)
-        distributed.synchronize(run.device)
-        return time.perf_counter() - start
-
-    return step
+    return lambda: train.update(run, settings.learning_rate)
 
 
-def write_data(folder: Path) -> None:
-    """Write token files that hold random tokens."""
-    language = perturb.get(Settings().language)
-    markers = tokenizer.marker_ids(language.markers)
-    end = tokenizer.END_OF_TEXT_ID
-    rng = np.random.default_rng(0)
-    splits = {
-        split: {"sentences": 1, "dropped": 0, "genres": {}}
-        | token_files.write_split(
-            token_files.path_of(folder, split),
-            [rng.integers(end, size=8 * BLOCK, dtype=np.uint16)],
-        )
-        for split in token_files.SPLITS
-    }
-    vocab_size = tokenizer.FIRST_MARKER_ID + len(markers)
-    of_no_text = {"corpus": "random", "corpus_version": "", "segmenter": "line", "made_with": {}}
-    token_files.write_meta(
-        folder,
-        token_files.Meta(
-            language=Settings().language,
-            markers=markers,
-            vocab_size=vocab_size,
-            eot_token=end,
-            data_seed=0,
-            splits=splits,
-            **of_no_text,
-        ),
-    )
-
-
-def theirs(folder: str, dropout: str, batch_size: str) -> Callable[[], float]:
-    """An update with transformers' model, not compiled, as most people run it."""
+def theirs(_: str, dropout: str, blocks: str) -> Callable[[], Any]:
+    """An update of transformers' model, not compiled, as most people run it."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), float(dropout))
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50258, **rates))
-    return _plain_loop(model, lambda batch: model(batch, labels=batch).loss, int(batch_size), BLOCK)
+    m = turns.MODEL
+    shape = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "vocab_size": 50258}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, **rates))
+    return plain_update(model, lambda ids: model(ids, labels=ids).loss, int(blocks), m.block_size)
 
 
-def plain(folder: str, dropout: str, batch_size: str) -> Callable[[], float]:
-    """An update with a plain GPT, compiled as a whole, as nanoGPT does."""
+class PlainGPT(nn.Module):
+    """GPT-2 Small by torch's own layers, with one tensor for all logits (padded to 50,304)."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        m, vocabulary = turns.MODEL, 50304
+        width = m.n_embd
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(m.block_size, width)
+        shape = (width, m.n_head, 4 * width, dropout, F.gelu)
+        layer = nn.TransformerEncoderLayer(*shape, batch_first=True, norm_first=True)
+        norm = nn.LayerNorm(width)
+        self.blocks = nn.TransformerEncoder(layer, m.n_layer, norm, enable_nested_tensor=False)
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of targets (B, T) after tokens (B, T), in nats."""
+        length = ids.shape[1]
+        x = self.dropout(self.tokens(ids) + self.places.weight[:length])
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device)
+        logits = self.head(self.blocks(x, mask, is_causal=True))  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def plain(_: str, dropout: str, blocks: str) -> Callable[[], Any]:
+    """An update of a plain GPT, compiled as a whole, as nanoGPT does."""
     model = PlainGPT(float(dropout))
     compiled = torch.compile(model)
-
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        return compiled(batch[:, :-1], batch[:, 1:])
-
-    return _plain_loop(model, loss_of, int(batch_size), BLOCK + 1)
+    length = turns.MODEL.block_size + 1
+    return plain_update(model, lambda ids: compiled(ids[:, :-1], ids[:, 1:]), int(blocks), length)
 
 
-def _plain_loop(
+def plain_update(
     model: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], rows: int, length: int
-) -> Callable[[], float]:
-    """An update of the same optimizer in the plainest loop, on micro-batches (rows, length)."""
-    place = distributed.pick_device("auto", World())
-    model.to(place).train()
+) -> Callable[[], Any]:
+    """An update by the same optimizer in the plainest loop, on micro-batches (rows, length)."""
+    device = distributed.pick_device("auto", World())
+    model.to(device).train()
     optimizer = train.make_optimizer(model, Settings())
-    batch = torch.randint(tokenizer.END_OF_TEXT_ID, (rows, length), device=place)
+    ids = torch.randint(50000, (rows, length), device=device)
 
-    def step() -> float:
-        start = time.perf_counter()
+    def update() -> None:
         for _ in range(MICRO_BATCHES):
-            with torch.autocast(place.type, getattr(torch, _DTYPE)):
-                loss = loss_of(batch) / MICRO_BATCHES
+            with torch.autocast(device.type, getattr(torch, _DTYPE)):
+                loss = loss_of(ids) / MICRO_BATCHES
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        distributed.synchronize(place)
-        return time.perf_counter() - start
 
-    return step
+    return update
 
 
-def products(folder: str, batch_size: str) -> Callable[[], float]:
-    """The matrix products of a step alone, forward and backward: the limit."""
-    c, place = GPTConfig(), distributed.pick_device("auto", World())
-    width, rows = c.n_embd, int(batch_size) * BLOCK
+def products(_: str, blocks: str) -> Callable[[], Any]:
+    """The matrix products of an update alone, forward and backward: the limit."""
+    m, device = turns.MODEL, distributed.pick_device("auto", World())
+    width, rows = m.n_embd, int(blocks) * m.block_size
     layer = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    shapes = [(*shape, c.n_layer) for shape in layer] + [(width, c.padded_vocab_size, 1)]
-    kind = {"dtype": getattr(torch, _DTYPE), "device": place}
+    kind = {"dtype": getattr(torch, _DTYPE), "device": device}
+    shapes = [(*shape, m.n_layer) for shape in layer] + [(width, GPTConfig().padded_vocab_size, 1)]
     inputs = {n: torch.randn(rows, n, **kind) for shape in shapes for n in shape[:2]}
     weights = {shape: torch.randn(shape[:2], **kind) for shape in shapes}
 
-    def step() -> float:
-        start = time.perf_counter()
+    def multiply() -> None:
         for (n_in, n_out, times), weight in weights.items():
             x, y = inputs[n_in], inputs[n_out]
             for _ in range(times * MICRO_BATCHES):
                 torch.mm(x, weight)  # the output
                 torch.mm(y, weight.T)  # the gradient of the input
                 torch.mm(x.T, y)  # the gradient of the weight
-        distributed.synchronize(place)
-        return time.perf_counter() - start
 
-    return step
+    return multiply
 
 
-def table(folder: str) -> None:
-    """Print the time and memory of a training step, and of one by two processes."""
-    print(f"A step of GPT-2 Small, {_DTYPE}, medians of {REPEATS}:\n")
-    print(
-        "| dropout | tokens | | s per step | tokens/s | speed relative to transformers "
-        "| share of the GEMM limit | peak memory, GB | memory relative to transformers |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+def table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
+    """The time and memory of a training step of GPT-2 Small."""
     for dropout, blocks in _BLOCKS.items():
-        batch_size, tokens = str(blocks), MICRO_BATCHES * blocks * BLOCK
-        size = f"{MICRO_BATCHES} x {blocks} x {BLOCK}"
-        names = {
-            "this project": ("training.ours", dropout, batch_size),
-            "a plain GPT, compiled, as in nanoGPT": ("training.plain", dropout, batch_size),
-            "transformers": ("training.theirs", dropout, batch_size),
-            "matrix products alone": ("training.products", batch_size),
+        tokens = MICRO_BATCHES * blocks * turns.MODEL.block_size
+        contenders = {
+            "this project": ("training.ours", folder, dropout, blocks),
+            "a plain GPT, compiled, as in nanoGPT": ("training.plain", folder, dropout, blocks),
+            "transformers": ("training.theirs", folder, dropout, blocks),
+            "matrix products alone": ("training.products", folder, blocks),
         }
-        found = dict(zip(names, compare(folder, *names.values()), strict=True))
-        slow, large = found["transformers"]
-        limit, _ = found["matrix products alone"]
-        for name, (seconds, peak) in found.items():
-            print(
-                f"| {dropout} | {size} | {name} | {seconds:.2f} | {tokens / seconds:,.0f} | "
-                f"{slow / seconds:.2f} | {limit / seconds:.0%} | {peak:.1f} | {peak / large:.0%} |",
-                flush=True,
+        results = dict(zip(contenders, turns.compare(*contenders.values()), strict=True))
+        slow, large = results["transformers"]
+        limit, _ = results["matrix products alone"]
+        for name, (seconds, peak) in results.items():
+            yield {
+                "dropout": dropout,
+                "tokens": f"{MICRO_BATCHES} x {blocks} x {turns.MODEL.block_size}, {_DTYPE}",
+                "": name,
+                "s per step": f"{seconds:.2f}",
+                "tokens/s": f"{tokens / seconds:,.0f}",
+                "speed relative to transformers": f"{slow / seconds:.2f}",
+                "share of the GEMM limit": f"{limit / seconds:.0%}",
+                "peak memory, GB": f"{peak:.1f}",
+                "memory relative to transformers": f"{peak / large:.0%}",
+            }
+
+
+def processes_table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
+    """The speed of short runs by one and two processes, and of two where one is slower."""
+    on_gpus = torch.cuda.device_count() > 1
+    cases = [(1, "equal", False), (2, "equal", False)] + [(2, "auto", False)] * on_gpus
+    if not torch.cuda.is_available():
+        cases += [(2, "equal", True), (2, "auto", True)]
+    for processes, shares, is_slowed in cases[: 1 if torch.cuda.device_count() == 1 else None]:
+        yield {
+            "processes": processes,
+            "shares": shares,
+            "another program takes half of the second core": "yes" if is_slowed else "no",
+            "tokens/s": f"{speed_of_run(folder, processes, shares, is_slowed):,.0f}",
+        }
+
+
+def speed_of_run(folder: Path, processes: int, shares: str, is_slowed: bool) -> float:
+    """The median tokens per second of a run of train.py, but for its first two steps.
+
+    is_slowed: each process is bound to the core of its number, and another program to the last.
+    """
+    m, steps = turns.MODEL, 8
+    shape = (f"--{name}={getattr(m, name)}" for name in ("n_layer", "n_head", "n_embd"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    bind = "taskset -c $LOCAL_RANK" if is_slowed else ""
+    launcher += ["--no-python", "sh", "-c", f'exec {bind} {sys.executable} "$@"', "sh"]
+    busy = ["taskset", "-c", str(processes - 1), sys.executable, "-c", "while True: pass"]
+    other = subprocess.Popen(busy) if is_slowed else None
+    with tempfile.TemporaryDirectory() as out_dir:
+        try:
+            turns.printed(
+                *(*launcher, "train.py", f"--data_dir={folder}", f"--out_dir={out_dir}"),
+                *(f"--dtype={_DTYPE}", f"--shares={shares}", "--batch_size=1", "--eval_blocks=1"),
+                *(f"--block_size={m.block_size}", f"--tokens_per_step={6 * m.block_size}", *shape),
+                *(f"--max_steps={steps}", "--warmup_steps=1", f"--compile={m.compile}"),
             )
+        finally:
+            if other:
+                other.kill()
+        records = [record for record in log.read(Path(out_dir)) if record["step"] > 2]
+    return statistics.median(record["tokens_per_second"] for record in records)

@@ -1,78 +1,98 @@
-"""Contenders, each a process of its own, that do a repetition when it is their turn."""
+"""Contenders, each a process of its own, that take turns: a repetition for each line they read."""
 
 import importlib
 import json
 import os
+import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from impossible import distributed
+from impossible.distributed import World
+from impossible.settings import Settings
+
 REPEATS = 5
+MODEL = Settings()  # GPT-2 Small at 1,024 tokens
+ROOT = Path(__file__).parent.parent
 
 
-def serve(name: str, folder: str, *arguments: str) -> None:
-    """Be one contender: a repetition for each line read, its seconds and the peak memory out.
+def serve(name: str, *arguments: str) -> None:
+    """Be one contender: print the seconds and the peak memory in GB of each repetition.
 
-    name: a module of this package and a function in it, which returns what does a repetition.
+    name: MODULE.FUNCTION of this package. The function returns another one, without arguments,
+    which does a repetition.
     """
     module, _, function = name.partition(".")
-    step = getattr(importlib.import_module(f"bench.{module}"), function)(folder, *arguments)
+    repeat = getattr(importlib.import_module(f"bench.{module}"), function)(*arguments)
+    device = distributed.pick_device("auto", World())
     for _ in sys.stdin:
+        start = time.perf_counter()
         try:
-            seconds = step()
+            repeat()
         except Exception as error:
             print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
-            os._exit(1)
+            break
+        distributed.synchronize(device)
+        seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB, from kB
-        if torch.cuda.is_available():
+        if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.empty_cache()  # for the others
         print(json.dumps([seconds, peak]), flush=True)
     os._exit(0)
 
 
-def compare(folder: str, *contenders: tuple[str, ...]) -> list[tuple[float, float]]:
-    """The median seconds of each contender's repetitions, in turns, and its peak memory in GB.
+def compare(*contenders: tuple[Any, ...]) -> list[tuple[float, float]]:
+    """The median seconds of each contender's repetitions, and its peak memory in GB.
 
-    folder: with data that they may read. contenders: as in `serve`, with its arguments.
+    contenders: the arguments of `serve`. The first repetition, which compiles, is not counted.
     """
     processes: list[subprocess.Popen[str]] = []
-    measured: list[list[tuple[float, float]]] = [[] for _ in contenders]
     try:
-        for name, *arguments in contenders:
-            command = [sys.executable, "-m", "bench", "serve", name, folder, *arguments]
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    cwd=Path(__file__).parent.parent,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            _turn(processes[-1], name)  # begins alone, and compiles; not counted
-        for _ in range(REPEATS):
-            for process, (name, *_), found in zip(processes, contenders, measured, strict=True):
-                found.append(_turn(process, name))
+        for contender in contenders:
+            command = [sys.executable, "-m", "bench", "serve", *map(str, contender)]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen(command, cwd=ROOT, **pipes))
+            _repetition(processes[-1])
+        rounds = [[_repetition(process) for process in processes] for _ in range(REPEATS)]
     finally:
         for process in processes:
-            process.stdin.close()
-            process.wait()
+            process.communicate()
     return [
-        (statistics.median(seconds for seconds, _ in found), max(peak for _, peak in found))
-        for found in measured
+        (statistics.median(seconds for seconds, _ in results), max(peak for _, peak in results))
+        for results in zip(*rounds, strict=True)
     ]
 
 
-def _turn(process: subprocess.Popen[str], name: str) -> tuple[float, float]:
-    """One repetition of a contender: its seconds and its peak memory. Raises RuntimeError."""
+def _repetition(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """The seconds and the peak memory of one repetition. Raises RuntimeError if it failed."""
     process.stdin.write("\n")
     process.stdin.flush()
     answer = json.loads(process.stdout.readline() or '"it ended: was its memory too large?"')
     if isinstance(answer, str):
-        raise RuntimeError(f"{name}: {answer}")
+        raise RuntimeError(f"{process.args[-1]}: {answer}")
     return tuple(answer)
+
+
+def printed(*command: Any) -> str:
+    """What a command of the project prints. Raises RuntimeError with its errors if it fails."""
+    command = (sys.executable, *map(str, command))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return next(iter(names), platform.processor() or platform.machine())
