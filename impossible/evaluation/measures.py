@@ -85,9 +85,10 @@ def _with_entropies(scores: list[Scores]) -> list[Scores]:
 def _more_perplexities(results: Results, scores: list[Scores]) -> None:
     """Losses, and the tables of sentences, tokens and entropies that the settings ask for."""
     settings = scores[0].settings
-    for name, table in (("sentences", perplexity.sentences), ("surprisals", perplexity.surprisals)):
-        if getattr(settings, name):
-            results.table(name, (part for s in scores for part in s.tables(table)))
+    wanted = {perplexity.sentences: settings.sentences, perplexity.surprisals: settings.surprisals}
+    for table, is_wanted in wanted.items():
+        if is_wanted:
+            results.table(table.__name__, (part for s in scores for part in s.tables(table)))
     if settings.entropies:
         folders = {perplexity.data_dir_of(s.settings): None for s in scores}
         results.table("entropies", [ngrams.table(list(folders), Path(settings.eval_dir))])

@@ -85,7 +85,7 @@ def test_files_that_do_not_fit_their_meta_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.bin is missing"):
         token_files.open_blocks(tmp_path, meta, "train", 10)
     meta = write(tmp_path, [5] * 70 + [50258] + [5] * 9)
-    with pytest.raises(UserError, match="has the id 50258 beyond the vocabulary of 50258"):
+    with pytest.raises(UserError, match="has the id 50258 at token 70, beyond the"):
         token_files.open_blocks(tmp_path, meta, "train", 10)
     (tmp_path / "meta.json").write_text("{")
     with pytest.raises(UserError, match=r"meta\.json is damaged"):
