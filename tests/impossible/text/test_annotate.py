@@ -211,13 +211,13 @@ def wait_for_end(pids: list[int]) -> None:
 
 
 def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: Path) -> None:
-    lines = speeches("1962-Kennedy-1", "1970-Nixon-1").splitlines()
+    lines = speeches("1962-Kennedy-1").splitlines()
     for name in SPLITS.values():
         write_splits_of = tmp_path / name
         write_splits_of.mkdir()
         (write_splits_of / "a.txt").write_text("\n".join(lines), encoding="utf-8")
         lines = lines[:40]
-    code = "import runpy, sys; from impossible.text import corpus; corpus.CHUNK = 8000; "
+    code = "import runpy, sys; from impossible.text import corpus; corpus.CHUNK = 4000; "
     code += "sys.argv = sys.argv[1:]; runpy.run_path('prepare.py', run_name='__main__')"
     (config,) = configs(tmp_path, ("no_hop",))
     command = ("-c", code, "prepare.py", config, f"--corpus={tmp_path}", "--workers=2")
