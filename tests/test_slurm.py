@@ -89,6 +89,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
                 os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
         if not had_munge:
             os.kill(int(Path("/run/munge/munged.pid").read_text()), signal.SIGTERM)
+            wait_for(lambda: not output("pgrep", "munged"))  # the next cluster starts its own
 
 
 def output(*command: str, env: dict[str, str] | None = None) -> str:
