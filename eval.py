@@ -69,7 +69,7 @@ def find(runs: list[Settings], sources: list[Source]) -> list[Scores]:
                     "own, or leave one of the config files out."
                 )
             unscored[scores.folder] = scores
-    named = models.told_apart([s.series for s in unscored.values()])
+    named = models.with_distinct_names([s.series for s in unscored.values()])
     pairs = zip(unscored.values(), named, strict=True)
     return [dataclasses.replace(s, series=series) for s, series in pairs]
 

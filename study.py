@@ -1,7 +1,7 @@
 """Languages x seeds from one command: prepare, train, export, evaluate and report all of them.
 
     python study.py config/study_reverse.py               # on the GPUs or cores of this machine
-    python study.py config/study_reverse.py --dry_run     # runs, commands, time and disk
+    python study.py config/study_reverse.py --dry_run     # runs, commands, tokens and disk
     python study.py config/study_reverse.py --status      # how far each run is
     python study.py config/study_reverse.py --cluster=slurm --partition=NAME --hours=12
     python study.py config/study_reverse.py --publish=USER/PREFIX
@@ -119,19 +119,19 @@ def finish(study: Plan, stop: Stop) -> None:
 
     Raises UserError if runs have failed.
     """
-    left = [run for run in study.runs if execute.following(run)]
-    failed = [run.name for run in left if execute.error_of(run)]
+    unfinished = [run for run in study.runs if execute.following(run)]
+    failed = [run.name for run in unfinished if execute.error_of(run)]
     if failed and not stop.count:
         raise UserError(
             f"{len(failed)} of {len(study.runs)} runs failed: {', '.join(failed)}. The option "
             "--status shows the reasons, and --retry tries them again with the same settings. To "
             "change a setting such as learning_rate, begin another study with --study_dir="
         )
-    if study.settings.publish and not left and not stop.count:
+    if study.settings.publish and not unfinished and not stop.count:
         publish(study, stop)
     elif study.settings.publish:
         print("Nothing is published yet. Run the same command again when all runs are done.")
-    if stop.count or (left and study.settings.cluster == "local"):
+    if stop.count or (unfinished and study.settings.cluster == "local"):
         print("interrupted. To continue, run the same command again.")
         sys.exit(execute.EXIT_STOPPED)
 

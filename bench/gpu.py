@@ -18,18 +18,18 @@ def tests(*_: Any) -> Iterator[dict[str, Any]]:
 
 def sizes(folder: Path, _: str) -> Iterator[dict[str, Any]]:
     """Steps of GPT-2 Small at several sizes of a micro-batch."""
-    m = turns.MODEL
     for blocks, expected in _SIZES.items():
         row = {"blocks": blocks, "expected, GB": expected}
         try:
-            ((seconds, peak),) = turns.compare(("training.ours", folder, 0.1, blocks))
+            measured = turns.compare({"": ("training.ours", folder, 0.1, blocks)})
         except RuntimeError as error:
             if "OutOfMemoryError" not in str(error):
                 raise
             yield row | {"peak memory, GB": "too much", "tokens/s": "", "3,000 steps, hours": ""}
             continue
-        speed = training.MICRO_BATCHES * blocks * m.block_size / seconds
-        hours = m.max_steps * m.tokens_per_step / speed / 3600
+        seconds, peak = measured[""]
+        speed = training.MICRO_BATCHES * blocks * turns.MODEL.block_size / seconds
+        hours = turns.MODEL.max_steps * turns.MODEL.tokens_per_step / speed / 3600
         row |= {"peak memory, GB": f"{peak:.1f}", "tokens/s": f"{speed:,.0f}"}
         yield row | {"3,000 steps, hours": f"{hours:.1f}"}
 

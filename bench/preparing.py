@@ -80,13 +80,14 @@ def comparison(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
         "the published method": ("preparing.published", folder, corpus),
         "a bare loop of encode_ordinary": ("preparing.bare_loop", folder, corpus),
     }
-    results = turns.compare(*contenders.values())
-    for name, (seconds, _) in zip(contenders, results, strict=True):
+    results = turns.compare(contenders)
+    (first, _), *_, (bare, _) = results.values()
+    for name, (seconds, _) in results.items():
         yield {
             f"about {_COMPARED} MB, {os.cpu_count()} cores": name,
             "s": f"{seconds:.2f}",
-            "time relative to the bare loop": f"{seconds / results[-1][0]:.2f}",
-            "speed-up by this project": f"{seconds / results[0][0]:.1f}",
+            "time relative to the bare loop": f"{seconds / bare:.2f}",
+            "speed-up by this project": f"{seconds / first:.1f}",
         }
 
 

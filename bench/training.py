@@ -141,7 +141,7 @@ def table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
             "transformers": ("training.theirs", folder, dropout, blocks),
             "matrix products alone": ("training.products", folder, blocks),
         }
-        results = dict(zip(contenders, turns.compare(*contenders.values()), strict=True))
+        results = turns.compare(contenders)
         slow, large = results["transformers"]
         limit, _ = results["matrix products alone"]
         for name, (seconds, peak) in results.items():

@@ -50,14 +50,14 @@ def serve(name: str, *arguments: str) -> None:
     os._exit(0)
 
 
-def compare(*contenders: tuple[Any, ...]) -> list[tuple[float, float]]:
-    """The median seconds of each contender's repetitions, and its peak memory in GB.
+def compare(contenders: dict[str, tuple[Any, ...]]) -> dict[str, tuple[float, float]]:
+    """The median seconds of each contender's repetitions, and its peak memory in GB, by name.
 
     contenders: the arguments of `serve`. The first repetition, which compiles, is not counted.
     """
     processes: list[subprocess.Popen[str]] = []
     try:
-        for contender in contenders:
+        for contender in contenders.values():
             command = [sys.executable, "-m", "bench", "serve", *map(str, contender)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             processes.append(subprocess.Popen(command, cwd=ROOT, **pipes))
@@ -66,10 +66,10 @@ def compare(*contenders: tuple[Any, ...]) -> list[tuple[float, float]]:
     finally:
         for process in processes:
             process.communicate()
-    return [
-        (statistics.median(seconds for seconds, _ in results), max(peak for _, peak in results))
-        for results in zip(*rounds, strict=True)
-    ]
+    return {
+        name: (statistics.median(seconds for seconds, _ in results), max(p for _, p in results))
+        for name, results in zip(contenders, zip(*rounds, strict=True), strict=True)
+    }
 
 
 def _repetition(process: subprocess.Popen[str]) -> tuple[float, float]:

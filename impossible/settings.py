@@ -329,7 +329,7 @@ RECIPE = [field.name for field in dataclasses.fields(Recipe)]
 _READERS = {name: readers for name, _, readers in _rows(Settings)}
 # The settings that each command reads.
 READS = {
-    command: [n for n, readers in _READERS.items() if readers == "all" or command in readers]
+    command: [name for name, names in _READERS.items() if {"all", command} & set(names.split(", "))]
     for command in COMMANDS
 }
 OfRun = Callable[[Path], dict[str, Any]]  # from the folder of a run to its settings

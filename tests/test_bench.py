@@ -23,12 +23,12 @@ TINY = Settings(n_layer=1, n_head=1, n_embd=8, block_size=64, compile=False)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     """Data and the folder of their corpus; tables on them take seconds, in this process."""
 
-    def compare(*contenders: tuple[Any, ...]) -> list[tuple[float, float]]:
-        for name, *arguments in contenders:
+    def compare(contenders: dict[str, tuple[Any, ...]]) -> dict[str, tuple[float, float]]:
+        for name, *arguments in contenders.values():
             module, _, function = name.partition(".")
             contender = getattr(importlib.import_module(f"bench.{module}"), function)
             contender(*map(str, arguments))()
-        return [(2.0 + i, 1.0) for i in range(len(contenders))]
+        return {name: (2.0 + i, 1.0) for i, name in enumerate(contenders)}
 
     monkeypatch.setattr(turns, "compare", compare)
     monkeypatch.setattr(turns, "MODEL", TINY)

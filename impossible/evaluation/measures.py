@@ -1,4 +1,4 @@
-"""The table of measures: how their sequences are made, and what is a function of the losses."""
+"""The table of measures: how each makes its sequences, and tables and pictures of their losses."""
 
 import hashlib
 import tempfile
@@ -72,7 +72,7 @@ class Measure(NamedTuple):
 
 
 def _with_entropies(scores: list[Scores]) -> list[Scores]:
-    """The same scores, whose totals are the entropies of their languages if these are wanted."""
+    """The scores, with the entropies of their languages as totals if the settings ask for them."""
     if not scores[0].settings.entropies:
         return scores
     eval_dir = Path(scores[0].settings.eval_dir)

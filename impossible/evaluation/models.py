@@ -121,8 +121,8 @@ def _chosen(series: Series, revisions: list[str]) -> Series:
     return dataclasses.replace(series, models=models)
 
 
-def told_apart(all_series: list[Series]) -> list[Series]:
-    """The same series; names that stand for several places get some digits that tell them apart."""
+def with_distinct_names(all_series: list[Series]) -> list[Series]:
+    """The series, with digits added to names that stand for several places."""
     places = {(series.name, series.place) for series in all_series}
     counts = Counter(name for name, _ in places)
     renamed = []

@@ -74,7 +74,8 @@ def read(source: str, place: str = "") -> list[Pair]:
                 "paradigms, give each file a UID or a name of its own: the paradigm is the UID, or "
                 "else the name of the file."
             )
-    rows.tell_of_spaces((where, row[name]) for where, row, *_ in lines for name in (_GOOD, _BAD))
+    texts = ((where, row[name]) for where, row, *_ in lines for name in (_GOOD, _BAD))
+    rows.print_replaced_spaces(texts)
     return pairs
 
 
@@ -216,10 +217,10 @@ def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
 
 
 def on_common(scores: list[Scores]) -> list[Scores]:
-    """The same scores; of several, the column `is_common` says which pairs all of them have."""
+    """The scores; with several, the column `is_common` marks the pairs that all of them have."""
     if len(scores) == 1:
         return scores
-    # What is the same for a pair in all languages.
+    # Paradigm and item name a pair in all languages.
     keys = [list(map(tuple, s.sequences.columns[["paradigm", "item"]].to_numpy())) for s in scores]
     common = set.intersection(*map(set, keys))
     total = len(keys[0]) + sum(scores[0].sequences.counts.values())

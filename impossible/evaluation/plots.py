@@ -196,7 +196,7 @@ def _set_steps(axes: "Axes", curves: pd.DataFrame) -> None:
     """An axis of steps, logarithmic if there are checkpoints between the first ones."""
     from matplotlib.ticker import MaxNLocator
 
-    # What wavers from step to step has a value for every one.
+    # Checkpoints alone decide: a training loss has a value at every step.
     steps = curves["step"][~curves["is_faint"]].dropna()
     steps = steps[steps > 0]
     if steps.empty:

@@ -160,7 +160,7 @@ def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = Fal
     return space + " ".join(value.split())
 
 
-def tell_of_spaces(texts: Iterable[tuple[str, str]]) -> None:
+def print_replaced_spaces(texts: Iterable[tuple[str, str]]) -> None:
     """Print how many texts have white space that `sentence` replaces. texts: place, text."""
     odd = [place for place, text in texts if text.strip() != " ".join(text.split())]
     if odd:
@@ -215,7 +215,7 @@ def read(path: Path, place: str = "") -> list[Stimulus]:
     stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in numbered]
     _require_alike(stimuli)
     texts = [(f"{path}, row {n}", row.get(k)) for n, row in numbered for k in ("text", "perturbed")]
-    tell_of_spaces((place, text) for place, text in texts if isinstance(text, str))
+    print_replaced_spaces((place, text) for place, text in texts if isinstance(text, str))
     return stimuli
 
 

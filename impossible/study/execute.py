@@ -368,8 +368,8 @@ def submit(plan: Plan) -> None:
     """
     (plan.folder / "slurm").mkdir(exist_ok=True)
     jobs = jobs_of(plan)
-    left = [run for run in plan.runs if following(run)]
-    new = [run for run in left if run.name not in jobs and not error_of(run)]
+    unfinished = [run for run in plan.runs if following(run)]
+    new = [run for run in unfinished if run.name not in jobs and not error_of(run)]
     after = ""
     if new:  # it does nothing where all is prepared, and refuses data of other text
         before = f"afterany:{jobs['prepare'].number}" if "prepare" in jobs else ""
@@ -379,7 +379,7 @@ def submit(plan: Plan) -> None:
         return
     if "results" in jobs:  # it waits for fewer runs than there are now
         subprocess.run(["scancel", jobs["results"].number], check=False)
-    numbers = submitted + [jobs[run.name].number for run in left if run.name in jobs]
+    numbers = submitted + [jobs[run.name].number for run in unfinished if run.name in jobs]
     _submit(plan, "results", f"afterany:{':'.join(numbers)}" if numbers else "")
 
 

@@ -56,11 +56,11 @@ T = TypeVar("T")
 
 def show_plan(plan: Plan) -> None:
     """Print the runs, the commands, the tokens, and estimates of time and disk."""
-    left = [run for run in plan.runs if execute.following(run)]
+    unfinished = [run for run in plan.runs if execute.following(run)]
     study, first = plan.settings, plan.runs[0]
     print(f"{len(study.languages)} language(s) x {len(study.seeds)} seed(s)", end=" ")
     print(f"= {len(plan.runs)} runs")
-    print(f"  {len(plan.runs) - len(left)} of them are done already in {plan.folder}")
+    print(f"  {len(plan.runs) - len(unfinished)} of them are done already in {plan.folder}")
     for language in study.languages:
         print(f"  {language}: seed {', '.join(map(str, study.seeds))}")
     for title, commands in (
@@ -72,7 +72,7 @@ def show_plan(plan: Plan) -> None:
     print("(The study writes the config files when it begins.)")
     tokens = sum(run.tokens for run in plan.runs)
     print(f"tokens: {first.tokens:,} for each run, {tokens:,} for all")
-    print(f"time left: {_time(plan, left)}")
+    print(f"time left: {_time(plan, unfinished)}")
     print(f"disk: {_disk(plan)}")
     if study.publish:
         print(f"repos: {', '.join(plan.repo(run) for run in plan.runs)}")
@@ -86,19 +86,21 @@ def _short(command: Command) -> str:
     return str(command._replace(configs=(configs[0], "...", configs[-1])) if is_long else command)
 
 
-def _time(plan: Plan, left: list[Run]) -> str:
+def _time(plan: Plan, unfinished: list[Run]) -> str:
     """The time that training takes, by the speed of the runs so far."""
-    if not left:
+    if not unfinished:
         return "nothing is left to do"
     progress = pd.DataFrame(map(_progress, plan.runs), [run.name for run in plan.runs])
     speed = progress["tokens_per_second"].mean()
     if math.isnan(speed):
         return "unknown until a run has begun"
     of_slurm = plan.settings.cluster == "slurm"
-    at_once = len(left) if of_slurm else min(len(execute.slots_of(plan)), len(left))
-    steps = left[0].settings.max_steps - progress.loc[[run.name for run in left], "step"].mean()
+    at_once = len(unfinished) if of_slurm else min(len(execute.slots_of(plan)), len(unfinished))
+    settings = unfinished[0].settings
+    done = progress.loc[[run.name for run in unfinished], "step"].mean()
+    tokens = (settings.max_steps - done) * settings.tokens_per_step
     # Each slot does several runs, one after the other; the last ones may leave others idle.
-    seconds = steps * left[0].settings.tokens_per_step / speed * math.ceil(len(left) / at_once)
+    seconds = tokens / speed * math.ceil(len(unfinished) / at_once)
     return (
         f"at least {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
         "tokens/s each (by the runs so far); export and evaluation are not included"
