@@ -24,7 +24,7 @@ import perturb
 from impossible import checkpoint
 from impossible.settings import Settings, UserError, run_command
 from impossible.text import token_files
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.tokenizer import Tokenizer, open_tokenizer
 
 _CHUNK = 1 << 22  # tokens searched in one go
 _MOST = 20  # places of a text that are printed
@@ -32,9 +32,9 @@ _MOST = 20  # places of a text that are printed
 
 def main(settings: Settings) -> None:
     """Print the sentences of a step by block, or the steps that read a text."""
-    tokenizer = Tokenizer(perturb.get(settings.language).markers)
     data_dir = Path(settings.data_dir)
     meta = token_files.read_meta(data_dir, settings.language)
+    tokenizer = open_tokenizer(data_dir, meta.tokenizer, perturb.get(settings.language).markers)
     require_data_of_run(settings, meta)
     blocks = token_files.open_blocks(data_dir, meta, "train", settings.block_size)
     if settings.contains:
@@ -76,9 +76,9 @@ def show(step: int, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer
 
 def sentences_of(block: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     """The sentences of a block (T,); the last may be cut, and the first may be the rest of one."""
-    ends = np.flatnonzero(block == END_OF_TEXT_ID)
+    ends = np.flatnonzero(block == tokenizer.end_of_text)
     for part in np.split(block, ends + 1):
-        whole = part[:-1] if len(part) and part[-1] == END_OF_TEXT_ID else part
+        whole = part[:-1] if len(part) and part[-1] == tokenizer.end_of_text else part
         if len(part):
             yield tokenizer.decode(whole) + ("" if len(whole) < len(part) else " …")
 

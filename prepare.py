@@ -1,9 +1,10 @@
-"""Text -> sentences -> GPT-2 tokens -> an impossible language -> token files.
+"""Text -> sentences -> tokens -> an impossible language -> token files.
 
     python prepare.py                                   # BabyLM as PartialReverse
     python prepare.py config/full_reverse.py
     python prepare.py config/*_reverse.py               # several languages; the text is read once
     python prepare.py --corpus=path/to/babylm_data      # the same text from a folder
+    python prepare.py --tokenizer=train --vocab_size=8192 --data_dir=data/own_tokenizer
     python prepare.py config/demo_partial_reverse.py    # small, and needs no network
 
 Writes train.bin, val.bin, test.bin, test_ids.bin and meta.json to data_dir. Sentences of train and
@@ -29,10 +30,18 @@ import numpy as np
 import perturb
 from impossible import files
 from impossible.settings import Settings, UserError, guarded, load
-from impossible.text import annotate, annotated_files, corpus, sentences, token_files, verbs
+from impossible.text import (
+    annotate,
+    annotated_files,
+    corpus,
+    sentences,
+    token_files,
+    tokenizer_training,
+    verbs,
+)
 from impossible.text.arrays import Sentences, joined
 from impossible.text.sentences import Text
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.tokenizer import Tokenizer, open_tokenizer
 from perturb import Language
 
 CHUNK = 1 << 16  # sentences perturbed or written in one go
@@ -60,7 +69,8 @@ class Job:
 
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
-    names = ("corpus", "corpus_version", "segmenter", "annotator")  # of what the same text has
+    # What the same tokens have, before a language.
+    names = ("corpus", "corpus_version", "segmenter", "annotator", "tokenizer")
     groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
         key = str([job.language.hops, *(job.identity[name] for name in names)])
@@ -98,6 +108,7 @@ def is_done(job: Job) -> bool:
         for split in token_files.SPLITS:
             token_files.check_size(job.data_dir, meta, split)
         token_files.read_test_ids(job.data_dir, meta)
+        open_tokenizer(job.data_dir, meta.tokenizer)
     except UserError as error:
         print(f"{error} Doing so now.")
         return False
@@ -115,8 +126,10 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
         source = corpus.normal_name(source)
         settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
         text = Settings(**{name: getattr(settings, name) for name in _OF_TEXT})
-        tokenizer = Tokenizer(language.markers)
+        folder = tokenizer_training.folder_of(settings, version(text))
+        tokenizer = Tokenizer(language.markers, folder)
         identity = identity_of(settings, language, tokenizer, version(text))
+        identity["tokenizer"] = tokenizer_training.record_of(tokenizer, folder)
         job = Job(settings, language, tokenizer, identity)
         if job.data_dir.absolute() in jobs:
             raise UserError(
@@ -142,7 +155,8 @@ def identity_of(
     if tokenizer.vocab_size > limit:
         raise UserError(
             f"language {settings.language!r} has a vocabulary of {tokenizer.vocab_size:,}; token "
-            f"files hold uint16, so at most {limit:,}. Give it fewer markers in perturb.py."
+            f"files hold uint16, so at most {limit:,}. Give it fewer markers in perturb.py, or set "
+            "a smaller --vocab_size="
         )
     annotator = {}
     if language.hops:
@@ -153,7 +167,7 @@ def identity_of(
         "language": settings.language,
         "markers": tokenizer.markers,
         "vocab_size": tokenizer.vocab_size,
-        "eot_token": END_OF_TEXT_ID,
+        "eot_token": tokenizer.end_of_text,
         "corpus": settings.corpus,
         "corpus_version": version,
         "segmenter": "annotations" if settings.annotations else settings.segmenter,
@@ -188,6 +202,8 @@ def prepare(jobs: list[Job]) -> None:
         finally:  # the cause of an error may be that the text changed
             require_unchanged(jobs[0])
         for job in jobs:
+            if job.identity["tokenizer"]:
+                tokenizer_training.copy(job.tokenizer, job.data_dir)
             meta = token_files.Meta(**job.identity, splits=entries[job.data_dir])
             token_files.write_meta(job.data_dir, meta)
             seconds = time.perf_counter() - start
@@ -274,7 +290,8 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
     counts |= {"sentences": len(order), "words": int(words[order].sum())}
     path = token_files.path_of(job.data_dir, split)
-    return counts | token_files.write_split(path, closed(perturbed, order))
+    chunks = closed(perturbed, order, job.tokenizer.end_of_text)
+    return counts | token_files.write_split(path, chunks)
 
 
 def perturb_all(sentences: Sentences, job: Job) -> Sentences:
@@ -300,11 +317,11 @@ def perturb_all(sentences: Sentences, job: Job) -> Sentences:
     return joined(parts)
 
 
-def closed(sentences: Sentences, order: np.ndarray) -> Iterator[np.ndarray]:
+def closed(sentences: Sentences, order: np.ndarray, end_of_text: int) -> Iterator[np.ndarray]:
     """The tokens of all sentences in that order, each followed by the end-of-text token."""
     for start in range(0, len(order), CHUNK):
         chunk = sentences.take(order[start : start + CHUNK])
-        yield np.insert(chunk.tokens, chunk.offsets[1:], END_OF_TEXT_ID)
+        yield np.insert(chunk.tokens, chunk.offsets[1:], end_of_text)
 
 
 def _none_remain(split: str, job: Job, dropped: int) -> UserError:

@@ -25,7 +25,7 @@ from impossible.evaluation import models
 from impossible.evaluation.rows import sentence
 from impossible.evaluation.scoring import Scorer
 from impossible.settings import Settings, UserError, run_command
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
+from impossible.text.tokenizer import Tokenizer
 from perturb import Language, NoWayBack
 
 

@@ -549,6 +549,9 @@ def resume(run: Run) -> None:
             "Start again in another folder with --out_dir=, or delete this one."
         )
     require_agreement(run)
+    if run.world.is_first and run.meta.tokenizer:  # else it is GPT-2's
+        for name in token_files.TOKENIZER:
+            files.copy(Path(run.settings.data_dir) / name, run.out_dir)
     session = {"from_step": run.step, "to_step": run.step, "minutes": 0.0}
     session |= {"devices": dict(Counter(run.device_names)), "torch": str(torch.__version__)}
     run.sessions.append(session)

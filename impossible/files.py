@@ -102,6 +102,12 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
 
 
+def copy(path: Path, folder: Path) -> None:
+    """Copy a file into a folder, whole or not at all."""
+    with open(path, "rb") as source, atomic_write(folder / path.name) as target:
+        shutil.copyfileobj(source, target)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -156,6 +156,9 @@ class Settings(Recipe):
     text_column: str = "text"  # for hf:NAME: the column that holds the text
     # sentencex: find sentences within each line; line: every line is one sentence
     segmenter: Literal["sentencex", "line"] = "sentencex"
+    # gpt2, or train (learn one from the training text), or a folder with vocab.json and merges.txt
+    tokenizer: str = "gpt2"
+    vocab_size: Annotated[int, at_least(257, 65535)] = 16384  # for train: its bytes and merges
     # error: stop at bytes that are not UTF-8; replace: replace them by U+FFFD and count them
     invalid_utf8: Literal["error", "replace"] = "error"
     # for the Hop languages: a folder of sentences in CoNLL-U, in place of a corpus and spaCy

@@ -23,7 +23,6 @@ import pandas as pd
 from impossible import files
 from impossible.settings import UserError
 from impossible.text import token_files
-from impossible.text.tokenizer import END_OF_TEXT_ID
 
 _VERSION = 1  # raised when the same tokens give other numbers
 ORDERS = range(1, 6)
@@ -215,6 +214,6 @@ def of_data(data_dir: Path, eval_dir: Path) -> dict[int, Entropy]:
         raise UserError(f"the test split in {data_dir} is empty, so it has no entropies.")
     print(f"{meta.language}: n-gram models of {len(train):,} tokens (minutes for 100M)", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    of_order = entropies(train, test, meta.vocab_size, END_OF_TEXT_ID)
+    of_order = entropies(train, test, meta.vocab_size, meta.eot_token)
     files.write_json(path, {str(n): list(entropy) for n, entropy in of_order.items()})
     return of_order

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -23,7 +24,14 @@ from safetensors.torch import save_file
 from impossible import checkpoint, files
 from impossible.checkpoint import Checkpoint
 from impossible.settings import UserError
-from impossible.text import tokenizer
+from impossible.text import token_files
+from impossible.text.token_files import Meta
+from impossible.text.tokenizer import (
+    END_OF_TEXT,
+    Tokenizer,
+    open_tokenizer,
+    write_transformers_files,
+)
 from model import GPT, GPTConfig
 
 WEIGHTS = "model.safetensors"
@@ -31,6 +39,7 @@ WEIGHTS = "model.safetensors"
 # of GPT-2 Small gave at most 5e-8 (weights of std 0.02 to 0.3), wrong ones at least 7e-3.
 TOLERANCE = 1e-6
 _CHECKED_TOKENS = 16
+_CHECKED_TEXTS = 1000
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -41,12 +50,14 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     `logit_difference` does. Raises UserError if it is above TOLERANCE.
     """
     model = checkpoint.build_model(loaded, path)
-    _write_json(folder / "config.json", transformers_config(model.config))
-    end = {"bos_token_id": tokenizer.END_OF_TEXT_ID, "eos_token_id": tokenizer.END_OF_TEXT_ID}
-    _write_json(folder / "generation_config.json", end)
-    tokenizer.write_transformers_files(
-        folder, list(loaded.data["markers"]), model.config.block_size
+    tokenizer = open_tokenizer(
+        path.parent, loaded.data.get("tokenizer", {}), loaded.data["markers"]
     )
+    end = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
+    _write_json(folder / "config.json", transformers_config(model.config) | end)
+    _write_json(folder / "generation_config.json", end)
+    write_transformers_files(folder, tokenizer, model.config.block_size)
+    require_same_ids(tokenizer, sample_texts(loaded, tokenizer), folder)
     write_weights(transformers_weights(model), folder / WEIGHTS)
     del model  # before the check builds its own
     difference = logit_difference(loaded, path, folder)
@@ -123,7 +134,7 @@ def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def transformers_config(c: GPTConfig) -> dict[str, Any]:
-    """config.json of the export."""
+    """config.json of the export, but for the token that ends a text."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -144,8 +155,6 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,  # folded into the queries
         "reorder_and_upcast_attn": False,
         "use_cache": True,
-        "bos_token_id": tokenizer.END_OF_TEXT_ID,
-        "eos_token_id": tokenizer.END_OF_TEXT_ID,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }
@@ -183,6 +192,42 @@ def _logits(loaded: Checkpoint, path: Path) -> tuple[torch.Tensor, torch.Tensor,
     if c.position_embeddings:
         positions = model.transformer.wpe.weight.clone()
     return tokens, model.double()(tokens), positions
+
+
+def sample_texts(loaded: Checkpoint, tokenizer: Tokenizer) -> list[str]:
+    """Texts on which the tokenizer of an export is checked, at most 1,000.
+
+    Sentences of the test split; if it is no longer in the data_dir of the run, random tokens.
+    """
+    data_dir, meta = Path(loaded.settings.data_dir), Meta(**loaded.data)
+    try:
+        tokens = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
+        ends = np.flatnonzero(tokens == tokenizer.end_of_text)
+        starts = np.append(0, ends[:-1] + 1)
+        chosen = np.unique(np.linspace(0, len(ends) - 1, _CHECKED_TEXTS).astype(int))
+        parts = [tokens[starts[i] : ends[i]] for i in chosen]
+    except UserError as error:
+        print(f"the tokenizer is checked on random tokens: {error}")
+        drawn = np.random.default_rng(0).integers(tokenizer.vocab_size, size=(_CHECKED_TEXTS, 20))
+        parts = list(drawn)
+    return [text for text in map(tokenizer.decode, parts) if END_OF_TEXT not in text]
+
+
+def require_same_ids(tokenizer: Tokenizer, texts: list[str], folder: Path) -> None:
+    """Raise UserError unless each tokenizer class of transformers encodes texts as ours does."""
+    import transformers
+
+    for name in ("GPT2Tokenizer", "GPT2TokenizerFast", "AutoTokenizer"):
+        # The texts may be longer than the model's context: without a limit, there is no warning.
+        theirs = getattr(transformers, name).from_pretrained(folder, model_max_length=10**9)
+        for text in texts:
+            ids = theirs(text).input_ids
+            if ids != tokenizer.encode_with_markers(text):
+                raise UserError(
+                    f"{folder}: {name} of transformers gives the ids {ids} to {text!r}, not "
+                    f"{tokenizer.encode_with_markers(text)}. No export was written. Please report "
+                    "this as a bug, with the version of transformers."
+                )
 
 
 def _load_in_transformers(folder: Path) -> torch.nn.Module:

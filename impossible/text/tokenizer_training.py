@@ -1,0 +1,105 @@
+"""Training a tokenizer on the train split of a corpus, once for all languages.
+
+The result depends on the text and the size alone: training twice gives the same files.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from impossible import files
+from impossible.settings import Settings, UserError
+from impossible.text import corpus
+from impossible.text.corpus import Split
+from impossible.text.token_files import TOKENIZER
+from impossible.text.tokenizer import END_OF_TEXT, Tokenizer
+
+ABOUT = "tokenizer_training.json"  # what it was trained on; beside TOKENIZER
+_MOST = 1 << 28  # bytes of text to train on: of a larger corpus, parts at equal distances
+
+
+def folder_of(settings: Settings, corpus_version: str) -> Path | None:
+    """The folder with the tokenizer that the settings name, trained if need be; None: GPT-2's.
+
+    Raises UserError for a folder without a tokenizer, and if the text is too short.
+    """
+    if settings.tokenizer == "gpt2":
+        return None
+    if settings.tokenizer != "train":
+        return Path(settings.tokenizer)
+    settings.require(
+        not settings.annotations,
+        "tokenizer",
+        "gpt2 or the folder of a tokenizer, as annotations hold no plain text to train on",
+    )
+    about = {
+        "text": f"{corpus_version}, train split",
+        "vocab_size": settings.vocab_size,
+        "made_with": {"tokenizers": importlib.metadata.version("tokenizers")},
+    }
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
+    folder = Path(settings.data_dir).parent / "tokenizers" / f"{settings.vocab_size}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder):
+        if not (folder / ABOUT).exists():
+            split = corpus.open_corpus(settings)["train"]
+            print(f"training a tokenizer of {settings.vocab_size:,} tokens in {folder}", flush=True)
+            size = _train(split, settings.vocab_size, folder)
+            files.write_json(folder / ABOUT, about | {"bytes": size})
+    return folder
+
+
+def record_of(tokenizer: Tokenizer, folder: Path | None) -> dict[str, Any]:
+    """The field `tokenizer` of meta.json: its hash, and what it was trained on if that is known."""
+    if folder is None:
+        return {}
+    path = folder / ABOUT
+    about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {"sha256": tokenizer.sha256, **about}
+
+
+def copy(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files of a tokenizer, and what it was trained on, into another folder."""
+    about = tokenizer.paths[0].with_name(ABOUT)
+    for path in [*tokenizer.paths, *[about] * about.exists()]:
+        if path.parent.resolve() != folder.resolve():
+            files.copy(path, folder)
+
+
+def _train(split: Split, size: int, folder: Path) -> int:
+    """Train a tokenizer of `size` bytes and merges. Returns the bytes of text that were read.
+
+    Raises UserError if the text has too few different words for so many tokens.
+    """
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
+
+    bytes_read = 0
+
+    def texts() -> Iterator[list[str]]:
+        nonlocal bytes_read
+        place, step = 0, max(1.0, split.size / _MOST)
+        for number, part in enumerate(split.parts()):
+            if number >= place:
+                place += step
+                bytes_read += sum(len(line.encode()) for line in part.lines)
+                yield part.lines
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(texts(), trainer)
+    if (count := bpe.get_vocab_size()) < size:
+        raise UserError(
+            f"the train split ({bytes_read:,} bytes) supports a tokenizer of {count:,} tokens, not "
+            f"of vocab_size = {size:,}: each of its words is one token then. Use more text, or "
+            f"set --vocab_size={count} or fewer."
+        )
+    bpe.model.save(str(folder))
+    vocab = bpe.get_vocab() | {END_OF_TEXT: size}
+    files.write_json(folder / TOKENIZER[0], dict(sorted(vocab.items(), key=lambda item: item[1])))
+    return bytes_read
