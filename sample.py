@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
             print(f"{series.title}, {model.name}:")
             torch.manual_seed(settings.seed)
             for _ in range(settings.samples):
-                tokens = generate(scorer, prompt, settings)
+                tokens = generate(scorer, prompt, tokenizer.end_of_text, settings)
                 print(f"  {tokenizer.decode(tokens)!r}", flush=True)
                 if settings.undo:
                     print(f"  undone: {undone(tokens, language, tokenizer)}", flush=True)
@@ -69,7 +69,7 @@ def require_fitting(
 
 
 @torch.inference_mode()
-def generate(scorer: Scorer, prompt: list[int], settings: Settings) -> list[int]:
+def generate(scorer: Scorer, prompt: list[int], end_of_text: int, settings: Settings) -> list[int]:
     """The prompt and its continuation, as token ids; ends early at the end-of-text token."""
     tokens = list(prompt)
     for _ in range(settings.new_tokens):
@@ -78,7 +78,7 @@ def generate(scorer: Scorer, prompt: list[int], settings: Settings) -> list[int]
         mask = torch.full((len(tokens), len(tokens)), -torch.inf, device=scorer.device).triu(1)
         hidden = scorer.body(batch, positions, mask[None, None])  # (1, T, C)
         token = pick(F.linear(hidden[0, -1], scorer.head), settings)
-        if token == END_OF_TEXT_ID:
+        if token == end_of_text:
             break
         tokens.append(token)
     return tokens

@@ -150,8 +150,8 @@ def open_tokenizer(
     tokenizer = Tokenizer(markers, folder)
     if tokenizer.sha256 != record["sha256"]:
         raise UserError(
-            f"{folder} holds another tokenizer ({', '.join(TOKENIZER)}) than the one with which its "
-            "tokens were made. Restore the two files from a copy, or prepare the data again."
+            f"{folder} holds another tokenizer ({', '.join(TOKENIZER)}) than the one that made its "
+            "tokens. Restore the two files from a copy, or prepare the data again."
         )
     return tokenizer
 
@@ -193,9 +193,9 @@ def _ranks(vocab: Path, merges: Path) -> dict[bytes, int]:
     except (OSError, ValueError, KeyError, AssertionError, AttributeError) as error:
         reason = str(error) or "vocab.json does not number the merges as merges.txt has them"
         raise UserError(
-            f"{vocab.parent} holds no tokenizer in GPT-2's layout ({reason}). Expected the files "
-            f"{' and '.join(TOKENIZER)} that prepare.py writes with --tokenizer=train, or those of an "
-            "export: 256 bytes, then the merges, then <|endoftext|>."
+            f"{vocab.parent} holds no tokenizer in GPT-2's layout ({reason}). Expected "
+            f"{' and '.join(TOKENIZER)} that prepare.py writes with --tokenizer=train, or those "
+            "of an export: 256 bytes, then the merges, then <|endoftext|>."
         )
 
 
