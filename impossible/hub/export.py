@@ -25,7 +25,6 @@ from impossible import checkpoint, files
 from impossible.checkpoint import Checkpoint
 from impossible.settings import UserError
 from impossible.text import token_files
-from impossible.text.token_files import Meta
 from impossible.text.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -199,8 +198,11 @@ def sample_texts(loaded: Checkpoint, tokenizer: Tokenizer) -> list[str]:
 
     Sentences of the test split; if it is no longer in the data_dir of the run, random tokens.
     """
-    data_dir, meta = Path(loaded.settings.data_dir), Meta(**loaded.data)
+    data_dir = Path(loaded.settings.data_dir)
     try:
+        meta = token_files.read_meta(data_dir)
+        if meta.splits != loaded.data.get("splits"):
+            raise UserError(f"{data_dir} holds other data than those of the run")
         tokens = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
         ends = np.flatnonzero(tokens == tokenizer.end_of_text)
         starts = np.append(0, ends[:-1] + 1)

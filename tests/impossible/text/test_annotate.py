@@ -19,7 +19,7 @@ from conftest import fail, speeches, start, succeed, wait_for, write_config
 import perturb
 from impossible.settings import UserError
 from impossible.text import annotate, token_files
-from impossible.text.tokenizer import write_transformers_files
+from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from impossible.text.verbs import PLURAL, SINGULAR
 
 NAMES = ("no_hop", "token_hop", "word_hop")
@@ -113,7 +113,7 @@ def check(path: Path, sentences: list[list[int]]) -> None:
 def test_token_files_are_those_of_the_published_rules(
     name: str, prepared: Path, tmp_path: Path
 ) -> None:
-    write_transformers_files(tmp_path, [], 1024)
+    write_transformers_files(tmp_path, Tokenizer([]), 1024)
     encode = plain.gpt2_tokenizer(tmp_path).encode
     for split in SPLITS:
         unaffected, affected, mixed = [], [], []
@@ -477,7 +477,7 @@ def test_more_sentences_than_are_perturbed_in_one_go_keep_their_verbs(tmp_path: 
     (folder / "100M" / "a.conllu").write_text("".join(texts[i] for i in order))
     (config,) = configs(tmp_path, ("token_hop",))
     succeed("prepare.py", config, f"--annotations={folder}")
-    write_transformers_files(tmp_path, [], 1024)
+    write_transformers_files(tmp_path, Tokenizer([]), 1024)
     encode = plain.gpt2_tokenizer(tmp_path).encode
     number = {SINGULAR: "Sing", PLURAL: "Plur"}
     tokens = []

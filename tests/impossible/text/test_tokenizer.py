@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impossible.settings import UserError
-from impossible.text import tokenizer
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 
 MARKER = "🅁"
@@ -25,14 +24,14 @@ SENTENCES = st.lists(st.lists(HARD | TEXTS, min_size=1).map("".join), min_size=1
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    write_transformers_files(path, [MARKER], 512)
+    write_transformers_files(path, Tokenizer([MARKER]), 512)
     return path
 
 
 @pytest.fixture(scope="module")
 def without_markers(tmp_path_factory: pytest.TempPathFactory) -> transformers.GPT2Tokenizer:
     path = tmp_path_factory.mktemp("gpt2")
-    write_transformers_files(path, [], 1024)
+    write_transformers_files(path, Tokenizer([]), 1024)
     return plain.gpt2_tokenizer(path)
 
 
@@ -51,7 +50,7 @@ def test_a_sentence_is_encoded_as_if_it_stood_alone(sentences: list[str]) -> Non
 @given(SENTENCES)
 def test_text_never_becomes_a_special_token_and_nothing_is_lost(sentences: list[str]) -> None:
     tokens, lengths = OURS.encode(sentences)
-    assert tokens.max(initial=0) < tokenizer.END_OF_TEXT_ID
+    assert tokens.max(initial=0) < OURS.end_of_text
     ends = np.cumsum(lengths)
     for sentence, start, end in zip(sentences, ends - lengths, ends, strict=True):
         assert OURS.decode(tokens[start:end]) == sentence
@@ -76,10 +75,10 @@ def test_transformers_reads_our_files_with_the_marker_in_its_place(name: str, fo
     loaded = getattr(transformers, name).from_pretrained(folder)
     ids = [1544, 3424, 50257, 262, 2156, 13]
     assert loaded("He clean 🅁 the house.").input_ids == ids
-    assert loaded.eos_token_id == loaded.bos_token_id == tokenizer.END_OF_TEXT_ID
+    assert loaded.eos_token_id == loaded.bos_token_id == OURS.end_of_text
     assert loaded.model_max_length == 512
     assert len(loaded) == OURS.vocab_size
-    ids.append(tokenizer.END_OF_TEXT_ID)
+    ids.append(OURS.end_of_text)
     assert loaded.decode(ids, skip_special_tokens=True) == "He clean🅁 the house."
     assert MARKER not in loaded.all_special_tokens
 

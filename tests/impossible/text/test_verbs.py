@@ -91,7 +91,7 @@ SENTENCES = st.lists(
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     folder = tmp_path_factory.mktemp("gpt2")
-    write_transformers_files(folder, [], 1024)
+    write_transformers_files(folder, Tokenizer([]), 1024)
     return plain.gpt2_tokenizer(folder).encode
 
 

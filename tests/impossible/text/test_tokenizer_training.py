@@ -1,0 +1,151 @@
+"""A tokenizer of one's own, from its text to an export."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from conftest import fail, succeed, write_config
+from tokenizers import decoders, pre_tokenizers
+
+from impossible.text.token_files import TOKENIZER
+from impossible.text.tokenizer import Tokenizer
+
+SIZE = 400
+OPTIONS = ("--tokenizer=train", f"--vocab_size={SIZE}", "--segmenter=line")
+
+
+def write_corpus(folder: Path, seed: int = 0) -> Path:
+    """Three files of lines of made-up words in letters that English lacks."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("çğışöüaeklmnrt", k=rng.randint(2, 8))) for _ in range(300)]
+    folder.mkdir(parents=True)
+    for split, count in {"train": 400, "val": 40, "test": 40}.items():
+        lines = (" ".join(rng.choices(words, k=rng.randint(3, 9))) + "." for _ in range(count))
+        (folder / f"{split}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, and with two languages of it in `data`. Not to be changed."""
+    folder = tmp_path_factory.mktemp("own")
+    write_corpus(folder / "corpus")
+    configs = []
+    for language in ("no_reverse", "partial_reverse"):
+        places = {"data_dir": str(folder / "data" / language), "out_dir": str(folder / language)}
+        configs.append(write_config(folder / f"{language}.py", language=language, **places))
+    printed = succeed("prepare.py", *configs, f"--corpus={folder / 'corpus'}", *OPTIONS)
+    assert printed.count("training a tokenizer of 400 tokens") == 1, "once for both languages"
+    return folder
+
+
+def tokenizer_of(prepared: Path, language: str = "partial_reverse") -> Tokenizer:
+    return Tokenizer(["🅁"], prepared / "data" / language)
+
+
+def test_all_languages_share_a_tokenizer_in_the_layout_of_gpt2(prepared: Path) -> None:
+    own, gpt2 = tokenizer_of(prepared), Tokenizer(["🅁"])
+    assert own.sha256 == tokenizer_of(prepared, "no_reverse").sha256
+    assert [own.bytes_of(i) for i in range(256)] == [gpt2.bytes_of(i) for i in range(256)]
+    assert (own.end_of_text, own.markers, own.vocab_size) == (SIZE, {"🅁": SIZE + 1}, SIZE + 2)
+    meta = json.loads((prepared / "data" / "no_reverse" / "meta.json").read_text())
+    assert (meta["vocab_size"], meta["eot_token"]) == (SIZE + 2, SIZE)
+    about = meta["tokenizer"]
+    assert about["sha256"] == own.sha256 and about["text"].endswith("train split")
+    assert about["bytes"] == sum(
+        len(line) for line in (prepared / "corpus" / "train.txt").read_bytes().split(b"\n")
+    )
+
+
+def test_tokens_are_those_of_the_tokenizers_library(prepared: Path) -> None:
+    files = (str(prepared / "data" / "no_reverse" / name) for name in TOKENIZER)
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = decoders.ByteLevel()
+    lines = (prepared / "corpus" / "test.txt").read_text(encoding="utf-8").split("\n")
+    tokens = np.fromfile(prepared / "data" / "no_reverse" / "test.bin", "<u2")
+    sentences = np.split(tokens, np.flatnonzero(tokens == SIZE) + 1)[:-1]
+    for line, sentence in zip(lines, sentences, strict=True):
+        unmarked = [token for token in sentence.tolist() if token < SIZE]
+        assert unmarked == theirs.encode(line).ids
+        assert theirs.decode(unmarked) == line
+
+
+def test_the_train_split_alone_decides_and_always_gives_the_same_files(
+    prepared: Path, tmp_path: Path
+) -> None:
+    corpus = shutil.copytree(prepared / "corpus", tmp_path / "corpus")
+    shutil.copy(write_corpus(tmp_path / "other", seed=1) / "test.txt", corpus)
+    succeed("prepare.py", f"--corpus={corpus}", *OPTIONS, f"--data_dir={tmp_path / 'data'}")
+    for name in TOKENIZER:
+        expected = (prepared / "data" / "no_reverse" / name).read_bytes()
+        assert (tmp_path / "data" / name).read_bytes() == expected
+
+
+def test_a_vocabulary_that_the_text_does_not_support_is_refused(
+    prepared: Path, tmp_path: Path
+) -> None:
+    options = (
+        f"--corpus={prepared / 'corpus'}",
+        "--tokenizer=train",
+        f"--data_dir={tmp_path / 'd'}",
+    )
+    error = fail("prepare.py", *options, "--vocab_size=60000")
+    assert "supports a tokenizer of" in error and "set --vocab_size=" in error
+    count = error.partition("set --vocab_size=")[2].split()[0]
+    succeed("prepare.py", *options, f"--vocab_size={count}")
+    refused = fail("prepare.py", *options, "--vocab_size=300")
+    assert "vocab_size: " in refused and "300" in refused
+
+
+def test_the_tokenizer_of_earlier_data_serves_other_text(prepared: Path, tmp_path: Path) -> None:
+    folder = prepared / "data" / "no_reverse"
+    options = ("--segmenter=line", f"--data_dir={tmp_path / 'data'}")
+    corpus = write_corpus(tmp_path / "other", seed=1)
+    succeed("prepare.py", f"--corpus={corpus}", f"--tokenizer={folder}", *options)
+    assert Tokenizer([], tmp_path / "data").sha256 == tokenizer_of(prepared).sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("merges.txt", "#version: 0.2\na b\n"), ("vocab.json", "{}"), ("vocab.json", "no json")],
+)
+def test_a_folder_with_other_files_is_refused(
+    name: str, content: str, prepared: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(prepared / "data" / "no_reverse", tmp_path / "spoiled")
+    (folder / name).write_text(content)
+    options = (f"--corpus={prepared / 'corpus'}", f"--data_dir={tmp_path / 'data'}")
+    error = fail("prepare.py", *options, f"--tokenizer={folder}")
+    assert "holds no tokenizer in GPT-2's layout" in error and str(folder) in error
+
+
+def test_damaged_files_of_prepared_data_are_made_again(prepared: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(prepared / "data", tmp_path / "data")
+    shutil.copy(Tokenizer().paths[1], data / "partial_reverse" / "merges.txt")
+    options = (f"--corpus={prepared / 'corpus'}", *OPTIONS)
+    assert "Doing so now" in succeed(
+        "prepare.py", *options, f"--data_dir={data / 'partial_reverse'}"
+    )
+    assert Tokenizer([], data / "partial_reverse").sha256 == tokenizer_of(prepared).sha256
+
+
+def test_a_run_is_exported_with_its_own_tokenizer(prepared: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "out"
+    succeed("train.py", prepared / "partial_reverse.py", f"--out_dir={out_dir}")
+    weights = torch.load(out_dir / "checkpoint-6.pt", weights_only=True)["model"]
+    assert weights["transformer.wte.weight"].shape[0] == 448, "402 padded to a multiple of 64"
+    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
+    export = out_dir / "hf" / "checkpoint-6"
+    config = json.loads((export / "config.json").read_text())
+    assert (config["vocab_size"], config["eos_token_id"]) == (SIZE + 2, SIZE)
+    assert Tokenizer([], export).sha256 == tokenizer_of(prepared).sha256
+    shutil.rmtree(out_dir / "hf")
+    for name, path in zip(TOKENIZER, Tokenizer().paths, strict=True):
+        shutil.copy(path, out_dir / name)
+    assert "holds another tokenizer" in fail("convert_to_hf.py", f"--out_dir={out_dir}")
