@@ -1,11 +1,11 @@
 """Show the text that a step of training reads, or find the steps that read a text.
 
     python batch_viewer.py config/partial_reverse.py --step=1200
-    python batch_viewer.py config/partial_reverse.py --contains="the red ball"    # as it is read
-    python batch_viewer.py --out_dir=out/mine --step=7          # of a run, with its settings
+    python batch_viewer.py config/partial_reverse.py --contains="the red ball"    # as in the data
+    python batch_viewer.py --out_dir=out/mine --step=7          # a step of this run
 
-A step is a function of the token files, the seeds and the settings of the order alone. It does not
-depend on the batch size, on the number of processes or on the model. Step N is the update that
+The tokens of a step depend only on the token files, block_size, tokens_per_step and the seed of the
+order, not on the batch size, the number of processes or the model. Step N is the update that
 `step N` in the log reports. Two people who print the same SHA-256 read the same tokens.
 """
 
@@ -27,7 +27,7 @@ from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer, open_tokenizer
 
 _CHUNK = 1 << 22  # tokens searched in one go
-_MOST = 20  # places of a text that are printed
+_MOST = 20  # blocks to print for a text
 
 
 def main(settings: Settings) -> None:
@@ -44,19 +44,19 @@ def main(settings: Settings) -> None:
 
 
 def require_data_of_run(settings: Settings, meta: token_files.Meta) -> None:
-    """Raise UserError if a run of out_dir was trained on other tokens than those of data_dir."""
+    """Raise UserError if the run in out_dir was trained on other data than data_dir holds."""
     if kept := checkpoint.list_checkpoints(Path(settings.out_dir)):
         read = checkpoint.load(kept[-1]).data["splits"]["train"]["sha256"]
         if read != meta.splits["train"]["sha256"]:
             raise UserError(
                 f"the run in {settings.out_dir} read other tokens than those in "
-                f"{settings.data_dir} (train.bin has the SHA-256 {read[:12]}… there). Name the "
+                f"{settings.data_dir} (train.bin of the run: SHA-256 {read[:12]}…). Name the "
                 "data of the run with --data_dir=, or another --out_dir="
             )
 
 
 def blocks_of(step: int, count: int, settings: Settings) -> np.ndarray:
-    """The blocks that step `step` (from 1) reads, (blocks_per_step,), out of `count`."""
+    """Indices of the blocks, out of `count`, that step `step` (from 1) reads: (n,) int64."""
     return token_files.step_blocks(
         count, settings.blocks_per_step, settings.seed_of_order, step - 1
     )
@@ -75,7 +75,7 @@ def show(step: int, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer
 
 
 def sentences_of(block: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
-    """The sentences of a block (T,); the last may be cut, and the first may be the rest of one."""
+    """Yield the sentences of a block (T,) as text; the first and the last may be incomplete."""
     ends = np.flatnonzero(block == tokenizer.end_of_text)
     for part in np.split(block, ends + 1):
         whole = part[:-1] if len(part) and part[-1] == tokenizer.end_of_text else part
@@ -84,7 +84,7 @@ def sentences_of(block: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def find(text: str, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer) -> None:
-    """Print the steps that read a text, with its block in train.bin."""
+    """Print the blocks of train.bin that contain a text, and the steps that read them."""
     holders = sorted(set(places(text, blocks, tokenizer)))
     steps: dict[int, list[int]] = {block: [] for block in holders}
     for step in range(1, settings.max_steps + 1) if steps else ():
@@ -99,7 +99,7 @@ def find(text: str, blocks: np.ndarray, settings: Settings, tokenizer: Tokenizer
 
 
 def places(text: str, blocks: np.ndarray, tokenizer: Tokenizer) -> Iterator[int]:
-    """The blocks that hold a text; one that runs over the end of a block is in both."""
+    """Yield the index of each block with the text, and of both blocks if it spans two."""
     pattern = "|".join(map(re.escape, tokenizer.markers))
     wanted = (re.sub(rf"\s+({pattern})", r"\1", text) if pattern else text).encode()
     pieces = np.array([tokenizer.bytes_of(i) for i in range(tokenizer.vocab_size)], object)

@@ -14,11 +14,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-IGNORED = -100  # a target that counts for nothing
-# Rows whose logits exist at one time: at most this many, or twice the width of a wider model,
-# so that going over the chunk's logits outweighs adding to the gradient of the weights.
+IGNORED = -100  # a target that is left out of the loss
+# The most rows whose logits are in memory at a time (for a wide model, twice its width, because
+# each chunk also adds to the gradient of all weights of the head).
 MIN_CHUNK_ROWS = 256
-# The loss of a chunk, and the gradient of its logits: see `chunk_loss`.
+# The type of `chunk_loss`.
 ChunkLoss = Callable[..., tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
 
 
@@ -37,12 +37,12 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding: the next multiple of 64."""
+        """The number of rows in the token embedding: vocab_size, rounded up to a multiple of 64."""
         return -(-self.vocab_size // 64) * 64
 
 
 class Attention(nn.Module):
-    """Causal self-attention with many heads; softmax in fp32 whatever the dtype."""
+    """Multi-head causal self-attention, with softmax in fp32 whatever the dtype."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block, layer norms first."""
+    """A transformer block with layer norms before attention and MLP."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         """Hidden states (B, T, C), before the head.
 
-        tokens: (B, T) int64. positions: the same, if they do not count from 0 in each row.
-        mask: (B, 1, T, T), added to attention's scores; without one, each token sees all before it.
+        tokens: (B, T) int64. positions: (B, T) int64, unless each row counts from 0.
+        mask: (B, 1, T, T), added to the attention scores; if None, attention is causal.
         """
         x = self.wte(tokens)
         if self.position_embeddings:
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2 with its head, which is the token embedding itself."""
+    """GPT-2 with a language-model head that shares the weights of the token embedding."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class GPT(nn.Module):
         self._init_weights()
 
     def compile_parts(self) -> None:
-        """Compile the transformer and the loss of one chunk, for inputs of one shape."""
+        """Compile the transformer and `chunk_loss`, for inputs of one fixed shape."""
         self.transformer.compile(dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
@@ -171,9 +171,9 @@ class GPT(nn.Module):
         return head_loss(hidden.flatten(0, 1), head, targets.flatten(), vocab_size, self.chunk_loss)
 
     def flops_per_token(self) -> int:
-        """Floating-point operations of a training step per token (Chowdhery et al. 2022, B).
+        """Floating-point operations per token in training (Chowdhery et al. 2022, appendix B).
 
-        6 for each weight of a matrix product, the head included and position embeddings not,
+        6 for each weight in a matrix product (including the head, not the position embeddings),
         and 12 * layers * width * context for attention, not halved for causality.
         """
         c = self.config
@@ -207,10 +207,10 @@ def chunk_loss(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The summed loss of some rows, and the gradient of their logits.
 
-    rows: (n, C) and words: (V, C), in one dtype. targets: (n,) int64, IGNORED where none. Returns
-    the sum, the gradient (n, V) except at the targets, and that at the targets (n,), both in the
-    dtype of rows. This is what torch.compile sees: the loop over chunks stays out of its graph, or
-    else it would keep the gradients of all chunks in memory.
+    rows: hidden states (n, C). words: embeddings (V, C). targets: (n,) int64, IGNORED where none.
+    Returns the sum in nats, the gradient of the logits (n, V) for all words but the targets, and
+    that for the targets (n,), both in the dtype of rows. Only this function is compiled: a graph
+    with the loop over chunks would keep the gradients of all chunks in memory.
     """
     logits = (rows @ words.T).float()  # (n, V)
     logits[:, vocab_size:] = -torch.inf
@@ -236,9 +236,9 @@ def head_loss(
     """The mean cross-entropy of a linear head over all targets that are not IGNORED, in nats.
 
     hidden: (N, C). weight: (V, C), of which only the first vocab_size rows are words.
-    targets: (N,) int64, IGNORED where none. of_chunk: chunk_loss, or the same compiled. Same value
-    and gradients as F.cross_entropy on the logits in fp32. Raises nothing; without a single target
-    the loss is NaN.
+    targets: (N,) int64, IGNORED where none. of_chunk: chunk_loss, compiled or not. The loss
+    and its gradients equal those of F.cross_entropy on the logits in fp32; without any target, the
+    loss is NaN.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
@@ -249,10 +249,10 @@ def head_loss(
 
 
 def chunk_rows(rows: int, width: int) -> int:
-    """The rows of a chunk: the largest divisor of all rows within the limit.
+    """The number of rows in a chunk: the largest divisor of `rows` up to a limit.
 
-    If this is less than half the limit, the chunks are as equal as possible instead, and the last
-    one is smaller.
+    If that is less than half the limit, the rows are divided as equally as possible instead, and
+    the last chunk is smaller.
     """
     limit = max(MIN_CHUNK_ROWS, 2 * width)
     divisor = max(n for n in range(1, min(rows, limit) + 1) if rows % n == 0)
@@ -299,7 +299,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a product of matrices to a matrix in fp32, in place."""
+    """Add the matrix product of left and right to `total`, which is in fp32, in place."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:  # in fp32: in fp16, the product might overflow

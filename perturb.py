@@ -3,9 +3,9 @@
     python perturb.py                                    # one sentence in every language
     python perturb.py partial_reverse "He cleans his very messy bookshelf."
 
-A language is a row of LANGUAGES. Its function gets the sentences, their markers' ids and a random
-generator whose state is kept between calls, and returns the same number of perturbed sentences in
-the same order. Its inverse gets the tokens of one perturbed sentence and returns the original ones.
+A language is a row of LANGUAGES. Its function gets the sentences, the ids of its markers and a
+random generator whose state is kept between calls, and returns the same number of perturbed
+sentences in the same order. Its inverse turns the tokens of one sentence into the original ones.
 Definitions and random numbers are exactly those of Kallini et al. 2024 (section 3, table 1) and its
 code.
 """
@@ -32,22 +32,22 @@ Hops = Literal["", "tokens", "words"]
 
 
 class NoWayBack(Exception):  # noqa: N818
-    """No sentence has these tokens in the language; says why."""
+    """Raised if tokens cannot be undone to a sentence; the message says why."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """One row of the table of languages."""
+    """A language: one row of LANGUAGES."""
 
     title: str  # the paper's name
     perturb: Perturb
-    summary: str  # what happens to a sentence, for people
+    summary: str  # what happens to a sentence, in words
     markers: tuple[str, ...] = ()
-    seed: int = 0  # of the generator; train, val and test each start one afresh
-    min_tokens: int = 2  # sentences with fewer are dropped, after their random draw
-    max_tokens: int | None = None  # and those with more
+    seed: int = 0  # of the random generator; each split starts with a new one
+    min_tokens: int = 2  # shorter sentences are dropped, after their random draw
+    max_tokens: int | None = None  # longer sentences are dropped too
     any_length: bool = False  # whether a token's place does not depend on the sentence's length
-    # Whether it reads annotated verbs, and what its hops count: the two join clitics differently.
+    # For a *Hop language, which reads annotated verbs: what it counts from verb to marker.
     hops: Hops = ""
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
@@ -90,7 +90,7 @@ class Language:
 
     @property
     def drops(self) -> str:
-        """Which sentences are dropped, for people."""
+        """A description of the sentences that are dropped, for messages."""
         most = f" or more than {self.max_tokens}" if self.max_tokens else ""
         hops = ", or fewer than 4 words after a verb" if self.hops else ""
         return f"fewer than {self.min_tokens}{most} tokens{hops}"
@@ -109,8 +109,8 @@ class Language:
     ) -> None:
         """Undo some sentences, evenly spaced, and compare them with the originals.
 
-        sentences, kept: what `apply` was given and what it returned. Raises
-        UserError for the shortest of these sentences that `invert` does not restore.
+        sentences, kept: the argument and the result of `apply`. Raises UserError for the shortest
+        of these sentences that `invert` does not restore.
         """
         if self.invert is None or not len(kept.lengths):
             return
@@ -182,7 +182,7 @@ def full_reverse(s: Sentences, markers: list[int], rng: np.random.Generator) -> 
 
 
 def _without_marker(tokens: np.ndarray, markers: list[int]) -> tuple[np.ndarray, int]:
-    """The tokens (n,) without their one marker, and its place. Raises NoWayBack."""
+    """The tokens (n,) without their marker, and its place. Raises NoWayBack unless there is one."""
     places = np.flatnonzero(tokens == markers[0])
     if len(places) != 1:
         raise NoWayBack("no marker" if not len(places) else f"{len(places)} markers, 1 expected")
@@ -206,12 +206,12 @@ def undo_full_reverse(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
 
 
 def no_shuffle(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """The sentence as it is."""
+    """Return the sentences unchanged."""
     return s
 
 
 def undo_no_shuffle(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
-    """The tokens as they are."""
+    """Return the tokens unchanged."""
     return tokens
 
 
@@ -226,17 +226,17 @@ def nondeterministic_shuffle(
     return Sentences(tokens, s.offsets)
 
 
-# Of a sentence of n tokens, the old place of each new token, (n,) int64.
+# From the length n of a sentence to the old place of each token in the new order, (n,) int64.
 Order = Callable[[int], np.ndarray]
 
 
 def deterministic_order(n: int, *, seed: int) -> np.ndarray:
-    """All sentences of one length are shuffled alike."""
+    """A random order, the same for all sentences of n tokens."""
     return np.random.default_rng(seed).permutation(n)
 
 
 def local_order(n: int, *, window: int) -> np.ndarray:
-    """Every `window` tokens are shuffled alike; the last ones of a sentence may be fewer."""
+    """An order that shuffles each window in the same way; the last window may be shorter."""
     whole, rest = divmod(n, window)
     starts = np.arange(whole)[:, None] * window
     within, last = (np.random.default_rng(0).permutation(size) for size in (window, rest))
@@ -244,14 +244,14 @@ def local_order(n: int, *, window: int) -> np.ndarray:
 
 
 def even_odd_order(n: int) -> np.ndarray:
-    """The tokens at even places (from 0), then those at odd ones."""
+    """An order that puts the even places (from 0) before the odd ones."""
     return np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)])
 
 
 def rearrange(
     s: Sentences, markers: list[int], rng: np.random.Generator, *, order: Order
 ) -> Sentences:
-    """Sentences in a new order that depends on their length alone."""
+    """Reorder the tokens of each sentence; the order depends only on its length."""
     lengths, which = np.unique(s.lengths, return_inverse=True)
     orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])
     # The order of each sentence begins where that of its length does in `orders`.
@@ -261,29 +261,29 @@ def rearrange(
 
 
 def undo_rearrange(tokens: np.ndarray, markers: list[int], *, order: Order) -> np.ndarray:
-    """Each token back at its old place."""
+    """Put each token back in its old place."""
     original = np.empty_like(tokens)
     original[order(len(tokens))] = tokens
     return original
 
 
 def no_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """A marker directly after each verb."""
+    """Insert a marker directly after each verb."""
     return _mark(s, markers, s.verbs.end)
 
 
 def token_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """A marker four tokens after each verb, or at the end of the sentence."""
+    """Insert a marker four tokens after each verb, or at the end of the sentence."""
     return _mark(s, markers, np.minimum(s.verbs.end + _HOP, s.lengths[s.verbs.sentence]))
 
 
 def word_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """A marker four words after each verb, or at the end of the sentence."""
+    """Insert a marker four words after each verb, or at the end of the sentence."""
     return _mark(s, markers, s.verbs.hop)
 
 
 def _mark(s: Sentences, markers: list[int], places: np.ndarray) -> Sentences:
-    """Put the marker of each verb's number at a place of its sentence, (K,)."""
+    """Insert a singular or plural marker for each verb, at `places` (K,) in its sentence."""
     places = s.offsets[s.verbs.sentence] + places
     order = np.argsort(places, kind="stable")  # on one place, the left verb's marker comes first
     marker = np.where(s.verbs.is_plural, markers[1], markers[0])
@@ -295,13 +295,13 @@ def _mark(s: Sentences, markers: list[int], places: np.ndarray) -> Sentences:
 def undo_hop(tokens: np.ndarray, markers: list[int], *, hop: int) -> np.ndarray:
     """The tokens without the markers.
 
-    Raises NoWayBack if fewer than `hop` + 1 other tokens (a verb, and those it hops over) precede a
+    Raises NoWayBack if fewer than `hop` + 1 other tokens (a verb and the tokens between) precede a
     marker.
     """
     is_marker = np.isin(tokens, markers)
     places = np.flatnonzero(is_marker)
     if (places - np.arange(len(places)) <= hop).any():
-        raise NoWayBack("a marker that no verb can have")
+        raise NoWayBack("a marker too early to follow a verb")
     return tokens[~is_marker]
 
 
@@ -313,7 +313,7 @@ _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out l
 
 
 def _reverse(title: str, perturb: Perturb, invert: Invert, change: str) -> Language:
-    """A row of the *Reverse family: all three draw the same places for the marker."""
+    """A *Reverse language; all three draw the same places for their markers."""
     options = {"seed": 21, "invert": invert, "control": "no_reverse"}
     return Language(title, perturb, f"a marker at a random place{change}", (REVERSE,), **options)
 
@@ -321,19 +321,19 @@ def _reverse(title: str, perturb: Perturb, invert: Invert, change: str) -> Langu
 def _shuffle(
     title: str, perturb: Perturb, invert: Invert | None, summary: str, any_length: bool = False
 ) -> Language:
-    """A row of the *Shuffle family: without markers, and without very long sentences."""
+    """A *Shuffle language: it has no markers and drops very long sentences."""
     options = {"max_tokens": _LONGEST_SHUFFLED, "any_length": any_length, "invert": invert}
     return Language(title, perturb, summary, control="no_shuffle", **options)
 
 
 def _rearranged(title: str, order: Order, summary: str) -> Language:
-    """A row of the *Shuffle family whose order depends on a sentence's length alone."""
+    """A *Shuffle language whose order depends only on the length of a sentence."""
     perturb, invert = (functools.partial(f, order=order) for f in (rearrange, undo_rearrange))
     return _shuffle(title, perturb, invert, summary)
 
 
 def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Language:
-    """A row of the *Hop family: a marker of number for each verb of the third person present."""
+    """A *Hop language: a singular or plural marker for each third-person present verb."""
     invert = functools.partial(undo_hop, hop=hop)
     options = {"any_length": True, "hops": hops, "invert": invert, "control": "no_hop"}
     summary = f"verbs as lemmas, a marker of number {marked}"
@@ -390,7 +390,7 @@ def get(name: str) -> Language:
 
 
 def show(language: Language, text: str) -> str:
-    """One sentence in one language, as tokens set apart by spaces."""
+    """One sentence in one language, its tokens separated by spaces."""
     from impossible.text import annotate, verbs  # only this command needs them
     from impossible.text.tokenizer import Tokenizer
 
@@ -408,7 +408,7 @@ def show(language: Language, text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print a sentence in the language named, or in all."""
+    """Print a sentence in the language that is named or, without a name, in every language."""
     if len(arguments) > 2:
         raise UserError(
             f"{len(arguments)} arguments given, at most 2 expected: a language and a sentence. Put "

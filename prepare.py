@@ -47,9 +47,9 @@ from perturb import Language
 CHUNK = 1 << 16  # sentences perturbed or written in one go
 _TOGETHER = 2  # languages written at a time
 _FEW = 1000  # sentences of a genre; eval.py samples as many
-# The settings that decide on the text.
+# The settings that determine the text.
 _OF_TEXT = ("corpus", "annotations", "sotu_years", "text_column", "invalid_utf8")
-_PACKAGES = ("numpy", "sentencex", "tiktoken")  # that decide on tokens
+_PACKAGES = ("numpy", "sentencex", "tiktoken")  # their versions may change the tokens
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Job:
 
     @property
     def data_dir(self) -> Path:
-        """The folder of its token files."""
+        """The folder for the token files."""
         return Path(self.settings.data_dir)
 
 
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
-    # What the same tokens have, before a language.
+    # of the encoded text
     names = ("corpus", "corpus_version", "segmenter", "annotator", "tokenizer")
     groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
@@ -80,7 +80,7 @@ def main(runs: list[Settings]) -> None:
 
 
 def unfinished(jobs: list[Job]) -> list[Job]:
-    """The jobs that are not done; prints which are."""
+    """The jobs that are not done yet. Prints the others."""
     done = [job for job in jobs if is_done(job)]
     for job in done:
         version = job.identity["corpus_version"]
@@ -89,12 +89,12 @@ def unfinished(jobs: list[Job]) -> list[Job]:
 
 
 def is_done(job: Job) -> bool:
-    """Whether data_dir holds the token files. Raises UserError if others are in their place."""
+    """Whether data_dir holds the token files of the job. Raises UserError if it holds others."""
     if not (job.data_dir / token_files.META).exists():
         return False
     meta = token_files.read_meta(job.data_dir)
     differences = [
-        f"{key}: {getattr(meta, key)!r} there, {value!r} now"
+        f"{key}: {getattr(meta, key)!r}, not {value!r}"
         for key, value in job.identity.items()
         if key != "corpus" and getattr(meta, key) != value  # corpus_version says what was read
     ]
@@ -116,7 +116,7 @@ def is_done(job: Job) -> bool:
 
 
 def jobs_of(runs: list[Settings]) -> list[Job]:
-    """The languages to prepare. Raises UserError for two in one folder."""
+    """A job for each language. Raises UserError if two of them have the same data_dir."""
     version = functools.cache(version_of)  # each corpus is hashed once
     jobs: dict[Path, Job] = {}
     for settings in runs:
@@ -141,7 +141,7 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
 
 
 def version_of(settings: Settings) -> str:
-    """The exact identity of the text now: of a corpus, or of annotated files in its place."""
+    """A line that identifies the current text of the corpus, or of the annotated files."""
     if settings.annotations:
         return annotated_files.version(Path(settings.corpus))
     return corpus.version(settings)
@@ -212,7 +212,7 @@ def prepare(jobs: list[Job]) -> None:
 
 @contextlib.contextmanager
 def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
-    """Yield a function from a split to its sentences, before the language changes them."""
+    """Yield a function that returns the original sentences of a split, given its name."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
     if not hops:
         yield lambda split: sentences.read(splits[split], settings, tokenizer)
@@ -233,7 +233,7 @@ def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str]
 
 
 def require_unchanged(job: Job) -> None:
-    """Raise UserError if the text is not what it was when it was opened."""
+    """Raise UserError if the text has changed since it was opened."""
     try:
         is_same = version_of(job.settings) == job.identity["corpus_version"]
     except UserError:  # a file that is gone
@@ -297,7 +297,7 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
 def perturb_all(sentences: Sentences, job: Job) -> Sentences:
     """The sentences that a language keeps, perturbed, in order.
 
-    Raises UserError if it produces token ids beyond its vocabulary, or if its inverse is wrong.
+    Raises UserError if the language produces ids beyond its vocabulary or has a wrong inverse.
     """
     rng = np.random.default_rng(job.language.seed)  # runs on from chunk to chunk
     marker_ids = list(job.tokenizer.markers.values())
@@ -318,7 +318,7 @@ def perturb_all(sentences: Sentences, job: Job) -> Sentences:
 
 
 def closed(sentences: Sentences, order: np.ndarray, end_of_text: int) -> Iterator[np.ndarray]:
-    """The tokens of all sentences in that order, each followed by the end-of-text token."""
+    """Yield the sentences in `order` as tokens, each ended by the end-of-text token."""
     for start in range(0, len(order), CHUNK):
         chunk = sentences.take(order[start : start + CHUNK])
         yield np.insert(chunk.tokens, chunk.offsets[1:], end_of_text)

@@ -1,13 +1,13 @@
 """Continue a prompt with checkpoints of a run, exported models, or revisions on the Hub.
 
-    python sample.py                                            # the last of out/partial_reverse
+    python sample.py                                            # last one in out/partial_reverse
     python sample.py config/demo_partial_reverse.py --checkpoint=all --prompt="The people"
     python sample.py --checkpoint=500,3000 --samples=3 --temperature=0.8 --top_k=50 --seed=1
-    python sample.py --undo                                     # and the perturbation undone
+    python sample.py --undo                                     # also undo the perturbation
     python sample.py --model=USER/NAME --checkpoint=checkpoint-500
 
-Prints the continuations of all checkpoints one below the other. The text is that of the language:
-a marker in the prompt (🅁) is read as the marker.
+Prints the continuations of all checkpoints one below the other. Write the prompt in the language of
+the model: a marker (🅁) in it is read as a marker token.
 """
 
 import sys
@@ -30,7 +30,7 @@ from perturb import Language, NoWayBack
 
 
 def main(settings: Settings) -> None:
-    """Print continuations of the prompt, by every model that is named."""
+    """Print continuations of the prompt by each of the chosen models."""
     language = perturb.get(settings.language)
     tokenizer = Tokenizer(language.markers)
     text = sentence(settings.prompt, "prompt", "sample.py", may_begin_with_space=True)
@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
 def require_fitting(
     scorer: Scorer, length: int, vocab_size: int, settings: Settings, name: str
 ) -> None:
-    """Raise UserError if the vocabulary differs, or if the prompt and new tokens do not fit."""
+    """Raise UserError if the vocabulary differs, or if prompt and new tokens are too long."""
     if len(scorer.head) != vocab_size:
         raise UserError(
             f"{name} has a vocabulary of {len(scorer.head):,} tokens, but {settings.language} "
@@ -70,7 +70,7 @@ def require_fitting(
 
 @torch.inference_mode()
 def generate(scorer: Scorer, prompt: list[int], end_of_text: int, settings: Settings) -> list[int]:
-    """The prompt and its continuation, as token ids; ends early at the end-of-text token."""
+    """The token ids of the prompt and its continuation, which ends at an end-of-text token."""
     tokens = list(prompt)
     for _ in range(settings.new_tokens):
         batch = torch.tensor([tokens], device=scorer.device)  # (1, T)

@@ -44,11 +44,11 @@ from model import GPT, IGNORED, next_tokens
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 # SIGQUIT (Ctrl-\) stays the way to end a run at once.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-# Of fp16's loss scale: it begins at 2^16 and is halved by each step whose gradient is not finite.
+# The smallest loss scale in fp16: from 2^16, each step whose gradient is not finite halves it.
 _SMALLEST_SCALE = 2.0**-20
 # Settings that may differ between the processes of a run.
 _PER_PROCESS = ("device", "data_dir", "out_dir", "tracker", "tracker_project")
-_MEASURED = 3  # micro-batches that measure a device's speed; one more, which compiles, comes first
+_MEASURED = 3  # micro-batches that are timed, after a first one that compiles the model
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
@@ -57,7 +57,7 @@ class Stopped(Exception):  # noqa: N818 (no error)
 
 @dataclass
 class Run:
-    """The parts of a training, and its current step."""
+    """The components and the current step of a training run."""
 
     settings: Settings  # with the dtype that is used in place of `auto`
     meta: Meta
@@ -68,9 +68,9 @@ class Run:
     model: GPT
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    wrapped: nn.Module  # the model, compiled and joined with those of the other processes
-    kept_steps: dict[int, list[str]]  # those with a checkpoint, and BabyLM's names for each
-    # Gradient accumulation steps of each process in a step; empty until they are measured.
+    wrapped: nn.Module  # the model, compiled and connected to the other processes
+    kept_steps: dict[int, list[str]]  # step with a checkpoint -> BabyLM's names for it
+    # The number of micro-batches of each process in a step; empty until it is measured.
     accumulation_steps: list[int]
     step: int = 0
     val_loss: float = math.nan  # the latest, in nats per token
@@ -79,7 +79,7 @@ class Run:
     saved_step: int = 0
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
     device_names: list[str] = field(default_factory=list)  # by rank
-    stop_signals: list[int] = field(default_factory=list)  # that this process got
+    stop_signals: list[int] = field(default_factory=list)  # received by this process
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     saving: Future[None] | None = None  # the state that is being written in the background
 
@@ -90,32 +90,32 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to train or to validate."""
+        """Whether all steps are trained and validated."""
         return self.step >= self.settings.max_steps and self.record is None
 
     @property
     def is_validated(self) -> bool:
-        """Whether the validation loss after the current step is measured."""
+        """Whether the model is to be validated after the current step."""
         return self.step % self.settings.eval_interval == 0 or self.step in self.kept_steps
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the current step is complete, and one with a checkpoint."""
+        """Whether the current step is complete and is to be saved as a checkpoint."""
         return self.step in self.kept_steps and self.record is None
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of one optimizer step, of all processes together."""
+        """The number of micro-batches in one optimizer step, over all processes."""
         return self.settings.blocks_per_step // self.settings.batch_size
 
     def blocks(self, step: int) -> np.ndarray:
-        """The training blocks of step `step` (from 0), of all processes."""
+        """Indices of the blocks that step `step` (from 0) reads, (blocks_per_step,) int64."""
         s = self.settings
         count = len(self.train_blocks)
         return token_files.step_blocks(count, s.blocks_per_step, s.seed_of_order, step)
 
     def stop_if_asked(self) -> None:
-        """Raise Stopped if any process was asked to stop, or has lost torchrun; all must call it.
+        """Raise Stopped if a process should stop or lost torchrun. All processes must call this.
 
         This is checked before each micro-batch, because torchrun kills its processes 30 s after
         asking them to end, and a whole step can take that long.
@@ -131,7 +131,7 @@ class Run:
 
 
 def main(settings: Settings) -> None:
-    """Train until max_steps, keeping checkpoints on the way."""
+    """Train until max_steps, and save checkpoints."""
     run = open_run(settings, distributed.join_world())
     with opened(run):
         resume(run)
@@ -147,9 +147,9 @@ def main(settings: Settings) -> None:
 
 
 def open_run(settings: Settings, world: World) -> Run:
-    """Check the settings against the data and the devices, and build what they describe.
+    """Build the run that the settings describe.
 
-    Raises UserError if they do not fit together.
+    Raises UserError if the settings, the data and the devices do not fit together.
     """
     accumulation_steps = given_shares(settings, world.size)
     device = distributed.pick_device(settings.device, world)
@@ -201,7 +201,7 @@ def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
 
 @contextlib.contextmanager
 def opened(run: Run) -> Iterator[None]:
-    """Hold the lock of the run's folder and the process group; make torch's errors readable."""
+    """Lock the run's folder and open the process group for the block; explain torch's errors."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
     with files.locked(run.out_dir) if run.world.is_first else contextlib.nullcontext():
         distributed.connect(run.world, run.device)
@@ -217,7 +217,7 @@ def opened(run: Run) -> Iterator[None]:
 
 
 def readable(error: BaseException, run: Run) -> BaseException:
-    """The UserError for torch's errors about memory, compilation or lost processes."""
+    """A UserError for an error about memory, compilation or a lost process; else the same error."""
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
             f"micro-batches of {run.settings.batch_size} blocks need too much memory "
@@ -251,7 +251,7 @@ def wrap(run: Run) -> None:
 
 
 def listen(run: Run) -> None:
-    """From now on, a signal that asks for an end makes the run stop after a whole step.
+    """Make signals that ask for an end stop the run, which then saves its last whole step.
 
     A signal that is ignored already, as nohup does with SIGHUP, stays ignored. A second Ctrl-C ends
     the process at once. torchrun passes on the first one as SIGINT and the second one as SIGTERM.
@@ -273,7 +273,7 @@ def listen(run: Run) -> None:
 
 
 def train(run: Run) -> None:
-    """The loop: update, validate, log and save, until the run is done or asked to stop."""
+    """Run the training loop: update, validate, log and save, until done or asked to stop."""
     s, first = run.settings, run.step
     with Log(s, run.world.is_first, first, first if run.record else first + 1) as log:
         peak = announce(run, log)
@@ -305,7 +305,7 @@ def train(run: Run) -> None:
 
 
 def update(run: Run, learning_rate: float) -> torch.Tensor:
-    """One optimizer step, on the blocks of step `run.step` (from 0).
+    """Run one optimizer step, on the blocks of step `run.step` (from 0).
 
     Returns this process's mean loss and the norm of the gradient before clipping, (2,), still on
     the device. Raises Stopped, with the weights unchanged, if any process was asked to stop.
@@ -347,7 +347,7 @@ def update(run: Run, learning_rate: float) -> torch.Tensor:
 def validate(run: Run) -> float:
     """The mean loss over the validation blocks, in nats per token.
 
-    Each process reads an equal share; all must call this. Raises Stopped.
+    All processes must call it; each reads an equal share. Raises Stopped if one is asked to stop.
     """
     run.model.eval()
     batch_size, world = run.settings.batch_size, run.world
@@ -372,7 +372,7 @@ def validate(run: Run) -> float:
 
 
 def learning_rate_at(step: int, settings: Settings) -> float:
-    """The learning rate of update `step`, from 0: linear up to its peak, then linear down to 0.
+    """The learning rate of step `step` (from 0): it rises linearly, then falls linearly to 0.
 
     transformers' linear schedule, which mistral used: the first update has rate 0.
     """
@@ -383,12 +383,12 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of the dropout of one process in one step."""
+    """The seed for dropout in one process and one step."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The tokens of some blocks on the device, (B, T) int64."""
+    """Copy the blocks with these indices to the device. Returns their tokens, (B, T) int64."""
     batch = torch.from_numpy(blocks[indices].astype(np.int64))
     if device.type == "cuda":
         return batch.pin_memory().to(device, non_blocking=True)
@@ -396,10 +396,10 @@ def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch
 
 
 def read(run: Run, pending: list[torch.Tensor]) -> tuple[float, float]:
-    """The mean loss over all processes, and the norm of the gradient, of the latest step.
+    """The loss (mean over all processes) and the gradient norm of the latest step.
 
-    pending: both, (2,), of each step up to the latest, as this process has them, on the device: the
-    device works on until they are read. Raises UserError for the first step that diverged.
+    pending: what `update` returned for each step since the last record; the device need not wait
+    until they are read here. Raises UserError for the first step that diverged.
     """
     rows = (run.world.sum(torch.stack(pending)) / run.world.size).tolist()
     for step, (loss, grad_norm) in enumerate(rows, run.step - len(rows) + 1):
@@ -413,7 +413,7 @@ def read(run: Run, pending: list[torch.Tensor]) -> tuple[float, float]:
 
 
 def require_finite(run: Run, step: int, name: str, value: float) -> None:
-    """Raise UserError if training has diverged by `step`, so that this step is not saved."""
+    """Raise UserError if a value of `step` is not finite, so that a diverged run is not saved."""
     if math.isfinite(value):
         return
     wait_for_saving(run)
@@ -426,18 +426,18 @@ def require_finite(run: Run, step: int, name: str, value: float) -> None:
 
 
 def announce(run: Run, log: Log) -> float:
-    """Describe the run and its devices. Returns the total peak FLOP/s, the reference for MFU."""
+    """Print the run and its devices. Returns the total peak FLOP/s, the reference for MFU."""
     s, world = run.settings, run.world
     peak = sum(world.gather(distributed.peak_flops(run.device, getattr(torch, s.dtype))))
     devices = ", ".join(f"{n} x {name}" for name, n in run.sessions[-1]["devices"].items())
-    # One number if all processes take as many micro-batches, and else one for each.
+    # One number if all processes take the same number of micro-batches, else one for each.
     is_equal = len(set(run.accumulation_steps)) == 1
     steps = "/".join(map(str, run.accumulation_steps[: 1 if is_equal else None]))
     log.say(
         f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
         f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on\n"
         f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {steps} micro-batches "
-        f"x {s.batch_size} blocks, {s.dtype}, on {devices}. MFU is the share of "
+        f"x {s.batch_size} blocks, {s.dtype}, on {devices}. MFU is relative to "
         f"{peak / 1e12:.2f} TFLOP/s"
     )
     names = [name for names in run.kept_steps.values() for name in names]
@@ -452,9 +452,9 @@ def announce(run: Run, log: Log) -> float:
 
 
 def given_shares(settings: Settings, processes: int) -> list[int]:
-    """The gradient accumulation steps of each process; empty if they are to be measured.
+    """The number of micro-batches of each process in a step; empty if it must be measured.
 
-    Raises UserError if the processes cannot share the blocks of a step like that.
+    Raises UserError if the blocks of a step cannot be divided as `shares` says.
     """
     total = settings.blocks_per_step // settings.batch_size
     if settings.shares == "auto" and processes > 1 and total >= processes:
@@ -463,7 +463,7 @@ def given_shares(settings: Settings, processes: int) -> list[int]:
     shares = settings.shares.split(",") if is_explicit else [1.0] * processes
     if len(shares) != processes:
         raise UserError(
-            f"shares = {settings.shares!r} is for {len(shares)} processes, and there are "
+            f"shares = {settings.shares!r} is for {len(shares)} processes, but there are "
             f"{processes}. Give one number for each process, or set --shares=auto"
         )
     if total < processes or (settings.shares == "equal" and total % processes):
@@ -478,9 +478,9 @@ def given_shares(settings: Settings, processes: int) -> list[int]:
 
 
 def divide(shares: Sequence[float], total: int) -> list[int]:
-    """The micro-batches of each process, of `total`: in proportion to its share, at least one.
+    """Divide `total` micro-batches in proportion to the shares of the processes, at least one each.
 
-    total: no fewer than there are shares.
+    total: at least the number of shares. Returns the number of micro-batches of each process.
     """
     exact = np.array(shares) / sum(shares) * total
     steps = np.ones(len(shares), int)
@@ -490,7 +490,7 @@ def divide(shares: Sequence[float], total: int) -> list[int]:
 
 
 def measure_shares(run: Run) -> None:
-    """Divide a step by the speed of the processes, unless that is given or known already."""
+    """Divide a step among the processes by their measured speed, unless it is already divided."""
     if run.accumulation_steps:
         return
     blocks = np.arange(run.settings.batch_size) % len(run.train_blocks)
@@ -509,9 +509,9 @@ def measure_shares(run: Run) -> None:
 
 
 def owners_of_micro_batches(accumulation_steps: Sequence[int]) -> np.ndarray:
-    """The process of each micro-batch of a step, (sum of accumulation_steps,), evenly interleaved.
+    """The rank of the process that computes each micro-batch of a step, evenly interleaved.
 
-    For equal processes 0, 1, 0, 1, ...
+    Shape (sum of accumulation_steps,). For two equal processes: 0, 1, 0, 1, ...
     """
     total, owners = sum(accumulation_steps), []
     credit = np.zeros(len(accumulation_steps), np.int64)
@@ -523,9 +523,9 @@ def owners_of_micro_batches(accumulation_steps: Sequence[int]) -> np.ndarray:
 
 
 def stopping_points(accumulation_steps: Sequence[int], rank: int) -> set[int]:
-    """The micro-batches of a process before which all agree whether to stop.
+    """Indices of a process's micro-batches before which all processes agree whether to stop.
 
-    As many in each process, at equal parts of its work: nobody waits for a slower one.
+    Each process has equally many, evenly spread over its work, so that none waits for a slower one.
     """
     parts = np.array_split(np.arange(accumulation_steps[rank]), min(accumulation_steps))
     return {int(part[0]) for part in parts}
@@ -537,7 +537,7 @@ def stopping_points(accumulation_steps: Sequence[int], rank: int) -> set[int]:
 def resume(run: Run) -> None:
     """Load the training state, if there is one. All processes must call it.
 
-    Raises UserError if it is damaged, of another run, or not the same for all processes.
+    Raises UserError if it is damaged, belongs to another run or differs between processes.
     """
     run.device_names = run.world.gather(distributed.describe(run.device))
     path = checkpoint.state_path(run.out_dir)
@@ -558,7 +558,7 @@ def resume(run: Run) -> None:
 
 
 def require_agreement(run: Run) -> None:
-    """Raise UserError unless all processes train the same run, on the same data, from one step."""
+    """Raise UserError unless all processes start the same run, on the same data, at one step."""
     facts = run.settings.read_by("train.py")
     facts = {name: value for name, value in facts.items() if name not in _PER_PROCESS}
     for split in ("train", "val"):
@@ -569,7 +569,7 @@ def require_agreement(run: Run) -> None:
         for name, value in other.items():
             if value != first[name]:
                 raise UserError(
-                    f"process {rank} has {name} = {value!r}, and {first[name]!r} in the first. Run "
+                    f"process {rank} has {name} = {value!r}, process 0 has {first[name]!r}. Run "
                     "the same command on all machines, with an out_dir that they share. For GPUs "
                     "that choose different dtypes, name one: --dtype=float16"
                 )
@@ -601,7 +601,7 @@ def load_state(run: Run, path: Path) -> None:
 
 
 def save(run: Run, minutes: float) -> None:
-    """Write the state to resume from and, if it is due, the checkpoint, in one process.
+    """Save the training state and, if one is due, a checkpoint. Only the first process writes.
 
     The files are written in the background, from a copy. minutes: training time in this session.
     Raises UserError, and writes nothing, if a weight is not a finite number.
@@ -634,7 +634,7 @@ def save(run: Run, minutes: float) -> None:
 
 
 def write(out_dir: Path, state: Checkpoint, is_checkpoint: bool) -> None:
-    """Write a training state and, if it is one that is kept, the checkpoint."""
+    """Write a training state and, if is_checkpoint, a checkpoint of the same step."""
     files.sync(out_dir / LOG)  # before the state: its lines are not written again
     checkpoint.save(out_dir / checkpoint.STATE, state, out_dir / checkpoint.PREVIOUS_STATE)
     if is_checkpoint:
@@ -643,7 +643,7 @@ def write(out_dir: Path, state: Checkpoint, is_checkpoint: bool) -> None:
 
 
 def copied(value: Any) -> Any:
-    """The same value with copies of all tensors in it, on the CPU."""
+    """A copy of a nested value, with its tensors copied to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -654,7 +654,7 @@ def copied(value: Any) -> Any:
 
 
 def wait_for_saving(run: Run) -> None:
-    """Wait until the last state is written. Raises its error, once."""
+    """Wait until the last state is written. If that failed, raises the error, but only once."""
     saving, run.saving = run.saving, None  # a second Ctrl-C ends the wait for good
     if saving:
         saving.result()
@@ -668,13 +668,13 @@ def compare_replicas(run: Run) -> None:
     if run.world.is_first and any(other != first for other in others):
         print(
             f"warning: step {run.step}: the weights are no longer the same in all processes. "
-            "Checkpoints hold those of the first. GPUs of different kinds may round differently; "
-            "if yours are alike, please report it."
+            "Checkpoints hold the weights of process 0. GPUs of different kinds may round "
+            "differently; if yours are alike, please report it."
         )
 
 
 def finish(run: Run, pending: list[torch.Tensor], log: Log) -> None:
-    """Print that the run is done; or that it stops, after saving the last step.
+    """Save the last step if it is not saved yet, and print whether the run is done or stopped.
 
     pending: as in `read`.
     """

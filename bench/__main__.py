@@ -1,4 +1,4 @@
-"""Measure speed and memory side by side: medians of repetitions in turns, and their ratios.
+"""Measure speed and memory side by side: medians of alternating repetitions, and their ratios.
 
     python -m bench                       # what `make bench` runs: all three
     python -m bench train                 # takes the longest
@@ -6,8 +6,8 @@
     python -m bench evaluate [CORPUS]
     python -m bench gpu                   # `make gpu`: the first checks on a GPU
 
-GPT-2 Small at 1,024 tokens. Each program is a process of its own, which tells its peak memory. A
-table is a generator of rows: dicts from the head of a column to its cell.
+GPT-2 Small at 1,024 tokens. Each program runs in a process of its own, which reports its peak
+memory. A table is a generator of rows: dicts from column heading to cell.
 """
 
 import sys
@@ -38,12 +38,12 @@ ON_GPU = {
 
 
 def main(wanted: str = "all", corpus: str = "sotu") -> None:
-    """Print the tables that are wanted, on the texts of a corpus."""
+    """Print the chosen tables, measured on the texts of a corpus."""
     tables = TABLES | {"gpu": ON_GPU}
     if wanted not in ("all", *tables):
         sys.exit(__doc__)
     if wanted == "gpu" and not torch.cuda.is_available():
-        sys.exit("There is no GPU here: torch.cuda.is_available() is False.")
+        sys.exit("This machine has no GPU for torch: torch.cuda.is_available() is False.")
     device = distributed.describe(distributed.pick_device("auto", World()))
     print(f"# {date.today()}, {device} ({turns.processor()}), torch {torch.__version__}\n")
     parts = [tables[wanted]] if wanted in tables else TABLES.values()

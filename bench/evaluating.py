@@ -1,4 +1,4 @@
-"""Losses of the same sentences by one model: eval.py's way, and the published one."""
+"""The time to compute the losses of the same sentences with eval.py and as published."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ _PUBLISHED_BATCH = 8  # sentences
 
 
 def ours(folder: str) -> Callable[[], Any]:
-    """The scoring of a checkpoint by eval.py's own functions."""
+    """A function that scores the test sentences with eval.py's own functions."""
     device = distributed.pick_device("auto", World())
     if device.type == "cpu":
         distributed.keep_freed_memory()  # as eval.py does
@@ -33,7 +33,7 @@ def ours(folder: str) -> Callable[[], Any]:
 
 
 def published(folder: str) -> Callable[[], Any]:
-    """The same by transformers: sentences as sampled, in padded batches of eight, all logits."""
+    """A function that scores the test sentences as published: padded batches of 8, all logits."""
     import transformers
 
     device = distributed.pick_device("auto", World())
@@ -59,15 +59,15 @@ def published(folder: str) -> Callable[[], Any]:
 
 
 def drawn(folder: Path) -> scoring.Sequences:
-    """The test sentences of the bench."""
+    """Sample the test sentences to score."""
     return perplexity.draw(folder, token_files.read_meta(folder), _SCORED, 0)
 
 
 def export_model(folder: Path, deviation: float | None = None) -> float:
-    """Write checkpoint 1 of a new model into the folder of its data, and its export into hf/.
+    """Write checkpoint 1 of an untrained model into `folder`, and its export into hf/.
 
-    deviation: the standard deviation of its weights (if None, as usual). Returns the largest
-    difference of logits that the check of the export saw, as a share of the largest logit.
+    deviation: standard deviation of its weights (None: GPT-2's). Returns the largest difference
+    between the logits of model and export, as a share of the largest logit.
     """
     meta = token_files.read_meta(folder)
     weights = GPT(checkpoint.model_config(turns.MODEL, meta.vocab_size)).state_dict()
@@ -82,7 +82,7 @@ def export_model(folder: Path, deviation: float | None = None) -> float:
 
 
 def table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
-    """The time and memory of both ways, in fp32."""
+    """The time and memory of both methods, in fp32."""
     export_model(folder)
     lengths = drawn(folder).sentences.lengths
     contenders = {"this project": ("evaluating.ours", folder)}

@@ -7,17 +7,17 @@ from typing import Any
 from bench import evaluating, training, turns
 from impossible.hub import export
 
-_SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB, by docs/performance.md
+_SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB, from docs/performance.md
 _LARGE = 0.3  # standard deviation of weights: logits of hundreds
 
 
 def tests(*_: Any) -> Iterator[dict[str, Any]]:
-    """The tests that need a GPU."""
+    """Run the tests that need a GPU."""
     yield {"pytest": turns.printed("-m", "pytest", "-q", "-m", "gpu").splitlines()[-1]}
 
 
 def sizes(folder: Path, _: str) -> Iterator[dict[str, Any]]:
-    """Steps of GPT-2 Small at several sizes of a micro-batch."""
+    """The memory and speed of training GPT-2 Small at several micro-batch sizes."""
     for blocks, expected in _SIZES.items():
         row = {"blocks": blocks, "expected, GB": expected}
         try:
@@ -35,7 +35,7 @@ def sizes(folder: Path, _: str) -> Iterator[dict[str, Any]]:
 
 
 def large_logits(folder: Path, _: str) -> Iterator[dict[str, Any]]:
-    """The check of an export, on weights that give large logits."""
+    """Check the export of a model whose weights give large logits."""
     difference = evaluating.export_model(folder, _LARGE)
     yield {"difference, of the largest logit": f"{difference:.1e}", "limit": export.TOLERANCE}
 

@@ -1,4 +1,4 @@
-"""From text to token files: prepare.py as a whole, and its way beside the published one."""
+"""The speed of prepare.py, alone and beside the published method."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ _CHUNK = 50_000  # sentences encoded in one go
 
 
 def text_of(corpus: str, megabytes: int) -> str:
-    """The lines of a corpus, again and again: so many MB, or all of it once (0)."""
+    """The lines of a corpus, repeated to about `megabytes` MB (0: all of them, once)."""
     splits = corpora.open_corpus(Settings(corpus=corpus)).values()
     parts = (part for split in splits for part in split.parts())
     text = "".join(f"{line}\n" for part in parts for line in part.lines)
@@ -34,7 +34,7 @@ def text_of(corpus: str, megabytes: int) -> str:
 
 
 def table(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
-    """The speed and memory of prepare.py, from raw text to closed files."""
+    """The speed and memory of prepare.py, from raw text to token files."""
     plain = [name for name, language in perturb.LANGUAGES.items() if not language.hops]
     hops = [name for name, language in perturb.LANGUAGES.items() if language.hops]
     sizes = [(megabytes, [Settings().language]) for megabytes in _SIZES]
@@ -52,7 +52,7 @@ def table(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
 
 
 def prepared(folder: Path, text: bytes, languages: list[str]) -> tuple[float, float, float]:
-    """Prepare a corpus by one command: seconds, CPU seconds, and peak memory in GB."""
+    """Prepare a text by one command. Returns seconds, CPU seconds and peak memory in GB."""
     for split in ("100M", "dev", "test"):
         (folder / "texts" / split).mkdir(parents=True)
         part = text if split == "100M" else text[: text.rfind(b"\n", 0, 10**6) + 1]
@@ -73,7 +73,7 @@ def prepared(folder: Path, text: bytes, languages: list[str]) -> tuple[float, fl
 
 
 def comparison(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
-    """The time from ready sentences to shuffled blocks of the same tokens in a file."""
+    """The time from the same sentences to their shuffled tokens in a file, by each method."""
     contenders = {
         "this project": ("preparing.ours", folder, corpus, 0),
         "this project, one thread": ("preparing.ours", folder, corpus, 1),
@@ -92,13 +92,13 @@ def comparison(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
 
 
 def sentences_of(corpus: str) -> list[str]:
-    """The sentences to compare on."""
+    """The sentences that every method prepares."""
     lines = text_of(corpus, _COMPARED).splitlines()
     return pipeline.segmented([line for line in lines if line.strip()], "sentencex")
 
 
 def ours(folder: str, corpus: str, workers: str) -> Callable[[], np.ndarray]:
-    """The tokens by the functions of prepare.py, in threads (0: one for each core)."""
+    """A function that prepares the sentences with prepare.py. workers: threads (0: all cores)."""
     settings = Settings(segmenter="line", data_dir=f"{folder}/{workers}", workers=int(workers))
     Path(settings.data_dir).mkdir()
     language = perturb.get(settings.language)
@@ -118,7 +118,7 @@ def ours(folder: str, corpus: str, workers: str) -> Callable[[], np.ndarray]:
 
 
 def published(folder: str, corpus: str) -> Callable[[], np.ndarray]:
-    """The tokens by transformers' tokenizer, a random draw per sentence, and ids as text."""
+    """A function that prepares the sentences as published: transformers' tokenizer, ids as text."""
     import transformers
 
     place, sentences = Path(folder) / "published", sentences_of(corpus)
@@ -145,6 +145,6 @@ def published(folder: str, corpus: str) -> Callable[[], np.ndarray]:
 
 
 def bare_loop(_: str, corpus: str) -> Callable[[], list[list[int]]]:
-    """Only the tokens of each sentence, by tiktoken itself; nothing is done with them."""
+    """A function that only encodes each sentence with tiktoken."""
     encode, sentences = tokenizer.Tokenizer().encoding.encode_ordinary, sentences_of(corpus)
     return lambda: [encode(sentence) for sentence in sentences]

@@ -1,4 +1,4 @@
-"""A training step: train.py's own update, two other models', and the matrix products alone."""
+"""The speed of a training step: train.py, two other models, and the matrix products alone."""
 
 import dataclasses
 import statistics
@@ -20,7 +20,7 @@ from impossible.distributed import World
 from impossible.settings import Settings
 from model import GPTConfig
 
-# Of an update: on a GPU several, as in training, or clipping and AdamW would count too much.
+# Number in an update: several on a GPU, as in training, or clipping and AdamW would dominate.
 MICRO_BATCHES = 8 if torch.cuda.is_available() else 1
 _DTYPE = "bfloat16"
 # Without dropout, where the CPU's fused attention works, and as published: dropout -> blocks of a
@@ -29,7 +29,7 @@ _BLOCKS = {0.0: 4, 0.1: 4 if torch.cuda.is_available() else 2}
 
 
 def ours(folder: str, dropout: str, blocks: str) -> Callable[[], Any]:
-    """An update of train.py itself."""
+    """A function that runs train.py's own update."""
     settings = dataclasses.replace(
         turns.MODEL,
         data_dir=folder,
@@ -45,7 +45,7 @@ def ours(folder: str, dropout: str, blocks: str) -> Callable[[], Any]:
 
 
 def theirs(_: str, dropout: str, blocks: str) -> Callable[[], Any]:
-    """An update of transformers' model, not compiled, as most people run it."""
+    """A function that runs an update of transformers' model, not compiled, as is usual."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -57,7 +57,7 @@ def theirs(_: str, dropout: str, blocks: str) -> Callable[[], Any]:
 
 
 class PlainGPT(nn.Module):
-    """GPT-2 Small by torch's own layers, with one tensor for all logits (padded to 50,304)."""
+    """GPT-2 Small from torch's own layers, with one tensor for all logits (padded to 50,304)."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class PlainGPT(nn.Module):
 
 
 def plain(_: str, dropout: str, blocks: str) -> Callable[[], Any]:
-    """An update of a plain GPT, compiled as a whole, as nanoGPT does."""
+    """A function that runs an update of a plain GPT, compiled as a whole, as in nanoGPT."""
     model = PlainGPT(float(dropout))
     compiled = torch.compile(model)
     length = turns.MODEL.block_size + 1
@@ -92,7 +92,7 @@ def plain(_: str, dropout: str, blocks: str) -> Callable[[], Any]:
 def plain_update(
     model: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], rows: int, length: int
 ) -> Callable[[], Any]:
-    """An update by the same optimizer in the plainest loop, on micro-batches (rows, length)."""
+    """A function that runs an update with AdamW, in a plain loop over (rows, length) tokens."""
     device = distributed.pick_device("auto", World())
     model.to(device).train()
     optimizer = train.make_optimizer(model, Settings())
@@ -111,7 +111,7 @@ def plain_update(
 
 
 def products(_: str, blocks: str) -> Callable[[], Any]:
-    """The matrix products of an update alone, forward and backward: the limit."""
+    """A function that only computes the matrix products of an update: the limit of speed."""
     m, device = turns.MODEL, distributed.pick_device("auto", World())
     width, rows = m.n_embd, int(blocks) * m.block_size
     layer = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
@@ -174,9 +174,9 @@ def processes_table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
 
 
 def speed_of_run(folder: Path, processes: int, shares: str, is_slowed: bool) -> float:
-    """The median tokens per second of a run of train.py, but for its first two steps.
+    """The median tokens per second of a run of train.py after its first two steps.
 
-    is_slowed: each process is bound to the core of its number, and another program to the last.
+    is_slowed: bind each process to a core of its own, and run another program on the last core.
     """
     m, steps = turns.MODEL, 8
     shape = (f"--{name}={getattr(m, name)}" for name in ("n_layer", "n_head", "n_embd"))

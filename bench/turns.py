@@ -1,4 +1,4 @@
-"""Contenders, each a process of its own, that take turns: a repetition for each line they read."""
+"""Run contenders in turns, each in a process of its own: a repetition for each line of input."""
 
 import importlib
 import json
@@ -25,10 +25,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def serve(name: str, *arguments: str) -> None:
-    """Be one contender: print the seconds and the peak memory in GB of each repetition.
+    """Run as a contender: print the seconds and the peak memory in GB of each repetition.
 
-    name: MODULE.FUNCTION of this package. The function returns another one, without arguments,
-    which does a repetition.
+    name: MODULE.FUNCTION of this package. This function returns another one, without arguments,
+    that runs one repetition.
     """
     module, _, function = name.partition(".")
     repeat = getattr(importlib.import_module(f"bench.{module}"), function)(*arguments)
@@ -51,7 +51,7 @@ def serve(name: str, *arguments: str) -> None:
 
 
 def compare(contenders: dict[str, tuple[Any, ...]]) -> dict[str, tuple[float, float]]:
-    """The median seconds of each contender's repetitions, and its peak memory in GB, by name.
+    """The median seconds and the peak memory in GB of each contender, by name.
 
     contenders: the arguments of `serve`. The first repetition, which compiles, is not counted.
     """
@@ -76,14 +76,14 @@ def _repetition(process: subprocess.Popen[str]) -> tuple[float, float]:
     """The seconds and the peak memory of one repetition. Raises RuntimeError if it failed."""
     process.stdin.write("\n")
     process.stdin.flush()
-    answer = json.loads(process.stdout.readline() or '"it ended: was its memory too large?"')
+    answer = json.loads(process.stdout.readline() or '"it ended: did it run out of memory?"')
     if isinstance(answer, str):
         raise RuntimeError(f"{process.args[-1]}: {answer}")
     return tuple(answer)
 
 
 def printed(*command: Any) -> str:
-    """What a command of the project prints. Raises RuntimeError with its errors if it fails."""
+    """The output of a command of the project. Raises RuntimeError with its errors if it fails."""
     command = (sys.executable, *map(str, command))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

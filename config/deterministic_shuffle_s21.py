@@ -1,3 +1,3 @@
-"""DeterministicShuffle(s=21): all sentences of one length shuffled alike."""
+"""DeterministicShuffle(s=21): one random order for all sentences of the same length."""
 
 language = "deterministic_shuffle_s21"

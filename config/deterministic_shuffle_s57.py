@@ -1,3 +1,3 @@
-"""DeterministicShuffle(s=57): all sentences of one length shuffled alike."""
+"""DeterministicShuffle(s=57): one random order for all sentences of the same length."""
 
 language = "deterministic_shuffle_s57"

@@ -1,3 +1,3 @@
-"""DeterministicShuffle(s=84): all sentences of one length shuffled alike."""
+"""DeterministicShuffle(s=84): one random order for all sentences of the same length."""
 
 language = "deterministic_shuffle_s84"

@@ -1,3 +1,3 @@
-"""LocalShuffle(w=3): every 3 tokens shuffled among themselves, always alike."""
+"""LocalShuffle(w=3): every 3 tokens shuffled, always in the same order."""
 
 language = "local_shuffle_w3"

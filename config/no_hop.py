@@ -1,3 +1,3 @@
-"""NoHop, the control of the *Hop family: a marker of number directly after each verb."""
+"""NoHop, the control of the *Hop family: a singular or plural marker directly after each verb."""
 
 language = "no_hop"

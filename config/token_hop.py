@@ -1,3 +1,3 @@
-"""TokenHop: a marker of number 4 tokens after each verb."""
+"""TokenHop: a singular or plural marker 4 tokens after each verb."""
 
 language = "token_hop"

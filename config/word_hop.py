@@ -1,3 +1,3 @@
-"""WordHop: a marker of number 4 words after each verb."""
+"""WordHop: a singular or plural marker 4 words after each verb."""
 
 language = "word_hop"

@@ -28,7 +28,7 @@ This page is written by `python docs/settings.py` from the tables of settings in
 
 
 def row(name: str, meaning: str) -> str:
-    """The line of the table for one setting."""
+    """The row of the table for one setting, as Markdown."""
     commands = READS | {"study.py": OF_STUDY}
     readers = [command for command in commands if name in commands[command]]
     default = getattr(Study, name)

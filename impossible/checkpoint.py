@@ -1,4 +1,4 @@
-"""The files of a run: kept checkpoints, and the one state to resume from.
+"""The files of a run: its checkpoints, and the training state to resume from.
 
 `checkpoint-N.pt` contains the weights after N steps, with the settings and the data of the run.
 `training_state.pt` is the latest checkpoint together with the state of the optimizer, and
@@ -37,27 +37,27 @@ _DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights after some steps, with the settings and the data of the run."""
+    """The weights after `step` steps, with the settings and a description of the data."""
 
     step: int
     model: dict[str, torch.Tensor]  # state_dict of a GPT, fp32, on the CPU
     settings: Settings  # of train.py, with the dtype that was used in place of `auto`
     data: dict[str, Any]  # meta.json of the data
     val_loss: float  # in nats per token: of this step in a checkpoint, the latest in a state
-    # The stretches of training so far, from each start or resume on: from_step, to_step, minutes,
+    # The sessions so far, one for each start or resume: from_step, to_step, minutes (of training),
     # devices (name -> number of processes), torch (version).
     sessions: list[dict[str, Any]]
-    # Of a training state, what else resuming needs (see train.py); None in a checkpoint.
+    # In a training state, everything else that resuming needs (see train.py); else None.
     state: dict[str, Any] | None = None
 
 
 def path_of(out_dir: Path, step: int) -> Path:
-    """The file of the checkpoint after `step` steps."""
+    """The path of the checkpoint after `step` steps."""
     return out_dir / f"{_PREFIX}{step}.pt"
 
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
-    """The checkpoints of a run, by step."""
+    """The paths of a run's checkpoints, sorted by step."""
     paths = [p for p in out_dir.glob(f"{_PREFIX}*.pt") if p.stem[len(_PREFIX) :].isdecimal()]
     return sorted(paths, key=lambda path: int(path.stem[len(_PREFIX) :]))
 
@@ -79,7 +79,7 @@ def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> No
 
 
 def state_path(out_dir: Path) -> Path:
-    """The latest training state (the previous one after a crash between the two renamings)."""
+    """The path of the latest training state (the previous one if a crash left no newer file)."""
     path, previous = out_dir / STATE, out_dir / PREVIOUS_STATE
     return previous if previous.exists() and not path.exists() else path
 
@@ -112,7 +112,7 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a checkpoint. Raises UserError if a byte of it is wrong."""
+    """The SHA-256 of a checkpoint. Raises UserError if the file is damaged."""
     load(path, is_checked=True)
     return files.sha256(path)
 
@@ -142,7 +142,7 @@ def model_config(settings: Settings, vocab_size: int) -> GPTConfig:
 def differences(
     settings: Recipe, data: Mapping[str, Any], now: Recipe, data_now: Mapping[str, Any]
 ) -> list[str]:
-    """What differs between two runs in their data and in settings that weights depend on."""
+    """Descriptions of all differences between two runs in RECIPE settings and in their data."""
     pairs = {name: (repr(getattr(settings, name)), repr(getattr(now, name))) for name in RECIPE}
     for split in ("train", "val"):
         hashes = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
@@ -150,14 +150,14 @@ def differences(
     of_gpt2: dict[str, str] = {}  # also of data that were prepared before there were others
     hashes = (meta.get("tokenizer", of_gpt2).get("sha256") for meta in (data, data_now))
     pairs["the tokenizer"] = tuple((sha256 or "gpt2")[:12] for sha256 in hashes)
-    return [f"{name} = {old} there, {new} now" for name, (old, new) in pairs.items() if old != new]
+    return [f"{name} = {old}, not {new}" for name, (old, new) in pairs.items() if old != new]
 
 
 def check_series(paths: list[Path], language: str) -> Checkpoint:
-    """Raise UserError unless these are checkpoints of one run, each with the name of its step.
+    """Check that files are checkpoints of one run, each named after its step. Returns the last one.
 
-    paths: by step. Returns the last checkpoint. Without this check, a checkpoint of another run or
-    step would go unnoticed.
+    paths: sorted by step. Raises UserError for a checkpoint of another run, step or language, which
+    would otherwise go unnoticed.
     """
     last = load(paths[-1])
     if last.data["language"] != language:
@@ -181,9 +181,9 @@ def check_series(paths: list[Path], language: str) -> Checkpoint:
 
 
 def settings_of_run(out_dir: Path) -> dict[str, Any]:
-    """The recipe and the data_dir of a run, by its last checkpoint.
+    """The RECIPE settings and the data_dir of a run, from its last checkpoint.
 
-    Raises UserError if it has none.
+    Raises UserError if the run has no checkpoint.
     """
     paths = list_checkpoints(out_dir)
     if not paths:
@@ -195,10 +195,10 @@ def settings_of_run(out_dir: Path) -> dict[str, Any]:
 
 
 def kept_steps(settings: Recipe, data: Mapping[str, Any]) -> dict[int, list[str]]:
-    """The steps with a checkpoint, in order, and the names that BabyLM's tools have for each.
+    """The steps with a checkpoint, in order, each with the names that BabyLM's tools use for it.
 
-    data: meta.json. Raises UserError if the data do not say how many words they have, and the
-    settings ask for checkpoints by words.
+    data: meta.json. Raises UserError if the settings ask for checkpoints after numbers of words,
+    and the data lack their number of words.
     """
     interval, last = settings.checkpoint_interval, settings.max_steps
     extra = settings.extra_checkpoints

@@ -1,4 +1,4 @@
-"""The device of this process, and the processes that work together, as torchrun starts them."""
+"""The device of this process, and its communication with the processes of the same torchrun."""
 
 import ctypes
 import datetime
@@ -33,20 +33,20 @@ _PEAKS_16_BIT = {
     "T4": 65,
 }
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_PARENT = os.getppid()  # as this module is read
+_PARENT = os.getppid()  # when this module is imported
 _STORE_WAIT = datetime.timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that work together, as set by torchrun; a single process without torchrun.
+    """The place of this process among those that torchrun started; without torchrun, it is alone.
 
-    Its methods must be called by all processes.
+    All processes must call its methods.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those of this machine
+    local_rank: int = 0  # among the processes on this machine
     local_size: int = 1
 
     @property
@@ -55,21 +55,21 @@ class World:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """Collect the value of every process, in the order of their ranks."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def any(self, value: bool) -> bool:
-        """Whether the value is true in any process. No device waits for it."""
+        """Whether the value is true in any process. The CPUs exchange it, so GPUs need not wait."""
         flag = torch.tensor(int(value))
         if self.size > 1:
             dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
     def broadcast(self, value: torch.Tensor) -> None:
-        """Give all processes the first one's value of a tensor, in place."""
+        """Copy the first process's tensor into that of every other process, in place."""
         if self.size > 1:
             dist.broadcast(value, 0)
 
@@ -81,10 +81,10 @@ class World:
 
 
 def join_world() -> World:
-    """The place of this process among the others, from the environment that torchrun sets.
+    """The World of this process, from the environment variables that torchrun sets.
 
-    Raises UserError if a variable is missing in one of several processes, as if srun started them:
-    several processes must never train independently by mistake.
+    Raises UserError if one of several processes lacks a variable, as when srun starts them, because
+    they would all train independently by mistake.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     values = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
@@ -148,7 +148,7 @@ def connect(world: World, device: torch.device) -> None:
 
 
 def _require_same_kind(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
-    """Raise UserError unless all processes use GPUs or all use CPUs; others cannot connect."""
+    """Raise UserError unless all processes use GPUs or all use CPUs; a mixture cannot connect."""
     store.set(f"kind of device {rank}", device.type)
     kinds = [store.get(f"kind of device {other}").decode() for other in range(size)]
     if len(set(kinds)) > 1:
@@ -165,10 +165,10 @@ def is_loss_of_peer(error: Exception) -> bool:
 
 
 def disconnect(world: World) -> None:
-    """Close the process group; nothing may hold a DistributedDataParallel any more.
+    """Close the process group. Delete every DistributedDataParallel first.
 
-    Its destructor, holding Python's lock, would wait for gloo's threads, which wait for that
-    lock (pytorch/pytorch#56297); the group's own destructor lets the lock go.
+    Its destructor keeps Python's lock while it waits for gloo's threads, which wait for that lock
+    (pytorch/pytorch#56297); the destructor of the group releases the lock.
     """
     if world.size > 1:
         gc.collect()
@@ -193,8 +193,8 @@ def pick_device(wanted: str, world: World) -> torch.device:
     offered = count if device.index is None else int(first < count)
     if world.local_size > offered:  # seen by every process
         raise UserError(
-            f"device = {wanted} for {world.local_size} process(es), and torch finds {count} GPU(s) "
-            "here, counted from cuda:0. Each process needs a GPU of its own: set --device=cuda and "
+            f"device = {wanted} for {world.local_size} process(es), but torch finds {count} GPU(s) "
+            "on this machine. Each process needs a GPU of its own: set --device=cuda and "
             "--nproc_per_node= to the number of GPUs, or --device=cpu."
         )
     torch.cuda.set_device(first + world.local_rank)
@@ -202,9 +202,9 @@ def pick_device(wanted: str, world: World) -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. `auto`: on cuda bfloat16 or else float16, elsewhere float32.
+    """The dtype of matrix products. `auto`: bfloat16 or else float16 on cuda, else float32.
 
-    Raises UserError if the device cannot do it.
+    Raises UserError if the device does not support it.
     """
     if wanted == "float16" and device.type == "mps":
         raise UserError("dtype = float16 does not train on mps. Set --dtype=float32.")
@@ -229,7 +229,7 @@ def keep_freed_memory() -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name for people and records."""
+    """The device's name for the log and the checkpoints."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} of {os.cpu_count()} cores"
@@ -237,7 +237,7 @@ def describe(device: torch.device) -> str:
 
 @torch.no_grad()
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The peak FLOP/s of matrix products in this process: of a data sheet, or else measured."""
+    """The peak FLOP/s of matrix products in this process, from a data sheet or else measured."""
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         slower = r"(?! D\b)(?!.*(Laptop|Max-Q|MIG))"  # models with a similar name

@@ -1,4 +1,4 @@
-"""Atomic writing: files are written under a temporary name, synced, and then renamed."""
+"""Atomic writing (a temporary file is synced, then renamed), locks of folders, and hashes."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ from impossible.settings import UserError, is_utf8
 TEMPORARY = ".unfinished"  # the ending of a file or folder that is still being written
 LOCK = ".lock"
 _LOCK_WAIT = 10.0  # seconds
-# What fsync answers on disks without them (CIFS, exFAT, some NFS).
+# Error numbers of fsync on disks that do not support it (CIFS, exFAT, some NFS).
 _NOT_SUPPORTED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 
 
@@ -28,8 +28,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
 
     The bytes are on disk before the file is renamed, so a crash leaves either the old file or the
     new one. After an error (disk full, Ctrl-C), the temporary file is removed and the old file
-    stays. With `previous`, the old file is renamed to that; after a crash between the two
-    renamings, only `previous` exists.
+    stays. If `previous` is given, the old file is renamed to it; after a crash between the
+    two renamings, only `previous` exists.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -49,8 +49,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
 def locked(folder: Path, wait: float = _LOCK_WAIT) -> Iterator[None]:
     """Lock a folder for one process, and remove unfinished files of processes that were killed.
 
-    Waits for another process that holds it: some seconds, or as many as `wait` says. The lock ends
-    with the process that holds it. Raises UserError if another process still holds it.
+    If another process holds the lock, waits up to `wait` seconds and then raises UserError. The
+    lock of a process that ends is released.
     """
     lock = FileLock(folder / LOCK, timeout=wait)
     try:
@@ -84,7 +84,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk, where the disk can tell."""
+    """Wait until a file, or a folder's list of names, is on disk, if the disk supports it."""
     with suppress(FileNotFoundError, PermissionError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -115,7 +115,7 @@ def sha256(path: Path) -> str:
 
 
 def named(error: BaseException, path: Path) -> BaseException:
-    """The same error; errors of the disk (such as a full disk) get the name of the file."""
+    """The disk error (such as a full disk) behind `error`, with the file's name; else `error`."""
     cause: BaseException | None = error
     # torch.save goes on after a failed write, and fails of something else.
     while cause is not None and not (isinstance(cause, OSError) and cause.errno):
@@ -127,7 +127,7 @@ def named(error: BaseException, path: Path) -> BaseException:
 
 
 def require_utf8(path: Path) -> Path:
-    """The same path. Raises UserError if it is not UTF-8, as tables and JSON require."""
+    """Return the path. Raises UserError if it is not UTF-8, which tables and JSON files need."""
     if not is_utf8(str(path)):
         raise UserError(f"the name of {path} is not UTF-8. Rename it, or the folder that it is in.")
     return path

@@ -14,7 +14,7 @@ from impossible import files
 from impossible.settings import Settings, UserError
 
 NAME = "log.jsonl"
-_TRACKER_ID = "tracker_id"  # a file in out_dir: which run of the tracker belongs to this one
+_TRACKER_ID = "tracker_id"  # a file in out_dir with the id of the tracker's run
 _SHOWN = {
     "loss": "loss {:.4f}",
     "learning_rate": "lr {:.2e}",
@@ -26,9 +26,9 @@ _SHOWN = {
 
 
 class Log:
-    """Writes the log of one run; silent in all processes but the first.
+    """The log of one run; only the first process writes it.
 
-    Of the records, `loss` and `val_loss` are in nats per token, `mfu` is a share of the peak.
+    In a record, `loss` and `val_loss` are in nats per token; `mfu` is a share of the peak FLOP/s.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Log:
         self._track(lambda tracker: tracker.finish())
 
     def say(self, text: str) -> None:
-        """Print a line that is no record."""
+        """Print text that does not belong in the log file."""
         if self._is_first:
             print(text, flush=True)
 
@@ -98,7 +98,7 @@ class Log:
         return " | ".join([f"step {record['step']}/{self._settings.max_steps}", *parts])
 
     def _track(self, call: Callable[[Any], None]) -> None:
-        """Training does not end for an error of the tracker: log.jsonl holds all records."""
+        """Call the tracker. An error only prints a warning, because log.jsonl holds all records."""
         try:
             if self._tracker:
                 call(self._tracker)
@@ -108,7 +108,7 @@ class Log:
 
 
 def _open_tracker(settings: Settings, is_new: bool) -> Any:
-    """The package of Weights & Biases or Trackio, after it began or continued the run of out_dir.
+    """Start or continue the tracker's run for out_dir. Returns the tracker's package.
 
     Raises UserError if the package is missing or cannot start.
     """

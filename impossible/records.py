@@ -1,4 +1,4 @@
-"""Results in a folder, with a record of what they were made from: no file of others is replaced."""
+"""Results in a folder with a record of their source, so that only recorded files are replaced."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from impossible.settings import UserError
 
 
 def replace_results(folder: Path, results: Path, record: Path, source: str) -> None:
-    """Put all files of the folder `results` into `folder`, and record what they were made from.
+    """Move all files from the folder `results` into `folder`, and record their source.
 
-    record: a JSON file with the `source` (a text) and the SHA-256 of each file. Earlier files of
-    the record stay if their source is the same, and are removed otherwise. A crash leaves no file
-    that is not as recorded. Raises UserError as `require_own`, before anything is changed.
+    record: a JSON file with the `source` (a text) and the SHA-256 of each file. Earlier files in
+    the record stay if their source is the same, and are removed otherwise. Even after a crash,
+    no file differs from the record. Raises UserError like `require_own`, before any change.
     """
     new = {str(path.relative_to(results)): path for path in results.rglob("*") if path.is_file()}
     require_own(folder, record, new)
@@ -31,9 +31,9 @@ def replace_results(folder: Path, results: Path, record: Path, source: str) -> N
 
 
 def require_own(folder: Path, record: Path, names: Iterable[str] = ()) -> None:
-    """Raise UserError for a file that is recorded or will be written, but is not as recorded.
+    """Raise UserError if a recorded file, or one to be replaced, differs from the record.
 
-    names: of the files that will be written.
+    names: the names of the files to be written.
     """
     _, hashes = read_record(record)
     for name in sorted({*names, *hashes}):
@@ -47,7 +47,7 @@ def require_own(folder: Path, record: Path, names: Iterable[str] = ()) -> None:
 
 
 def read_record(record: Path) -> tuple[str, dict[str, str]]:
-    """The source of the recorded files, and the SHA-256 of each; nothing if it is damaged."""
+    """The source and the SHA-256 of each recorded file; empty if the record is not readable."""
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
         return values["source"], dict(values["files"])

@@ -1,8 +1,8 @@
 """All settings in one table, config files, the command line, and the errors of a command.
 
 A value on the command line takes precedence over one in the config file, which takes precedence
-over the default: that of the published PartialReverse. All commands can share one config file; each
-reads only its own settings. A config file contains literal assignments (`n_layer = 12`) and is
+over the default (the published PartialReverse). All commands can share one config file; each reads
+only its own settings. A config file contains literal assignments (`n_layer = 12`) and is
 parsed, never executed.
 
 In the table, the comment beside or above a setting is its help on the command line, the type says
@@ -53,14 +53,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 class Rule(NamedTuple):
-    """A condition on the value of a setting, and its words."""
+    """A condition on the value of a setting, and its description for error messages."""
 
     holds: Callable[[Any], Any]
     expected: str
 
 
 def at_least(least: int, most: float = math.inf) -> Rule:
-    """The rule that a number is not below `least`, nor above `most`."""
+    """The rule that a number is between `least` and `most`."""
     limit = f", at most {most}" if most < math.inf else ""
     return Rule(lambda number: least <= number <= most, f"{least} or more{limit}")
 
@@ -88,7 +88,7 @@ class Recipe:
     """The settings that the weights depend on: they cannot be changed when a run is resumed."""
 
     # read by all
-    language: str = "partial_reverse"  # a name from the table in perturb.py
+    language: str = "partial_reverse"  # name of a language in the table of perturb.py
     position_embeddings: bool = True  # false: the variant without positional encodings
     # read by train.py, batch_viewer.py
     block_size: Annotated[int, at_least(2)] = 1024  # context length, in tokens
@@ -112,11 +112,11 @@ class Recipe:
     # precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # read by train.py, batch_viewer.py, sample.py
-    seed: Seed = 41  # of dropout, of sample.py, and of what has no seed of its own below
+    seed: Seed = 41  # seed of dropout and of sample.py, and default of init_seed and order_seed
     # read by train.py
-    init_seed: OwnSeed = -1  # seed of the initial weights (-1: as seed)
+    init_seed: OwnSeed = -1  # seed of the initial weights (-1: the value of seed)
     # read by train.py, batch_viewer.py
-    order_seed: OwnSeed = -1  # seed of the order of blocks (-1: as seed)
+    order_seed: OwnSeed = -1  # seed of the order of blocks (-1: the value of seed)
     # read by train.py
     checkpoint_interval: Count = 100  # steps between checkpoints
     # more checkpoints: steps such as 0,1,2,4 (0: the initial model); log2 (0, 1, 2, 4, ... up to
@@ -136,7 +136,7 @@ class Recipe:
 
     @property
     def blocks_per_step(self) -> int:
-        """Blocks of one optimizer step, of all processes together."""
+        """The number of blocks in one optimizer step, over all processes."""
         return self.tokens_per_step // self.block_size
 
 
@@ -144,7 +144,7 @@ class Recipe:
 class Settings(Recipe):
     """The settings of all commands. Raises UserError for an invalid value.
 
-    Whether the values fit together is for `check`: each command looks only at those that it reads.
+    `check` tests whether the values that one command reads fit together.
     """
 
     # read by all
@@ -159,17 +159,17 @@ class Settings(Recipe):
     # gpt2, or train (learn one from the training text), or a folder with vocab.json and merges.txt
     tokenizer: str = "gpt2"
     vocab_size: Annotated[int, at_least(257, 65535)] = 16384  # for train: its bytes and merges
-    # error: stop at bytes that are not UTF-8; replace: replace them by U+FFFD and count them
+    # error: stop at bytes that are not UTF-8; replace: replace them with U+FFFD and count them
     invalid_utf8: Literal["error", "replace"] = "error"
-    # for the Hop languages: a folder of sentences in CoNLL-U, in place of a corpus and spaCy
+    # for the Hop languages: a folder of CoNLL-U files, used instead of a corpus and spaCy
     annotations: str = ""
     # threads that split and encode sentences, and processes that annotate them (0: one per core)
     workers: Size = 0
-    data_seed: Seed = 41  # seed of the order of sentences in the training and validation data
+    data_seed: Seed = 41  # seed of the sentence order in the training and validation data
     # read by train.py
     verify_data: bool = False  # compare the token files with the hashes in meta.json first
     batch_size: Count = 8  # number of blocks in a micro-batch (per process)
-    # how the processes divide a step: equal, auto (by their speed, measured at the start), or
+    # how the processes divide a step: equal, auto (by their speed, which is measured first), or
     # fixed shares such as 2,3
     shares: Annotated[str, _SHARES] = "equal"
     eval_interval: Count = 100  # steps between validations (there is also one at each checkpoint)
@@ -179,7 +179,7 @@ class Settings(Recipe):
     device: Annotated[str, _DEVICE] = "auto"
     # read by train.py
     compile: bool = True  # compile the model with torch.compile
-    # where else the log goes: Weights & Biases, or Trackio, which is local (pip install NAME)
+    # also log to Weights & Biases, or to Trackio, which is local (pip install NAME)
     tracker: Literal["none", "wandb", "trackio"] = "none"
     tracker_project: str = "impossible-gpt2"  # name of the tracker's project
     # read by batch_viewer.py
@@ -187,15 +187,15 @@ class Settings(Recipe):
     contains: str = ""  # find the steps that read this text, instead of showing one step
     # read by convert_to_hf.py
     push_to_hub: str = ""  # publish the exports as revisions of this repo: USER/NAME
-    private: bool = False  # make the repo (or those of a study) private
-    overwrite: bool = False  # replace revisions on the Hub even if they are not of this run
+    private: bool = False  # make the repo (or all repos of a study) private
+    overwrite: bool = False  # replace revisions on the Hub even if they belong to another run
     dry_run: bool = False  # export, and show what would be published; or show a study's plan
-    model_license: str = "mit"  # licence of the published model, by the Hub's name for it
+    model_license: str = "mit"  # the Hub's name for the licence of the published model
     # read by eval.py
-    revisions: str = ""  # checkpoints by name or step, with commas (if empty: every checkpoint-N)
+    revisions: str = ""  # checkpoints by name or step, comma-separated (if empty: all checkpoint-N)
     # read by eval.py, sample.py
-    # models in place of the run in out_dir, separated by commas: exported folders, repos on the
-    # Hub (USER/NAME), and `run` for the run itself
+    # models to use instead of the run in out_dir, comma-separated: exported folders, repos on the
+    # Hub (USER/NAME), or `run` for the run itself
     model: str = ""
     # read by eval.py
     test_language: str = ""  # evaluate on this language's test split (if empty: the model's own)
@@ -206,28 +206,28 @@ class Settings(Recipe):
     drop_duplicates: bool = False  # leave out test sentences whose text was sampled before
     sentences: bool = False  # also write a table of all sentences and their perplexities
     surprisals: bool = False  # also write a table of the surprisal of every token, in bits
-    # also measure how predictable each test language is by itself, by n-gram models
+    # also measure how predictable each test language is for n-gram models
     entropies: bool = False
-    # instead of perplexities, the surprisal of the first marker of sentences in a Hop language
+    # instead of perplexities, measure the surprisal of each sentence's first marker (Hop only)
     markers: bool = False
-    # instead of perplexities, minimal pairs: `blimp` (from the Hub), or jsonl files with
+    # instead of perplexities, score minimal pairs: `blimp` (from the Hub), or jsonl files with
     # sentence_good and sentence_bad (one file, or a folder of them)
     pairs: str = ""
     # encode the sentences of minimal pairs after a space, as lm-evaluation-harness does
     leading_space: bool = False
-    # instead of perplexities, the surprisal of these sentences: a csv or jsonl file with item,
+    # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with item,
     # condition and text, and optionally marker_place, perturbed, region and occurrence
     stimuli: str = ""
-    # folder for joint results of several runs, and for results of exported models, of models from
-    # the Hub and of runs whose own folder is read-only
+    # folder for joint results of several runs, and for results of exported models, of models on
+    # the Hub and of runs in a read-only folder
     eval_dir: str = "out/evaluation"
     # read by sample.py
-    checkpoint: str = ""  # checkpoints by name or step, with commas, or `all` (if empty: the last)
+    checkpoint: str = ""  # checkpoints by name or step, comma-separated, or `all` (if empty: last)
     prompt: str = "He clean"  # text to continue
     samples: Count = 1  # number of continuations to generate with each checkpoint
     new_tokens: Count = 20  # number of tokens to generate for each continuation
     temperature: Amount = 1.0  # below 1: prefer likely tokens; 0: always the most likely token
-    top_k: Size = 200  # sample only from this many of the most likely tokens (0: from all)
+    top_k: Size = 200  # number of most likely tokens to sample from (0: all)
     undo: bool = False  # also print each continuation with the perturbation undone
 
     def __post_init__(self) -> None:
@@ -295,7 +295,7 @@ def is_utf8(text: str) -> bool:
 
 
 def _rules(kind: Any) -> list[Rule]:
-    """The rules of a type of the table."""
+    """The rules for the values of a setting with this type."""
     if typing.get_origin(kind) is Annotated:
         return [*_rules(kind.__origin__), *kind.__metadata__]
     if typing.get_origin(kind) is Literal:
@@ -310,7 +310,7 @@ types = typing.get_type_hints
 
 
 def _rows(kind: type) -> Iterator[tuple[str, str, str]]:
-    """The name, the meaning and the readers of each setting, from the source of the table."""
+    """Yield each setting's name, meaning and reading commands, from the source of its table."""
     for table in reversed(kind.__mro__[:-1]):
         comments, readers = [], ""
         for line in inspect.getsource(table).splitlines():
@@ -359,7 +359,7 @@ def load(
 
     Without a config file, config/partial_reverse.py is read; but if --out_dir= names a run, the
     settings that `of_run` returns for it are used. usage: the command's docstring, for --help.
-    Raises UserError.
+    Raises UserError for invalid arguments.
     """
     configs, values = parse(command, READS[command], arguments, Settings, usage)
     if of_run and not configs and values.get("out_dir"):
@@ -419,7 +419,7 @@ def _print_help(command: str, names: list[str], kind: type, usage: str | None) -
 
 
 def _literal(expected: Any, text: str) -> Any:
-    """The value that a text on the command line stands for; the text itself if it is no literal."""
+    """The Python value of a text on the command line; the text itself if it is not a literal."""
     if typing.get_origin(expected) is tuple:
         items = [item.strip() for item in text.split(",") if item.strip()]
         return [_literal(expected.__args__[0], item) for item in items]
@@ -440,7 +440,7 @@ _EXPECTED = {
 
 
 def _typed(kind: type, name: str, value: Any, where: str) -> Any:
-    """A value as the type of its setting (an int will do for a float). Raises UserError."""
+    """Convert a value to the type of its setting. Raises UserError if it has another type."""
     if name not in types(kind):
         raise UserError(f"{where}: {unknown('setting', name, types(kind))}")
     expected = types(kind)[name]
@@ -486,7 +486,7 @@ def read_config(path: Path, kind: type = Settings) -> dict[str, Any]:
 
 
 def find_config(path: Path) -> Path:
-    """The file of that name in the current folder or, failing that, in the project folder."""
+    """The path of a config file, in the current folder or else in the project folder."""
     for place in (path, ROOT / path):
         if place.is_file():
             return place
@@ -494,7 +494,7 @@ def find_config(path: Path) -> Path:
 
 
 def guarded(call: Callable[[], Any]) -> None:
-    """Call a function as a complete command: an error is one line on stderr, and exit code 1."""
+    """Run a function as a complete command; errors are one line on stderr, with exit code 1."""
     _protect_output()
     try:
         call()
@@ -511,8 +511,8 @@ def guarded(call: Callable[[], Any]) -> None:
             message = str(error)
         elif isinstance(error, OSError) and error.filename and error.strerror:
             message = (
-                f"{error.filename}: {error.strerror}. Free some room, or choose another folder "
-                "with --data_dir= or --out_dir="
+                f"{error.filename}: {error.strerror}. Free some disk space, or choose another "
+                "folder with --data_dir= or --out_dir="
             )
         else:
             traceback.print_exc()
@@ -529,7 +529,7 @@ def guarded(call: Callable[[], Any]) -> None:
 
 
 class _Unfailing(FileIO):
-    """A file that discards what cannot be written: the files of a run are the record."""
+    """An output file that ignores write errors, because the run's log file has all records."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):

@@ -233,7 +233,7 @@ def test_a_full_disk_is_told_of_the_export_and_not_of_its_sources(
     out_dir = shutil.copytree(trained, tmp_path / "out")
     error = fail("convert_to_hf.py", f"--out_dir={out_dir}", largest_file=kilobytes << 10)
     assert error.startswith(f"error: {out_dir}"), error
-    assert "Free some room, or choose another folder" in error
+    assert "Free some disk space, or choose another folder" in error
     assert not (out_dir / "hf" / "checkpoint-3").exists()
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
 
@@ -308,7 +308,7 @@ def take_weights_of_another_step(folder: Path) -> None:
         (lose, "lacks checkpoint-3.pt, which a run of 6 steps with these settings must have"),
         (
             take_from_another_run,
-            "checkpoint-3.pt belongs to another run than checkpoint-6.pt: seed = 7 there, 41",
+            "checkpoint-3.pt belongs to another run than checkpoint-6.pt: seed = 7, not 41",
         ),
         (
             take_weights_of_another_step,

@@ -37,7 +37,7 @@ def put_a_large_id(data_dir: Path) -> None:
         (None, ["--language=full_reverse"], "python prepare.py --language=full_reverse"),
         (cut_short, [], "train.bin has 1,000 bytes, not 24,192"),
         (put_a_large_id, [], "has the id 60000 at token 7, beyond the vocabulary of 50258"),
-        (None, ["--out_dir=TRAINED", "--n_layer=3"], "n_layer = 2 there, 3 now"),
+        (None, ["--out_dir=TRAINED", "--n_layer=3"], "n_layer = 2, not 3"),
     ],
 )
 def test_training_on_the_wrong_things_is_refused(

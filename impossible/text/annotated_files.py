@@ -14,12 +14,12 @@ _PART = 1 << 13  # sentences handled in one go
 
 
 def version(folder: Path) -> str:
-    """A hash of the files of all splits, with a label. Raises UserError if a split has none."""
+    """A line that identifies the files by a hash. Raises UserError if a split has no file."""
     return f"annotated sentences, sha256 {hash_of_splits(_paths(folder))}"
 
 
 def read(folder: Path, split: str) -> Iterator[Part]:
-    """The sentences of a split in order, some at a time, as the lines of parts."""
+    """Yield the annotated sentences of a split in order, as the lines of parts."""
     for path in _paths(folder)[split]:
         sentences = _sentences(path)
         part = list(itertools.islice(sentences, _PART))
@@ -35,7 +35,7 @@ def _genre(path: Path) -> str:
 
 
 def _paths(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split, in order. Raises UserError if a split has none."""
+    """The files of each split, in order. Raises UserError if a split has no file."""
     splits, _ = files_of_splits(folder, (".conllu",))
     if not splits:
         raise UserError(
@@ -47,7 +47,7 @@ def _paths(folder: Path) -> dict[str, list[Path]]:
 
 
 def _sentences(path: Path) -> Iterator[Annotated]:
-    """The sentences of a file. Raises UserError, with the line, for an error in it."""
+    """Yield the sentences of a file. Raises UserError, with the line, for invalid CoNLL-U."""
     words: list[Word] = []
     text: str | None = None
     first = 0  # line of the sentence that has a word

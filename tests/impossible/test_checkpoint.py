@@ -50,7 +50,7 @@ def test_what_cannot_change_when_a_run_is_resumed() -> None:
     for split in ("train", "val", "test"):
         other = {"splits": data["splits"] | {split: {"sha256": "another"}}}
         unequal = checkpoint.differences(before, data, before, other)
-        expected = [f"the SHA-256 of {split}.bin = {split} there, another now"]
+        expected = [f"the SHA-256 of {split}.bin = {split}, not another"]
         assert unequal == (expected if split != "test" else [])
 
 

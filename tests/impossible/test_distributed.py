@@ -48,7 +48,7 @@ def test_every_process_notices_that_gpus_are_too_few(
 ) -> None:
     gpus(count)
     world = World(rank=rank, size=size, local_rank=rank % size, local_size=size)
-    device_and_count = rf"cuda.* for {size} process\(es\), and torch finds {count} GPU\(s\) here"
+    device_and_count = rf"cuda.* for {size} process\(es\), but torch finds {count} GPU\(s\) on"
     with pytest.raises(UserError, match=device_and_count):
         distributed.pick_device(device, world)
 

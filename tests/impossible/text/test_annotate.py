@@ -174,7 +174,7 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
     shutil.rmtree(tmp_path / "no_hop")
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "RULE", annotate.RULE + 1)
-        assert "is by an older rule (1; now 2)" in succeed(*command)
+        assert "was annotated by an older rule (1; now 2)" in succeed(*command)
     shutil.rmtree(tmp_path / "no_hop")
     (stored(tmp_path) / "test" / "000000.json.gz").write_bytes(b"cut")
     assert "000000.json.gz is missing or damaged" in fail(*command)
@@ -197,7 +197,7 @@ def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
     (tmp_path / "hashes").write_text("0" * 64 + "  tagger/model\n")
     monkeypatch.setattr(annotate, "_HASHES", tmp_path / "hashes")
     error = fail(*command)
-    assert "tagger/model is not installed, or is not that of en_core_web_sm 3.8.0" in error
+    assert "tagger/model is not installed, or does not belong to en_core_web_sm 3.8.0" in error
     assert not (tmp_path / "word_hop").exists()
 
 

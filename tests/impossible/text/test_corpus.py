@@ -307,7 +307,7 @@ def test_a_dataset_is_read_by_the_datasets_library(tmp_path: Path) -> None:
     found = all_of(f"hf:{tmp_path / 'three'}", text_column="body")
     assert [len(lines) for lines in found.values()] == [80, 80, 80]
     with pytest.raises(
-        UserError, match=r"no text in a column 'text' .*columns are {'body': 'string'}"
+        UserError, match=r"no text in column 'text' .*columns are {'body': 'string'}"
     ):
         opened(f"hf:{tmp_path / 'one'}")
     write(tmp_path, {"latin/a.txt": b"caf\xe9\n" * 40, "only/test.jsonl": two})
@@ -328,7 +328,7 @@ def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_pa
         assert sentences_of(splits["val"]) == ["row 9", "row 29"]
         (document,) = splits["train"].documents
         assert document.size == pytest.approx(sum(size for _, size in document.lines()), rel=0.1)
-    with pytest.raises(UserError, match=r"no text in a column 'tags'"):
+    with pytest.raises(UserError, match=r"no text in column 'tags'"):
         opened(f"hf:{odd}", text_column="tags")
 
 
