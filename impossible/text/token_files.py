@@ -49,8 +49,8 @@ class Meta:
     splits: dict[str, dict[str, Any]]
     # for a *Hop language: the annotator's name, rule, model and versions
     annotator: dict[str, Any] = dataclasses.field(default_factory=dict)
-    # sha256 of its tokens and, if it was trained here, text, bytes, vocab_size and made_with; its
-    # files lie beside the token files. Empty: GPT-2's
+    # empty for GPT-2's; else sha256, the hash of its tokens and, if prepare.py trained it: text,
+    # vocab_size, made_with, bytes (that it was trained on) and corpus_bytes (of the train split)
     tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

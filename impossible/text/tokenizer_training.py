@@ -18,7 +18,7 @@ from impossible.text.token_files import TOKENIZER
 from impossible.text.tokenizer import END_OF_TEXT, Tokenizer
 
 ABOUT = "tokenizer_training.json"  # what it was trained on; beside TOKENIZER
-_MOST = 1 << 28  # bytes of text to train on: of a larger corpus, parts at equal distances
+_MOST = 1 << 27  # bytes of text to train on: of a larger corpus, parts at equal distances
 
 
 def folder_of(settings: Settings, corpus_version: str) -> Path | None:
@@ -48,7 +48,7 @@ def folder_of(settings: Settings, corpus_version: str) -> Path | None:
             split = corpus.open_corpus(settings)["train"]
             print(f"training a tokenizer of {settings.vocab_size:,} tokens in {folder}", flush=True)
             size = _train(split, settings.vocab_size, folder)
-            files.write_json(folder / ABOUT, about | {"bytes": size})
+            files.write_json(folder / ABOUT, about | {"bytes": size, "corpus_bytes": split.size})
     return folder
 
 
