@@ -15,6 +15,7 @@ import dataclasses
 import random
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -32,19 +33,20 @@ from impossible.settings import Settings, UserError, run_command
 
 # Tables without text of the corpus. (Others may be large, or hold texts that are not free.)
 _TABLES = ("perplexity.csv", "pairs.csv", "markers.csv", "entropies.csv", "differences.csv")
+_READERS = 4  # checkpoints that are hashed at a time
 
 
 def main(settings: Settings) -> None:
     """Export all checkpoints of out_dir that have no valid export yet; publish them if asked to."""
-    out_dir = Path(settings.out_dir)
+    out_dir, repo = Path(settings.out_dir), settings.push_to_hub
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
             f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
             "and --out_dir as here)."
         )
-    last, repo = checkpoint.check_series(paths, settings.language), settings.push_to_hub
-    manifests.require_complete(paths, last, is_published=bool(repo))
+    last = checkpoint.check_series(paths, settings.language)
+    require_complete(paths, last, is_published=bool(repo))
     api = publish.sign_in(repo) if repo else None  # before the work of exporting: this may fail
     hf_dir = checkpoint.hf_dir(out_dir)
     hf_dir.mkdir(exist_ok=True)
@@ -56,19 +58,38 @@ def main(settings: Settings) -> None:
             publish_all(repository, manifest, last, settings)
 
 
+def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) -> None:
+    """Raise UserError unless these are all checkpoints of a run up to the last of them.
+
+    is_published: the last must be the end of the run too. paths: by step.
+    """
+    folder, max_steps = paths[0].parent, last.settings.max_steps
+    steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
+    expected = [checkpoint.path_of(folder, step) for step in steps]
+    if missing := [path.name for path in expected if path not in paths]:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}, which a run of {last.step} steps with these "
+            "settings must have. Put them back, or train again in another --out_dir="
+        )
+    if is_published and last.step < max_steps:
+        raise UserError(
+            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish it "
+            "(train.py resumes it) before its series is published."
+        )
+
+
 def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
     """Export the checkpoints that have no valid export. Returns the manifest of all exports."""
-    manifest = manifests.read(hf_dir)
-    for name in manifest.keys() - {path.stem for path in paths}:  # of checkpoints that are gone
-        manifests.forget(hf_dir, manifest, name)
+    with ThreadPoolExecutor(_READERS) as pool:
+        hashes = list(pool.map(checkpoint.sha256, paths))
+    sources = {path.stem: sha256 for path, sha256 in zip(paths, hashes, strict=True)}
+    manifest = manifests.keep_valid(hf_dir, sources)
     for path in tqdm(paths, disable=None):
-        name, sha256 = path.stem, checkpoint.sha256(path)
+        name = path.stem
         if name in manifest:
-            if manifests.is_valid(hf_dir / name, manifest[name], sha256):
-                continue
-            manifests.forget(hf_dir, manifest, name)
+            continue
         loaded = checkpoint.load(path)
-        entry = {"step": loaded.step, "source_sha256": sha256}
+        entry = {"step": loaded.step, "source_sha256": sources[name]}
         with export.new_folder(hf_dir / name) as folder:
             entry["max_logit_difference"] = export.write_folder(loaded, path, folder)
             entry["files"] = export.hashes(folder)
@@ -80,7 +101,7 @@ def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
         f"{len(paths)} checkpoint(s) exported in {hf_dir}; transformers computes the same logits "
         f"(largest difference {worst:.1e} of the largest logit)"
     )
-    return {path.stem: manifest[path.stem] for path in paths}
+    return {name: manifest[name] for name in sources}
 
 
 def write_cards(paths: list[Path], hf_dir: Path, manifest: Manifest, settings: Settings) -> None:
@@ -155,7 +176,8 @@ def try_one(repository: Repository, revision: Revision, hf_dir: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         repository.download(revision, folder)
-        difference = export.logit_difference(checkpoint.load(path), path, folder)
+        ours = export.our_logits(checkpoint.load(path), path)
+        difference = export.logit_difference(ours, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not difference <= export.TOLERANCE:

@@ -1,12 +1,12 @@
-"""The manifest of a run's exports: their checkpoints, and whether they are still valid."""
+"""The manifest of a run's exports: their checkpoints, and the SHA-256 of their files."""
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from impossible import checkpoint, files
-from impossible.checkpoint import Checkpoint
+from impossible import files
 from impossible.hub import card, export
 from impossible.settings import UserError
 
@@ -16,26 +16,6 @@ _NEAR = 10  # steps: fp16 skips those whose gradient overflows
 # Name of a checkpoint -> step, source_sha256 (of the checkpoint), max_logit_difference, and files
 # (name -> SHA-256).
 Manifest = dict[str, dict[str, Any]]
-
-
-def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) -> None:
-    """Raise UserError unless these are all checkpoints of a run up to the last of them.
-
-    is_published: the last must be the end of the run too. paths: by step.
-    """
-    folder, max_steps = paths[0].parent, last.settings.max_steps
-    steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
-    expected = [checkpoint.path_of(folder, step) for step in steps]
-    if missing := [path.name for path in expected if path not in paths]:
-        raise UserError(
-            f"{folder} lacks {', '.join(missing)}, which a run of {last.step} steps with these "
-            "settings must have. Put them back, or train again in another --out_dir="
-        )
-    if is_published and last.step < max_steps:
-        raise UserError(
-            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish it "
-            "(train.py resumes it) before its series is published."
-        )
 
 
 def read(hf_dir: Path) -> Manifest:
@@ -53,23 +33,25 @@ def write(hf_dir: Path, manifest: Manifest) -> None:
         files.write_json(hf_dir / NAME, manifest)
 
 
-def is_valid(folder: Path, entry: dict[str, Any], sha256: str) -> bool:
-    """Whether an export is of this checkpoint, and its files are as they were written.
+def keep_valid(hf_dir: Path, checkpoints: Mapping[str, str]) -> Manifest:
+    """The exports that are as they were written. Others are removed, so that nobody loads them.
 
-    sha256: that of the present checkpoint file. The card is ignored, as it is written again.
+    checkpoints: the SHA-256 of each checkpoint of the run, by name. Cards are ignored, as they are
+    written again.
     """
-    hashes, no_card = export.hashes(folder), {card.NAME: ""}
-    if entry["source_sha256"] == sha256 and hashes | no_card == entry["files"] | no_card:
-        return True
-    print(f"exporting {folder.name} again: its checkpoint or its files have changed")
-    return False
-
-
-def forget(hf_dir: Path, manifest: Manifest, name: str) -> None:
-    """Remove an export of an outdated checkpoint, so that nobody loads it."""
-    del manifest[name]
-    write(hf_dir, manifest)
-    shutil.rmtree(hf_dir / name, ignore_errors=True)
+    valid, others, no_card = {}, [], {card.NAME: ""}
+    for name, entry in read(hf_dir).items():
+        is_same = export.hashes(hf_dir / name) | no_card == entry["files"] | no_card
+        if is_same and entry["source_sha256"] == checkpoints.get(name):
+            valid[name] = entry
+        else:
+            others.append(name)
+    write(hf_dir, valid)
+    for name in others:
+        shutil.rmtree(hf_dir / name, ignore_errors=True)
+        if name in checkpoints:
+            print(f"exporting {name} again: its checkpoint or its files have changed")
+    return valid
 
 
 def require_new_weights(name: str, new: dict[str, Any], manifest: Manifest, dtype: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hub import Fault, Hub, serve
 from huggingface_hub import HfApi
 
-from impossible.hub import collection
+from impossible.hub import publish
 from impossible.settings import UserError
 
 
@@ -27,8 +27,8 @@ def api(hub: Hub) -> HfApi:
 def test_a_collection_lists_all_repos_once_and_grows(fault: str, hub: Hub) -> None:
     if fault != "none":
         hub.fault = Fault(2, fault)
-    address = collection.gather(api(hub), "ada", "Mine", ["ada/one"], private=True)
-    collection.gather(api(hub), "ada", "Mine", ["ada/one", "ada/two"], private=True)
+    address = publish.gather(api(hub), "ada", "Mine", ["ada/one"], private=True)
+    publish.gather(api(hub), "ada", "Mine", ["ada/one", "ada/two"], private=True)
     ((slug, found),) = hub.collections.items()
     assert address == f"{hub.url}/collections/{slug}"
     assert found.items == ["ada/one", "ada/two"]
@@ -37,6 +37,6 @@ def test_a_collection_lists_all_repos_once_and_grows(fault: str, hub: Hub) -> No
 
 def test_what_the_hub_refuses_is_told(hub: Hub) -> None:
     with pytest.raises(UserError, match="does not let this token write"):
-        collection.gather(api(hub), "bob", "Mine", ["ada/one"], private=False)
+        publish.gather(api(hub), "bob", "Mine", ["ada/one"], private=False)
     with pytest.raises(UserError, match=r"not complete: .* The repos are published"):
-        collection.gather(api(hub), "ada", "Mine", ["ada/gone"], private=False)
+        publish.gather(api(hub), "ada", "Mine", ["ada/gone"], private=False)
