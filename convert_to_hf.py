@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
             "and --out_dir as here)."
         )
     last = checkpoint.check_series(paths, settings.language)
-    require_complete(paths, last, is_published=bool(repo))
+    manifests.require_complete(paths, last, is_published=bool(repo))
     api = publish.sign_in(repo) if repo else None  # before the work of exporting: this may fail
     hf_dir = checkpoint.hf_dir(out_dir)
     hf_dir.mkdir(exist_ok=True)
@@ -56,26 +56,6 @@ def main(settings: Settings) -> None:
         if api:
             repository = Repository(api, repo, settings.private, settings.overwrite)
             publish_all(repository, manifest, last, settings)
-
-
-def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) -> None:
-    """Raise UserError unless these are all checkpoints of a run up to the last of them.
-
-    is_published: the last must be the end of the run too. paths: by step.
-    """
-    folder, max_steps = paths[0].parent, last.settings.max_steps
-    steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
-    expected = [checkpoint.path_of(folder, step) for step in steps]
-    if missing := [path.name for path in expected if path not in paths]:
-        raise UserError(
-            f"{folder} lacks {', '.join(missing)}, which a run of {last.step} steps with these "
-            "settings must have. Put them back, or train again in another --out_dir="
-        )
-    if is_published and last.step < max_steps:
-        raise UserError(
-            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish it "
-            "(train.py resumes it) before its series is published."
-        )
 
 
 def export_all(paths: list[Path], hf_dir: Path) -> Manifest:

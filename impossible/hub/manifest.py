@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from impossible import files
+from impossible import checkpoint, files
+from impossible.checkpoint import Checkpoint
 from impossible.hub import card, export
 from impossible.settings import UserError
 
@@ -16,6 +17,26 @@ _NEAR = 10  # steps: fp16 skips those whose gradient overflows
 # Name of a checkpoint -> step, source_sha256 (of the checkpoint), max_logit_difference, and files
 # (name -> SHA-256).
 Manifest = dict[str, dict[str, Any]]
+
+
+def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) -> None:
+    """Raise UserError unless these are all checkpoints of a run up to the last of them.
+
+    is_published: the last must be the end of the run too. paths: by step.
+    """
+    folder, max_steps = paths[0].parent, last.settings.max_steps
+    steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
+    expected = [checkpoint.path_of(folder, step) for step in steps]
+    if missing := [path.name for path in expected if path not in paths]:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}, which a run of {last.step} steps with these "
+            "settings must have. Put them back, or train again in another --out_dir="
+        )
+    if is_published and last.step < max_steps:
+        raise UserError(
+            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish it "
+            "(train.py resumes it) before its series is published."
+        )
 
 
 def read(hf_dir: Path) -> Manifest:
@@ -33,23 +54,23 @@ def write(hf_dir: Path, manifest: Manifest) -> None:
         files.write_json(hf_dir / NAME, manifest)
 
 
-def keep_valid(hf_dir: Path, checkpoints: Mapping[str, str]) -> Manifest:
+def keep_valid(hf_dir: Path, sources: Mapping[str, str]) -> Manifest:
     """The exports that are as they were written. Others are removed, so that nobody loads them.
 
-    checkpoints: the SHA-256 of each checkpoint of the run, by name. Cards are ignored, as they are
+    sources: the SHA-256 of each checkpoint of the run, by name. Cards are ignored, as they are
     written again.
     """
     valid, others, no_card = {}, [], {card.NAME: ""}
     for name, entry in read(hf_dir).items():
         is_same = export.hashes(hf_dir / name) | no_card == entry["files"] | no_card
-        if is_same and entry["source_sha256"] == checkpoints.get(name):
+        if is_same and entry["source_sha256"] == sources.get(name):
             valid[name] = entry
         else:
             others.append(name)
     write(hf_dir, valid)
     for name in others:
         shutil.rmtree(hf_dir / name, ignore_errors=True)
-        if name in checkpoints:
+        if name in sources:
             print(f"exporting {name} again: its checkpoint or its files have changed")
     return valid
 

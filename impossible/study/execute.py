@@ -113,7 +113,10 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
             each = "stopping: each run finishes its current step"
             print(each if signals == 1 else "ending all processes", flush=True)
             for attempt in running:
-                end(attempt.process, at_once=signals > 1)
+                if signals > 1:
+                    os.killpg(attempt.process.pid, signal.SIGKILL)  # torchrun's processes save
+                else:
+                    attempt.process.terminate()  # as soon as a step is whole
         time.sleep(_PAUSE)
 
 
@@ -190,17 +193,6 @@ def _end_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it has been killed already
         os._exit(1)
-
-
-def end(process: "subprocess.Popen[bytes]", at_once: bool) -> None:
-    """Ask a command to end, as train.py does after a whole step; or end it at once.
-
-    The processes of a torchrun that is killed save the last whole step and end.
-    """
-    if at_once:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.terminate()
 
 
 def adapted(error: str) -> str:

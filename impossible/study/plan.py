@@ -116,7 +116,6 @@ class Run(Task):
     language: str
     seed: int
     values: dict[str, Any]  # of its config file
-    is_repeated: ClassVar[bool] = False
 
     @property
     def config(self) -> Path:

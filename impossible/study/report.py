@@ -9,9 +9,8 @@ import datetime
 import math
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -40,7 +39,6 @@ _OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
 _STATE_SIZE = 3  # a training state: weights and AdamW's two moments; there are two of them
 _IN_PERCENT = 3.0  # nats: a perplexity that is 1,909% higher
 _LEVEL = 0.05  # of the corrected p-value, for a difference that a study shows
-T = TypeVar("T")
 
 
 def show_plan(plan: Plan) -> None:
@@ -150,42 +148,37 @@ def runs_table(plan: Plan) -> pd.DataFrame:
 
 
 def _row(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> dict[str, Any]:
-    problems = [run.error]
-
-    def attempt(read: Callable[[Run], T], otherwise: T) -> T:
-        """A value from a file of the run; a damaged file is a problem of this run alone."""
-        try:
-            return read(run)
-        except UserError as error:
-            problems.append(execute.adapted(str(error)))
-        except Exception as error:  # libraries have many for a damaged file
-            problems.append(f"a file in {run.folder} is damaged: {error!r}")
-        return otherwise
-
-    progress = attempt(_progress, dict.fromkeys(_OF_LOG, math.nan) | {"step": 0})
-    speed = progress["tokens_per_second"]
-    return {
+    row: dict[str, Any] = {
         "run": run.name,
         "language": run.language,
         "seed": run.seed,
         "state": state_of(run, is_open, jobs),
-        "step": int(progress["step"]),
+        "step": 0,
         "max_steps": run.settings.max_steps,
-        "loss": progress["loss"],
-        "val_loss": progress["val_loss"],
-        "perplexity": attempt(_perplexity, math.nan),
+        "loss": math.nan,
+        "val_loss": math.nan,
+        "perplexity": math.nan,
         "minutes": round(run.state.seconds / 60, 2),
-        "tokens_per_second": speed if math.isnan(speed) else round(speed),
-        "device": attempt(_device, ""),
-        "error": "; ".join(filter(None, problems)),
+        "tokens_per_second": math.nan,
+        "device": "",
     }
+    problems = [run.error]
+    for read in (_progress, _perplexity, _device):
+        try:
+            row |= read(run)
+        except UserError as error:  # a damaged file is a problem of this run alone
+            problems.append(execute.adapted(str(error)))
+        except Exception as error:  # libraries have many for a damaged file
+            problems.append(f"a file in {run.folder} is damaged: {error!r}")
+    return row | {"error": "; ".join(filter(None, problems))}
 
 
 def _progress(run: Run) -> dict[str, float]:
     """The last step, the last losses and the median speed of a run, by its log."""
     table = pd.DataFrame([{"step": 0}, *log.read(run.folder)], columns=_OF_LOG, dtype=float)
-    speed = table["tokens_per_second"].median()
-    return table.ffill().iloc[-1].to_dict() | {"tokens_per_second": speed}
+    last, speed = table.ffill().iloc[-1], table["tokens_per_second"].median()
+    speed = speed if math.isnan(speed) else round(speed)
+    return last.to_dict() | {"step": int(last["step"]), "tokens_per_second": speed}
 
 
 def state_of(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> str:
@@ -207,21 +200,22 @@ def state_of(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> str:
     return "interrupted" if state.seconds or state.since else "waiting"
 
 
-def _perplexity(run: Run) -> float:
+def _perplexity(run: Run) -> dict[str, float]:
     """The test perplexity after the last step, of a run that is done."""
     path = run.folder / "evaluation" / "perplexity.csv"
     if run.following or not path.exists():
-        return math.nan
+        return {}
     table = pd.read_csv(path)
     rows = table[(table["genre"] == "all") & (table["step"] == run.settings.max_steps)]
-    return float(rows["perplexity"].iloc[0]) if len(rows) else math.nan
+    return rows[["perplexity"]].iloc[0].to_dict() if len(rows) else {}
 
 
-def _device(run: Run) -> str:
+def _device(run: Run) -> dict[str, str]:
     """The devices that trained a run."""
     paths = checkpoint.list_checkpoints(run.folder)
     sessions = checkpoint.load(paths[-1]).sessions if paths else []
-    return "; ".join(dict.fromkeys(name for session in sessions for name in session["devices"]))
+    names = dict.fromkeys(name for session in sessions for name in session["devices"])
+    return {"device": "; ".join(names)}
 
 
 def write(plan: Plan) -> None:
@@ -329,33 +323,31 @@ def sentence(row: dict[str, Any], compared: int) -> str:
     """
     language, control = perturb.get(row["language"]).title, perturb.get(row["control"]).title
     low, middle, high = (float(row[name]) for name in ("low", "difference", "high"))
-    start = f"After step {row['step']:,}, the perplexity of {language}"
+    start, measure = f"After step {row['step']:,}, the", f"perplexity of {language}"
     if not math.isfinite(middle):
-        return f"{start} cannot be compared with that of {control}: the difference is not a number."
-    unit, decimals = "%", 1
+        reason = f"cannot be compared with that of {control}: the difference is not a number"
+        return f"{start} {measure} {reason}."
     if any(abs(value) > _IN_PERCENT for value in (low, middle, high)):
-        start = f"After step {row['step']:,}, the log-perplexity of {language}"
-        unit, decimals = " nats", 2
+        measure, unit, decimals = f"log-{measure}", " nats", 2
     else:
         low, middle, high = (100 * math.expm1(value) for value in (low, middle, high))
+        unit, decimals = "%", 1
     if abs(middle) < 10**-decimals / 2:
-        start = f"{start} differs from that of {control} by less than {10**-decimals}{unit}"
+        size = f"differs from that of {control} by less than {10**-decimals}{unit}"
     else:
         word = "higher" if middle > 0 else "lower"
-        start = f"{start} is {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
+        size = f"is {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
     seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
     if not (math.isfinite(low) and math.isfinite(high)):
         why = "too few sentences for an interval" if math.isnan(low) else "no finite interval"
-        return f"{start} ({seeds}; {why})."
-    kind = ""
+        return f"{start} {measure} {size} ({seeds}; {why})."
+    kind = ", not corrected for the number of languages:" if compared > 1 else ""
     if row["n"] == 1:
         kind = " over test sentences of this one model:"
-    elif compared > 1:
-        kind = ", not corrected for the number of languages:"
-    start = f"{start} (95% interval{kind} {_ends(low, high, unit, decimals)}, {seeds})"
-    if reason := _doubt(row):
-        return f"{start}, but {reason}: this study does not show a difference."
-    return f"{start}."
+    interval = f"95% interval{kind} {_ends(low, high, unit, decimals)}"
+    reason = _doubt(row)
+    verdict = f", but {reason}: this study does not show a difference" if reason else ""
+    return f"{start} {measure} {size} ({interval}, {seeds}){verdict}."
 
 
 def _ends(low: float, high: float, unit: str, decimals: int) -> str:

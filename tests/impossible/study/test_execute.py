@@ -30,7 +30,7 @@ TWICE = (
     "log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
     "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
 )
-ALWAYS = "open(out / 'y', 'a').write('.'); os.kill(os.getpid(), 9)"
+ALWAYS = "open(out / 'x', 'a').write('.'); os.kill(os.getpid(), 9)"
 # Starts a process of its own, and is killed once.
 LEAVES = (
     "import subprocess; first = not (out / 'pid').exists(); "
@@ -152,28 +152,28 @@ def test_a_task_that_fails_does_not_stop_the_others_and_is_tried_again_on_reques
 
 
 @pytest.mark.parametrize(
-    ("scripts", "error", "file", "content"),
+    ("scripts", "error", "is_done", "content"),
     [
-        ([ONCE], "", "x", ""),
-        ([TWICE.format("one"), TWICE.format("two")], "", "two", "..."),  # each has three attempts
-        ([ALWAYS], "killed 3 times, perhaps because memory ran out", "y", "..."),
+        ([ONCE], "", True, ""),
+        ([TWICE.format("one"), TWICE.format("x")], "", True, "..."),  # each has three attempts
+        ([ALWAYS], "killed 3 times, perhaps because memory ran out", False, "..."),
+        (
+            ["open(out / 'x', 'a').write('.'); sys.exit(75)"],
+            "",
+            False,
+            "...",
+        ),  # it was asked to end
     ],
 )
 def test_a_command_that_is_killed_is_resumed_but_not_for_ever(
-    scripts: list[str], error: str, file: str, content: str, task: Callable[..., Task]
+    scripts: list[str], error: str, is_done: bool, content: str, task: Callable[..., Task]
 ) -> None:
     killed = task(*scripts)
     execute.execute([killed], FOUR, Stop())
     assert error in killed.error
-    assert (killed.following is None) == (error == "")
-    assert text(killed, file) == content
-
-
-def test_a_command_that_somebody_asks_to_end_has_not_failed(task: Callable[..., Task]) -> None:
-    stopped = task("open(out / 'y', 'a').write('.'); sys.exit(75)")
-    execute.execute([stopped], FOUR, Stop())
-    assert text(stopped, "y") == "...", "it is resumed, but not for ever"
-    assert stopped.following and not stopped.error_file.exists()
+    assert bool(killed.error) == bool(error)
+    assert (killed.following is None) == is_done
+    assert text(killed, "x") == content
 
 
 def test_what_a_killed_command_has_started_ends_too(task: Callable[..., Task]) -> None:
