@@ -153,19 +153,19 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
 
 
 class Logits(NamedTuple):
-    """What an export must give in transformers."""
+    """What an export must give in transformers, in float64 on the CPU.
+
+    In float32, rounding grows with the logits and hides small mistakes.
+    """
 
     tokens: torch.Tensor  # random ones, (1, T) int64; T is small to save time
-    logits: torch.Tensor  # of these tokens, (1, T, vocab_size) float64
-    positions: torch.Tensor  # the embeddings of all positions, (block_size, C) float64
+    logits: torch.Tensor  # of these tokens, (1, T, vocab_size)
+    positions: torch.Tensor  # the embeddings of all positions, (block_size, C)
 
 
 @torch.no_grad()
 def our_logits(loaded: Checkpoint, path: Path) -> Logits:
-    """The logits of our own model.
-
-    In float64 on the CPU, as in float32 rounding grows with the logits and hides small mistakes.
-    """
+    """The logits of a checkpoint by our own model. path: the checkpoint, for messages."""
     model = checkpoint.build_model(loaded, path).double()
     c = model.config
     generator = torch.Generator().manual_seed(0)

@@ -27,7 +27,6 @@ from impossible.text import token_files
 
 NAME = "report.html"
 RUNS = "runs.csv"
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 # Further pictures, by the name of the file, wherever they are among the results.
 _MORE = {
     "losses.png": "Training and validation losses against training step",
@@ -239,14 +238,16 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
     folder of the study. is_current: whether these are results of the runs that are done, as they
     are now.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
-    environment.filters["number"] = lambda v, form: "" if math.isnan(v) else format(v, form)
-    environment.filters["p"] = _p
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    templates.filters["number"] = lambda v, form: "" if math.isnan(v) else format(v, form)
+    templates.filters["p"] = _p
     tables = {name: pd.read_csv(plan.folder / name) for name in _TABLES if name in names}
-    return template.render(
+    return templates.get_template("report.html.j2").render(
         _about(plan),
         tables=[RUNS, *(name for name in names if name.endswith(".csv"))],
         is_current=is_current,
