@@ -61,10 +61,11 @@ def main(settings: Settings) -> None:
 def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
     """Export the checkpoints that have no valid export. Returns the manifest of all exports."""
     with ThreadPoolExecutor(_READERS) as pool:
-        hashes = list(pool.map(checkpoint.sha256, paths))
+        hashing = pool.map(checkpoint.sha256, paths)
+        hashes = list(tqdm(hashing, "reading", len(paths), disable=None))
     sources = {path.stem: sha256 for path, sha256 in zip(paths, hashes, strict=True)}
     manifest = manifests.keep_valid(hf_dir, sources)
-    for path in tqdm(paths, disable=None):
+    for path in tqdm(paths, "exporting", disable=None):
         name = path.stem
         if name in manifest:
             continue
