@@ -92,6 +92,11 @@ class Revision:
     files: dict[str, Path]  # name on the Hub -> local file
     sha256: dict[str, str]  # of the same files
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
     def differing(self, listing: list[RepoFile]) -> set[str]:
         """The names of files that the Hub lacks, has with other content, or should not have."""
         on_hub = {file.path: file for file in listing}
@@ -149,10 +154,9 @@ class Repository:
                     f"finished: {', '.join(names[number:])}."
                 )
             done.append(revision.branch)
-            size = sum(path.stat().st_size for path in revision.files.values())
             print(
                 f"{revision.branch} ({number + 1} of {len(pending)}) is uploaded and verified: "
-                f"{size / 1e6:,.1f} MB, {time.perf_counter() - start:.1f} s",
+                f"{revision.size / 1e6:,.1f} MB, {time.perf_counter() - start:.1f} s",
                 flush=True,
             )
 
