@@ -39,9 +39,13 @@ def table(scores: list[Scores], measures: Mapping[str, Values]) -> pd.DataFrame:
     differences = pd.DataFrame(rows)
     p = differences.groupby("measure")["p"]
     differences["p_holm"] = p.transform(lambda values: holm(values.to_numpy()))
-    for row in differences.drop_duplicates("label").to_dict("records"):
-        if warning := lacking(row):
-            print(f"warning: {warning}")
+    for row in differences.drop_duplicates("label").itertuples():
+        if row.sentences < _ENOUGH * row.sentences_drawn:
+            print(
+                f"warning: {row.label}: only {row.sentences:,} of {row.sentences_drawn:,} test "
+                "sentences are compared. The others are not among those of the control, or too "
+                "long for the models."
+            )
     return differences
 
 
@@ -130,16 +134,6 @@ def _p(means: list[float]) -> float:
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(means, 0).pvalue) if len(means) > 1 else np.nan
-
-
-def lacking(row: Mapping[str, Any]) -> str:
-    """A warning if many of the drawn sentences are not compared. row: of the table."""
-    if row["sentences"] >= _ENOUGH * row["sentences_drawn"]:
-        return ""
-    return (
-        f"{row['label']}: only {row['sentences']:,} of {row['sentences_drawn']:,} test sentences "
-        "are compared. The others are not among those of the control, or too long for the models."
-    )
 
 
 def curves(differences: pd.DataFrame, measure: str, styles: Mapping[str, int]) -> pd.DataFrame:
