@@ -213,9 +213,9 @@ def test_runs_without_a_common_step_or_with_one_sentence_have_no_interval(
 ) -> None:
     runs = [scored("no_reverse", 5), scored("partial_reverse", 5, steps=(30,))]
     assert table(runs).empty
-    (found,) = intervals.summaries([np.array([[0.5]])])
-    assert found["difference"] == 0.5
-    assert np.isnan(found["low"]) and np.isnan(found["high"])
+    (row,) = intervals.summaries([np.array([[0.5]])]).itertuples()
+    assert row.difference == 0.5
+    assert np.isnan(row.low) and np.isnan(row.high)
 
 
 def test_intervals_over_seeds_are_students_and_those_of_shares_stay_between_0_and_1() -> None:
