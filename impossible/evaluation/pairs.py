@@ -217,16 +217,14 @@ def on_common(scores: list[Scores]) -> list[Scores]:
     """The scores; with several, the column `is_common` marks the pairs that all of them have."""
     if len(scores) == 1:
         return scores
+    pairs = [s.sequences.columns for s in scores]
     # Paradigm and item name a pair in all languages.
-    keys = [list(map(tuple, s.sequences.columns[["paradigm", "item"]].to_numpy())) for s in scores]
-    common = set.intersection(*map(set, keys))
+    keys = [pd.MultiIndex.from_frame(table[["paradigm", "item"]]) for table in pairs]
+    common = functools.reduce(pd.MultiIndex.intersection, keys)
     total = len(keys[0]) + sum(scores[0].sequences.counts.values())
     print(f"{len(common):,} of {total:,} pairs are evaluated in all languages (see left_out)")
-    marked = []
-    for s, own in zip(scores, keys, strict=True):
-        is_common = [key in common for key in own]
-        marked.append(s.with_sequences(columns=s.sequences.columns.assign(is_common=is_common)))
-    return marked
+    marked = [t.assign(is_common=own.isin(common)) for t, own in zip(pairs, keys, strict=True)]
+    return [s.with_sequences(columns=t) for s, t in zip(scores, marked, strict=True)]
 
 
 # Tables
