@@ -15,6 +15,7 @@ import dataclasses
 import random
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -32,18 +33,19 @@ from impossible.settings import Settings, UserError, run_command
 
 # Tables without text of the corpus. (Others may be large, or hold texts that are not free.)
 _TABLES = ("perplexity.csv", "pairs.csv", "markers.csv", "entropies.csv", "differences.csv")
+_READERS = 4  # checkpoints that are hashed at a time
 
 
 def main(settings: Settings) -> None:
     """Export all checkpoints of out_dir that have no valid export yet; publish them if asked to."""
-    out_dir = Path(settings.out_dir)
+    out_dir, repo = Path(settings.out_dir), settings.push_to_hub
     paths = checkpoint.list_checkpoints(out_dir)
     if not paths:
         raise UserError(
             f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
             "and --out_dir as here)."
         )
-    last, repo = checkpoint.check_series(paths, settings.language), settings.push_to_hub
+    last = checkpoint.check_series(paths, settings.language)
     manifests.require_complete(paths, last, is_published=bool(repo))
     api = publish.sign_in(repo) if repo else None  # before the work of exporting: this may fail
     hf_dir = checkpoint.hf_dir(out_dir)
@@ -58,17 +60,17 @@ def main(settings: Settings) -> None:
 
 def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
     """Export the checkpoints that have no valid export. Returns the manifest of all exports."""
-    manifest = manifests.read(hf_dir)
-    for name in manifest.keys() - {path.stem for path in paths}:  # of checkpoints that are gone
-        manifests.forget(hf_dir, manifest, name)
-    for path in tqdm(paths, disable=None):
-        name, sha256 = path.stem, checkpoint.sha256(path)
+    with ThreadPoolExecutor(_READERS) as pool:
+        hashing = pool.map(checkpoint.sha256, paths)
+        hashes = list(tqdm(hashing, "reading", len(paths), disable=None))
+    sources = {path.stem: sha256 for path, sha256 in zip(paths, hashes, strict=True)}
+    manifest = manifests.keep_valid(hf_dir, sources)
+    for path in tqdm(paths, "exporting", disable=None):
+        name = path.stem
         if name in manifest:
-            if manifests.is_valid(hf_dir / name, manifest[name], sha256):
-                continue
-            manifests.forget(hf_dir, manifest, name)
+            continue
         loaded = checkpoint.load(path)
-        entry = {"step": loaded.step, "source_sha256": sha256}
+        entry = {"step": loaded.step, "source_sha256": sources[name]}
         with export.new_folder(hf_dir / name) as folder:
             entry["max_logit_difference"] = export.write_folder(loaded, path, folder)
             entry["files"] = export.hashes(folder)
@@ -80,7 +82,7 @@ def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
         f"{len(paths)} checkpoint(s) exported in {hf_dir}; transformers computes the same logits "
         f"(largest difference {worst:.1e} of the largest logit)"
     )
-    return {path.stem: manifest[path.stem] for path in paths}
+    return {name: manifest[name] for name in sources}
 
 
 def write_cards(paths: list[Path], hf_dir: Path, manifest: Manifest, settings: Settings) -> None:
@@ -155,7 +157,8 @@ def try_one(repository: Repository, revision: Revision, hf_dir: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         repository.download(revision, folder)
-        difference = export.logit_difference(checkpoint.load(path), path, folder)
+        ours = export.our_logits(checkpoint.load(path), path)
+        difference = export.logit_difference(ours, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not difference <= export.TOLERANCE:

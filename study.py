@@ -18,8 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 from impossible import files
-from impossible.hub import collection
-from impossible.hub.publish import sign_in
+from impossible.hub import publish as hub
 from impossible.settings import UserError, guarded, unknown
 from impossible.study import execute, plan, report
 from impossible.study.execute import Stop
@@ -49,7 +48,7 @@ def main() -> None:
             "cluster, or leave --cluster= out."
         )
     if study.settings.publish:
-        sign_in(study.repo(study.runs[0]))  # before days of work: this may fail
+        hub.sign_in(study.repo(study.runs[0]))  # before days of work: this may fail
     study.locked_folder.mkdir(parents=True, exist_ok=True)
     stop = Stop()
     with files.locked(study.locked_folder):
@@ -73,7 +72,7 @@ def do_here(study: Plan, stop: Stop) -> None:
             f"SLURM has jobs of this study ({', '.join(jobs)}). Set --cluster=slurm, or cancel "
             "them with scancel."
         )
-    if any(map(execute.following, study.runs)):
+    if any(run.following for run in study.runs):
         execute.perform(study.preparing, stop)
     execute.execute(study.runs, execute.slots_of(study), stop)
     evaluate(study, stop)
@@ -84,7 +83,7 @@ def evaluate(study: Plan, stop: Stop) -> None:
 
     Raises UserError if the evaluation fails.
     """
-    done = [run for run in study.runs if not execute.following(run)]
+    done = [run for run in study.runs if not run.following]
     try:
         if len(done) > 1 and not stop.count:
             execute.perform(study.joint(done), stop)
@@ -110,7 +109,7 @@ def do_job(study: Plan) -> None:
         execute.requeue(is_run=bool(runs))
         sys.exit(execute.EXIT_STOPPED)
     for run in runs:
-        if error := execute.error_of(run):
+        if error := run.error:
             raise UserError(error)
 
 
@@ -119,8 +118,8 @@ def finish(study: Plan, stop: Stop) -> None:
 
     Raises UserError if runs have failed.
     """
-    unfinished = [run for run in study.runs if execute.following(run)]
-    failed = [run.name for run in unfinished if execute.error_of(run)]
+    unfinished = [run for run in study.runs if run.following]
+    failed = [run.name for run in unfinished if run.error]
     if failed and not stop.count:
         raise UserError(
             f"{len(failed)} of {len(study.runs)} runs failed: {', '.join(failed)}. The option "
@@ -142,12 +141,12 @@ def publish(study: Plan, stop: Stop) -> None:
     Raises UserError if one of them could not be published.
     """
     repos = [study.repo(run) for run in study.runs]
-    api = sign_in(repos[0])
+    api = hub.sign_in(repos[0])
     for run in study.runs:
         execute.perform(study.publishing(run), stop)
     if not stop.count:
         namespace, title = study.settings.publish.split("/")
-        address = collection.gather(api, namespace, title, repos, study.settings.private)
+        address = hub.gather(api, namespace, title, repos, study.settings.private)
         print(f"all of them: {address}")
 
 

@@ -28,8 +28,8 @@ def ours(folder: str) -> Callable[[], Any]:
     if device.type == "cpu":
         distributed.keep_freed_memory()  # as eval.py does
     scorer = models.scorer_of(checkpoint.path_of(Path(folder), 1), device)
-    sentences = drawn(Path(folder)).sentences
-    return lambda: scoring.losses(scorer, sentences, World())
+    sequences = drawn(Path(folder))
+    return lambda: scoring.losses(scorer, sequences, World())
 
 
 def published(folder: str) -> Callable[[], Any]:

@@ -1,11 +1,8 @@
 """Perplexities are those of a plain implementation, whatever the models come from."""
 
-import contextlib
-import io
+import functools
 import json
 import os
-import re
-import runpy
 import shutil
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROOT, fail, kill, start, succeed, write_config
+from conftest import fail, kill, start, succeed, write_config
 from hub import Hub, asked_here, serve
 
 import perturb
@@ -26,11 +23,10 @@ from impossible.evaluation import models, ngrams, perplexity, scoring
 from impossible.evaluation.models import Model, Series
 from impossible.evaluation.scores import Scores, Source, score
 from impossible.evaluation.scoring import Scorer, Sequences
-from impossible.settings import Settings, UserError, load
+from impossible.settings import Settings, UserError
 from impossible.text import token_files
 from impossible.text.tokenizer import Tokenizer
 
-COMMAND = runpy.run_path(str(ROOT / "eval.py"))
 STEPS = (2, 4)
 NAMES = [f"checkpoint-{step}" for step in STEPS]
 CPU = torch.device("cpu")
@@ -61,19 +57,8 @@ def copied(run: Path, tmp_path: Path) -> Path:
     return path
 
 
-def evaluated(*arguments: str | Path) -> str:
-    """Run the command within this process; what it printed."""
-    arguments = list(map(str, arguments))
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        COMMAND["main"](load("eval.py", arguments, checkpoint.settings_of_run))
-    return printed.getvalue()
-
-
-def refused(*arguments: str | Path) -> str:
-    """Run the command within this process, which must refuse; the error."""
-    with pytest.raises(UserError) as error:
-        evaluated(*arguments)
-    return str(error.value)
+evaluated = functools.partial(succeed, "eval.py")
+refused = functools.partial(fail, "eval.py")
 
 
 def drawn(data: Path) -> Sequences:
@@ -376,9 +361,7 @@ def test_a_model_is_evaluated_on_another_language(
     sha256 = token_files.read_meta(data).splits["test"]["sha256"]
     folder = copied.parent / "out" / "evaluation" / f"on_no_reverse-{sha256[:8]}"
     assert (table(folder).test_language == "no_reverse").all()
-    expected = [
-        scoring.sentence_losses(x, drawn(data).sentences) for x in plain(run, data).values()
-    ]
+    expected = [scoring.sentence_losses(drawn(data), x) for x in plain(run, data).values()]
     expected = [np.exp(np.nanmean(means)) for means in expected]
     assert overall(folder) == pytest.approx(expected, rel=1e-5)
     assert "contains no_reverse, but sentences of partial_reverse are needed" in refused(
@@ -579,8 +562,8 @@ def test_an_interrupted_command_leaves_the_earlier_results(
 
     with monkeypatch.context() as patch:
         patch.setattr(ngrams, "table", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            evaluated(copied, "--sentences_per_genre=20", "--entropies")
+        error = refused(copied, "--sentences_per_genre=20", "--entropies")
+    assert "interrupted" in error
     assert contents(folder) == before
     assert not list(folder.glob("*.unfinished"))
     (folder / "perplexity.png").unlink()  # as if the command before had been killed
@@ -605,18 +588,9 @@ def test_a_genre_has_no_name_that_tables_use(run: Path, copied: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        (
-            torch.zeros(50257, 1),
-            "Mine, checkpoint-1 has a vocabulary of 50,257 tokens, and the sentences of",
-        ),
-        (
-            torch.full((50258, 1), torch.nan),
-            "checkpoint-1: the perplexity of [0-9]+ sentences is not",
-        ),
-        (
-            torch.arange(50258.0)[:, None],
-            "checkpoint-1: the perplexity of [0-9]+ sentences is not",
-        ),
+        (torch.zeros(50257, 1), " has a vocabulary of 50,257 tokens, and the sentences of"),
+        (torch.full((50258, 1), torch.nan), ": the perplexity of [0-9]+ sentences is not"),
+        (torch.arange(50258.0)[:, None], ": the perplexity of [0-9]+ sentences is not"),
     ],
 )
 def test_a_model_that_gives_no_numbers_is_refused(
@@ -625,7 +599,7 @@ def test_a_model_that_gives_no_numbers_is_refused(
     scorer = Scorer(lambda ids, *_: ids[:, :, None].float(), head, context=64)
     series = Series("Mine", "mine", "Mine", "", [Model("checkpoint-1", str, lambda _: scorer)])
     unscored = Scores(Settings(eval_dir=str(tmp_path)), series, Source("", ""))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=f"Mine, checkpoint-1{told}"):
         score(unscored, drawn(run / "data"), perplexity.result, World(), CPU)
     assert not list(tmp_path.rglob("*.npz"))
 
@@ -640,6 +614,7 @@ def test_a_model_that_gives_no_numbers_is_refused(
         ({"id2label": 3}, "cannot be loaded"),
         ({"activation_function": "nope"}, "nope"),
         ({"n_layer": 9}, "missing, unknown or of another shape: transformer.h."),
+        ({"n_embd": 8, "n_head": 2}, "of another shape: ('transformer"),
         ({"n_embd": 0, "n_head": 0}, "cannot be loaded"),
         ({"n_embd": 0}, "cannot be loaded"),
         ({"architectures": 5}, "is a model of the kind 5. Expected a plain"),
@@ -658,14 +633,6 @@ def test_a_config_with_odd_values_is_refused(
         models.find(Settings(model=str(tmp_path / "odd")), [])[0].models[0].load(CPU)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_weights_that_do_not_fit_are_told_in_one_line(run: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(run / "out" / "hf" / "checkpoint-4", tmp_path / "odd")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 8, "n_head": 2}))
-    error = refused(run / "config.py", f"--model={folder}", f"--eval_dir={tmp_path}")
-    assert re.fullmatch(r".*of another shape: \('transformer.*", error)
     assert transformers.utils.logging.get_verbosity() >= 40, "it reports nothing itself"
 
 

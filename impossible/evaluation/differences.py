@@ -4,8 +4,7 @@ Perplexities of languages with and without markers cannot be compared, as a mark
 to predict by itself. The control has the same markers and the same sentences, in a natural order.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -28,20 +27,23 @@ def table(scores: list[Scores], measures: Mapping[str, Values]) -> pd.DataFrame:
 
     p is that of a t-test at the last step alone; p_holm is corrected for the number of curves.
     """
-    rows = [
-        row
+    parts = [
+        _curve(label, pairs, measure, values)
         for label, pairs in pairs_of(scores)
         for measure, values in measures.items()
-        for row in _rows(label, pairs, measure, values)
     ]
-    if not rows:
+    if not (parts := [part for part in parts if len(part)]):
         return pd.DataFrame()
-    differences = pd.DataFrame(rows)
+    differences = pd.concat(parts, ignore_index=True)
     p = differences.groupby("measure")["p"]
     differences["p_holm"] = p.transform(lambda values: holm(values.to_numpy()))
-    for row in differences.drop_duplicates("label").to_dict("records"):
-        if warning := lacking(row):
-            print(f"warning: {warning}")
+    for row in differences.drop_duplicates("label").itertuples():
+        if row.sentences < _ENOUGH * row.sentences_drawn:
+            print(
+                f"warning: {row.label}: only {row.sentences:,} of {row.sentences_drawn:,} test "
+                "sentences are compared. The others are not among those of the control, or too "
+                "long for the models."
+            )
     return differences
 
 
@@ -90,26 +92,32 @@ def _partner(s: Scores) -> tuple[object, ...]:
     return (_control(s), s.series.seeds, s.series.recipe, *sampled)
 
 
-def _rows(label: str, pairs: list[Pair], measure: str, of: Values) -> Iterator[dict[str, Any]]:
-    """The rows of a curve and a measure."""
+def _curve(label: str, pairs: list[Pair], measure: str, of: Values) -> pd.DataFrame:
+    """The rows of a curve and a measure; none without a common step."""
     runs = [_differences(*pair, of) for pair in pairs]
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     if missing := sorted(set().union(*runs) - set(steps)):
         print(f"{label}, {measure}: left out the steps {', '.join(map(str, missing))}")
+    if not steps:
+        return pd.DataFrame()
     values = [np.ascontiguousarray(run[steps].to_numpy().T) for run in runs]  # (steps, sentences)
-    for step, summary in zip(steps, summaries(values) if steps else (), strict=True):
-        yield {
-            "label": label,
-            "language": pairs[0][0].source.language,
-            "control": pairs[0][1].source.language,
-            "measure": measure,
-            "step": step,
-            **summary,
-            "p": _p([run[-1].mean() for run in values]) if step == steps[-1] else np.nan,
-            "p_holm": np.nan,
-            "sentences_drawn": max(len(s.sequences.columns) for s, _ in pairs),
+    about = {
+        "label": label,
+        "language": pairs[0][0].source.language,
+        "control": pairs[0][1].source.language,
+        "measure": measure,
+        "step": steps,
+    }
+    return (
+        pd.DataFrame(about)
+        .join(summaries(values))
+        .assign(
+            p=[np.nan] * (len(steps) - 1) + [_p([run[-1].mean() for run in values])],
+            p_holm=np.nan,
+            sentences_drawn=max(len(s.sequences.columns) for s, _ in pairs),
             **seeds_of([s for s, _ in pairs]),
-        }
+        )
+    )
 
 
 def _differences(scores: Scores, control: Scores, of: Values) -> pd.DataFrame:
@@ -130,16 +138,6 @@ def _p(means: list[float]) -> float:
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(means, 0).pvalue) if len(means) > 1 else np.nan
-
-
-def lacking(row: Mapping[str, Any]) -> str:
-    """A warning if many of the drawn sentences are not compared. row: of the table."""
-    if row["sentences"] >= _ENOUGH * row["sentences_drawn"]:
-        return ""
-    return (
-        f"{row['label']}: only {row['sentences']:,} of {row['sentences_drawn']:,} test sentences "
-        "are compared. The others are not among those of the control, or too long for the models."
-    )
 
 
 def curves(differences: pd.DataFrame, measure: str, styles: Mapping[str, int]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
@@ -61,8 +62,8 @@ def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def summaries(runs: list[np.ndarray]) -> list[dict[str, float | int | str]]:
-    """For each step, the mean of values of sentences and its 95% interval (pointwise).
+def summaries(runs: list[np.ndarray]) -> pd.DataFrame:
+    """A row for each step: the mean of values of sentences and its 95% interval (pointwise).
 
     runs: for each seed (steps, sentences). With one seed, the interval is a percentile bootstrap
     over sentences, the same resamples for all steps; with several, Student's t over their means.
@@ -71,9 +72,8 @@ def summaries(runs: list[np.ndarray]) -> list[dict[str, float | int | str]]:
     count = min(values.shape[1] for values in runs)
     low, high = t_interval(means) if len(runs) > 1 else bootstrap_interval(runs[0])
     how = "t, over seeds" if len(runs) > 1 else "bootstrap, over sentences"
-    columns = zip(means.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
-    about = {"interval": how, "n": len(runs), "sentences": count}
-    return [{"difference": mean, "low": a, "high": b, **about} for mean, a, b in columns]
+    table = pd.DataFrame({"difference": means.mean(axis=0), "low": low, "high": high})
+    return table.assign(interval=how, n=len(runs), sentences=count)
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

@@ -70,10 +70,10 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     surprisals = _surprisals(sequences, losses)
     scored = surprisals[~np.isnan(surprisals).any(axis=1)]
     marker, following = scored.T
-    row = {"surprisal_marker": marker.mean(), "surprisal_next": following.mean()}
-    row |= summaries([(following - marker)[np.newaxis]])[0]
-    row["too_long"] = len(surprisals) - len(scored)
-    return pd.DataFrame([row]).drop(columns="n")
+    row = summaries([(following - marker)[np.newaxis]]).drop(columns="n")
+    row.insert(0, "surprisal_marker", marker.mean())
+    row.insert(1, "surprisal_next", following.mean())
+    return row.assign(too_long=len(surprisals) - len(scored))
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:

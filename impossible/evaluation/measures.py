@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from impossible.evaluation import (
 from impossible.evaluation.differences import Values
 from impossible.evaluation.intervals import Interval, share_interval, t_interval
 from impossible.evaluation.scores import Scores, Source
-from impossible.evaluation.scoring import Sequences
+from impossible.evaluation.scoring import Sequences, sentence_losses
 from impossible.settings import Settings
 
 # From the losses of a model on sequences, a long table.
@@ -115,8 +116,8 @@ MEASURES = {
         picture={"logarithmic": True},
         has_means=False,
         compared={
-            "perplexity": perplexity.log_perplexities,
-            "perplexity_without_markers": perplexity.log_perplexities_without_markers,
+            "perplexity": sentence_losses,
+            "perplexity_without_markers": partial(sentence_losses, with_markers=False),
         },
         differences="differences",
         difference="difference in log-perplexity (nats)",

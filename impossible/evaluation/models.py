@@ -1,7 +1,6 @@
 """The models to evaluate: checkpoints of a run, exported models, or revisions on the Hub."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -9,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from impossible.settings import RECIPE, Settings, UserError
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _EXPORTS = checkpoint.hf_dir(Path()).name
 _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+# The version whose forward pass gives the numbers of exported models.
+_TRANSFORMERS = f"transformers {importlib.metadata.version('transformers')}"
 _QUANTIZED = ("quantization_config", "compression_config")  # keys of config.json
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
@@ -163,17 +165,12 @@ def _of_run(settings: Settings) -> Series:
         name=out_dir.resolve().name,
         place=str(out_dir),
         folder="evaluation",
-        models=[_checkpoint(path) for path in paths],
+        models=[Model(p.stem, partial(checkpoint.sha256, p), partial(scorer_of, p)) for p in paths],
         language=language,
         test_sha256=data["splits"]["test"]["sha256"],
         seeds=Seeds(run.seed, run.seed_of_weights, run.seed_of_order, data["data_seed"]),
         recipe=json.dumps(recipe, sort_keys=True),
     )
-
-
-def _checkpoint(path: Path) -> Model:
-    load = functools.partial(scorer_of, path)
-    return Model(path.stem, lambda: checkpoint.sha256(path), load)
 
 
 def scorer_of(path: Path, device: torch.device) -> Scorer:
@@ -207,14 +204,9 @@ def _exported(folder: Path) -> Model:
     def identity() -> str:
         paths = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
         hashes = [f"{path.name} {files.sha256(path)}" for path in paths]
-        return " ".join([*hashes, _transformers()])
+        return " ".join([*hashes, _TRANSFORMERS])
 
     return Model(folder.name, identity, lambda device: _loaded(folder, str(folder), device))
-
-
-def _transformers() -> str:
-    """The version whose forward pass gives the numbers."""
-    return f"transformers {importlib.metadata.version('transformers')}"
 
 
 def _require_plain(config: Any, name: str) -> None:
@@ -288,15 +280,11 @@ def _revision(repo: str, name: str, commit: str) -> Model:
     import huggingface_hub
 
     def load(device: torch.device) -> Scorer:
-        fetch = functools.partial(
-            huggingface_hub.snapshot_download,
-            repo,
-            revision=commit,
-            allow_patterns=list(_LOADED),
-        )
-        return _loaded(Path(_ask(repo, fetch)), f"{repo}, {name}", device)
+        options = {"revision": commit, "allow_patterns": list(_LOADED)}
+        folder = _ask(repo, partial(huggingface_hub.snapshot_download, repo, **options))
+        return _loaded(Path(folder), f"{repo}, {name}", device)
 
-    return Model(name, lambda: f"{repo}@{commit} {_transformers()}", load, commit)
+    return Model(name, lambda: f"{repo}@{commit} {_TRANSFORMERS}", load, commit)
 
 
 def _ask(repo: str, call: Callable[[], Any]) -> Any:

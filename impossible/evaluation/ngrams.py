@@ -13,7 +13,7 @@ rank of an n-gram of test is also the place of its count in train.
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,10 +59,11 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
     grams, _ = _grams(1, tokens, depth, first, None)
     of_order = {}
     for n in ORDERS:
-        sums = np.zeros((2, 2))
-        for _, deep, p in _probabilities(grams, grams.counts, n, depth[first:], lower, first):
-            bits, is_local = -np.log2(p), deep >= n - 1
-            sums += [[bits.sum(), len(p)], [bits[is_local].sum(), is_local.sum()]]
+        is_full, sums = depth[first:] + 2 >= n, np.zeros((2, 2))
+        p = _probabilities(grams, grams.counts, is_full, lower, first)
+        for chunk in _chunks(len(p)):
+            bits, is_local = -np.log2(p[chunk]), depth[first:][chunk] >= n - 1
+            sums += [[bits.sum(), len(bits)], [bits[is_local].sum(), is_local.sum()]]
         with np.errstate(invalid="ignore"):
             of_order[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
         if n < max(ORDERS):
@@ -70,9 +71,7 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
             # Below the highest order, an n-gram counts once for every token that stands before it;
             # those that begin a sentence keep their counts.
             counts = np.where(before > 0, before, grams.counts)
-            for chunk, _, p in _probabilities(grams, counts, n, depth[first:], lower, first):
-                lower[chunk] = p
-            grams = longer
+            lower, grams = _probabilities(grams, counts, is_full, lower, first), longer
     return of_order
 
 
@@ -129,39 +128,25 @@ def _chunks(length: int) -> Iterator[slice]:
 
 
 def _probabilities(
-    grams: _Grams, counts: np.ndarray, n: int, depth: np.ndarray, lower: np.ndarray, first: int
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """The probability of each token of test, some at a time: where they are, their depth, p.
+    grams: _Grams, counts: np.ndarray, is_full: np.ndarray, lower: np.ndarray, first: int
+) -> np.ndarray:
+    """The probability of each token of test by the models of one order, (M,).
 
-    counts: of the n-grams. depth: of the tokens of test. lower: their probabilities by the order
-    below, which are those of tokens with too few before them.
+    counts: of the n-grams. is_full: whether n - 1 tokens (or the beginning of the sentence) stand
+    before each token, (M,). lower: the probabilities by the order below, which others keep, (M,).
     """
-    probability = _smoothed(counts, grams.contexts)
-    for chunk in _chunks(len(lower)):
-        deep, p = depth[chunk], lower[chunk].copy()
-        is_full = deep + 2 >= n
-        p[is_full] = probability(grams.ids[first:][chunk][is_full], p[is_full])
-        yield chunk, deep, p
-
-
-def _smoothed(
-    counts: np.ndarray, contexts: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A function from n-grams and the probabilities of their last tokens by the order below."""
-    discounts = _discounts(counts)
+    contexts, discounts = grams.contexts, _discounts(counts)
     totals, freed = np.zeros((2, int(contexts[-1]) + 1))  # by context
     for chunk in _chunks(len(counts)):
         count, start = counts[chunk], contexts[chunk][0]
         for sums, values in ((totals, count), (freed, discounts[np.minimum(count, 3)])):
             part = np.bincount(contexts[chunk] - start, values)
             sums[start : start + len(part)] += part
-
-    def probability(ids: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        count, context = counts[ids], contexts[ids]
-        p = count - discounts[np.minimum(count, 3)] + freed[context] * lower
-        return np.divide(p, totals[context], out=lower.copy(), where=totals[context] > 0)
-
-    return probability
+    ids, p = grams.ids[first:][is_full], lower.copy()
+    count, context, below = counts[ids], contexts[ids], lower[is_full]
+    mass = count - discounts[np.minimum(count, 3)] + freed[context] * below
+    p[is_full] = np.divide(mass, totals[context], out=below, where=totals[context] > 0)
+    return p
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:

@@ -61,11 +61,6 @@ def read(source: str, place: str = "") -> list[Pair]:
     first: dict[tuple[str, str], str] = {}
     pairs = [_pair(*line) for line in lines]
     for pair, (where, *_) in zip(pairs, lines, strict=True):
-        if pair.paradigm == TOTAL:
-            raise UserError(
-                f"{where}: the paradigm {pair.paradigm!r} has the name that tables give to the "
-                "total. Rename it."
-            )
         before = first.setdefault((pair.paradigm, pair.item), where)
         if before != where:
             raise UserError(
@@ -74,8 +69,7 @@ def read(source: str, place: str = "") -> list[Pair]:
                 "paradigms, give each file a UID or a name of its own: the paradigm is the UID, or "
                 "else the name of the file."
             )
-    texts = ((where, row[name]) for where, row, *_ in lines for name in (_GOOD, _BAD))
-    rows.print_replaced_spaces(texts)
+    rows.print_replaced_spaces((where, row[k]) for where, row, *_ in lines for k in (_GOOD, _BAD))
     return pairs
 
 
@@ -99,7 +93,7 @@ def _paths(source: Path) -> list[Path]:
 
 def _of_files(source: Path) -> Iterator[_Line]:
     for path in _paths(source):
-        for number, row in rows.of_json(rows.text_of(path), path, "line"):
+        for number, row in rows.of_json(rows.text_of(path), path):
             yield f"{path}, line {number}", row, path.stem, str(number - 1)
 
 
@@ -135,7 +129,12 @@ def _pair(where: str, row: dict[str, Any], paradigm: str, item: str) -> Pair:
     uid, field, number, other = (
         rows.label(row.get(name), name, where) for name in ("UID", "field", "pairID", "pair_id")
     )
-    return Pair(uid or paradigm, field, number or other or item, good, bad)
+    if (paradigm := uid or paradigm) == TOTAL:
+        raise UserError(
+            f"{where}: the paradigm {TOTAL!r} has the name that tables give to the total. Rename "
+            "it."
+        )
+    return Pair(paradigm, field, number or other or item, good, bad)
 
 
 # Sequences
@@ -181,10 +180,14 @@ def perturbed(
     if not rule.any_length:
         is_kept &= good.lengths == bad.lengths
     seeds = [[rule.seed, zlib.crc32(f"{p.paradigm} {p.item}".encode())] for p in pairs]
+    markers = list(marker_ids(rule.markers).values())
     kept, parts = [], []
     for i in np.flatnonzero(is_kept).tolist():
         # The draw of a pair is the same whatever other pairs there are.
-        both = [_drawn(s.part(i, i + 1), rule, seeds[i]) for s in (good, bad)]
+        both = [
+            rule.perturb(s.part(i, i + 1), markers, np.random.default_rng(seeds[i])).tokens
+            for s in (good, bad)
+        ]
         if not np.array_equal(*both):
             kept.append(pairs[i])
             parts += [np.append(END_OF_TEXT_ID, tokens) for tokens in both]
@@ -201,12 +204,6 @@ def perturbed(
     )
 
 
-def _drawn(sentence: Sentences, rule: perturb.Language, seed: list[int]) -> np.ndarray:
-    """The tokens of one sentence, perturbed with a generator of its own."""
-    markers = list(marker_ids(rule.markers).values())
-    return rule.perturb(sentence, markers, np.random.default_rng(seed)).tokens
-
-
 def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
     tokenizer = Tokenizer(rule.markers)
     if not rule.hops:
@@ -220,16 +217,14 @@ def on_common(scores: list[Scores]) -> list[Scores]:
     """The scores; with several, the column `is_common` marks the pairs that all of them have."""
     if len(scores) == 1:
         return scores
+    pairs = [s.sequences.columns for s in scores]
     # Paradigm and item name a pair in all languages.
-    keys = [list(map(tuple, s.sequences.columns[["paradigm", "item"]].to_numpy())) for s in scores]
-    common = set.intersection(*map(set, keys))
+    keys = [pd.MultiIndex.from_frame(table[["paradigm", "item"]]) for table in pairs]
+    common = functools.reduce(pd.MultiIndex.intersection, keys)
     total = len(keys[0]) + sum(scores[0].sequences.counts.values())
     print(f"{len(common):,} of {total:,} pairs are evaluated in all languages (see left_out)")
-    marked = []
-    for s, own in zip(scores, keys, strict=True):
-        is_common = [key in common for key in own]
-        marked.append(s.with_sequences(columns=s.sequences.columns.assign(is_common=is_common)))
-    return marked
+    marked = [t.assign(is_common=own.isin(common)) for t, own in zip(pairs, keys, strict=True)]
+    return [s.with_sequences(columns=t) for s, t in zip(scores, marked, strict=True)]
 
 
 # Tables
@@ -237,7 +232,7 @@ def on_common(scores: list[Scores]) -> list[Scores]:
 
 def log_probabilities(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
     """The log-probabilities of the good and the bad sentence of each pair, in nats, (K, 2)."""
-    means = sentence_losses(losses, sequences.sentences)
+    means = sentence_losses(sequences, losses)
     return -(means * (sequences.sentences.lengths - 1)).reshape(-1, 2)
 
 

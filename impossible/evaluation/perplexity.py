@@ -5,7 +5,6 @@ from each genre, without replacement. The perplexity of a sentence is exp(mean l
 to n, given the tokens before them).
 """
 
-import functools
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,18 +58,16 @@ def draw(
         language=meta.language,
         sentences=sentences_of(parts),
         columns=pd.DataFrame(columns),
-        about=_about(meta) | {"sample_seed": seed, "drop_duplicates": drop_duplicates},
+        about={
+            "test_language": meta.language,
+            "test_corpus": meta.corpus_version,
+            "test_segmenter": meta.segmenter,
+            "test_hash": meta.splits["test"]["sha256"][:8],
+            "sample_seed": seed,
+            "drop_duplicates": drop_duplicates,
+        },
         counts=dict(zip(genres, duplicates, strict=True)),
     )
-
-
-def _about(meta: Meta) -> dict[str, str]:
-    return {
-        "test_language": meta.language,
-        "test_corpus": meta.corpus_version,
-        "test_segmenter": meta.segmenter,
-        "test_hash": meta.splits["test"]["sha256"][:8],
-    }
 
 
 def source(settings: Settings) -> Source:
@@ -186,14 +183,14 @@ def _prepare_command(settings: Settings, data_dir: Path) -> str:
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
     """The perplexity of a model, for people."""
-    return f"perplexity {_mean(sentence_losses(losses, sequences.sentences)):,.2f}"
+    return f"perplexity {_mean(sentence_losses(sequences, losses)):,.2f}"
 
 
 def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """A row for each genre, and one for all sentences."""
     genre, counts = sequences.columns["genre"], sequences.counts
-    values = log_perplexities(sequences, losses)
-    unmarked = log_perplexities_without_markers(sequences, losses)
+    values = sentence_losses(sequences, losses)
+    unmarked = sentence_losses(sequences, losses, with_markers=False)
     rows = []
     for name, duplicates in [*counts.items(), (ALL_GENRES, sum(counts.values()))]:
         chosen = np.array((genre == name) | (name == ALL_GENRES))
@@ -215,18 +212,8 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The perplexity as it is drawn, without an interval."""
-    value = _mean(log_perplexities(sequences, losses))
+    value = _mean(sentence_losses(sequences, losses))
     return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
-
-
-def log_perplexities(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
-    """The log-perplexity of each sentence, (S,); NaN where one is too long for the model."""
-    return sentence_losses(losses, sequences.sentences)
-
-
-def log_perplexities_without_markers(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
-    """As `log_perplexities`, without the losses of the markers themselves, (S,)."""
-    return sentence_losses(losses, sequences.sentences, with_markers=False)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -237,11 +224,6 @@ def _mean(values: np.ndarray) -> float:
 
 def sentences(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """A row for each sentence with its perplexity."""
-    return _sentences(sequences).assign(perplexity=np.exp(log_perplexities(sequences, losses)))
-
-
-@functools.lru_cache(1)
-def _sentences(sequences: Sequences) -> pd.DataFrame:
     decode = Tokenizer(perturb.get(sequences.language).markers).decode
     columns = {
         "sentence_id": sentence_ids(sequences),
@@ -249,17 +231,13 @@ def _sentences(sequences: Sequences) -> pd.DataFrame:
         "tokens": sequences.sentences.lengths,
         "token_ids": [" ".join(map(str, part)) for part in sequences.parts],
         "sentence": [decode(part) for part in sequences.parts],
+        "perplexity": np.exp(sentence_losses(sequences, losses)),
     }
     return pd.DataFrame(columns)
 
 
 def surprisals(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """A row for each token but the first of a sentence, with its surprisal in bits."""
-    return _tokens(sequences).assign(surprisal=losses / np.log(2).astype(np.float32))
-
-
-@functools.lru_cache(1)
-def _tokens(sequences: Sequences) -> pd.DataFrame:
     tokens, offsets = sequences.sentences.tokens, sequences.sentences.offsets
     sentence = np.repeat(np.arange(len(offsets) - 1), sequences.sentences.lengths)
     position = np.arange(len(sentence)) - offsets[sentence]
@@ -272,5 +250,6 @@ def _tokens(sequences: Sequences) -> pd.DataFrame:
         "position": position[scored] + 1,
         "token_id": ids[which],
         "token": np.array(pieces, object)[which],
+        "surprisal": losses / np.log(2).astype(np.float32),
     }
     return pd.DataFrame(columns)

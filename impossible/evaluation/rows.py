@@ -52,26 +52,26 @@ def text_of(path: Path) -> str:
 
 
 def of_json(
-    text: str, path: Path, unit: str, name_of: Callable[[str], str] = str
+    text: str, path: Path, name_of: Callable[[str], str] = str
 ) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a jsonl file, one a line, with their numbers.
+    """The JSON objects of a jsonl file, one a line, with the numbers of their lines.
 
-    unit: `row` or `line`, for errors. name_of: the name of a column. Raises UserError for a line
-    that is no object, or has two values of one name.
+    name_of: the name of a column. Raises UserError for a line that is no object, or has two values
+    of one name.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}, {unit} {number}"
+        where = f"{path}, line {number}"
         try:
             pairs = json.loads(line, object_pairs_hook=_Pairs)
             if not isinstance(pairs, _Pairs):
                 raise ValueError(type(pairs).__name__)
         except ValueError as error:
             raise UserError(f"{where} is no JSON object ({error}). Expected one a line.")
-        named = [(name_of(name), value) for name, value in pairs]
-        require_once((name for name, _ in named), where)
-        yield number, dict(named)
+        names = [name_of(name) for name, _ in pairs]
+        require_once(names, where)
+        yield number, dict(zip(names, (value for _, value in pairs), strict=True))
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -97,12 +97,12 @@ def of_csv(text: str, path: Path, name_of: Callable[[str], str]) -> Iterator[tup
             f"{path}, line {reader.line_num} cannot be read ({error}). A text with quotation marks "
             'needs them around it, and each of its own twice: "He said ""no""."'
         )
-    header: list[str] = []
+    if not lines:
+        return
+    (number, titles), *lines = lines
+    header = list(map(name_of, titles))
+    require_once(filter(None, header), f"{path}, row {number}")
     for number, values in lines:
-        if not header:
-            header = list(map(name_of, values))
-            require_once(filter(None, header), f"{path}, row {number}")
-            continue
         row = dict(zip(header, values, strict=False))
         if len(values) != len(header) or row.pop("", "").strip():
             raise UserError(
@@ -205,28 +205,25 @@ def read(path: Path, place: str = "") -> list[Stimulus]:
     place: a name that depends on the content, so that a file that has changed is read again.
     """
     text = text_of(path)
-    if text.lstrip().startswith(("{", "[")):
-        numbered = list(of_json(text, path, "row", _name))
-    else:
-        numbered = list(of_csv(text, path, _name))
-    if not numbered:
+    of_kind = of_json if text.lstrip().startswith(("{", "[")) else of_csv
+    rows = [(f"{path}, row {number}", row) for number, row in of_kind(text, path, _name)]
+    if not rows:
         raise UserError(f"{path} holds no stimulus.")
-    _require_known(path, {name for _, row in numbered for name in row})
-    stimuli = [_stimulus(row, f"{path}, row {number}") for number, row in numbered]
+    _require_known(path, {name for _, row in rows for name in row})
+    stimuli = [_stimulus(row, where) for where, row in rows]
     _require_alike(stimuli)
-    texts = [(f"{path}, row {n}", row.get(k)) for n, row in numbered for k in ("text", "perturbed")]
-    print_replaced_spaces((place, text) for place, text in texts if isinstance(text, str))
+    texts = [(where, row.get(name)) for where, row in rows for name in ("text", "perturbed")]
+    print_replaced_spaces((where, text) for where, text in texts if isinstance(text, str))
     return stimuli
 
 
 def _name(name: str) -> str:
     """The name of a column: a known one in lower case."""
-    name = name.strip()
-    known = re.fullmatch(rf"({'|'.join(_KNOWN)})|({_REGION}|{_OCCURRENCE})_.+", name, re.I)
-    if not known:
-        return name
-    head, mark, tail = name.partition("_")
-    return name.lower() if known[1] else head.lower() + mark + tail
+    kind, mark, suffix = name.strip().partition("_")
+    if name.strip().lower() in _KNOWN:
+        return name.strip().lower()
+    is_further = kind.lower() in (_REGION, _OCCURRENCE)
+    return (kind.lower() if is_further else kind) + mark + suffix
 
 
 def _require_known(path: Path, names: set[str]) -> None:
@@ -237,11 +234,11 @@ def _require_known(path: Path, names: set[str]) -> None:
             f"optionally {', '.join(_KNOWN[3:])}. Found: {', '.join(sorted(names))}."
         )
     for name in sorted(names):
-        kind, suffix = re.match(r"([^_]*)(.*)", name, re.DOTALL).groups()
-        if kind == _OCCURRENCE and _REGION + suffix not in names:
+        kind = name.partition("_")[0]
+        region = _REGION + name.removeprefix(_OCCURRENCE)
+        if kind == _OCCURRENCE and region not in names:
             raise UserError(
-                f"{path} has a column {name!r} without a column {_REGION + suffix!r}. Rename or "
-                "remove it."
+                f"{path} has a column {name!r} without a column {region!r}. Rename or remove it."
             )
         if name in _KNOWN or kind in (_REGION, _OCCURRENCE):
             continue
@@ -254,15 +251,14 @@ def _require_known(path: Path, names: set[str]) -> None:
 
 def _require_alike(stimuli: list[Stimulus]) -> None:
     """Raise UserError for a condition that an item has twice, or if only some have a place."""
-    seen: dict[tuple[str, str], str] = {}
+    first: dict[tuple[str, str], Stimulus] = {}
     placed: dict[str, bool] = {}
     for s in stimuli:
-        key = (s.item, s.condition)
-        if key in seen:
+        before = first.setdefault((s.item, s.condition), s)
+        if before is not s:
             raise UserError(
-                f"{s.where} repeats item {s.item}, condition {s.condition} (first: {seen[key]})."
+                f"{s.where} repeats item {s.item}, condition {s.condition} (first: {before.where})."
             )
-        seen[key] = s.where
         is_placed = s.marker_place is not None
         if not s.perturbed and placed.setdefault(s.item, is_placed) != is_placed:
             raise UserError(

@@ -174,8 +174,8 @@ def _computed(
     model: Model, sequences: Sequences, name: str, world: World, device: torch.device
 ) -> np.ndarray:
     """The losses of a model. Raises UserError if it cannot read the sequences, or is damaged."""
-    scorer, sentences, lengths = model.load(device), sequences.sentences, sequences.lengths
-    if (largest := sentences.tokens.max()) >= len(scorer.head):
+    scorer, lengths = model.load(device), sequences.lengths
+    if (largest := sequences.sentences.tokens.max()) >= len(scorer.head):
         raise UserError(
             f"{name} has a vocabulary of {len(scorer.head):,} tokens, and the sentences of "
             f"{sequences.language} contain a marker (id {largest}) that this model never learned. "
@@ -187,9 +187,9 @@ def _computed(
             f"{sequences.language} has {lengths.min()}. Shorten the sentences, for a corpus with "
             "--segmenter=sentencex."
         )
-    losses = scoring.losses(scorer, sentences, world, sequences.last_instead, lengths)
+    losses = scoring.losses(scorer, sequences, world)
     with np.errstate(over="ignore"):
-        perplexities = np.exp(scoring.sentence_losses(losses, sentences))
+        perplexities = np.exp(scoring.sentence_losses(sequences, losses))
     wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)
     if wrong.any():
         raise UserError(

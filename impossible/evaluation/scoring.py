@@ -35,10 +35,11 @@ class Sequences:
     language: str  # a name from the table in perturb.py
     sentences: Sentences  # S of them, each of two tokens or more
     columns: pd.DataFrame  # a row for each sequence, or for what a measure sums up
-    about: dict[str, Any]  # columns that are the same for all, in every table
-    counts: dict[Any, int]  # of each genre or paradigm: duplicates, or pairs that are left out
-    last_instead: np.ndarray | None = None  # as in `losses`
-    whole_lengths: np.ndarray | None = None  # as in `losses`
+    about: dict[str, Any] = field(default_factory=dict)  # columns of every table, each one value
+    counts: dict[Any, int] = field(default_factory=dict)  # of each genre or paradigm: duplicates,
+    # or pairs that are left out
+    last_instead: np.ndarray | None = None  # (S,) uint16: scored too, in place of the last tokens
+    whole_lengths: np.ndarray | None = None  # (S,), if these are only the beginnings of sentences
     notes: tuple[str, ...] = ()  # what is printed about them
     totals: dict[str, float] = field(default_factory=dict)  # columns of all genres together
 
@@ -83,27 +84,19 @@ class Scorer:
         return self.head.device
 
 
-def losses(
-    scorer: Scorer,
-    sentences: Sentences,
-    world: World,
-    last_instead: np.ndarray | None = None,
-    whole_lengths: np.ndarray | None = None,
-) -> np.ndarray:
+def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     """The loss of each token but the first of each sentence, in nats, (N - S,) float32.
 
-    The losses are in the order of the sentences. If a sentence is longer than the model's context,
-    its losses are NaN; sentences are never truncated. last_instead: (S,) tokens, whose losses in
-    place of the last token of each sentence come after the others, (N,) in all. whole_lengths:
-    (S,), if `sentences` are only the beginnings of sentences: the tokens of the whole ones, which
-    must fit the context. The processes share the work: all must call this function, and all get
-    the complete result.
+    The losses are in the order of the sentences. If a (whole) sentence is longer than the model's
+    context, its losses are NaN; sentences are never truncated. The losses of `last_instead`, if it
+    is given, come after the others, (N,) in all. The processes share the work: all must call this
+    function, and all get the complete result.
     """
-    whole_lengths = sentences.lengths if whole_lengths is None else whole_lengths
+    sentences, last_instead = sequences.sentences, sequences.last_instead
     count = len(sentences.tokens) - len(sentences.lengths)
     extra = 0 if last_instead is None else len(last_instead)
     result = np.full(count + extra, np.nan, np.float32)
-    batches = _batches(sentences.lengths, whole_lengths <= scorer.context, scorer)
+    batches = _batches(sentences.lengths, sequences.lengths <= scorer.context, scorer)
     # The longest first, in turns: equal shares for all.
     own = batches[world.rank :: world.size]
     progress = tqdm(own, "scoring", disable=None if world.is_first else True, leave=False)
@@ -185,14 +178,15 @@ def _score(
 
 
 def sentence_losses(
-    of_tokens: np.ndarray, sentences: Sentences, with_markers: bool = True
+    sequences: Sequences, of_tokens: np.ndarray, with_markers: bool = True
 ) -> np.ndarray:
     """The mean loss of each sentence, in nats, (S,) float64: the logarithm of its perplexity.
 
-    of_tokens: as `losses` returns it (the losses of `last_instead` are ignored). with_markers:
-    whether the losses of markers count, which are read in any case; without them, a sentence of
-    which nothing else is left gets NaN.
+    It is NaN for a sentence that is too long for the model. of_tokens: as `losses` returns it (the
+    losses of `last_instead` are ignored). with_markers: whether the losses of markers count, which
+    are read in any case; without them, a sentence of which nothing else is left gets NaN.
     """
+    sentences = sequences.sentences
     is_first = np.zeros(len(sentences.tokens), bool)
     is_first[sentences.offsets[:-1]] = True
     is_counted = (sentences.tokens[~is_first] < FIRST_MARKER_ID) | with_markers

@@ -67,49 +67,56 @@ def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
 
 
 def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
-    """A stimulus in a language. most: the most tokens that may stand before a drawn marker."""
-    draw = None
-    tokens, origins = base.tokens, np.arange(len(base.tokens))
-    if not base.stimulus.perturbed:
-        seeds = [rule.seed, zlib.crc32(base.stimulus.item.encode())]
-        place = _marker_place(base, np.random.default_rng(seeds), most)
-        draw = _Draw(seeds, len(tokens), place)
-        tokens, origins = _perturbed(base, rule, draw)
-    is_marker, in_place = tokens >= FIRST_MARKER_ID, np.arange(len(tokens))
-    with_replaced = np.where((origins < 0) & ~is_marker, in_place, origins)
-    if np.array_equal(np.sort(with_replaced), np.arange(len(base.tokens))):
-        origins = with_replaced
-    words = np.append(base.words, -1)[origins]
-    before = base.words[: draw.place] if draw and draw.is_used else words[: is_marker.argmax()]
-    return base._replace(
-        sentences=sentences_of([tokens]),
-        words=words,
-        region=np.append(base.region, -1)[origins],
-        marker_place=len(set(before) - {-1}) if is_marker.any() else None,
-        is_placed=bool(draw and draw.is_used),
-    )
+    """A stimulus in a language. most: the most tokens that may stand before a drawn marker.
 
-
-def _perturbed(base: Prepared, rule: Language, draw: "_Draw") -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a stimulus in a language, and the place that each had before.
-
-    The place is -1 for a token that was inserted, or that replaced one in a sentence that stays as
-    long. A token that occurs once tells its place. For the places of the others, the language also
-    gets the sentence with random tokens for those that repeat an earlier one. Raises UserError for
-    a sentence that the language drops, and if the places remain unknown.
+    Raises UserError for a sentence that the language drops.
     """
-    markers, where = list(marker_ids(rule.markers).values()), base.stimulus.where
-    result = rule.apply(base.sentences, markers, draw.again())
-    if not len(result.lengths):
-        raise UserError(f"{where}: {rule.title} drops such sentences ({rule.drops}): {base.text!r}")
-    original, tokens = base.tokens, result.tokens
+    if base.stimulus.perturbed:
+        return _with_marker_place(base, base.words[: base.is_marker.argmax()])
+    seeds, count = [rule.seed, zlib.crc32(base.stimulus.item.encode())], len(base.tokens)
+    place = _marker_place(base, np.random.default_rng(seeds), most)
+    draw, again = (_Draw(seeds, count, place) for _ in range(2))
+    markers = list(marker_ids(rule.markers).values())
+    perturbed = rule.apply(base.sentences, markers, draw)
+    if not len(perturbed.lengths):
+        raise UserError(
+            f"{base.stimulus.where}: {rule.title} drops such sentences ({rule.drops}): "
+            f"{base.text!r}"
+        )
+    origins = _origins(base, rule, perturbed.tokens, markers, again)
+    made = base._replace(
+        sentences=perturbed,
+        words=np.append(base.words, -1)[origins],
+        region=np.append(base.region, -1)[origins],
+        is_placed=draw.is_used,
+    )
+    # In the *Reverse languages, words of the original sentence.
+    before = base.words[:place] if draw.is_used else made.words[: made.is_marker.argmax()]
+    return _with_marker_place(made, before)
+
+
+def _with_marker_place(made: Prepared, before: np.ndarray) -> Prepared:
+    """The same with its marker_place. before: the words of the tokens before the first marker."""
+    return made._replace(marker_place=len({*before} - {-1}) if made.is_marker.any() else None)
+
+
+def _origins(
+    base: Prepared, rule: Language, tokens: np.ndarray, markers: list[int], draw: "_Draw"
+) -> np.ndarray:
+    """The place in the original sentence of each token of the perturbed one, (n,) int64.
+
+    It is -1 for a token that was inserted. A token that occurs once tells its place. For the places
+    of the others, the language also gets the sentence with random tokens for those that repeat an
+    earlier one. A new token has the place of one that it replaces, in a sentence that stays as
+    long. Raises UserError if the places remain unknown.
+    """
+    original = base.tokens
     repeats = np.setdiff1d(np.arange(len(original)), np.unique(original, return_index=True)[1])
     others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))
     unique = original.copy()
     unique[repeats] = np.random.default_rng(0).choice(others, len(repeats), replace=False)
     try:
-        with_unique = base.sentences._replace(tokens=unique)
-        moved = rule.apply(with_unique, markers, draw.again()).tokens
+        moved = rule.apply(base.sentences._replace(tokens=unique), markers, draw).tokens
     except Exception:  # such as a table of tokens that lacks these
         moved = original[:0]
     places = {token: place for place, token in enumerate(unique.tolist())}
@@ -119,13 +126,17 @@ def _perturbed(base: Prepared, rule: Language, draw: "_Draw") -> tuple[np.ndarra
     if is_clear and len(moved) == len(tokens):
         is_new = ~np.isin(tokens, original) & (len(tokens) == len(original))
         if ((np.where(is_old, original[origins], moved) == tokens) | is_new).all():
-            return tokens, origins
+            is_replaced = ~is_old & ~np.isin(tokens, markers)
+            in_place = np.where(is_replaced, np.arange(len(tokens)), origins)
+            is_whole = np.array_equal(np.sort(in_place), np.arange(len(original)))
+            return in_place if is_whole else origins
     is_old = np.isin(tokens, original)
     if np.array_equal(tokens[is_old], original):  # it only inserted some
-        return tokens, np.where(is_old, np.cumsum(is_old) - 1, -1)
+        return np.where(is_old, np.cumsum(is_old) - 1, -1)
     raise UserError(
-        f"{where}: {rule.title} depends on the tokens, and some of {base.text!r} occur twice. So "
-        "it is unknown which of them is which in the perturbed sentence. Give the column perturbed."
+        f"{base.stimulus.where}: {rule.title} depends on the tokens, and some of {base.text!r} "
+        "occur twice. So it is unknown which of them is which in the perturbed sentence. Give the "
+        "column perturbed."
     )
 
 
@@ -229,9 +240,9 @@ def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
 
 def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> Prepared:
     """A stimulus that was given perturbed."""
-    unknown = {REVERSE, SINGULAR, PLURAL} - tokenizer.markers.keys()
-    if strange := [marker for marker in unknown if marker in stimulus.perturbed]:
-        raise UserError(f"{stimulus.where}: {', '.join(strange)} is no marker of {rule.title}.")
+    for marker in (REVERSE, SINGULAR, PLURAL):
+        if marker in stimulus.perturbed and marker not in tokenizer.markers:
+            raise UserError(f"{stimulus.where}: {marker} is no marker of {rule.title}.")
     tokens = np.array(tokenizer.encode_with_markers(stimulus.perturbed), np.uint16)
     is_marker = np.isin(tokens, list(tokenizer.markers.values()))
     if rule.markers and not rule.hops and is_marker.sum() != 1:
@@ -267,31 +278,23 @@ def _places(parts: Sequence[str], text: str) -> np.ndarray:
     return np.array(places)
 
 
-class _Draw:
+class _Draw(np.random.Generator):
     """A random generator that draws a given place for the marker, as often as it is asked for one.
 
     A language asks for one by `integers(0, count + 1)`, where count is the number of tokens.
     """
 
     def __init__(self, seeds: list[int], count: int, place: int) -> None:
-        self._seeds, self._count, self.place = seeds, count, place
+        super().__init__(np.random.PCG64(seeds))  # as np.random.default_rng
+        self._count, self._place = count, place
         self.is_used = False
-        self.again()
-
-    def again(self) -> "_Draw":
-        """The same generator at its beginning."""
-        self._rng = np.random.default_rng(self._seeds)
-        return self
 
     def integers(self, low: Any, high: Any = None, *args: Any, **options: Any) -> Any:
         """The place of the marker, or else what a generator draws."""
         if np.any(low) or high is None or np.any(np.asarray(high) != self._count + 1):
-            return self._rng.integers(low, high, *args, **options)
+            return super().integers(low, high, *args, **options)
         self.is_used = True
-        return np.full(np.shape(high), self.place)[()]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rng, name)
+        return np.full(np.shape(high), self._place)[()]
 
 
 # Sequences and tables
@@ -332,8 +335,6 @@ def sequences(settings: Settings) -> Sequences:
         language=language,
         sentences=sentences_of(parts),
         columns=pd.DataFrame(units).astype(dict.fromkeys(whole, "Int64")),
-        about={},
-        counts={},
         notes=tuple(notes_on(made, perturb.get(language))),
     )
 

@@ -21,7 +21,15 @@ from impossible.settings import RECIPE, Settings
 from impossible.text import corpus
 
 NAME = "README.md"
-_TEMPLATE = Path(__file__).with_name("card.md.j2")
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters["commas"] = "{:,}".format
+_TEMPLATES.filters["nats"] = lambda loss: "" if loss is None else f"{loss:.4f}"
 # The languages of the paper, by their names in perturb.py. All others are somebody's own.
 OF_PAPER = (
     *("no_reverse", "partial_reverse", "full_reverse", "no_hop", "token_hop", "word_hop"),
@@ -35,11 +43,6 @@ _SEGMENTERS = {
     "annotations": "as the annotated files have them",
     "sentencex": "found by `sentencex` in each line",
     "line": "each line is one",
-}
-_SEEDS = {
-    "seed": "seed",
-    "init_seed": "seed of the initial weights",
-    "order_seed": "seed of the order of blocks",
 }
 
 
@@ -57,28 +60,13 @@ def text(
     pictures that are published beside the model.
     """
     source = corpus.about(checkpoint.data["corpus"], checkpoint.data["corpus_version"])
-    return _template().render(
+    return _TEMPLATES.get_template("card.md.j2").render(
         _facts(checkpoint, source, records),
         metadata=_metadata(checkpoint, source, license_name, repo),
         license_name=license_name,
         repo=repo,
         measured=measured,
-        pictures=[name for name in measured if name.endswith(".png")],
-        tables=[name for name in measured if not name.endswith(".png")],
     )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["commas"] = "{:,}".format
-    environment.filters["nats"] = lambda loss: "" if loss is None else f"{loss:.4f}"
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _facts(c: Checkpoint, source: corpus.About, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -106,7 +94,6 @@ def _facts(c: Checkpoint, source: corpus.About, records: list[dict[str, Any]]) -
         "segmenter": _SEGMENTERS[data["segmenter"]],
         "annotator": _annotator(data),
         "precision": _precision(c),
-        "seeds": [(text, getattr(s, name)) for name, text in _SEEDS.items()],
         "devices": dict.fromkeys(devices),
         "sessions": c.sessions,
         # A stretch that a crash cut short counts up to its last checkpoint; what was lost does not.

@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import numpy as np
@@ -48,18 +49,19 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     path: the checkpoint, for messages. Returns the largest difference of logits, as
     `logit_difference` does. Raises UserError if it is above TOLERANCE.
     """
-    model = checkpoint.build_model(loaded, path)
     tokenizer = open_tokenizer(
         path.parent, loaded.data.get("tokenizer", {}), loaded.data["markers"]
     )
     end = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
-    _write_json(folder / "config.json", transformers_config(model.config) | end)
-    _write_json(folder / "generation_config.json", end)
-    write_transformers_files(folder, tokenizer, model.config.block_size)
-    require_same_ids(tokenizer, sample_texts(loaded, tokenizer), folder)
-    write_weights(transformers_weights(model), folder / WEIGHTS)
-    del model  # before the check builds its own
-    difference = logit_difference(loaded, path, folder)
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(our_logits, loaded, path)  # while the files are written
+        model = checkpoint.build_model(loaded, path)
+        _write_json(folder / "config.json", transformers_config(model.config) | end)
+        _write_json(folder / "generation_config.json", end)
+        write_transformers_files(folder, tokenizer, model.config.block_size)
+        write_weights(transformers_weights(model), folder / WEIGHTS)
+        require_same_ids(tokenizer, sample_texts(loaded, tokenizer), folder)
+        difference = logit_difference(ours.result(), folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
             f"{path}: transformers computes other logits than this model (largest difference "
@@ -159,38 +161,43 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
     }
 
 
+class Logits(NamedTuple):
+    """What an export must give in transformers, in float64 on the CPU.
+
+    In float32, rounding grows with the logits and hides small mistakes.
+    """
+
+    tokens: torch.Tensor  # random ones, (1, T) int64; T is small to save time
+    logits: torch.Tensor  # of these tokens, (1, T, vocab_size)
+    positions: torch.Tensor  # the embeddings of all positions, (block_size, C)
+
+
 @torch.no_grad()
-def logit_difference(loaded: Checkpoint, path: Path, folder: Path) -> float:
-    """The largest difference between our logits and transformers', as a share of the largest.
-
-    loaded: the checkpoint at `path`. folder: its export. In float64 on the CPU, as in float32
-    rounding grows with the logits and hides small mistakes. Infinite if the embeddings of positions
-    differ at all. Raises UserError if transformers reports a missing or an unexpected weight.
-    """
-    # First our model, then theirs: two in float64 need not fit into memory together.
-    tokens, logits, positions = _logits(loaded, path)
-    model = _load_in_transformers(folder)
-    if not torch.equal(positions, model.transformer.wpe.weight):
-        return math.inf
-    theirs = model.double()(tokens).logits
-    return ((logits - theirs).abs().max() / logits.abs().max()).item()
-
-
-def _logits(loaded: Checkpoint, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What an export must give in transformers, by our own model.
-
-    Returns random tokens, (1, T) int64, their logits, (1, T, vocab_size) float64, and the
-    embeddings of all positions, (block_size, C) float32. T is small to save time.
-    """
-    model = checkpoint.build_model(loaded, path)
+def our_logits(loaded: Checkpoint, path: Path) -> Logits:
+    """The logits of a checkpoint by our own model. path: the checkpoint, for messages."""
+    model = checkpoint.build_model(loaded, path).double()
     c = model.config
     generator = torch.Generator().manual_seed(0)
     shape = (1, min(c.block_size, _CHECKED_TOKENS))
     tokens = torch.randint(c.vocab_size, shape, generator=generator)
-    positions = torch.zeros(c.block_size, c.n_embd)
+    positions = torch.zeros(c.block_size, c.n_embd, dtype=torch.float64)
     if c.position_embeddings:
-        positions = model.transformer.wpe.weight.clone()
-    return tokens, model.double()(tokens), positions
+        positions = model.transformer.wpe.weight
+    return Logits(tokens, model(tokens), positions)
+
+
+@torch.no_grad()
+def logit_difference(ours: Logits, folder: Path) -> float:
+    """The largest difference between our logits and those of an export, as a share of the largest.
+
+    Infinite if the embeddings of positions differ at all. Raises UserError if transformers reports
+    a missing or an unexpected weight.
+    """
+    model = _load_in_transformers(folder)
+    if not torch.equal(ours.positions, model.transformer.wpe.weight):
+        return math.inf
+    theirs = model(ours.tokens).logits
+    return ((ours.logits - theirs).abs().max() / ours.logits.abs().max()).item()
 
 
 def sample_texts(loaded: Checkpoint, tokenizer: Tokenizer) -> list[str]:
@@ -233,13 +240,13 @@ def require_same_ids(tokenizer: Tokenizer, texts: list[str], folder: Path) -> No
 
 
 def _load_in_transformers(folder: Path) -> torch.nn.Module:
-    """An export as transformers loads it, in float32, without progress bars."""
+    """An export as transformers loads it, in float64, without progress bars."""
     import transformers
 
     uploads_show_progress = not huggingface_hub.utils.are_progress_bars_disabled()
     transformers.utils.logging.disable_progress_bar()  # and the Hub's with it
     model, report = transformers.GPT2LMHeadModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
+        folder, dtype=torch.float64, output_loading_info=True
     )
     if uploads_show_progress:
         huggingface_hub.utils.enable_progress_bars()

@@ -1,7 +1,8 @@
-"""The manifest of a run's exports: their checkpoints, and whether they are still valid."""
+"""The manifest of a run's exports: their checkpoints, and the SHA-256 of their files."""
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,25 @@ def write(hf_dir: Path, manifest: Manifest) -> None:
         files.write_json(hf_dir / NAME, manifest)
 
 
-def is_valid(folder: Path, entry: dict[str, Any], sha256: str) -> bool:
-    """Whether an export is of this checkpoint, and its files are as they were written.
+def keep_valid(hf_dir: Path, sources: Mapping[str, str]) -> Manifest:
+    """The exports that are as they were written. Others are removed, so that nobody loads them.
 
-    sha256: that of the present checkpoint file. The card is ignored, as it is written again.
+    sources: the SHA-256 of each checkpoint of the run, by name. Cards are ignored, as they are
+    written again.
     """
-    hashes, no_card = export.hashes(folder), {card.NAME: ""}
-    if entry["source_sha256"] == sha256 and hashes | no_card == entry["files"] | no_card:
-        return True
-    print(f"exporting {folder.name} again: its checkpoint or its files have changed")
-    return False
-
-
-def forget(hf_dir: Path, manifest: Manifest, name: str) -> None:
-    """Remove an export of an outdated checkpoint, so that nobody loads it."""
-    del manifest[name]
-    write(hf_dir, manifest)
-    shutil.rmtree(hf_dir / name, ignore_errors=True)
+    valid, others, no_card = {}, [], {card.NAME: ""}
+    for name, entry in read(hf_dir).items():
+        is_same = export.hashes(hf_dir / name) | no_card == entry["files"] | no_card
+        if is_same and entry["source_sha256"] == sources.get(name):
+            valid[name] = entry
+        else:
+            others.append(name)
+    write(hf_dir, valid)
+    for name in others:
+        shutil.rmtree(hf_dir / name, ignore_errors=True)
+        if name in sources:
+            print(f"exporting {name} again: its checkpoint or its files have changed")
+    return valid
 
 
 def require_new_weights(name: str, new: dict[str, Any], manifest: Manifest, dtype: str) -> None:

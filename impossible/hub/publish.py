@@ -261,3 +261,27 @@ def _check_card(path: Path) -> None:
             "--model_license= one of the Hub's names for licences "
             "(https://huggingface.co/docs/hub/repositories-licenses)?"
         )
+
+
+def gather(api: HfApi, namespace: str, title: str, repos: list[str], private: bool) -> str:
+    """Add repos to the collection of that title, which may not exist yet. Returns its address.
+
+    api: as `sign_in` returns it. Raises UserError if the Hub refuses.
+    """
+    create = partial(api.create_collection, title, namespace=namespace, private=private)
+    try:
+        collection = ask("the collection", partial(create, exists_ok=True))
+        for repo in repos:
+            add = partial(api.add_collection_item, collection.slug, repo, "model", exists_ok=True)
+            ask(repo, add)
+    except UserError as error:
+        raise UserError(
+            f"the collection {namespace}/{title} is not complete: {error} The repos are "
+            "published. Run the same command again for the collection."
+        )
+    if private and not collection.private:
+        raise UserError(
+            f"the collection {collection.slug} is public, but private = True. Make it private on "
+            "the Hub, or leave --private out. (The repos in it are private.)"
+        )
+    return f"{api.endpoint}/collections/{collection.slug}"

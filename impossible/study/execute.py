@@ -1,8 +1,4 @@
-"""Executing tasks: the next command of each, in so many slots of this machine, or as SLURM's jobs.
-
-The state of a task is recorded beside its output: `output.json` lists the commands that are done,
-and `output.error` holds the error of a command that failed.
-"""
+"""Executing the next command of each task, in slots of this machine or in jobs of SLURM."""
 
 import contextlib
 import ctypes
@@ -10,7 +6,6 @@ import dataclasses
 import functools
 import getpass
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -20,16 +15,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from impossible import files
-from impossible.settings import UserError
-from impossible.study.plan import ROOT, Command, Plan, Task, is_on_gpus
+from impossible.settings import ROOT, UserError
+from impossible.study.plan import Plan, is_on_gpus
+from impossible.study.tasks import Command, Task
 
 EXIT_STOPPED = 75  # of train.py: the last whole step is saved
 _ATTEMPTS = 3  # of a command that is killed
@@ -48,55 +42,6 @@ _KILLED = (
 # What errors of the commands advise, and what helps in a study.
 _FOLDERS = re.compile(r"--(data|out|eval)_dir=( or --(data|out|eval)_dir=)*")
 _AGAIN = re.compile(r"(R|r)un the same command again")
-
-
-@dataclass
-class State:
-    """The record of a task: its finished commands, their results, and the time they took."""
-
-    done: dict[str, str] = field(default_factory=dict)  # command -> its digest when it was started
-    # command -> the tables and pictures that it wrote, as paths from the folder of the output, and
-    # the SHA-256 of each
-    results: dict[str, dict[str, str]] = field(default_factory=dict)
-    seconds: float = 0.0  # of all attempts of all commands
-    since: float = 0.0  # when the present attempt was started; 0: there is none
-
-
-def read(task: Task) -> State:
-    """The state of a task: empty if it has not begun.
-
-    It is also empty if the file is damaged: the commands then run again, and skip what is done.
-    """
-    try:
-        return State(**json.loads(task.state_file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return State()
-
-
-def error_of(task: Task) -> str:
-    """The error of the command that failed; empty if none has."""
-    return task.error_file.read_text(encoding="utf-8") if task.error_file.exists() else ""
-
-
-def following(task: Task) -> Command | None:
-    """The next command of a task; None if all are done."""
-    state = read(task)
-    for command in task.commands:
-        results = state.results.get(command.key, {})
-        if command.key not in state.done or not task.has_result(command):
-            return command
-        digests = state.done[command.key].split(":"), task.digest(command).split(":")
-        is_same = all(now in ("", before) for before, now in zip_longest(*digests))
-        if not is_same or results != unchanged(task, results):
-            return command
-    return None
-
-
-def unchanged(task: Task, results: dict[str, str]) -> dict[str, str]:
-    """The results (path -> SHA-256) whose files still have the recorded SHA-256."""
-    paths = {name: task.output.parent / name for name in results}
-    hashes = {name: files.sha256(path) for name, path in paths.items() if path.is_file()}
-    return {name: hashes[name] for name in results if hashes.get(name) == results[name]}
 
 
 class Stop:
@@ -120,7 +65,7 @@ class Attempt(NamedTuple):
 
     task: Task
     command: Command
-    digest: str
+    inputs: dict[str, str]  # of the command, when it was started
     process: "subprocess.Popen[bytes]"
     slot: dict[str, str]
 
@@ -131,7 +76,7 @@ def perform(task: Task, stop: Stop) -> None:
     if task.is_repeated:
         task.state_file.unlink(missing_ok=True)
     execute([task], [{}], stop)
-    if error := error_of(task):
+    if error := task.error:
         raise UserError(f"{task.name} failed: {error}")
 
 
@@ -140,7 +85,7 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
 
     slots: each executes one command at a time, with these variables of the environment.
     """
-    waiting = [task for task in tasks if following(task) and not error_of(task)]
+    waiting = [task for task in tasks if task.following and not task.error]
     running: list[Attempt] = []
     attempts: Counter[tuple[str, str]] = Counter()
     announced: set[str] = set()
@@ -152,10 +97,10 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
             task, key = attempt.task, (attempt.task.name, attempt.command.key)
             attempts[key] += 1
             result = _end(attempt, bool(stop.count), attempts[key] >= _ATTEMPTS)
-            if result == "done" and following(task):
+            if result == "done" and task.following:
                 waiting.insert(0, task)
             elif result == "done" and len(tasks) > 1:
-                done = sum(not following(task) for task in tasks)
+                done = sum(not task.following for task in tasks)
                 result += f" ({done} of {len(tasks)} runs are done)"
             elif result == "interrupted" and attempts[key] < _ATTEMPTS:
                 waiting.append(task)
@@ -168,7 +113,10 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
             each = "stopping: each run finishes its current step"
             print(each if signals == 1 else "ending all processes", flush=True)
             for attempt in running:
-                end(attempt.process, at_once=signals > 1)
+                if signals > 1:
+                    os.killpg(attempt.process.pid, signal.SIGKILL)  # torchrun's processes save
+                else:
+                    attempt.process.terminate()  # as soon as a step is whole
         time.sleep(_PAUSE)
 
 
@@ -186,14 +134,14 @@ def _first_free(waiting: list[Task], announced: set[str]) -> Task | None:
 
 def _begin(task: Task, slot: dict[str, str]) -> Attempt:
     """Start the next command of a task, and record when."""
-    command, state = following(task), read(task)
+    command, state = task.following, task.state
     if state.since and task.output.exists():  # it was killed with what would have recorded its end
         state.seconds += max(0.0, task.output.stat().st_mtime - state.since)
     state.since = time.time()
     files.write_json(task.state_file, dataclasses.asdict(state))
     print(f"{task.name}: {command}", flush=True)
-    digest = task.digest(command)
-    return Attempt(task, command, digest, start(command, task.output, slot), slot)
+    inputs = task.inputs(command)
+    return Attempt(task, command, inputs, start(command, task.output, slot), slot)
 
 
 def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
@@ -204,12 +152,11 @@ def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
     task, command, code = attempt.task, attempt.command, attempt.process.returncode
     with contextlib.suppress(ProcessLookupError):  # what a command that was killed has left behind
         os.killpg(attempt.process.pid, signal.SIGTERM)
-    state = read(task)
+    state = task.state
     state.seconds += max(0.0, time.time() - state.since)
     state.since = 0.0
     if code == 0:
-        state.done[command.key] = attempt.digest
-        _note_results(task, command, state)
+        task.note_finished(state, command, attempt.inputs)
     files.write_json(task.state_file, dataclasses.asdict(state))
     if code == 0:
         return "done"
@@ -220,21 +167,6 @@ def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
     with files.atomic_write(task.error_file) as file:
         file.write(f"{command.script}: {error} (in {task.output})".encode())
     return f"failed. {error} (in {task.output})"
-
-
-def _note_results(task: Task, command: Command, state: State) -> None:
-    """Note the results of a command that is done, and remove older ones that none has now."""
-    older = {name: sha256 for some in state.results.values() for name, sha256 in some.items()}
-    state.results[command.key] = task.results_since(task.state_file.stat().st_mtime_ns)
-    keys = [command.key for command in task.commands]
-    state.done = {key: state.done[key] for key in keys if key in state.done}
-    state.results = {key: state.results[key] for key in keys if key in state.results}
-    names = {name for some in state.results.values() for name in some}
-    for name in unchanged(task, older).keys() - names:
-        path = task.output.parent / name
-        path.unlink()
-        with contextlib.suppress(OSError):  # it is not empty
-            path.parent.rmdir()
 
 
 def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -261,17 +193,6 @@ def _end_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it has been killed already
         os._exit(1)
-
-
-def end(process: "subprocess.Popen[bytes]", at_once: bool) -> None:
-    """Ask a command to end, as train.py does after a whole step; or end it at once.
-
-    The processes of a torchrun that is killed save the last whole step and end.
-    """
-    if at_once:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.terminate()
 
 
 def adapted(error: str) -> str:
@@ -368,8 +289,8 @@ def submit(plan: Plan) -> None:
     """
     (plan.folder / "slurm").mkdir(exist_ok=True)
     jobs = jobs_of(plan)
-    unfinished = [run for run in plan.runs if following(run)]
-    new = [run for run in unfinished if run.name not in jobs and not error_of(run)]
+    unfinished = [run for run in plan.runs if run.following]
+    new = [run for run in unfinished if run.name not in jobs and not run.error]
     after = ""
     if new:  # it does nothing where all is prepared, and refuses data of other text
         before = f"afterany:{jobs['prepare'].number}" if "prepare" in jobs else ""

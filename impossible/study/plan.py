@@ -5,35 +5,35 @@ The commands of a run read nothing but its config file, so that anybody can type
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
-import shlex
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
 import perturb
-from impossible import checkpoint, files
+from impossible import checkpoint, files, records
 from impossible.hub import publish
 from impossible.settings import (
     LARGEST_SEED,
     READS,
     RECIPE,
+    Count,
+    Rule,
     Settings,
+    Size,
     UserError,
     find_config,
+    matches,
     parse,
     read_config,
 )
+from impossible.study.tasks import Command, Task, content_hash, hash_of
 from impossible.text.tokenizer import GPT2_SIZE, Tokenizer
 from model import GPT
 
-ROOT = Path(__file__).parent.parent.parent
 _SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
 _LONGEST_TITLE = 59  # characters of a collection on the Hub
 # Settings that the study decides for each run.
@@ -44,133 +44,69 @@ _OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies"), "pairs": ("l
 # Settings that results do not depend on.
 _PLACES = ("data_dir", "out_dir", "eval_dir", "device", "workers")
 
+_SOME = Rule(
+    lambda values: 0 < len(values) == len(set(values)), "a list of one or more, without duplicates"
+)
+_SEEDS = Rule(
+    lambda seeds: all(0 <= seed <= LARGEST_SEED for seed in seeds),
+    f"a list of whole numbers, 0 or more, at most {LARGEST_SEED}",
+)
+_EVALUATIONS = Rule(
+    lambda kinds: all(re.fullmatch(r"perplexity|markers|(pairs|stimuli)=.+", k) for k in kinds),
+    "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE (a name with a comma: only in the "
+    "config file)",
+)
+_HOURS = Rule(lambda hours: hours * 60 >= _SHORTEST, f"{_SHORTEST} minutes or more")
+_PREFIX = matches(
+    rf"|[^/]+/[^/]{{1,{_LONGEST_TITLE}}}",
+    f"USER/PREFIX, where PREFIX has up to {_LONGEST_TITLE} characters",
+)
+
 
 @dataclass(frozen=True)
 class Study(Settings):
     """The settings of study.py. Those of its runs are in the same config file."""
 
-    languages: tuple[str, ...] = ("no_reverse", "partial_reverse", "full_reverse")  # of the study
-    seeds: tuple[int, ...] = (0, 14, 41, 53, 96)  # for each language, one run for each `seed`
+    # of the study
+    languages: Annotated[tuple[str, ...], _SOME] = ("no_reverse", "partial_reverse", "full_reverse")
+    # for each language, one run for each `seed`
+    seeds: Annotated[tuple[int, ...], _SOME, _SEEDS] = (0, 14, 41, 53, 96)
     vary_data: bool = False  # each seed also sets `data_seed`, so that it has its own token files
-    study_dir: str = "out/study"  # folder of the study: data, runs and results
+    # folder of the study: data, runs and results
+    study_dir: Annotated[str, matches(r".*\S.*", "the name of a folder")] = "out/study"
     # what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for eval.py)
-    evaluations: tuple[str, ...] = ("perplexity",)
+    evaluations: Annotated[tuple[str, ...], _SOME, _EVALUATIONS] = ("perplexity",)
     # where the runs are executed: on this machine, or as jobs of SLURM
     cluster: Literal["local", "slurm"] = "local"
     # number of GPUs for each run (a machine without GPUs: one core instead; SLURM, 0: none)
-    gpus: int = 1
-    at_once: int = 0  # on this machine, runs at a time (0: one for each GPU or core)
+    gpus: Size = 1
+    at_once: Size = 0  # on this machine, runs at a time (0: one for each GPU or core)
     partition: str = ""  # for SLURM: the partition of the jobs
     account: str = ""  # for SLURM: the account of the jobs
     # for SLURM: time limit of each job; a job that reaches it is resumed in another one
-    hours: float = 24.0
-    cpus: int = 4  # for SLURM: CPU cores of each job
-    memory_gb: int = 32  # for SLURM: memory of each job, in GB
+    hours: Annotated[float, _HOURS] = 24.0
+    cpus: Count = 4  # for SLURM: CPU cores of each job
+    memory_gb: Count = 32  # for SLURM: memory of each job, in GB
     # within a job of SLURM, which sets it: the part to execute (prepare, a run, or results)
     job: str = ""
     # when all is done, publish each run as a repo named USER/PREFIX-LANGUAGE-seed-N, and all of
     # them in one collection on the Hub: USER/PREFIX
-    publish: str = ""
+    publish: Annotated[str, _PREFIX] = ""
     retry: bool = False  # run again what failed
     status: bool = False  # show the state of all runs, and do nothing
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        s, check = self, self.require
-        for name, least in {"gpus": 0, "at_once": 0, "cpus": 1, "memory_gb": 1}.items():
-            check(getattr(s, name) >= least, name, f"{least} or more")
-        for name in ("languages", "seeds", "evaluations"):
-            values = getattr(s, name)
-            check(len(values) > 0, name, "a list of one or more")
-            check(len(set(values)) == len(values), name, "a list without duplicates")
-        are_seeds = min(s.seeds) >= 0 and max(s.seeds) <= LARGEST_SEED
-        check(are_seeds, "seeds", f"a list of whole numbers, 0 or more, at most {LARGEST_SEED}")
-        expected = "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE"
-        expected += " (a name with a comma: only in the config file)"
-        for value in s.evaluations:
-            known = re.fullmatch(r"perplexity|markers|(pairs|stimuli)=.+", value)
-            check(known, "evaluations", expected)
-        check(s.study_dir.strip(), "study_dir", "the name of a folder")
-        check(s.hours * 60 >= _SHORTEST, "hours", f"{_SHORTEST} minutes or more")
-        form = re.fullmatch(rf"|[^/]+/[^/]{{1,{_LONGEST_TITLE}}}", s.publish)
-        prefix = f"USER/PREFIX, where PREFIX has up to {_LONGEST_TITLE} characters"
-        check(form, "publish", prefix)
-        fits = s.publish or not s.private
-        check(fits, "private", "left out, or combined with --publish=USER/PREFIX")
+        is_alone = len(self.languages) * len(self.seeds) == 1
+        self.require(not is_alone, "seeds", "a list of two or more, as there is only one language")
+        fits = self.publish or not self.private
+        self.require(fits, "private", "left out, or combined with --publish=USER/PREFIX")
 
 
 _OF_RUNS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("private", "dry_run")]
 OF_STUDY = [f.name for f in dataclasses.fields(Study) if f.name not in _OF_RUNS]
 # Options that somebody who repeats a study does not need.
 OF_ONE_START = {*OF_STUDY} - {"languages", "seeds", "vary_data", "study_dir", "evaluations"}
-
-
-class Command(NamedTuple):
-    """One of the project's commands, with its arguments."""
-
-    script: str
-    configs: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    processes: int = 1  # torchrun for several
-
-    @property
-    def key(self) -> str:
-        """The script and its options, which are the same wherever the command is started."""
-        return shlex.join([self.script, *self.options])
-
-    def __str__(self) -> str:
-        """The line that a person would type."""
-        start = ["python"]
-        if self.processes > 1:
-            start = ["torchrun", "--standalone", f"--nproc_per_node={self.processes}"]
-        return shlex.join([*start, self.script, *self.configs, *self.options])
-
-    @property
-    def line(self) -> list[str]:
-        """The program and the arguments of a process of this Python."""
-        start = [sys.executable, "-u"]
-        if self.processes > 1:
-            torchrun = ["-m", "torch.distributed.run", "--standalone"]
-            start += [*torchrun, f"--nproc_per_node={self.processes}"]
-        return [*start, str(ROOT / self.script), *self.configs, *self.options]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Commands that are executed one after the other, and the file with all that they print."""
-
-    name: str
-    output: Path
-    commands: list[Command]
-    is_repeated: ClassVar[bool] = True  # it is executed each time, even if it is done
-
-    @property
-    def state_file(self) -> Path:
-        """The record of what is done."""
-        return self.output.with_suffix(".json")
-
-    @property
-    def error_file(self) -> Path:
-        """The error of the command that failed, if one has."""
-        return self.output.with_suffix(".error")
-
-    def digest(self, command: Command) -> str:
-        """Hashes of what the result of a command depends on, separated by colons.
-
-        The hash of a file or folder that does not exist is empty.
-        """
-        return ""
-
-    def has_result(self, command: Command) -> bool:
-        """Whether the files that a finished command wrote still exist."""
-        return True
-
-    def results_since(self, time_ns: int) -> dict[str, str]:
-        """The SHA-256 of tables and pictures that were written since some time, by path.
-
-        Paths are relative to the folder of the output.
-        """
-        return {}
 
 
 @dataclass(frozen=True)
@@ -180,12 +116,6 @@ class Run(Task):
     language: str
     seed: int
     values: dict[str, Any]  # of its config file
-    is_repeated: ClassVar[bool] = False
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its checkpoints, its log and all else."""
-        return self.output.parent
 
     @property
     def config(self) -> Path:
@@ -218,7 +148,7 @@ class Run(Task):
         """The checkpoint after its last step."""
         return checkpoint.path_of(self.folder, self.settings.max_steps)
 
-    def digest(self, command: Command) -> str:
+    def inputs(self, command: Command) -> dict[str, str]:
         """A hash of the settings that a command reads, and one of each corpus or file."""
         if command.script == "train.py":
             names = RECIPE
@@ -229,7 +159,8 @@ class Run(Task):
             sources = [value for name, _, value in options if name in ("--pairs", "--stimuli")]
         values = {name: getattr(self.settings, name) for name in names if name not in _PLACES}
         paths = [Path(source).expanduser() for source in sources if source]
-        return ":".join([_hash_of(values), *map(_content, paths)])
+        contents = {str(path): content_hash(path) for path in paths if path.exists()}
+        return {"settings": hash_of(values), **contents}
 
     def has_result(self, command: Command) -> bool:
         """Whether the last checkpoint or the list of exports still exists."""
@@ -247,39 +178,24 @@ class Joint(Task):
     runs: list[Run]
     is_repeated: ClassVar[bool] = False
 
-    def digest(self, command: Command) -> str:
-        """A hash of the command and the times of the last checkpoints, and those of the runs."""
-        times = [path.stat().st_mtime_ns for path in (run.last_checkpoint for run in self.runs)]
-        of_runs = (run.digest(own) for run in self.runs for own in run.commands)
-        return ":".join([_hash_of([str(command), times]), *of_runs])
+    def inputs(self, command: Command) -> dict[str, str]:
+        """The command, and for each run a hash of its record and of its last checkpoint's time."""
+        inputs = {"command": str(command)}
+        for run in self.runs:
+            time_ns = run.last_checkpoint.stat().st_mtime_ns
+            inputs[run.name] = hash_of([run.state.finished, time_ns])
+        return inputs
 
     def results_since(self, time_ns: int) -> dict[str, str]:
         """The SHA-256 of joint results, as eval.py records them in hidden files beside them."""
-        folder, results = self.output.parent, {}
-        for path in [*folder.glob(".*.json"), *folder.glob("*/.*.json")]:
-            if path.stat().st_mtime_ns >= time_ns:
-                hashes = json.loads(path.read_text(encoding="utf-8"))["files"]
-                for name, sha256 in {path.name: files.sha256(path), **hashes}.items():
-                    results[(path.parent / name).relative_to(folder).as_posix()] = sha256
+        results = {}
+        for record in [*self.folder.glob(".*.json"), *self.folder.glob("*/.*.json")]:
+            if record.stat().st_mtime_ns >= time_ns:
+                _, hashes = records.read_record(record)
+                for name, sha256 in {record.name: files.sha256(record), **hashes}.items():
+                    path = record.parent / name
+                    results[path.relative_to(self.folder).as_posix()] = sha256
         return results
-
-
-def _hash_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _content(path: Path) -> str:
-    """The hash of a file or of the names and contents of a folder's files; empty if it is gone."""
-    if not path.exists():
-        return ""
-    paths = [path] if path.is_file() else sorted(path.rglob("*"))
-    stats = [(p, p.stat()) for p in paths if p.is_file() and not p.name.startswith(".")]
-    return _hash_of_files(path, tuple((p, stat.st_size, stat.st_mtime_ns) for p, stat in stats))
-
-
-@functools.lru_cache  # a file is read again when its size or its time has changed
-def _hash_of_files(folder: Path, described: tuple[tuple[Path, int, int], ...]) -> str:
-    return _hash_of([(str(p.relative_to(folder)), files.sha256(p)) for p, *_ in described])
 
 
 @dataclass(frozen=True)
@@ -373,19 +289,12 @@ def read(arguments: list[str], usage: str) -> Plan:
 
 def _check_settings(study: Study, shared: dict[str, Any]) -> None:
     """Raise UserError if the settings of the study and those of its runs do not fit together."""
-    for name in _OWN.split():
+    for name in [*_OWN.split(), *["data_seed"] * study.vary_data]:
         if name in shared:
             raise UserError(
                 f"{name} is set, but a study sets it itself for each run. Leave it out of the "
                 "config file and the command line."
             )
-    if study.vary_data and "data_seed" in shared:
-        raise UserError("data_seed is set, but vary_data = True sets it. Leave one of them out.")
-    if len(study.languages) * len(study.seeds) < 2:
-        raise UserError(
-            "a study compares two or more runs, but there is one language and one seed. Add some, "
-            "or use the single commands (prepare.py, train.py, ...)."
-        )
     if ":" in shared.get("device", ""):
         raise UserError(
             f"device = {shared['device']} names one GPU, but a study chooses one for each run. Set "

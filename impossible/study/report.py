@@ -9,9 +9,8 @@ import datetime
 import math
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -20,43 +19,30 @@ import torch
 
 import perturb
 from impossible import checkpoint, files, log
-from impossible.settings import UserError, find_config
+from impossible.settings import ROOT, UserError, find_config
 from impossible.study import execute
-from impossible.study.plan import OF_ONE_START, ROOT, Command, Plan, Run, missing_controls
+from impossible.study.plan import OF_ONE_START, Plan, Run, missing_controls
+from impossible.study.tasks import Command
 from impossible.text import token_files
 
 NAME = "report.html"
 RUNS = "runs.csv"
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 # Further pictures, by the name of the file, wherever they are among the results.
 _MORE = {
     "losses.png": "Training and validation losses against training step",
     "pairs.png": "Share of minimal pairs that the models get right, against training step",
     "markers.png": "Surprisal at the marker against training step",
 }
+_TABLES = ("differences.csv", "perplexity.csv")
 _OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
 _STATE_SIZE = 3  # a training state: weights and AdamW's two moments; there are two of them
 _IN_PERCENT = 3.0  # nats: a perplexity that is 1,909% higher
 _LEVEL = 0.05  # of the corrected p-value, for a difference that a study shows
-_ENOUGH = 0.9  # of the drawn sentences, to be compared without a warning
-_NOTES = {
-    "t, over seeds": "Intervals over seeds are based on Student's t distribution, and are wide for "
-    "fewer than five seeds. The last step is the test of this study: p is from a t-test of the "
-    "hypothesis that the mean difference is zero. “p (Holm)” is corrected for the number of "
-    "languages, and intervals are not. At the other steps, nothing is tested.",
-    "bootstrap, over sentences": "Intervals over sentences are bootstrapped. With one seed, they "
-    "are of one model only, and do not say how much other seeds would differ.",
-}
-_OLDER = (
-    "The results below are from an earlier evaluation, perhaps of other runs or with other "
-    "settings. To update them, run the same command again."
-)
-T = TypeVar("T")
 
 
 def show_plan(plan: Plan) -> None:
     """Print the runs, the commands, the tokens, and estimates of time and disk."""
-    unfinished = [run for run in plan.runs if execute.following(run)]
+    unfinished = [run for run in plan.runs if run.following]
     study, first = plan.settings, plan.runs[0]
     print(f"{len(study.languages)} language(s) x {len(study.seeds)} seed(s)", end=" ")
     print(f"= {len(plan.runs)} runs")
@@ -147,7 +133,7 @@ def _failures(plan: Plan) -> list[str]:
         "The latest preparation of data failed": plan.preparing,
         "The runs could not be evaluated together": plan.joint([]),
     }
-    return [f"{text}: {error}" for text, task in tasks.items() if (error := execute.error_of(task))]
+    return [f"{text}: {error}" for text, task in tasks.items() if (error := task.error)]
 
 
 def runs_table(plan: Plan) -> pd.DataFrame:
@@ -161,42 +147,37 @@ def runs_table(plan: Plan) -> pd.DataFrame:
 
 
 def _row(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> dict[str, Any]:
-    problems = [execute.error_of(run)]
-
-    def attempt(read: Callable[[Run], T], otherwise: T) -> T:
-        """A value from a file of the run; a damaged file is a problem of this run alone."""
-        try:
-            return read(run)
-        except UserError as error:
-            problems.append(execute.adapted(str(error)))
-        except Exception as error:  # libraries have many for a damaged file
-            problems.append(f"a file in {run.folder} is damaged: {error!r}")
-        return otherwise
-
-    progress = attempt(_progress, dict.fromkeys(_OF_LOG, math.nan) | {"step": 0})
-    speed = progress["tokens_per_second"]
-    return {
+    row: dict[str, Any] = {
         "run": run.name,
         "language": run.language,
         "seed": run.seed,
         "state": state_of(run, is_open, jobs),
-        "step": int(progress["step"]),
+        "step": 0,
         "max_steps": run.settings.max_steps,
-        "loss": progress["loss"],
-        "val_loss": progress["val_loss"],
-        "perplexity": attempt(_perplexity, math.nan),
-        "minutes": round(execute.read(run).seconds / 60, 2),
-        "tokens_per_second": speed if math.isnan(speed) else round(speed),
-        "device": attempt(_device, ""),
-        "error": "; ".join(filter(None, problems)),
+        "loss": math.nan,
+        "val_loss": math.nan,
+        "perplexity": math.nan,
+        "minutes": round(run.state.seconds / 60, 2),
+        "tokens_per_second": math.nan,
+        "device": "",
     }
+    problems = [run.error]
+    for read in (_progress, _perplexity, _device):
+        try:
+            row |= read(run)
+        except UserError as error:  # a damaged file is a problem of this run alone
+            problems.append(execute.adapted(str(error)))
+        except Exception as error:  # libraries have many for a damaged file
+            problems.append(f"a file in {run.folder} is damaged: {error!r}")
+    return row | {"error": "; ".join(filter(None, problems))}
 
 
 def _progress(run: Run) -> dict[str, float]:
     """The last step, the last losses and the median speed of a run, by its log."""
     table = pd.DataFrame([{"step": 0}, *log.read(run.folder)], columns=_OF_LOG, dtype=float)
-    speed = table["tokens_per_second"].median()
-    return table.ffill().iloc[-1].to_dict() | {"tokens_per_second": speed}
+    last, speed = table.ffill().iloc[-1], table["tokens_per_second"].median()
+    speed = speed if math.isnan(speed) else round(speed)
+    return last.to_dict() | {"step": int(last["step"]), "tokens_per_second": speed}
 
 
 def state_of(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> str:
@@ -204,35 +185,36 @@ def state_of(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> str:
 
     is_open: whether a process executes the study on this machine. jobs: of SLURM, by name.
     """
-    state, following = execute.read(run), execute.following(run)
+    state, following = run.state, run.following
     if following is None:
         return "done"
-    if execute.error_of(run):
+    if run.error:
         return "failed"
     if run.name in jobs:
         return "running" if jobs[run.name].state == "RUNNING" else "queued"
     if state.since and is_open:
         return "running"
-    if following.key in state.done:  # with other settings
+    if following.key in state.finished:  # with other settings
         return "outdated"
     return "interrupted" if state.seconds or state.since else "waiting"
 
 
-def _perplexity(run: Run) -> float:
+def _perplexity(run: Run) -> dict[str, float]:
     """The test perplexity after the last step, of a run that is done."""
     path = run.folder / "evaluation" / "perplexity.csv"
-    if execute.following(run) or not path.exists():
-        return math.nan
+    if run.following or not path.exists():
+        return {}
     table = pd.read_csv(path)
     rows = table[(table["genre"] == "all") & (table["step"] == run.settings.max_steps)]
-    return float(rows["perplexity"].iloc[0]) if len(rows) else math.nan
+    return rows[["perplexity"]].iloc[0].to_dict() if len(rows) else {}
 
 
-def _device(run: Run) -> str:
+def _device(run: Run) -> dict[str, str]:
     """The devices that trained a run."""
     paths = checkpoint.list_checkpoints(run.folder)
     sessions = checkpoint.load(paths[-1]).sessions if paths else []
-    return "; ".join(dict.fromkeys(name for session in sessions for name in session["devices"]))
+    names = dict.fromkeys(name for session in sessions for name in session["devices"])
+    return {"device": "; ".join(names)}
 
 
 def write(plan: Plan) -> None:
@@ -240,12 +222,12 @@ def write(plan: Plan) -> None:
     table = runs_table(plan)
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
-    joint = plan.joint([run for run in plan.runs if not execute.following(run)])
-    results = execute.read(joint).results
+    joint = plan.joint([run for run in plan.runs if not run.following])
+    results = joint.state.results
     hashes = {k: v for command in joint.commands for k, v in results.get(command.key, {}).items()}
-    names = sorted(execute.unchanged(joint, hashes))
+    names = sorted(joint.unchanged(hashes))
     with files.atomic_write(plan.folder / NAME) as file:
-        file.write(page(plan, table, names, not execute.following(joint)).encode())
+        file.write(page(plan, table, names, not joint.following).encode())
     print(f"to see the results, open {plan.folder / NAME}", flush=True)
 
 
@@ -256,82 +238,55 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
     folder of the study. is_current: whether these are results of the runs that are done, as they
     are now.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
-    environment.filters["number"] = lambda v, form: "" if math.isnan(v) else format(v, form)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    tables = {
-        name: pd.read_csv(plan.folder / f"{name}.csv")
-        for name in ("differences", "perplexity")
-        if f"{name}.csv" in names
-    }
-    values = {
-        **_about(plan, runs, names),
-        **_comparisons(tables.get("differences")),
-        **_perplexities(tables.get("perplexity")),
-        "problems": _problems(plan, runs, "perplexity" in tables, is_current),
-        "curves": _picture(plan, "perplexity.png", names),
-        "differences": _picture(plan, "differences.png", names),
-        # Some are in subfolders.
-        "more": [
-            {"data": _picture(plan, name, names), "caption": caption, "name": name}
-            for file, caption in _MORE.items()
-            for name in names
-            if Path(name).name == file
-        ],
-        "runs": runs.to_dict("records"),
-    }
-    return template.render(values)
+    templates.filters["number"] = lambda v, form: "" if math.isnan(v) else format(v, form)
+    templates.filters["p"] = _p
+    tables = {name: pd.read_csv(plan.folder / name) for name in _TABLES if name in names}
+    return templates.get_template("report.html.j2").render(
+        _about(plan),
+        tables=[RUNS, *(name for name in names if name.endswith(".csv"))],
+        is_current=is_current,
+        failures=_failures(plan),
+        missing_controls=missing_controls(plan),
+        states=runs["state"].value_counts().to_dict(),
+        devices=[device for device in runs["device"].unique() if device],
+        runs=runs.to_dict("records"),
+        comparisons=_comparisons(tables["differences.csv"]) if "differences.csv" in tables else [],
+        perplexities=_perplexities(tables["perplexity.csv"]) if "perplexity.csv" in tables else [],
+        pictures={name: _data_uri(plan.folder / name) for name in names if name.endswith(".png")},
+        captions=_MORE,
+    )
 
 
-def _about(plan: Plan, runs: pd.DataFrame, names: list[str]) -> dict[str, Any]:
-    """The texts about the study itself and about its repetition."""
+def _about(plan: Plan) -> dict[str, Any]:
+    """The study itself, its first run, and what somebody needs to repeat it."""
     first, study = plan.runs[0], plan.settings
-    devices = dict.fromkeys(device for device in runs["device"] if device)
     preparing = plan.preparing.commands[0]._replace(configs=(str(first.config),))
-    line = ["python", "study.py", *plan.arguments(OF_ONE_START)]
-    titles = [perturb.get(name).title for name in study.languages]
-    listed = " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
     return {
-        "title": f"Study “{plan.name}”: {listed}",
-        "summary": _summary(plan),
-        "devices": f"Trained on: {'; '.join(devices)}." if devices else "",
-        "command": shlex.join(line),
+        "name": plan.name,
+        "study": study,
+        "first": first,
+        "titles": [perturb.get(name).title for name in study.languages],
+        "corpus": _corpus(plan),
+        "command": shlex.join(["python", "study.py", *plan.arguments(OF_ONE_START)]),
         "config": find_config(plan.config).read_text(encoding="utf-8-sig").strip(),
         "commands": "\n".join(map(str, [preparing, *first.commands])),
-        "tables": ", ".join(sorted([RUNS, *(n for n in names if n.endswith(".csv"))])),
-        "version": _version(),
-        "corpus": _corpus(plan),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": str(torch.__version__),
+        "commit": _commit(),
     }
 
 
-def _problems(plan: Plan, runs: pd.DataFrame, has_results: bool, is_current: bool) -> list[str]:
-    """Sentences about missing runs and results, failures and missing controls."""
-    failures, problems = _failures(plan), []
-    counts = runs["state"].value_counts().items()
-    done = int((runs["state"] == "done").sum())
-    if missing := ", ".join(f"{n} {state}" for state, n in counts if state != "done"):
-        text = "" if failures else "There are no results yet."
-        if has_results:
-            text = _OLDER
-            if is_current:
-                text = f"The results below are from the {done} runs that are done."
-        problems = [f"Not all of the {len(runs)} runs are done ({done} done, {missing}). {text}"]
-    elif has_results and not is_current:
-        problems = [_OLDER]
-    return [*problems, *failures, *missing_controls(plan)]
-
-
-def _version() -> str:
-    """The commit of this code, if it is known."""
+def _commit() -> str:
+    """The commit of this code; empty if it is not known."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError):
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return f", with commit {answer.stdout.strip()} of the code"
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return ""
 
 
@@ -342,47 +297,23 @@ def _corpus(plan: Plan) -> str:
     return plan.runs[0].settings.corpus
 
 
-def _summary(plan: Plan) -> str:
-    """Two sentences about languages, seeds, models and training."""
-    run, study = plan.runs[0], plan.settings
-    t, count = run.settings, len(study.seeds)
-    seeds = f"{count} seeds each" if count > 1 else "one seed each"
-    listed = ", ".join(map(str, study.seeds))
-    return (
-        f"{len(study.languages)} languages with {seeds} ({listed}). Every "
-        f"model has {t.n_layer} layers, a width of {t.n_embd} and {run.parameters / 1e6:.1f} "
-        f"million parameters; training takes {t.max_steps:,} steps of {t.tokens_per_step:,} "
-        f"tokens ({run.tokens:,} in all). Corpus: {_corpus(plan)}."
-    )
+def _comparisons(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each language beside its control after the last step that all of them have.
 
-
-def _comparisons(table: pd.DataFrame | None) -> dict[str, Any]:
-    """Each language beside its control after the last step that all of them have."""
-    if table is None:
-        return {"comparisons": []}
+    table: differences.csv.
+    """
     languages = table.groupby("step")["label"].nunique()
     table = table[table["step"] == languages.index[languages == table["label"].nunique()].max()]
     rows = table[table["measure"] == "perplexity"].to_dict("records")
     without = table[table["measure"] == "perplexity_without_markers"].set_index("label")
     for row in rows:
+        language = perturb.get(row["language"])
         row["sentence"] = sentence(row, len(rows))
-        row["p"] = _p(row["p_holm"])
         row["unmarked"] = without.loc[row["label"], "difference"]
-        row["titles"] = perturb.get(row["language"]).title, perturb.get(row["control"]).title
-    kinds = sorted({row["interval"] for row in rows})
-    lacking = [
-        f"Warning: {row['label']}: only {row['sentences']:,} of {row['sentences_drawn']:,} test "
-        "sentences are compared. The others are not among those of the control, or too long for "
-        "the models."
-        for row in rows
-        if row["sentences"] < _ENOUGH * row["sentences_drawn"]
-    ]
-    return {
-        "comparisons": rows,
-        "over": " or ".join(kind.partition(", ")[2] for kind in kinds),
-        "has_markers": any(perturb.get(row["language"]).markers for row in rows),
-        "interval_note": " ".join([*(_NOTES[kind] for kind in kinds), *lacking]),
-    }
+        row["titles"] = language.title, perturb.get(row["control"]).title
+        row["has_markers"] = bool(language.markers)
+        row["left_out"] = row["sentences_drawn"] - row["sentences"]
+    return rows
 
 
 def sentence(row: dict[str, Any], compared: int) -> str:
@@ -393,33 +324,31 @@ def sentence(row: dict[str, Any], compared: int) -> str:
     """
     language, control = perturb.get(row["language"]).title, perturb.get(row["control"]).title
     low, middle, high = (float(row[name]) for name in ("low", "difference", "high"))
-    start = f"After step {row['step']:,}, the perplexity of {language}"
+    start, measure = f"After step {row['step']:,}, the", f"perplexity of {language}"
     if not math.isfinite(middle):
-        return f"{start} cannot be compared with that of {control}: the difference is not a number."
-    unit, decimals = "%", 1
+        reason = f"cannot be compared with that of {control}: the difference is not a number"
+        return f"{start} {measure} {reason}."
     if any(abs(value) > _IN_PERCENT for value in (low, middle, high)):
-        start = f"After step {row['step']:,}, the log-perplexity of {language}"
-        unit, decimals = " nats", 2
+        measure, unit, decimals = f"log-{measure}", " nats", 2
     else:
         low, middle, high = (100 * math.expm1(value) for value in (low, middle, high))
+        unit, decimals = "%", 1
     if abs(middle) < 10**-decimals / 2:
-        start = f"{start} differs from that of {control} by less than {10**-decimals}{unit}"
+        size = f"differs from that of {control} by less than {10**-decimals}{unit}"
     else:
         word = "higher" if middle > 0 else "lower"
-        start = f"{start} is {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
+        size = f"is {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
     seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
     if not (math.isfinite(low) and math.isfinite(high)):
         why = "too few sentences for an interval" if math.isnan(low) else "no finite interval"
-        return f"{start} ({seeds}; {why})."
-    kind = ""
+        return f"{start} {measure} {size} ({seeds}; {why})."
+    kind = ", not corrected for the number of languages:" if compared > 1 else ""
     if row["n"] == 1:
         kind = " over test sentences of this one model:"
-    elif compared > 1:
-        kind = ", not corrected for the number of languages:"
-    start = f"{start} (95% interval{kind} {_ends(low, high, unit, decimals)}, {seeds})"
-    if reason := _doubt(row):
-        return f"{start}, but {reason}: this study does not show a difference."
-    return f"{start}."
+    interval = f"95% interval{kind} {_ends(low, high, unit, decimals)}"
+    reason = _doubt(row)
+    verdict = f", but {reason}: this study does not show a difference" if reason else ""
+    return f"{start} {measure} {size} ({interval}, {seeds}){verdict}."
 
 
 def _ends(low: float, high: float, unit: str, decimals: int) -> str:
@@ -446,28 +375,22 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _perplexities(table: pd.DataFrame | None) -> dict[str, Any]:
-    """The test perplexity of each language after the last step: its mean over runs."""
-    if table is None:
-        return {"perplexities": []}
+def _perplexities(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The test perplexity of each language after the last step: its mean over runs.
+
+    table: perplexity.csv. The interval is NaN for one run.
+    """
     last = table["step"].max()
     table = table[(table["genre"] == "all") & (table["step"] == last)]
     rows = []
     for language, values in table.groupby("model", sort=False)["perplexity"]:
-        interval = "–"
+        low, high = math.nan, math.nan
         if len(values) > 1:
             low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
-            interval = f"{low:,.1f} to {high:,.1f}"
-        mean, n = values.mean(), len(values)
-        rows.append({"language": language, "mean": mean, "interval": interval, "n": n})
-    band = "Lines are means over seeds, and bands pointwise 95% t-intervals of these means."
-    is_of_seeds = any(row["n"] > 1 for row in rows)
-    return {"perplexities": rows, "last_step": int(last), "band_note": band * is_of_seeds}
+        row = {"language": language, "step": int(last), "mean": values.mean(), "n": len(values)}
+        rows.append(row | {"low": low, "high": high})
+    return rows
 
 
-def _picture(plan: Plan, name: str, names: list[str]) -> str:
-    """A picture of the joint results as a data URI; empty if there is none."""
-    if name not in names:
-        return ""
-    content = base64.b64encode((plan.folder / name).read_bytes()).decode()
-    return f"data:image/png;base64,{content}"
+def _data_uri(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -129,7 +129,7 @@ def test_other_languages_have_no_marker_to_be_known(
 def test_a_marker_may_end_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.array([5, 6, 50257, 7, 50258, 50258, 8, 9], np.uint16)
     sentences = from_lengths(tokens, np.array([3, 5]))
-    sampled = Sequences("no_hop", sentences, pd.DataFrame(), {}, {})
+    sampled = Sequences("no_hop", sentences, pd.DataFrame())
     monkeypatch.setattr(perplexity, "sequences", lambda *_, **__: sampled)
     found = markers.sequences(Settings(language="no_hop"))
     assert [part.tolist() for part in found.parts] == [[5, 6, 50257], [7, 50258]]

@@ -1,11 +1,12 @@
 """Losses are those of one sentence at a time, whatever shares a row with it."""
 
 import numpy as np
+import pandas as pd
 import torch
 
 from impossible.distributed import World
 from impossible.evaluation import scoring
-from impossible.evaluation.scoring import Scorer
+from impossible.evaluation.scoring import Scorer, Sequences
 from impossible.text.arrays import from_lengths
 
 
@@ -23,7 +24,9 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
         return torch.cat([mask.squeeze(1).softmax(2) @ words, positions.unsqueeze(2) / 28], 2)
 
     head = torch.randn(90, 91)
-    found = scoring.losses(Scorer(body, head, context=28), sentences, World())
+    found = scoring.losses(
+        Scorer(body, head, context=28), Sequences("", sentences, pd.DataFrame()), World()
+    )
     assert scored.sum() <= sum(seen) < 1.02 * scored.sum()
     assert len(seen) < 1.1 * scored.sum() / 1024
     starts = sentences.offsets[:-1] - np.arange(1000)

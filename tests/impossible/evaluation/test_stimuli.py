@@ -23,8 +23,11 @@ from impossible.text.tokenizer import Tokenizer
 TEXT = "He cleans his very messy bookshelf."
 
 
+tokenizer_of = functools.cache(Tokenizer)
+
+
 def pieces(made: stimuli.Prepared, markers: str) -> list[str]:
-    return [piece.strip() for piece in Tokenizer(tuple(markers)).pieces(made.tokens)]
+    return [piece.strip() for piece in tokenizer_of(tuple(markers)).pieces(made.tokens)]
 
 
 def name_of(path: Path) -> str:
@@ -274,8 +277,8 @@ def test_a_language_of_ones_own_inserts_its_own_marker(monkeypatch: pytest.Monke
     for x, stimulus in zip(made, items, strict=True):
         assert sorted(x.words) == [-1, *range(len(stimulus.text.split()))]
         assert x.marker_place == x.words.tolist().index(-1)
-    again = stimuli.prepared([items[0]._replace(condition="b")], "own")
-    assert again[0].tokens.tolist() == made[0].tokens.tolist()
+    (again,) = stimuli.prepared([items[0]._replace(condition="b")], "own")
+    assert again.tokens.tolist() == made[0].tokens.tolist()
 
 
 def test_the_table_says_where_the_marker_stands_and_on_which_side_of_a_region() -> None:
@@ -411,8 +414,6 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text\n1,a,\n", "row 2: text is empty"),
         ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
         ("item,condition,text,marker_place\n1,a,A b.,3\n", "marker_place = 3. Expected 0 to 2"),
-        ("item,condition,text,region\n1,a,A b.,c\n", "the region 'c' occurs 0 times"),
-        ("item,condition,text,region\n1,a,A b b.,b\n", "the region 'b' occurs 2 times"),
         ('item,condition,text\n1,a,"A\n', "cannot be read"),
         ("item,condition,text,regoin\n1,a,A b.,b\n", "'regoin'. Did you mean region"),
         ("item,condition,text\n1,a,A b.\n1,a,A c.\n", "row 3 repeats item 1, condition a"),
@@ -423,11 +424,9 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
         ('{"item": 1, "condition": true, "text": "A."}', "row 1: condition = true. Expected a"),
         ('{"item": 1, "condition": "a", "text": ["A", "b"]}', r'row 1: text = \["A", "b"\]'),
-        ('{"item": 1, "condition": "a", "text": 5}', "row 1: text = 5. Expected a text"),
         ('{"item": 1, "condition": "a", "text": null}', "row 1: text is empty"),
-        ('{"item": 1, "condition": null, "text": "A."}', "row 1: condition is empty"),
-        ('{"item": 1, "condition": "a", "text": "A.", "text": "B."}', "row 1 has 'text' 2 times"),
-        ('{"item": 1, "condition": "a", "text": "A."}\n[]', "row 2 is no JSON object"),
+        ('{"item": 1, "condition": "a", "text": "A.", "text": "B."}', "line 1 has 'text' 2 times"),
+        ('{"item": 1, "condition": "a", "text": "A."}\n[]', "line 2 is no JSON object"),
         ("item,condition,text,text\n1,a,A.,B.\n", "row 1 has 'text' 2 times"),
         ("item,condition,text,region,Region\n1,a,A.,A,A\n", "Name further regions region_NAME"),
         ("item;condition;text\n1;a;A;b.\n", "A text with a semicolon needs quotation marks"),
@@ -435,7 +434,6 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text\n1,a,A\u200b b.\n", r"row 2: character 2 of text .*U\+200B \(zero"),
         ("item,condition,text\n1,a,A\u00ad b.\n", r"cannot be seen: U\+00AD"),
         ("item,condition,text\n1,a,A.\n1.0,a,B.\n", "row 3 repeats item 1, condition a"),
-        ("item,condition,text,place\n1,a,A b.,1\n", "'place'. Did you mean marker_place"),
         ("item,condition,text,Place\n1,a,A b.,1\n", "'Place'. Did you mean marker_place"),
         ("item,condition,text,region_a,occurrence\n1,a,A.,A,1\n", "'occurrence' without a column"),
         ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import fail, succeed, write_config
-from hub import KINDS, Fault, Hub, Repo
+from hub import KINDS, Fault, Hub, Repo, serve
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from publisher import NO_XET, REPO, XET, Publisher, environment, publisher
 
 from impossible import asking
+from impossible.hub import publish
+from impossible.settings import UserError
 
 WRONG_TOKEN = "hf_thisTokenIsOfNobody"
 
@@ -499,3 +501,35 @@ def test_a_hub_that_is_silent_is_asked_again_and_given_up(
         silent.setblocking(False)
         for _ in range(3):
             silent.accept()
+
+
+@pytest.fixture
+def models() -> Iterator[Hub]:
+    """A Hub with two models of ada's."""
+    with serve(Hub()) as served:
+        for name in ("ada/one", "ada/two"):
+            served.add_model(name)
+        yield served
+
+
+def of_ada(hub: Hub) -> HfApi:
+    return HfApi(endpoint=hub.url, token="hf_good")  # ada's
+
+
+@pytest.mark.parametrize("fault", ["none", "503", "reset", "lost answer"])
+def test_a_collection_lists_all_repos_once_and_grows(fault: str, models: Hub) -> None:
+    if fault != "none":
+        models.fault = Fault(2, fault)
+    address = publish.gather(of_ada(models), "ada", "Mine", ["ada/one"], private=True)
+    publish.gather(of_ada(models), "ada", "Mine", ["ada/one", "ada/two"], private=True)
+    ((slug, found),) = models.collections.items()
+    assert address == f"{models.url}/collections/{slug}"
+    assert found.items == ["ada/one", "ada/two"]
+    assert (found.title, found.private) == ("Mine", True)
+
+
+def test_what_the_hub_refuses_is_told(models: Hub) -> None:
+    with pytest.raises(UserError, match="does not let this token write"):
+        publish.gather(of_ada(models), "bob", "Mine", ["ada/one"], private=False)
+    with pytest.raises(UserError, match=r"not complete: .* The repos are published"):
+        publish.gather(of_ada(models), "ada", "Mine", ["ada/gone"], private=False)

@@ -21,7 +21,8 @@ from impossible.settings import UserError
 from impossible.study import execute, report
 from impossible.study import plan as plans
 from impossible.study.execute import Stop
-from impossible.study.plan import Command, Plan, Task
+from impossible.study.plan import Plan
+from impossible.study.tasks import Command, Task
 
 START = "import os, pathlib, signal, sys, time; out = pathlib.Path(sys.argv[1]); "
 ONCE = "first = not (out / 'x').exists(); (out / 'x').touch(); first and os.kill(os.getpid(), 9)"
@@ -29,7 +30,7 @@ TWICE = (
     "log = open(out / '{0}', 'a+'); log.write('.'); log.flush(); log.seek(0); "
     "len(log.read()) < 3 and os.kill(os.getpid(), 9)"
 )
-ALWAYS = "open(out / 'y', 'a').write('.'); os.kill(os.getpid(), 9)"
+ALWAYS = "open(out / 'x', 'a').write('.'); os.kill(os.getpid(), 9)"
 # Starts a process of its own, and is killed once.
 LEAVES = (
     "import subprocess; first = not (out / 'pid').exists(); "
@@ -86,7 +87,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
             commands = [Script(script, (str(run.folder),)) for script in scripts[run.language]]
             object.__setattr__(run, "commands", commands)
         plans.write_configs(made.runs)
-        monkeypatch.setattr(plans.Run, "digest", lambda run, command: "")
+        monkeypatch.setattr(plans.Run, "inputs", lambda run, command: {})
         return made
 
     return make
@@ -125,9 +126,9 @@ def test_commands_follow_each_other_and_so_many_tasks_are_executed_at_a_time(
     lines = (tmp_path / "log").read_text().splitlines()
     at_once = [sum(1 if line.startswith("b") else -1 for line in lines[:n]) for n in range(9)]
     assert (max(at_once), len(lines)) == (2, 8)
-    assert [execute.following(one) for one in tasks] == [None] * 3
+    assert [one.following for one in tasks] == [None] * 3
     assert all(text(one, "output.txt").endswith(("one\n", "two\n")) for one in tasks)
-    assert all(execute.read(one).seconds >= 0.4 for one in tasks)
+    assert all(one.state.seconds >= 0.4 for one in tasks)
     execute.execute(tasks, FOUR, Stop())  # nothing is left to do
     assert (tmp_path / "log").read_text().splitlines() == lines
 
@@ -138,41 +139,41 @@ def test_a_task_that_fails_does_not_stop_the_others_and_is_tried_again_on_reques
     fails = "print('a', 'b'); (out / 'ok').exists() or sys.exit('error: no memory. Do this.')"
     bad, good = task(fails, name="bad"), task("print('well')", name="good")
     execute.execute([bad, good], FOUR, Stop())
-    assert execute.following(good) is None
-    assert execute.error_of(bad).endswith(f": no memory. Do this. (in {bad.output})")
+    assert good.following is None
+    assert bad.error.endswith(f": no memory. Do this. (in {bad.output})")
     printed = capfd.readouterr().out
     assert "no memory. Do this. (in " in printed
     assert "(1 of 2 runs are done)" in printed
     (bad.output.parent / "ok").touch()
     execute.execute([bad, good], FOUR, Stop())
-    assert execute.error_of(bad), "not by itself"
+    assert bad.error, "not by itself"
     execute.perform(bad, Stop())
-    assert execute.following(bad) is None
+    assert bad.following is None
 
 
 @pytest.mark.parametrize(
-    ("scripts", "error", "file", "content"),
+    ("scripts", "error", "is_done", "content"),
     [
-        ([ONCE], "", "x", ""),
-        ([TWICE.format("one"), TWICE.format("two")], "", "two", "..."),  # each has three attempts
-        ([ALWAYS], "killed 3 times, perhaps because memory ran out", "y", "..."),
+        ([ONCE], "", True, ""),
+        ([TWICE.format("one"), TWICE.format("x")], "", True, "..."),  # each has three attempts
+        ([ALWAYS], "killed 3 times, perhaps because memory ran out", False, "..."),
+        (
+            ["open(out / 'x', 'a').write('.'); sys.exit(75)"],
+            "",
+            False,
+            "...",
+        ),  # it was asked to end
     ],
 )
 def test_a_command_that_is_killed_is_resumed_but_not_for_ever(
-    scripts: list[str], error: str, file: str, content: str, task: Callable[..., Task]
+    scripts: list[str], error: str, is_done: bool, content: str, task: Callable[..., Task]
 ) -> None:
     killed = task(*scripts)
     execute.execute([killed], FOUR, Stop())
-    assert error in execute.error_of(killed)
-    assert (execute.following(killed) is None) == (error == "")
-    assert text(killed, file) == content
-
-
-def test_a_command_that_somebody_asks_to_end_has_not_failed(task: Callable[..., Task]) -> None:
-    stopped = task("open(out / 'y', 'a').write('.'); sys.exit(75)")
-    execute.execute([stopped], FOUR, Stop())
-    assert text(stopped, "y") == "...", "it is resumed, but not for ever"
-    assert execute.following(stopped) and not stopped.error_file.exists()
+    assert error in killed.error
+    assert bool(killed.error) == bool(error)
+    assert (killed.following is None) == is_done
+    assert text(killed, "x") == content
 
 
 def test_what_a_killed_command_has_started_ends_too(task: Callable[..., Task]) -> None:
@@ -191,7 +192,7 @@ def test_the_time_of_an_attempt_that_was_killed_with_its_study_counts(
     files.write_json(again.state_file, {"seconds": 3.0, "since": began})
     os.utime(again.output, (began + 40, began + 40))
     execute.execute([again], FOUR, Stop())
-    assert execute.read(again).seconds == pytest.approx(43, abs=5)
+    assert again.state.seconds == pytest.approx(43, abs=5)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_kill_is_recognised_under_torchrun_too(
     of_one = f"os.environ['RANK'] == '1' or time.sleep(60); {script}"
     both.commands.append(Torchrun(of_one, (str(both.output.parent),), processes=2))
     execute.execute([both], FOUR, Stop())
-    assert error in execute.error_of(both)
+    assert error in both.error
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_the_reason_of_a_failure_is_its_exception_and_the_advice_helps(
 ) -> None:
     failing = task(script)
     execute.execute([failing], FOUR, Stop())
-    assert execute.error_of(failing).endswith(f": {reason} (in {failing.output})")
+    assert failing.error.endswith(f": {reason} (in {failing.output})")
 
 
 @pytest.mark.parametrize(("script", "times"), [(SAVES, 1), (HANGS, 2)])
@@ -261,7 +262,7 @@ def test_ctrl_c_asks_all_runs_to_end_and_a_second_one_ends_them(
     execute.execute(tasks, FOUR, stop)
     thread.join()
     assert time.monotonic() - began < 30
-    assert all(execute.following(one) and not execute.error_of(one) for one in tasks)
+    assert all(one.following and not one.error for one in tasks)
     assert all((one.output.parent / "saved").exists() == (times == 1) for one in tasks)
 
 

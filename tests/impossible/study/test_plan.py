@@ -7,9 +7,9 @@ import pytest
 
 from impossible import checkpoint, files
 from impossible.settings import Settings, UserError, load, read_config
-from impossible.study import execute
 from impossible.study import plan as plans
-from impossible.study.plan import OF_ONE_START, Command, Plan, Task
+from impossible.study.plan import OF_ONE_START, Plan
+from impossible.study.tasks import Command, Task
 
 CONFIG = """
 languages = ["no_hop", "partial_reverse"]
@@ -19,20 +19,16 @@ n_layer = 3
 
 
 def plan(tmp_path: Path, *options: str, config: str = CONFIG) -> Plan:
-    path = tmp_path / "study.py"
-    path.write_text(config, encoding="utf-8")
-    return plans.read([str(path), f"--study_dir={tmp_path / 'study'}", *options], "usage")
+    path, study_dir = tmp_path / "study.py", f"study_dir = '{tmp_path / 'study'}'"
+    path.write_text(config if "study_dir" in config else f"{config}\n{study_dir}", "utf-8")
+    return plans.read([str(path), *options], "usage")
 
 
 def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path) -> None:
     made = plan(tmp_path, "--dropout=0.5", "--compile=false", "--sample_seed=3")
     plans.write_configs(made.runs)
-    assert [run.name for run in made.runs] == [
-        "no_hop-seed-1",
-        "no_hop-seed-2",
-        "partial_reverse-seed-1",
-        "partial_reverse-seed-2",
-    ]
+    names = [f"{language}-seed-{n}" for language in ("no_hop", "partial_reverse") for n in (1, 2)]
+    assert [run.name for run in made.runs] == names
     run = made.runs[3]
     path = [str(run.config)]
     commands = ("prepare.py", "train.py", "convert_to_hf.py", "eval.py")
@@ -45,12 +41,8 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
     assert prepare.data_seed == Settings.data_seed
     assert evaluate.eval_dir == str(tmp_path / "study")
     (command,) = made.preparing.commands
-    assert str(command) == (
-        f"python prepare.py {made.runs[0].config} {made.runs[2].config}"  # a language once
-    )
+    assert command.configs == (str(made.runs[0].config), str(made.runs[2].config)), "once each"
 
-
-def test_seeds_vary_the_data_if_wanted(tmp_path: Path) -> None:
     made = plan(tmp_path, "--vary_data=true")
     assert len({run.settings.data_dir for run in made.runs}) == 4
     assert [run.values["data_seed"] for run in made.runs] == [1, 2, 1, 2]
@@ -58,25 +50,22 @@ def test_seeds_vary_the_data_if_wanted(tmp_path: Path) -> None:
 
 
 def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) -> None:
-    made = plan(tmp_path, "--evaluations=perplexity,markers,pairs=blimp")
+    evaluations = "--evaluations=perplexity,markers,pairs=blimp"
+    made = plan(tmp_path, evaluations, "--leading_space=true", "--surprisals=true")
     hop, other = made.runs[0], made.runs[2]
-    assert [str(c) for c in hop.commands] == [
-        f"python {rest}"
-        for rest in (
-            f"train.py {hop.config}",
-            f"convert_to_hf.py {hop.config}",
-            f"eval.py {hop.config}",
-            f"eval.py {hop.config} --markers",
-            f"eval.py {hop.config} --pairs=blimp",
-        )
+    assert [str(command) for command in hop.commands] == [
+        f"python train.py {hop.config}",
+        f"python convert_to_hf.py {hop.config}",
+        f"python eval.py {hop.config} --surprisals",
+        f"python eval.py {hop.config} --markers",
+        f"python eval.py {hop.config} --pairs=blimp --leading_space",
     ]
-    assert not any("--markers" in c.options for c in other.commands), "it has none"
+    assert not any("--markers" in command.options for command in other.commands), "it has none"
     perplexity, markers, pairs = made.joint(made.runs).commands
-    assert perplexity.configs == tuple(str(run.config) for run in made.runs)
-    assert perplexity.options == ("--device=cpu",)
+    assert perplexity.configs == pairs.configs == tuple(str(run.config) for run in made.runs)
     assert markers.configs == tuple(str(run.config) for run in made.runs[:2])
+    assert perplexity.options == ("--surprisals", "--device=cpu")
     assert markers.options == ("--markers", "--device=cpu")
-    assert len(pairs.configs) == 4
 
 
 def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
@@ -92,11 +81,11 @@ def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
 
 
 def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path) -> None:
-    def digests(*options: str) -> list[str]:
+    def inputs(*options: str) -> list[dict[str, str]]:
         run = plan(tmp_path, *options).runs[0]
-        return [run.digest(command) for command in run.commands]
+        return [run.inputs(command) for command in run.commands]
 
-    before = digests()
+    before = inputs()
     for option, changes in (
         ("--log_interval=7", [False, False, False]),
         ("--device=cpu", [False, False, False]),
@@ -104,15 +93,7 @@ def test_what_depends_on_a_setting_is_done_again_when_it_changes(tmp_path: Path)
         ("--sample_seed=7", [False, False, True]),
         ("--n_layer=1", [True, False, False]),
     ):
-        assert [a != b for a, b in zip(digests(option), before, strict=True)] == changes, option
-
-
-def test_settings_of_one_evaluation_are_options_of_its_command(tmp_path: Path) -> None:
-    evaluations = "--evaluations=perplexity,pairs=blimp"
-    made = plan(tmp_path, evaluations, "--leading_space=true", "--surprisals=true")
-    _, _, perplexity, pairs = made.runs[0].commands
-    assert perplexity.options == ("--surprisals",)
-    assert pairs.options == ("--pairs=blimp", "--leading_space")
+        assert [a != b for a, b in zip(inputs(option), before, strict=True)] == changes, option
 
 
 def test_a_missing_control_is_told(tmp_path: Path) -> None:
@@ -123,16 +104,16 @@ def test_a_missing_control_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('languages = ["no_hop"]\nseeds = [1]', "two or more runs"),
+        ('languages = ["no_hop"]\nseeds = [1]', "a list of two or more"),
         ('languages = ["no_hops"]', "unknown language 'no_hops'. Did you mean 'no_hop'"),
         ('languages = "no_hop"', "line 1: languages must be a list of strings, not 'no_hop'"),
-        ("seeds = [1, 1]", "seeds = .* a list without duplicates"),
+        ("seeds = [1, 1]", "seeds = .* a list of one or more, without duplicates"),
         ("seeds = [1, -1]", "seeds = .* a list of whole numbers, 0 or more"),
         ("seeds = []", "seeds = .* a list of one or more"),
         ("seeds = [True, 2]", "seeds must be a list of whole numbers"),
         ("out_dir = 'here'", "out_dir is set, but a study sets it itself"),
         ("pairs = 'blimp'", "pairs is set, but a study sets it itself"),
-        ("vary_data = True\ndata_seed = 3", "data_seed is set, but vary_data = True sets it"),
+        ("vary_data = True\ndata_seed = 3", "data_seed is set, but a study sets it"),
         ("n_head = 5", "n_head = 5 is invalid"),  # before anything begins
         ("evaluations = ['pears']", "evaluations = .* must be a list of: perplexity, markers"),
         ("evaluations = ['pairs']", "pairs=SOURCE"),
@@ -143,6 +124,7 @@ def test_a_missing_control_is_told(tmp_path: Path) -> None:
         ("device = 'cuda:1'", "device = cuda:1 names one GPU"),
         ("private = True", "combined with --publish="),
         ("hours = 0.01", "5 minutes or more"),
+        ("study_dir = ' '", "study_dir = ' ' is invalid. It must be the name of a folder"),
         ("langauges = ['no_hop']", "line 1: unknown setting 'langauges'. Did you mean 'languages'"),
     ],
 )
@@ -153,95 +135,81 @@ def test_mistakes_are_told_before_anything_begins(
         plan(tmp_path, config=config)
 
 
-def test_lists_are_separated_by_commas(tmp_path: Path) -> None:
+def test_a_list_is_separated_by_commas_and_one_config_file_is_named(tmp_path: Path) -> None:
     assert plan(tmp_path, "--seeds=3, 4").settings.seeds == (3, 4)
-    with pytest.raises(
-        UserError, match=r"not 2 of them \(.*, 4\)\. Separate the items .* --seeds=1,2"
-    ):
+    several = r"not 2 of them \(.*, 4\)\. Separate the items .* --seeds=1,2"
+    with pytest.raises(UserError, match=several):
         plan(tmp_path, "--seeds", "3", "4")
-
-
-def test_a_study_needs_its_config_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"name one config file, such as config/study_"):
         plans.read(["--seeds=1,2"], "usage")
-    with pytest.raises(UserError, match=r"study_dir = .* is invalid\. It must be the"):
-        plan(tmp_path, "--study_dir= ")
 
 
 def test_a_run_is_not_continued_with_settings_that_its_results_depend_on(tmp_path: Path) -> None:
+    mistaken = plan(tmp_path, "--corpus=gone")
+    plans.write_configs(mistaken.runs)
+    mistaken.runs[0].error_file.write_text("it failed at once")
     made = plan(tmp_path, "--corpus=sotu")
+    plans.require_same(made)  # nothing has begun
     plans.write_configs(made.runs)
-    for run in made.runs:
+    (made.runs[0].folder / checkpoint.STATE).touch()
+    for run in made.runs[1:]:
         checkpoint.path_of(run.folder, 0).touch()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("config.py")}
-    for option, told in (
+    for option, changed in (
         ("--n_layer=4", "n_layer was 3 and is now 4"),
         ("--corpus=babylm", "corpus was 'sotu' and is now 'babylm'"),
     ):
-        with pytest.raises(UserError, match=rf"begun with other settings: {told}.*--study_dir="):
+        with pytest.raises(UserError, match=rf"begun with other settings: {changed}.*--study_dir="):
             plans.require_same(plan(tmp_path, "--corpus=sotu", option))
-    assert {path: path.read_bytes() for path in tmp_path.rglob("config.py")} == before
-    changed = plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3")
-    plans.require_same(changed)
-    plans.write_configs(changed.runs)
+    assert {read_config(path)["corpus"] for path in tmp_path.rglob("config.py")} == {"sotu"}
+    other = plan(tmp_path, "--corpus=sotu", "--batch_size=4", "--seeds=1,2,3")
+    plans.require_same(other)
+    plans.write_configs(other.runs)
     configs = sorted(tmp_path.rglob("config.py"))
     assert len(configs) == 6
     assert all(read_config(path)["batch_size"] == 4 for path in configs)
 
 
-def test_a_run_that_has_nothing_yet_may_be_begun_with_other_settings(tmp_path: Path) -> None:
-    before = plan(tmp_path, "--corpus=gone", "--n_layer=2")
-    plans.write_configs(before.runs)
-    before.runs[0].error_file.write_text("it failed at once")
-    corrected = plan(tmp_path, "--corpus=sotu")
-    plans.require_same(corrected)
-    plans.write_configs(corrected.runs)
-    assert read_config(corrected.runs[0].config)["corpus"] == "sotu"
-    (corrected.runs[0].folder / checkpoint.STATE).touch()
-    with pytest.raises(UserError, match="corpus was 'sotu' and is now 'gone'"):
-        plans.require_same(before)
-
-
-def test_the_content_of_what_is_given_by_name_counts(tmp_path: Path) -> None:
+def test_the_content_of_files_that_are_named_counts(tmp_path: Path) -> None:
     names = ("corpus/train/a.txt", "verbs/train/a.conllu", "pairs/a.jsonl", "pairs.jsonl", "s.csv")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("as it was")
-    sources = [f"pairs={tmp_path / 'pairs'}", f"pairs={tmp_path / 'pairs.jsonl'}"]
-    sources += [f"stimuli={tmp_path / 's.csv'}"]
-    given = [f"--corpus={tmp_path / 'corpus'}", f"--annotations={tmp_path / 'verbs'}"]
-    made = plan(tmp_path, f"--evaluations={','.join(sources)}", *given)
+    sources = ("pairs={}/pairs", "pairs={}/pairs.jsonl", "stimuli={}/s.csv")
+    evaluations = ",".join(source.format(tmp_path) for source in sources)
+    folders = (f"--corpus={tmp_path / 'corpus'}", f"--annotations={tmp_path / 'verbs'}")
+    run = plan(tmp_path, f"--evaluations={evaluations}", *folders).runs[0]
+    before = list(map(run.inputs, run.commands))
 
-    def digests() -> list[str]:
-        return [made.runs[0].digest(command) for command in made.runs[0].commands]
+    def changed() -> list[int]:
+        """The commands whose inputs are others than the last time."""
+        after = list(map(run.inputs, run.commands))
+        changes = [i for i, (a, b) in enumerate(zip(after, before, strict=True)) if a != b]
+        before[:] = after
+        return changes
 
-    before = digests()
-    assert digests() == before
+    assert changed() == []
     # train, convert, and the three evaluations
     for name, place in zip(names, (0, 0, 2, 3, 4), strict=True):
         stat = (tmp_path / name).stat()
         (tmp_path / name).write_text("as it is!")  # of the same size
         os.utime(tmp_path / name, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-        assert [i for i, (a, b) in enumerate(zip(digests(), before, strict=True)) if a != b] == [
-            place
-        ], name
-        before = digests()
+        assert changed() == [place], name
     (tmp_path / "pairs" / "b.jsonl").write_text("more")
-    assert digests()[2] != before[2]
+    assert changed() == [2]
     (tmp_path / "pairs" / ".DS_Store").touch()
-    before = digests()
+    assert changed() == []
     (tmp_path / "pairs" / "b.jsonl").rename(tmp_path / "pairs" / "paradigm.jsonl")
-    assert digests()[2] != before[2], "names of files are those of paradigms"
+    assert changed() == [2], "names of files are those of paradigms"
 
 
 def done(task: Task) -> None:
     """Record that the commands of a task are done as they are now."""
-    digests = {command.key: task.digest(command) for command in task.commands}
-    files.write_json(task.state_file, {"done": digests})
+    inputs = {command.key: task.inputs(command) for command in task.commands}
+    files.write_json(task.state_file, {"finished": inputs})
 
 
-def finished(run: plans.Run) -> None:
-    """Makes what is left of a finished run."""
+def finish(run: plans.Run) -> None:
+    """Make the files by which a run is known to be done."""
     run.last_checkpoint.touch()
     (run.folder / "hf").mkdir(exist_ok=True)
     (run.folder / "hf" / "manifest.json").touch()
@@ -256,20 +224,21 @@ def test_material_that_was_moved_away_changes_nothing(tmp_path: Path) -> None:
     made = plan(tmp_path, f"--corpus={corpus}", f"--evaluations=perplexity,pairs={pairs}")
     plans.write_configs(made.runs)
     for run in made.runs:
-        finished(run)
+        finish(run)
     run, joint = made.runs[0], made.joint(made.runs)
     done(joint)
-    assert execute.following(made.joint(made.runs[1:])), "other runs"
+    assert made.joint(made.runs[1:]).following, "other runs"
     corpus.rename(tmp_path / "elsewhere")
     pairs.unlink()
-    assert execute.following(run) is None
-    assert execute.following(joint) is None, "the joint results are still those"
+    assert run.following is None
+    assert joint.following is None, "the joint results are still those"
     pairs.write_text("as it is!")
-    assert execute.following(run) == run.commands[-1]
-    assert execute.following(joint) == joint.commands[0]
+    assert run.following == run.commands[-1]
+    done(run)
+    assert joint.following == joint.commands[0]
     pairs.unlink()
     corpus.mkdir()
-    assert execute.following(run) == run.commands[0], "another corpus of that name"
+    assert run.following == run.commands[0], "another corpus of that name"
 
 
 def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> None:
@@ -277,24 +246,22 @@ def test_what_is_done_is_done_again_when_its_result_is_gone(tmp_path: Path) -> N
     plans.write_configs(made.runs)
     run, joint = made.runs[0], made.joint(made.runs)
     for one in made.runs:
-        finished(one)
+        finish(one)
     done(joint)
-    assert execute.following(run) is execute.following(joint) is None
+    assert run.following is joint.following is None
     (run.folder / "hf" / "manifest.json").unlink()
-    assert execute.following(run).script == "convert_to_hf.py"
+    assert run.following.script == "convert_to_hf.py"
     run.last_checkpoint.unlink()
-    assert execute.following(run).script == "train.py"
-    finished(run)  # trained again
-    assert execute.following(joint).script == "eval.py"
+    assert run.following.script == "train.py"
+    finish(run)  # trained again
+    assert joint.following.script == "eval.py"
     for text in ("", '{"done": ', "[1]", '{"d": null}', "\0\0"):
         run.state_file.write_text(text)
-        assert execute.following(run).script == "train.py", "each command skips what is done"
+        assert run.following.script == "train.py", "each command skips what is done"
 
 
 def test_the_command_to_repeat_a_study_lacks_what_belongs_to_one_start(tmp_path: Path) -> None:
     start = ["--at_once", "2", "--retry", "--cluster=local", "--at_once=3", "--gpus", "0"]
     start += ["--private=false", "--n_layer=2", "--vary_data", "--seeds=3,4"]
-    assert plan(tmp_path, *start).arguments(OF_ONE_START) == [
-        *(str(tmp_path / "study.py"), f"--study_dir={tmp_path / 'study'}", "--n_layer=2"),
-        *("--vary_data=True", "--seeds=3,4"),
-    ]
+    expected = [str(tmp_path / "study.py"), "--n_layer=2", "--vary_data=True", "--seeds=3,4"]
+    assert plan(tmp_path, *start).arguments(OF_ONE_START) == expected
