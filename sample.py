@@ -36,7 +36,7 @@ def main(settings: Settings) -> None:
     text = sentence(settings.prompt, "prompt", "sample.py", may_begin_with_space=True)
     if text != settings.prompt:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
-    prompt = tokenizer.encode_with_markers(text)
+    prompt = tokenizer.encode_with_markers(language.spelled(text))
     device = distributed.pick_device(settings.device, distributed.World())
     names = models.checkpoints(settings.checkpoint)
     for series in models.find(settings, [] if names == ["all"] else names):
@@ -87,7 +87,7 @@ def generate(scorer: Scorer, prompt: list[int], end_of_text: int, settings: Sett
 def undone(tokens: list[int], language: Language, tokenizer: Tokenizer) -> str:
     """The original sentence of generated tokens, or the reason why there is none."""
     try:
-        original = language.undo(np.array(tokens), list(tokenizer.markers.values()))
+        original = language.undo(np.array(tokens), tokenizer.ids)
     except NoWayBack as reason:
         return f"not possible ({reason})"
     return repr(tokenizer.decode(original.tolist()))

@@ -74,7 +74,7 @@ def texts_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def encoded(texts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """split -> sentences as transformers' own tokenizer encodes them, one by one."""
     folder = tmp_path_factory.mktemp("gpt2")
-    write_transformers_files(folder, [], 1024)
+    write_transformers_files(folder, Tokenizer(), 1024)
     tokenizer = plain.gpt2_tokenizer(folder)
     return {
         split: [tokenizer.encode(s) for s in plain.read_lines(list((texts_dir / name).iterdir()))]

@@ -23,9 +23,9 @@ from impossible.evaluation.scores import Scores, Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
-from impossible.text.arrays import Sentences, from_lengths
+from impossible.text.arrays import Ids, Sentences, from_lengths
 from impossible.text.token_files import ALL_GENRES as TOTAL
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer, marker_ids
+from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer
 from impossible.text.verbs import annotated, encoded
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
@@ -168,8 +168,9 @@ def perturbed(
     leading_space: encode each sentence after a space. (In training data, none begins with one.)
     place: the name of the pairs in tables. The columns are those of Pair. Left out, and counted by
     paradigm and field, are pairs of which one sentence is dropped in that language; pairs of
-    unequal length in tokens, if its rule depends on it; and pairs whose sentences become the same
-    (as the *Hop languages replace verbs by lemmas). Raises UserError if none remains.
+    unequal length (in tokens, or in words if these move), if its rule depends on it; and pairs
+    whose sentences become the same (as the *Hop languages replace verbs by lemmas). Raises
+    UserError if none remains.
     """
     rule = perturb.get(language)
     if leading_space and rule.hops:
@@ -177,14 +178,17 @@ def perturbed(
     space = " " * leading_space
     good = _encoded([space + pair.good for pair in pairs], rule)
     bad = _encoded([space + pair.bad for pair in pairs], rule)
+    ids = Tokenizer(rule.markers).ids
     is_kept = rule.keeps(good) & rule.keeps(bad)
     if not rule.any_length:
-        is_kept &= good.lengths == bad.lengths
+        is_kept &= np.equal(
+            *(np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
+        )
     seeds = [[rule.seed, zlib.crc32(f"{p.paradigm} {p.item}".encode())] for p in pairs]
     kept, parts = [], []
     for i in np.flatnonzero(is_kept).tolist():
         # The draw of a pair is the same whatever other pairs there are.
-        both = [_drawn(s.part(i, i + 1), rule, seeds[i]) for s in (good, bad)]
+        both = [_drawn(s.part(i, i + 1), rule, ids, seeds[i]) for s in (good, bad)]
         if not np.array_equal(*both):
             kept.append(pairs[i])
             parts += [np.append(END_OF_TEXT_ID, tokens) for tokens in both]
@@ -201,16 +205,15 @@ def perturbed(
     )
 
 
-def _drawn(sentence: Sentences, rule: perturb.Language, seed: list[int]) -> np.ndarray:
+def _drawn(sentence: Sentences, rule: perturb.Language, ids: Ids, seed: list[int]) -> np.ndarray:
     """The tokens of one sentence, perturbed with a generator of its own."""
-    markers = list(marker_ids(rule.markers).values())
-    return rule.perturb(sentence, markers, np.random.default_rng(seed)).tokens
+    return rule.apply(sentence, ids, np.random.default_rng(seed), drop=False).tokens
 
 
 def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
     tokenizer = Tokenizer(rule.markers)
     if not rule.hops:
-        return from_lengths(*tokenizer.encode(texts))
+        return from_lengths(*tokenizer.encode(list(map(rule.spelled, texts))))
     words = zip(annotate.words_of(texts), texts, strict=True)
     sentences = [annotated(words_of, text, annotate.NAME) for words_of, text in words]
     return encoded(sentences, tokenizer, rule.hops)

@@ -20,7 +20,7 @@ from impossible.settings import Settings, UserError
 from impossible.text import token_files
 from impossible.text.corpus import require_names
 from impossible.text.token_files import ALL_GENRES, Meta
-from impossible.text.tokenizer import FIRST_MARKER_ID, Tokenizer
+from impossible.text.tokenizer import FIRST_MARKER_ID, Tokenizer, open_tokenizer
 
 
 def draw(
@@ -47,7 +47,7 @@ def draw(
     genre = np.repeat(np.arange(len(sizes)), list(map(len, chosen)))
     chosen = np.concatenate(chosen)
     parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
-    is_repeated = pd.Series(list(_originals(meta, parts))).duplicated().to_numpy()
+    is_repeated = pd.Series(list(_originals(data_dir, meta, parts))).duplicated().to_numpy()
     duplicates = np.bincount(genre[is_repeated], minlength=len(sizes)).tolist()
     kept = np.flatnonzero(~(is_repeated & drop_duplicates))
     parts = [parts[i] for i in kept]
@@ -123,17 +123,18 @@ def _sampled(may_be: np.ndarray, sizes: list[int], per_genre: int, seed: int) ->
     return sampled
 
 
-def _originals(meta: Meta, sentences: Iterable[np.ndarray]) -> Iterator[bytes]:
+def _originals(data_dir: Path, meta: Meta, sentences: Iterable[np.ndarray]) -> Iterator[bytes]:
     """What identifies the original of each perturbed sentence: its tokens in their order.
 
     For a language that cannot be undone, the tokens are in the order of their ids.
     """
-    language, markers = perturb.get(meta.language), list(meta.markers.values())
+    language = perturb.get(meta.language)
+    ids = open_tokenizer(data_dir, meta.tokenizer, language.markers).ids
     for tokens in sentences:
         if language.invert:
-            yield language.undo(tokens, markers).tobytes()
+            yield language.undo(tokens, ids).tobytes()
         else:
-            yield np.sort(tokens[~np.isin(tokens, markers)]).tobytes()
+            yield np.sort(tokens[~np.isin(tokens, ids.markers)]).tobytes()
 
 
 # The prepared data

@@ -22,8 +22,8 @@ from impossible.evaluation.scores import Source, language_of
 from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
-from impossible.text.arrays import Sentences
-from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer, marker_ids
+from impossible.text.arrays import Ids, Sentences
+from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer
 from impossible.text.verbs import Word, annotated, encoded
 from perturb import PLURAL, REVERSE, SINGULAR, Language
 
@@ -60,27 +60,30 @@ class Prepared(NamedTuple):
 def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
     """The stimuli in a language, in their order. Raises UserError for one that cannot be made."""
     rule = perturb.get(language)
-    unperturbed = list(_unperturbed(stimuli, rule, Tokenizer(rule.markers)))
-    lengths = pd.Series([len(x.tokens) for x in unperturbed])
+    tokenizer = Tokenizer(rule.markers)
+    ids, unperturbed = tokenizer.ids, list(_unperturbed(stimuli, rule, tokenizer))
+    lengths = pd.Series([len(rule.starts(x.sentences, ids)) for x in unperturbed])
     shortest = lengths.groupby([x.stimulus.item for x in unperturbed]).transform("min")
-    return [_in_language(x, rule, most) for x, most in zip(unperturbed, shortest, strict=True)]
+    return [_in_language(x, rule, ids, most) for x, most in zip(unperturbed, shortest, strict=True)]
 
 
-def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
-    """A stimulus in a language. most: the most tokens that may stand before a drawn marker."""
-    draw = None
+def _in_language(base: Prepared, rule: Language, ids: Ids, most: int) -> Prepared:
+    """A stimulus in a language. most: the most tokens (or words) before a drawn marker."""
+    draw, starts = None, rule.starts(base.sentences, ids)
     tokens, origins = base.tokens, np.arange(len(base.tokens))
     if not base.stimulus.perturbed:
         seeds = [rule.seed, zlib.crc32(base.stimulus.item.encode())]
-        place = _marker_place(base, np.random.default_rng(seeds), most)
-        draw = _Draw(seeds, len(tokens), place)
-        tokens, origins = _perturbed(base, rule, draw)
+        place = _marker_place(base, np.random.default_rng(seeds), most, starts)
+        draw = _Draw(seeds, len(starts), place)
+        tokens, origins = _perturbed(base, rule, ids, draw)
     is_marker, in_place = tokens >= FIRST_MARKER_ID, np.arange(len(tokens))
     with_replaced = np.where((origins < 0) & ~is_marker, in_place, origins)
     if np.array_equal(np.sort(with_replaced), np.arange(len(base.tokens))):
         origins = with_replaced
     words = np.append(base.words, -1)[origins]
-    before = base.words[: draw.place] if draw and draw.is_used else words[: is_marker.argmax()]
+    before = words[: is_marker.argmax()]
+    if draw and draw.is_used:
+        before = base.words[: np.append(starts, len(base.tokens))[draw.place]]
     return base._replace(
         sentences=sentences_of([tokens]),
         words=words,
@@ -90,7 +93,9 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
     )
 
 
-def _perturbed(base: Prepared, rule: Language, draw: "_Draw") -> tuple[np.ndarray, np.ndarray]:
+def _perturbed(
+    base: Prepared, rule: Language, ids: Ids, draw: "_Draw"
+) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a stimulus in a language, and the place that each had before.
 
     The place is -1 for a token that was inserted, or that replaced one in a sentence that stays as
@@ -98,18 +103,20 @@ def _perturbed(base: Prepared, rule: Language, draw: "_Draw") -> tuple[np.ndarra
     gets the sentence with random tokens for those that repeat an earlier one. Raises UserError for
     a sentence that the language drops, and if the places remain unknown.
     """
-    markers, where = list(marker_ids(rule.markers).values()), base.stimulus.where
-    result = rule.apply(base.sentences, markers, draw.again())
+    where, result = base.stimulus.where, rule.apply(base.sentences, ids, draw.again())
     if not len(result.lengths):
         raise UserError(f"{where}: {rule.title} drops such sentences ({rule.drops}): {base.text!r}")
     original, tokens = base.tokens, result.tokens
     repeats = np.setdiff1d(np.arange(len(original)), np.unique(original, return_index=True)[1])
     others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))
     unique = original.copy()
-    unique[repeats] = np.random.default_rng(0).choice(others, len(repeats), replace=False)
+    rng, begins = np.random.default_rng(0), ids.begins_word & (rule.unit == "words")
+    for kind in (False, True):  # where words move, those that begin one by others that do
+        of_kind, pool = repeats[begins[original[repeats]] == kind], others[begins[others] == kind]
+        unique[of_kind] = rng.choice(pool, len(of_kind), replace=False)
     try:
         with_unique = base.sentences._replace(tokens=unique)
-        moved = rule.apply(with_unique, markers, draw.again()).tokens
+        moved = rule.apply(with_unique, ids, draw.again()).tokens
     except Exception:  # such as a table of tokens that lacks these
         moved = original[:0]
     places = {token: place for place, token in enumerate(unique.tolist())}
@@ -141,9 +148,9 @@ def _unperturbed(
         elif rule.hops:
             yield _with_verbs(stimulus, next(words), rule, tokenizer)
         else:
-            tokens, _ = tokenizer.encode([stimulus.text])
-            spans = _spans(tokenizer, tokens)
-            yield _located(stimulus, sentences_of([tokens]), stimulus.text, spans)
+            text = rule.spelled(stimulus.text)
+            tokens, _ = tokenizer.encode([text])
+            yield _located(stimulus, sentences_of([tokens]), text, _spans(tokenizer, tokens))
 
 
 def _located(
@@ -204,10 +211,11 @@ def _inside(
     return inside
 
 
-def _marker_place(base: Prepared, rng: np.random.Generator, most: int) -> int:
-    """The number of tokens before the marker, in a language that draws it.
+def _marker_place(base: Prepared, rng: np.random.Generator, most: int, starts: np.ndarray) -> int:
+    """The number of tokens (or words, if these move) before the marker, if a language draws it.
 
-    most: the largest number that is drawn: the fewest tokens of a condition of the item.
+    most: the largest number that is drawn: that of the shortest condition of the item. starts:
+    where these tokens or words begin, (U,).
     """
     words = base.stimulus.marker_place
     if words is None:
@@ -217,7 +225,7 @@ def _marker_place(base: Prepared, rng: np.random.Generator, most: int) -> int:
             f"{base.stimulus.where}: marker_place = {words}. Expected 0 to {len(base.spelled)}, "
             "the number of words."
         )
-    return int((base.words < words).sum())
+    return int(starts.searchsorted((base.words < words).sum()))
 
 
 def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
@@ -232,7 +240,7 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
     unknown = {REVERSE, SINGULAR, PLURAL} - tokenizer.markers.keys()
     if strange := [marker for marker in unknown if marker in stimulus.perturbed]:
         raise UserError(f"{stimulus.where}: {', '.join(strange)} is no marker of {rule.title}.")
-    tokens = np.array(tokenizer.encode_with_markers(stimulus.perturbed), np.uint16)
+    tokens = np.array(tokenizer.encode_with_markers(rule.spelled(stimulus.perturbed)), np.uint16)
     is_marker = np.isin(tokens, list(tokenizer.markers.values()))
     if rule.markers and not rule.hops and is_marker.sum() != 1:
         raise UserError(

@@ -21,6 +21,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from impossible import files
 from impossible.settings import UserError
+from impossible.text.arrays import Ids
 from impossible.text.token_files import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
@@ -74,6 +75,13 @@ class Tokenizer:
         """The bytes of text that each token stands for, (vocab_size,) int64: 0 for special ones."""
         lengths = [len(self.bytes_of(token)) for token in range(self.end_of_text)]
         return np.array(lengths + [0] * (self.vocab_size - self.end_of_text), np.int64)
+
+    @functools.cached_property
+    def ids(self) -> Ids:
+        """The ids of the markers, and which tokens begin a word."""
+        begins_word = [self.bytes_of(token).startswith(b" ") for token in range(self.end_of_text)]
+        begins_word += [False, *(True for _ in self.markers)]
+        return Ids(list(self.markers.values()), np.array(begins_word))
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.
