@@ -54,15 +54,15 @@ class Language:
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
     unit: Literal["tokens", "words"] = "tokens"  # what the function moves
 
-    def spelled(self, text: str) -> str:
-        """A sentence as it is encoded: after a space, so that every word has one, if words move."""
-        return text if self.unit == "tokens" else " " + text.lstrip(" ")
+    @property
+    def space(self) -> str:
+        """What a sentence is encoded after: if words move, a space, so that each has one."""
+        return " " * (self.unit == "words")
 
     def starts(self, sentences: Sentences, ids: Ids) -> np.ndarray:
         """The places in `tokens` at which what moves begins, (U,) int64: all, or those of words."""
-        if self.unit == "words":
-            return word_starts(sentences, ids)
-        return np.arange(len(sentences.tokens))
+        is_words, count = self.unit == "words", len(sentences.tokens)
+        return word_starts(sentences, ids) if is_words else np.arange(count)
 
     def apply(
         self, sentences: Sentences, ids: Ids, rng: np.random.Generator, drop: bool = True
@@ -97,24 +97,23 @@ class Language:
     def _in_units(
         self, sentences: Sentences, ids: Ids, change: Callable[[Sentences, list[int]], Sentences]
     ) -> Sentences:
-        """What a function of sentences and markers returns; if words move, it gets their numbers.
+        """What a function of sentences and markers returns.
 
-        The numbers of markers are -1, -2, ...
+        If words move, it gets their numbers in place of tokens, and -1, -2, ... for the markers.
         """
         if self.unit == "tokens":
             return change(sentences, ids.markers)
-        starts = word_starts(sentences, ids)
-        words = Sentences(np.arange(len(starts)), np.searchsorted(starts, sentences.offsets))
-        numbers = list(range(-1, -len(ids.markers) - 1, -1))
-        for number, marker in zip(numbers, ids.markers, strict=True):
+        starts, markers = word_starts(sentences, ids), [-1 - i for i in range(len(ids.markers))]
+        words = Sentences(np.arange(len(starts)), starts.searchsorted(sentences.offsets))
+        for number, marker in zip(markers, ids.markers, strict=True):
             words.tokens[sentences.tokens[starts] == marker] = number
-        order, offsets, *_ = change(words, numbers)
-        # The markers follow the sentences' tokens, so that their numbers count from the end.
+        order, offsets, *_ = change(words, markers)
+        # The markers stand after all words, so that their numbers count from the end.
         tokens = np.append(sentences.tokens, np.array(ids.markers[::-1], sentences.tokens.dtype))
         starts = np.append(starts, np.arange(len(sentences.tokens), len(tokens)))
         lengths = np.diff(starts, append=len(tokens))[order]
-        ends = np.append(0, np.cumsum(lengths))
-        return Sentences(tokens[span_positions(starts[order], lengths)], ends[offsets])
+        offsets = np.append(0, lengths.cumsum())[offsets]
+        return Sentences(tokens[span_positions(starts[order], lengths)], offsets)
 
     def keeps(self, sentences: Sentences) -> np.ndarray:
         """Whether each sentence, before perturbing, is kept: (S,) bool."""
@@ -139,14 +138,11 @@ class Language:
         """
         if self.invert is None:
             raise NoWayBack(f"{self.title} cannot be undone")
-
-        def invert(sentence: Sentences, markers: list[int]) -> Sentences:
-            original = self.invert(sentence.tokens, markers)
-            return from_lengths(original, np.array([len(original)]))
-
-        sentence = from_lengths(tokens, np.array([len(tokens)]))
-        try:
-            return self._in_units(sentence, ids, invert).tokens
+        sentence = Sentences(tokens, np.array([0, len(tokens)]))
+        try:  # Only the tokens are read: the result may be shorter.
+            return self._in_units(
+                sentence, ids, lambda s, markers: Sentences(self.invert(s.tokens, markers), [0])
+            ).tokens
         except UserError as reason:
             raise NoWayBack(str(reason))
 
@@ -388,10 +384,9 @@ def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Lan
 
 def in_words(language: Language) -> Language:
     """The row of a language in which whole words move as tokens do in another."""
-    title = language.title.removesuffix(")")
     return dataclasses.replace(
         language,
-        title=f"{title}{'(' if title == language.title else ', '}words)",
+        title=f"{language.title}(words)".replace(")(", ", "),
         summary=f"{language.summary.replace('tokens', 'words')} (whole words, all after a space)",
         control=language.control and language.control + WORDS,
         unit="words",
@@ -462,7 +457,7 @@ def show(language: Language, text: str) -> str:
         annotated = verbs.annotated(words, text, annotate.NAME)
         sentence = verbs.encoded([annotated], tokenizer, language.hops)
     else:
-        sentence = from_lengths(*tokenizer.encode([language.spelled(text)]))
+        sentence = from_lengths(*tokenizer.encode([language.space + text]))
     rng = np.random.default_rng(language.seed)
     kept = language.apply(sentence, tokenizer.ids, rng)
     pieces = [piece.strip() for piece in tokenizer.pieces(kept.tokens)]

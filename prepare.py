@@ -215,9 +215,8 @@ def prepare(jobs: list[Job]) -> None:
 def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
     """Yield a function from a split to its sentences, before the language changes them."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
-    spelled = job.language.spelled
     if not hops:
-        yield lambda split: sentences.read(splits[split], settings, tokenizer, spelled)
+        yield lambda split: sentences.read(splits[split], settings, tokenizer, job.language.space)
         return
     opened = contextlib.nullcontext(functools.partial(annotated_files.read, Path(settings.corpus)))
     if not settings.annotations:

@@ -36,7 +36,7 @@ def main(settings: Settings) -> None:
     text = sentence(settings.prompt, "prompt", "sample.py", may_begin_with_space=True)
     if text != settings.prompt:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
-    prompt = tokenizer.encode_with_markers(language.spelled(text))
+    prompt = tokenizer.encode_with_markers(language.space + text.removeprefix(language.space))
     device = distributed.pick_device(settings.device, distributed.World())
     names = models.checkpoints(settings.checkpoint)
     for series in models.find(settings, [] if names == ["all"] else names):

@@ -129,7 +129,7 @@ TEXTS = st.lists(
 def in_words(name: str, texts: list[str]) -> tuple[Sentences, Sentences]:
     """Texts as sentences of a language, before and after they are perturbed; none dropped."""
     language = LANGUAGES[name]
-    tokens, lengths = TOKENIZER.encode([language.spelled(text) for text in texts])
+    tokens, lengths = TOKENIZER.encode([language.space + text for text in texts])
     sentences, rng = from_lengths(tokens, lengths), np.random.default_rng(language.seed)
     return sentences, language.apply(sentences, TOKENIZER.ids, rng, drop=False)
 

@@ -175,7 +175,7 @@ def perturbed(
     rule = perturb.get(language)
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
-    space = " " * leading_space
+    space = rule.space or " " * leading_space
     good = _encoded([space + pair.good for pair in pairs], rule)
     bad = _encoded([space + pair.bad for pair in pairs], rule)
     ids = Tokenizer(rule.markers).ids
@@ -213,7 +213,7 @@ def _drawn(sentence: Sentences, rule: perturb.Language, ids: Ids, seed: list[int
 def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
     tokenizer = Tokenizer(rule.markers)
     if not rule.hops:
-        return from_lengths(*tokenizer.encode(list(map(rule.spelled, texts))))
+        return from_lengths(*tokenizer.encode(texts))
     words = zip(annotate.words_of(texts), texts, strict=True)
     sentences = [annotated(words_of, text, annotate.NAME) for words_of, text in words]
     return encoded(sentences, tokenizer, rule.hops)

@@ -148,7 +148,7 @@ def _unperturbed(
         elif rule.hops:
             yield _with_verbs(stimulus, next(words), rule, tokenizer)
         else:
-            text = rule.spelled(stimulus.text)
+            text = rule.space + stimulus.text
             tokens, _ = tokenizer.encode([text])
             yield _located(stimulus, sentences_of([tokens]), text, _spans(tokenizer, tokens))
 
@@ -240,7 +240,7 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
     unknown = {REVERSE, SINGULAR, PLURAL} - tokenizer.markers.keys()
     if strange := [marker for marker in unknown if marker in stimulus.perturbed]:
         raise UserError(f"{stimulus.where}: {', '.join(strange)} is no marker of {rule.title}.")
-    tokens = np.array(tokenizer.encode_with_markers(rule.spelled(stimulus.perturbed)), np.uint16)
+    tokens = np.array(tokenizer.encode_with_markers(rule.space + stimulus.perturbed), np.uint16)
     is_marker = np.isin(tokens, list(tokenizer.markers.values()))
     if rule.markers and not rule.hops and is_marker.sum() != 1:
         raise UserError(
