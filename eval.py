@@ -46,7 +46,8 @@ def main(runs: list[Settings]) -> None:
             "the checkpoints changed during the evaluation. Run the same command again."
         )
     scores = [
-        score(s, measure.sequences(s.settings), measure.result, world, device) for s in unscored
+        score(s, measure.sequences(s.settings, s.series), measure.result, world, device)
+        for s in unscored
     ]
     if world.is_first:
         write(measure.together(scores), joint, name)

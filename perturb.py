@@ -10,6 +10,7 @@ Definitions and random numbers are exactly those of Kallini et al. 2024 (section
 code.
 """
 
+import dataclasses
 import functools
 import itertools
 import sys
@@ -22,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 
 import numpy as np
 
-from impossible.settings import UserError, is_utf8, unknown
-from impossible.text.arrays import Sentences, from_lengths, span_positions
+from impossible.settings import WORDS, UserError, is_utf8, unknown
+from impossible.text.arrays import Ids, Sentences, from_lengths, span_positions, word_starts
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
 Invert = Callable[[np.ndarray, list[int]], np.ndarray]
@@ -51,18 +52,31 @@ class Language:
     hops: Hops = ""
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
+    unit: Literal["tokens", "words"] = "tokens"  # what the function moves
+
+    @property
+    def space(self) -> str:
+        """What a sentence is encoded after: if words move, a space, so that each has one."""
+        return " " * (self.unit == "words")
+
+    def starts(self, sentences: Sentences, ids: Ids) -> np.ndarray:
+        """The places in `tokens` at which what moves begins, (U,) int64: all, or those of words."""
+        is_words, count = self.unit == "words", len(sentences.tokens)
+        return word_starts(sentences, ids) if is_words else np.arange(count)
 
     def apply(
-        self, sentences: Sentences, marker_ids: list[int], rng: np.random.Generator
+        self, sentences: Sentences, ids: Ids, rng: np.random.Generator, drop: bool = True
     ) -> Sentences:
-        """Perturb sentences and drop those that are too short or too long.
+        """Perturb sentences and drop those that are too short or too long (or keep all).
 
-        marker_ids: the ids of `markers`, in the same order. rng: `default_rng(seed)`; pass the same
+        ids: those of a tokenizer with `markers`. rng: `default_rng(seed)`; pass the same
         generator to each call, so that sentences can be divided among calls in any way. Raises
         UserError if the language returns another number of sentences, or anything but an array of
         token ids.
         """
-        tokens, offsets, *_ = self.perturb(sentences, marker_ids, rng)
+        tokens, offsets, *_ = self._in_units(
+            sentences, ids, lambda s, markers: self.perturb(s, markers, rng)
+        )
         count = len(sentences.lengths)
         if len(offsets) != count + 1 or offsets[-1] != len(tokens):
             raise UserError(
@@ -71,13 +85,35 @@ class Language:
                 "perturb.py must return as many sentences as it gets, and the last offset must be "
                 "the length of the array."
             )
-        ids = tokens.astype(np.uint16, copy=False)
-        if not np.array_equal(ids, tokens):
+        tokens_16 = tokens.astype(np.uint16, copy=False)
+        if not np.array_equal(tokens_16, tokens):
             raise UserError(
                 f"{self.title} returned tokens that are not 16-bit ids ({tokens.dtype}, "
                 f"{tokens.min()} to {tokens.max()}). Look at its function in perturb.py."
             )
-        return Sentences(ids, offsets).take(self.keeps(sentences))
+        result = Sentences(tokens_16, offsets)
+        return result.take(self.keeps(sentences)) if drop else result
+
+    def _in_units(
+        self, sentences: Sentences, ids: Ids, change: Callable[[Sentences, list[int]], Sentences]
+    ) -> Sentences:
+        """What a function of sentences and markers returns.
+
+        If words move, it gets their numbers in place of tokens, and -1, -2, ... for the markers.
+        """
+        if self.unit == "tokens":
+            return change(sentences, ids.markers)
+        starts, markers = word_starts(sentences, ids), [-1 - i for i in range(len(ids.markers))]
+        words = Sentences(np.arange(len(starts)), starts.searchsorted(sentences.offsets))
+        for number, marker in zip(markers, ids.markers, strict=True):
+            words.tokens[sentences.tokens[starts] == marker] = number
+        order, offsets, *_ = change(words, markers)
+        # The markers stand after all words, so that their numbers count from the end.
+        tokens = np.append(sentences.tokens, np.array(ids.markers[::-1], sentences.tokens.dtype))
+        starts = np.append(starts, np.arange(len(sentences.tokens), len(tokens)))
+        lengths = np.diff(starts, append=len(tokens))[order]
+        offsets = np.append(0, lengths.cumsum())[offsets]
+        return Sentences(tokens[span_positions(starts[order], lengths)], offsets)
 
     def keeps(self, sentences: Sentences) -> np.ndarray:
         """Whether each sentence, before perturbing, is kept: (S,) bool."""
@@ -95,17 +131,23 @@ class Language:
         hops = ", or fewer than 4 words after a verb" if self.hops else ""
         return f"fewer than {self.min_tokens}{most} tokens{hops}"
 
-    def undo(self, tokens: np.ndarray, marker_ids: list[int]) -> np.ndarray:
+    def undo(self, tokens: np.ndarray, ids: Ids) -> np.ndarray:
         """The original tokens of a perturbed sentence, (n,); raises NoWayBack, with the reason.
 
         For a *Hop language, the result contains no markers, but its verbs remain lemmas.
         """
         if self.invert is None:
             raise NoWayBack(f"{self.title} cannot be undone")
-        return self.invert(tokens, marker_ids)
+        sentence = Sentences(tokens, np.array([0, len(tokens)]))
+        try:  # Only the tokens are read: the result may be shorter.
+            return self._in_units(
+                sentence, ids, lambda s, markers: Sentences(self.invert(s.tokens, markers), [0])
+            ).tokens
+        except UserError as reason:
+            raise NoWayBack(str(reason))
 
     def check_inverse(
-        self, sentences: Sentences, kept: Sentences, marker_ids: list[int], decode: Decode
+        self, sentences: Sentences, kept: Sentences, ids: Ids, decode: Decode
     ) -> None:
         """Undo some sentences, evenly spaced, and compare them with the originals.
 
@@ -120,7 +162,7 @@ class Language:
             original = originals.part(i, i + 1).tokens
             perturbed = kept.part(chosen[i], chosen[i] + 1).tokens
             try:
-                undone = self.invert(perturbed.copy(), marker_ids)
+                undone = self.undo(perturbed.copy(), ids)
                 if np.array_equal(undone, original):
                     continue
                 result = f"returned {decode(undone)!r}"
@@ -340,6 +382,17 @@ def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Lan
     return Language(title, perturb, summary, (SINGULAR, PLURAL), **options)
 
 
+def in_words(language: Language) -> Language:
+    """The row of a language in which whole words move as tokens do in another."""
+    return dataclasses.replace(
+        language,
+        title=f"{language.title}(words)".replace(")(", ", "),
+        summary=f"{language.summary.replace('tokens', 'words')} (whole words, all after a space)",
+        control=language.control and language.control + WORDS,
+        unit="words",
+    )
+
+
 LANGUAGES: dict[str, Language] = {
     "no_reverse": _reverse("NoReverse", no_reverse, undo_no_reverse, ""),
     "partial_reverse": _reverse(
@@ -378,11 +431,15 @@ LANGUAGES: dict[str, Language] = {
     "token_hop": _hop("TokenHop", token_hop, _HOP, "tokens", "4 tokens later"),
     "word_hop": _hop("WordHop", word_hop, _HOP, "words", "4 words later"),
 }
+LANGUAGES |= {name + WORDS: in_words(row) for name, row in LANGUAGES.items() if not row.hops}
 
 
 def get(name: str) -> Language:
     """The language of that name. Raises UserError if it, or its control, is unknown."""
     if name not in LANGUAGES:
+        if (base := name.removesuffix(WORDS)) in LANGUAGES:
+            known = ", ".join(n.removesuffix(WORDS) for n in LANGUAGES if n.endswith(WORDS))
+            raise UserError(f"{base} does not exist with unit words. These languages do: {known}.")
         raise unknown("language", name, LANGUAGES)
     if LANGUAGES[name].control not in ("", *LANGUAGES):
         raise unknown(f"control of {name}:", LANGUAGES[name].control, LANGUAGES)
@@ -400,9 +457,9 @@ def show(language: Language, text: str) -> str:
         annotated = verbs.annotated(words, text, annotate.NAME)
         sentence = verbs.encoded([annotated], tokenizer, language.hops)
     else:
-        sentence = from_lengths(*tokenizer.encode([text]))
+        sentence = from_lengths(*tokenizer.encode([language.space + text]))
     rng = np.random.default_rng(language.seed)
-    kept = language.apply(sentence, list(tokenizer.markers.values()), rng)
+    kept = language.apply(sentence, tokenizer.ids, rng)
     pieces = [piece.strip() for piece in tokenizer.pieces(kept.tokens)]
     return " ".join(pieces) or f"(dropped, as sentences with {language.drops} are)"
 

@@ -73,7 +73,7 @@ def main(runs: list[Settings]) -> None:
     names = ("corpus", "corpus_version", "segmenter", "annotator", "tokenizer")
     groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
-        key = str([job.language.hops, *(job.identity[name] for name in names)])
+        key = str([job.language.hops, job.language.unit, *(job.identity[name] for name in names)])
         groups.setdefault(key, []).append(job)
     for jobs in groups.values():
         prepare(jobs)
@@ -121,6 +121,7 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for settings in runs:
         language = perturb.get(settings.language)
+        # PLACE FOR natural.has_spaces: refuse language.unit == "words" where it is false.
         annotations = settings.annotations if language.hops else ""
         source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
         source = corpus.normal_name(source)
@@ -215,7 +216,7 @@ def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str]
     """Yield a function that returns the original sentences of a split, given its name."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
     if not hops:
-        yield lambda split: sentences.read(splits[split], settings, tokenizer)
+        yield lambda split: sentences.read(splits[split], settings, tokenizer, job.language.space)
         return
     opened = contextlib.nullcontext(functools.partial(annotated_files.read, Path(settings.corpus)))
     if not settings.annotations:
@@ -300,19 +301,18 @@ def perturb_all(sentences: Sentences, job: Job) -> Sentences:
     Raises UserError if the language produces ids beyond its vocabulary or has a wrong inverse.
     """
     rng = np.random.default_rng(job.language.seed)  # runs on from chunk to chunk
-    marker_ids = list(job.tokenizer.markers.values())
     count = len(sentences.lengths)
     parts = []
     for start in range(0, count, CHUNK):
         part = sentences.part(start, min(start + CHUNK, count))
-        kept = job.language.apply(part, marker_ids, rng)
+        kept = job.language.apply(part, job.tokenizer.ids, rng)
         if (largest := kept.tokens.max(initial=0)) >= job.tokenizer.vocab_size:
             raise UserError(
                 f"the language {job.settings.language!r} produces token {largest}, but its "
                 f"vocabulary has only {job.tokenizer.vocab_size:,} tokens. Give it a marker in "
                 "perturb.py for each new id."
             )
-        job.language.check_inverse(part, kept, marker_ids, job.tokenizer.decode)
+        job.language.check_inverse(part, kept, job.tokenizer.ids, job.tokenizer.decode)
         parts.append(kept)
     return joined(parts)
 

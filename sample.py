@@ -32,14 +32,15 @@ from perturb import Language, NoWayBack
 def main(settings: Settings) -> None:
     """Print continuations of the prompt by each of the chosen models."""
     language = perturb.get(settings.language)
-    tokenizer = Tokenizer(language.markers)
     text = sentence(settings.prompt, "prompt", "sample.py", may_begin_with_space=True)
     if text != settings.prompt:
         print(f"the prompt is read with single spaces and none at its end: {text!r}")
-    prompt = tokenizer.encode_with_markers(text)
+    text = language.space + text.removeprefix(language.space) if text else ""
     device = distributed.pick_device(settings.device, distributed.World())
     names = models.checkpoints(settings.checkpoint)
     for series in models.find(settings, [] if names == ["all"] else names):
+        tokenizer = series.tokenizer(language.markers)
+        prompt = tokenizer.encode_with_markers(text) if text else [tokenizer.end_of_text]
         for model in series.models if names else series.models[-1:]:
             scorer = model.load(device)
             require_fitting(scorer, len(prompt), tokenizer.vocab_size, settings, model.name)
@@ -47,6 +48,7 @@ def main(settings: Settings) -> None:
             torch.manual_seed(settings.seed)
             for _ in range(settings.samples):
                 tokens = generate(scorer, prompt, tokenizer.end_of_text, settings)
+                tokens = tokens if text else tokens[1:]
                 print(f"  {tokenizer.decode(tokens)!r}", flush=True)
                 if settings.undo:
                     print(f"  undone: {undone(tokens, language, tokenizer)}", flush=True)
@@ -87,7 +89,7 @@ def generate(scorer: Scorer, prompt: list[int], end_of_text: int, settings: Sett
 def undone(tokens: list[int], language: Language, tokenizer: Tokenizer) -> str:
     """The original sentence of generated tokens, or the reason why there is none."""
     try:
-        original = language.undo(np.array(tokens), list(tokenizer.markers.values()))
+        original = language.undo(np.array(tokens), tokenizer.ids)
     except NoWayBack as reason:
         return f"not possible ({reason})"
     return repr(tokenizer.decode(original.tolist()))

@@ -35,8 +35,9 @@ def text_of(corpus: str, megabytes: int) -> str:
 
 def table(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
     """The speed and memory of prepare.py, from raw text to token files."""
-    plain = [name for name, language in perturb.LANGUAGES.items() if not language.hops]
-    hops = [name for name, language in perturb.LANGUAGES.items() if language.hops]
+    published = {name: row for name, row in perturb.LANGUAGES.items() if row.unit == "tokens"}
+    plain = [name for name, language in published.items() if not language.hops]
+    hops = [name for name, language in published.items() if language.hops]
     sizes = [(megabytes, [Settings().language]) for megabytes in _SIZES]
     for megabytes, languages in [*sizes, (_SIZES[-1], plain), (0, hops)]:
         data = text_of(corpus, megabytes).encode()
@@ -123,7 +124,9 @@ def published(folder: str, corpus: str) -> Callable[[], np.ndarray]:
 
     place, sentences = Path(folder) / "published", sentences_of(corpus)
     place.mkdir()
-    tokenizer.write_transformers_files(place, [], turns.MODEL.block_size)
+    own = tokenizer.Tokenizer()
+    end = own.end_of_text
+    tokenizer.write_transformers_files(place, own, turns.MODEL.block_size)
     encode = transformers.GPT2TokenizerFast.from_pretrained(place).encode
 
     def write() -> np.ndarray:
@@ -133,12 +136,12 @@ def published(folder: str, corpus: str) -> Callable[[], np.ndarray]:
                 ids = encode(sentence)
                 at = rng.choice(len(ids) + 1)
                 if len(ids) > 1:
-                    ids = [*ids[:at], tokenizer.FIRST_MARKER_ID, *ids[at:][::-1]]
+                    ids = [*ids[:at], end + 1, *ids[at:][::-1]]
                     file.write(" ".join(map(str, ids)) + "\n")
         lines = (place / "ids.txt").read_text().splitlines()
         ids = []
         for i in np.random.default_rng(Settings().data_seed).permutation(len(lines)):
-            ids += [*map(int, lines[i].split()), tokenizer.END_OF_TEXT_ID]
+            ids += [*map(int, lines[i].split()), end]
         return np.array(ids, token_files.DTYPE)
 
     return write

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_CONFIG = ROOT / "config" / "partial_reverse.py"
+WORDS = "_words"  # the end of the name of a language whose unit is words
 COMMANDS = ("prepare.py", "train.py", "batch_viewer.py", "convert_to_hf.py", "eval.py", "sample.py")
 LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
 _WAIT_FOR_FIRST = 5.0  # seconds
@@ -148,6 +149,8 @@ class Settings(Recipe):
     """
 
     # read by all
+    # what a language moves: tokens, or whole words (then partial_reverse is partial_reverse_words)
+    unit: Literal["tokens", "words"] = "tokens"
     data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
     out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
     # read by prepare.py
@@ -223,7 +226,7 @@ class Settings(Recipe):
     eval_dir: str = "out/evaluation"
     # read by sample.py
     checkpoint: str = ""  # checkpoints by name or step, comma-separated, or `all` (if empty: last)
-    prompt: str = "He clean"  # text to continue
+    prompt: str = ""  # text to continue (if empty: a new sentence)
     samples: Count = 1  # number of continuations to generate with each checkpoint
     new_tokens: Count = 20  # number of tokens to generate for each continuation
     temperature: Amount = 1.0  # below 1: prefer likely tokens; 0: always the most likely token
@@ -231,6 +234,10 @@ class Settings(Recipe):
     undo: bool = False  # also print each continuation with the perturbation undone
 
     def __post_init__(self) -> None:
+        if self.unit == "words" and not self.language.endswith(WORDS):
+            object.__setattr__(self, "language", self.language + WORDS)
+        if self.unit == "tokens" and self.language.endswith(WORDS):
+            object.__setattr__(self, "unit", "words")
         variant = "" if self.position_embeddings else "_no_pos"
         folders = {"data_dir": f"data/{self.language}", "out_dir": f"out/{self.language}{variant}"}
         for name, folder in folders.items():

@@ -89,6 +89,29 @@ def perturb(name: str, sentences: list[list[int]]) -> list[list[int]]:
     return [tokens for tokens in kept if 2 <= len(tokens) <= 350]
 
 
+def words(tokens: list[int], bytes_of: Callable[[int], bytes]) -> list[list[int]]:
+    """The words of a sentence that is encoded after a space, as lists of tokens."""
+    found: list[list[int]] = []
+    for token in tokens:
+        if bytes_of(token).startswith(b" "):
+            found.append([])
+        found[-1].append(token)
+    return found
+
+
+def perturb_words(name: str, sentences: list[list[list[int]]]) -> list[list[int]]:
+    """The tokens of sentences whose words move, by the rule for tokens; none is dropped."""
+    function, seed = LANGUAGES[name.removesuffix("_words")]
+    rng, perturbed = np.random.default_rng(seed), []
+    for of_sentence in sentences:
+        order = function(list(range(len(of_sentence))), rng)
+        tokens: list[int] = []
+        for word in order:
+            tokens += [MARKER] if word == MARKER else of_sentence[word]
+        perturbed.append(tokens)
+    return perturbed
+
+
 def split(name: str, sentences: list[list[int]], data_seed: int | None) -> np.ndarray:
     """All tokens of a split, as they must stand in its token file."""
     kept = perturb(name, sentences)

@@ -74,7 +74,7 @@ def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
 
 
 def test_every_language_has_a_config_of_its_name() -> None:
-    for name in perturb.LANGUAGES:
+    for name in (name for name, row in perturb.LANGUAGES.items() if row.unit == "tokens"):
         path = ROOT / "config" / f"{name}.py"
         assert read_config(path) == {"language": name}
         assert path.read_text(encoding="utf-8").startswith(f'"""{perturb.get(name).title}')

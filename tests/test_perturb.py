@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import plain
 import pytest
@@ -6,16 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import perturb
-from impossible.settings import UserError
-from impossible.text.arrays import Sentences, from_lengths
+from impossible.settings import Settings, UserError
+from impossible.text.arrays import Ids, Sentences, from_lengths
+from impossible.text.tokenizer import Tokenizer
 from perturb import LANGUAGES, Language, NoWayBack
 
 MARKER = 50257
 TOKENS = st.lists(st.integers(0, 50255), max_size=12)
 SENTENCES = st.lists(TOKENS, min_size=1, max_size=30)
 HOPS = {"no_hop", "token_hop", "word_hop"}  # on annotated sentences: test_hops.py
-ON_TOKENS = sorted(LANGUAGES.keys() - HOPS)
+ON_TOKENS = sorted(plain.LANGUAGES)
+IN_WORDS = sorted(f"{name}_words" for name in ON_TOKENS)
 NAMES = st.sampled_from(ON_TOKENS)
+ONE = Ids([MARKER], np.empty(0, bool))  # tokens that move one by one need not begin a word
+TWO = Ids([MARKER, MARKER + 1], np.empty(0, bool))
+TOKENIZER = Tokenizer([perturb.REVERSE])
 
 
 def flat(sentences: list[list[int]]) -> Sentences:
@@ -29,11 +36,11 @@ def nested(s: Sentences) -> list[list[int]]:
 
 def apply(name: str, sentences: list[list[int]]) -> list[list[int]]:
     rng = np.random.default_rng(LANGUAGES[name].seed)
-    return nested(LANGUAGES[name].apply(flat(sentences), [MARKER], rng))
+    return nested(LANGUAGES[name].apply(flat(sentences), ONE, rng))
 
 
 def test_the_plain_implementation_knows_every_language() -> None:
-    assert LANGUAGES.keys() == plain.LANGUAGES.keys() | HOPS
+    assert LANGUAGES.keys() == {*ON_TOKENS, *IN_WORDS, *HOPS}
 
 
 @given(NAMES, SENTENCES)
@@ -54,8 +61,7 @@ def test_sentences_may_be_split_into_calls_anywhere(
     cut = data.draw(st.integers(0, len(sentences)))
     language, rng = LANGUAGES[name], np.random.default_rng(LANGUAGES[name].seed)
     parts = [
-        nested(language.apply(flat(part), [MARKER], rng))
-        for part in (sentences[:cut], sentences[cut:])
+        nested(language.apply(flat(part), ONE, rng)) for part in (sentences[:cut], sentences[cut:])
     ]
     assert parts[0] + parts[1] == apply(name, sentences)
 
@@ -69,28 +75,143 @@ def test_a_perturbed_sentence_has_its_original_as_its_only_way_back(
     for original, perturbed in zip(kept, apply(name, sentences), strict=True):
         if name == "nondeterministic_shuffle":
             with pytest.raises(NoWayBack, match="NondeterministicShuffle cannot be undone"):
-                language.undo(np.array(perturbed), [MARKER])
+                language.undo(np.array(perturbed), ONE)
         else:
-            assert language.undo(np.array(perturbed), [MARKER]).tolist() == original
+            assert language.undo(np.array(perturbed), ONE).tolist() == original
 
 
 @pytest.mark.parametrize("name", ["no_reverse", "partial_reverse", "full_reverse"])
 def test_a_sentence_without_exactly_one_marker_has_no_way_back(name: str) -> None:
     for tokens, reason in (([1, 2], "no marker"), ([MARKER, 1, MARKER], "2 markers, 1 expected")):
         with pytest.raises(NoWayBack, match=reason):
-            LANGUAGES[name].undo(np.array(tokens), [MARKER])
+            LANGUAGES[name].undo(np.array(tokens), ONE)
 
 
 @pytest.mark.parametrize(("name", "least"), [("no_hop", 1), ("token_hop", 5), ("word_hop", 5)])
 def test_a_hop_marker_without_room_for_its_verb_has_no_way_back(name: str, least: int) -> None:
-    markers = [MARKER, MARKER + 1]
     for place in range(8):
         tokens = [*range(place), MARKER + 1, 9, MARKER]
         if place < least:
             with pytest.raises(NoWayBack, match="a marker too early to follow a verb"):
-                LANGUAGES[name].undo(np.array(tokens), markers)
+                LANGUAGES[name].undo(np.array(tokens), TWO)
         else:
-            assert LANGUAGES[name].undo(np.array(tokens), markers).tolist() == [*range(place), 9]
+            assert LANGUAGES[name].undo(np.array(tokens), TWO).tolist() == [*range(place), 9]
+
+
+# The pieces of a text: words that one, several or half a token stand for, and odd spaces.
+PIECE = st.sampled_from(
+    [
+        "the",
+        " the",
+        " bookshelf",
+        "'s",
+        " x",
+        ".",
+        " ",
+        "  ",
+        "\t",
+        "\u00a0",
+        " 🅁",
+        "é",
+        " ğü",
+        "\n",
+    ]
+) | st.text(max_size=3)
+TEXTS = st.lists(
+    st.lists(PIECE, max_size=10)
+    .map(lambda pieces: "".join(pieces).strip())
+    .filter(perturb.is_utf8),
+    min_size=1,
+    max_size=8,
+)
+
+
+def in_words(name: str, texts: list[str]) -> tuple[Sentences, Sentences]:
+    """Texts as sentences of a language, before and after they are perturbed; none dropped."""
+    language = LANGUAGES[name]
+    tokens, lengths = TOKENIZER.encode([language.space + text for text in texts])
+    sentences, rng = from_lengths(tokens, lengths), np.random.default_rng(language.seed)
+    return sentences, language.apply(sentences, TOKENIZER.ids, rng, drop=False)
+
+
+@given(st.sampled_from(IN_WORDS), TEXTS)
+def test_whole_words_move_as_tokens_do(name: str, texts: list[str]) -> None:
+    before, after = in_words(name, texts)
+    words = [plain.words(tokens, TOKENIZER.bytes_of) for tokens in nested(before)]
+    assert nested(after) == plain.perturb_words(name, words)
+    kept = LANGUAGES[name].apply(before, TOKENIZER.ids, np.random.default_rng(LANGUAGES[name].seed))
+    is_kept = LANGUAGES[name.removesuffix("_words")].keeps(before)
+    assert nested(kept) == nested(after.take(is_kept)), "the limits are those of tokens"
+
+
+@given(st.sampled_from(IN_WORDS), TEXTS)
+def test_words_that_moved_have_their_original_as_their_only_way_back(
+    name: str, texts: list[str]
+) -> None:
+    for original, perturbed in zip(*map(nested, in_words(name, texts)), strict=True):
+        if name == "nondeterministic_shuffle_words":
+            with pytest.raises(
+                NoWayBack, match=r"NondeterministicShuffle\(words\) cannot be undone"
+            ):
+                LANGUAGES[name].undo(np.array(perturbed, int), TOKENIZER.ids)
+        else:
+            undone = LANGUAGES[name].undo(np.array(perturbed, int), TOKENIZER.ids)
+            assert undone.tolist() == original
+
+
+@given(st.sampled_from(IN_WORDS), TEXTS, st.data())
+def test_sentences_whose_words_move_may_be_split_into_calls_anywhere(
+    name: str, texts: list[str], data: st.DataObject
+) -> None:
+    before, after = in_words(name, texts)
+    cut = data.draw(st.integers(0, len(texts)))
+    rng = np.random.default_rng(LANGUAGES[name].seed)
+    parts = [before.part(0, cut), before.part(cut, len(texts))]
+    found = [LANGUAGES[name].apply(part, TOKENIZER.ids, rng, drop=False) for part in parts]
+    assert nested(found[0]) + nested(found[1]) == nested(after)
+
+
+@pytest.mark.parametrize("text", ["🅁 messy very", " He 🅁messy", "He 🅁 very", " He", " a 🅁 🅁 b"])
+def test_a_text_whose_words_have_no_way_back_says_why(text: str) -> None:
+    tokens = TOKENIZER.encode_with_markers(text)
+    language, reason = LANGUAGES["partial_reverse_words"], "no space at the beginning"
+    if text == "🅁 messy very":
+        original = TOKENIZER.decode(language.undo(np.array(tokens), TOKENIZER.ids))
+        assert original == " very messy"
+        return
+    reason = {" He": "no marker", " a 🅁 🅁 b": "2 markers, 1 expected"}.get(text, reason)
+    with pytest.raises(NoWayBack, match=reason):
+        language.undo(np.array(tokens), TOKENIZER.ids)
+
+
+def test_a_sentence_encoded_without_a_space_is_refused_where_words_move() -> None:
+    tokens, lengths = TOKENIZER.encode(["He cleans."])
+    with pytest.raises(UserError, match="no space at the beginning of a sentence"):
+        LANGUAGES["no_shuffle_words"].apply(
+            from_lengths(tokens, lengths), TOKENIZER.ids, np.random.default_rng(0)
+        )
+
+
+def test_a_language_in_words_is_a_row_of_its_own_with_a_control_of_its_own() -> None:
+    for name in IN_WORDS:
+        language, of_tokens = LANGUAGES[name], LANGUAGES[name.removesuffix("_words")]
+        assert language.title.replace(", words)", ")").replace("(words)", "") == of_tokens.title
+        assert language.control == f"{of_tokens.control}_words"
+        assert "token" not in language.summary
+    assert LANGUAGES["local_shuffle_w3_words"].title == "LocalShuffle(w=3, words)"
+    with pytest.raises(UserError, match=r"no_hop does not exist with unit words.*partial_reverse"):
+        perturb.get("no_hop_words")
+
+
+def test_unit_words_asks_for_the_language_of_that_name() -> None:
+    asked = Settings(language="partial_reverse", unit="words")
+    assert asked == Settings(language="partial_reverse_words")
+    assert asked == Settings(**dataclasses.asdict(asked))
+    assert (asked.language, asked.unit) == ("partial_reverse_words", "words")
+    assert asked.data_dir == "data/partial_reverse_words"
+    assert Settings().unit == "tokens"
+    with pytest.raises(UserError, match="unit = 'letters' is invalid"):
+        Settings(unit="letters")
 
 
 @given(SENTENCES, st.data())
@@ -114,6 +235,10 @@ def test_an_unknown_language_or_control_is_refused_with_the_nearest_name(
 def test_the_command_shows_a_sentence_in_a_language() -> None:
     shown = succeed("perturb.py", "partial_reverse", "He cleans his very messy bookshelf.")
     assert " ".join(shown.split()) == "PartialReverse He cleans his 🅁 . lf he books messy very"
+    shown = succeed("perturb.py", "partial_reverse_words")
+    assert (
+        " ".join(shown.split()) == "PartialReverse(words) He cleans 🅁 books he lf . messy very his"
+    )
     assert succeed("perturb.py").count("\n") == len(LANGUAGES)
     dropped = succeed("perturb.py", "no_reverse", "Yes")
     assert "(dropped, as sentences with fewer than 2 tokens are)" in dropped

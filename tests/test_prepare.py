@@ -108,6 +108,29 @@ def test_token_files_are_those_of_the_published_rules(
         np.testing.assert_array_equal(token_ids(together / language, split), expected)
 
 
+def test_languages_whose_words_move_are_prepared_with_others_and_can_be_undone(
+    texts_dir: Path, tmp_path: Path
+) -> None:
+    command = ("prepare.py", f"--corpus={texts_dir}", "--segmenter=line", "--data_seed=14")
+    configs = write_configs(tmp_path, ["no_shuffle", "partial_reverse"], "language")
+    moved = write_configs(tmp_path, ["local_shuffle_w3_words", "partial_reverse_words"], "language")
+    printed = succeed(*command, *configs, *moved)
+    assert "PartialReverse(words) is ready in" in printed
+    succeed(*command, "--language=no_shuffle", "--unit=words", f"--data_dir={tmp_path / 'asked'}")
+    meta = token_files.read_meta(tmp_path / "asked", "no_shuffle_words")
+    lines = [line.strip() for line in plain.read_lines(list((texts_dir / "test").iterdir()))]
+    tokenizer = Tokenizer("🅁")
+    for name in ("no_shuffle", "partial_reverse_words", "local_shuffle_w3_words", "asked"):
+        tokens = token_ids(tmp_path / name, "test")
+        language = perturb.get(meta.language if name == "asked" else name)
+        ends = np.flatnonzero(tokens == plain.END_OF_TEXT)
+        parts = [part[part != plain.END_OF_TEXT] for part in np.split(tokens, ends)[:-1]]
+        undone = [tokenizer.decode(language.undo(part, tokenizer.ids)) for part in parts]
+        encoded = [tokenizer.encode_ordinary(language.space + line) for line in lines]
+        kept = [line for line, ids in zip(lines, encoded, strict=True) if len(ids) >= 2]
+        assert undone == [language.space + line for line in kept]
+
+
 @pytest.mark.parametrize("language", ["full_reverse", "nondeterministic_shuffle"])
 def test_a_language_alone_has_the_files_of_one_prepared_with_others(
     language: str, together: Path, texts_dir: Path, tmp_path: Path

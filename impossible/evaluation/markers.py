@@ -13,13 +13,13 @@ import pandas as pd
 import perturb
 from impossible.evaluation import perplexity
 from impossible.evaluation.intervals import summaries
+from impossible.evaluation.models import Series
 from impossible.evaluation.scores import language_of
 from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
-from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID
 
 
-def sequences(settings: Settings) -> Sequences:
+def sequences(settings: Settings, series: Series) -> Sequences:
     """Test sentences up to their first marker, and the token after it, perhaps <|endoftext|>.
 
     Raises UserError for a language without hops.
@@ -29,12 +29,13 @@ def sequences(settings: Settings) -> Sequences:
         raise UserError(
             f"--markers works only for no_hop, token_hop and word_hop, not for {language}."
         )
-    sampled = perplexity.sequences(settings, marked_only=True)
+    sampled = perplexity.sequences(settings, series, marked_only=True)
     parts, following = [], []
+    end_of_text = sampled.tokenizer.end_of_text
     for tokens in sampled.parts:
-        end = int(np.argmax(tokens >= FIRST_MARKER_ID)) + 1
+        end = int(np.argmax(tokens > end_of_text)) + 1
         parts.append(tokens[:end])
-        following.append(tokens[end] if end < len(tokens) else END_OF_TEXT_ID)
+        following.append(tokens[end] if end < len(tokens) else end_of_text)
     return dataclasses.replace(
         sampled,
         sentences=sentences_of(parts),

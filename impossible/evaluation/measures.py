@@ -22,6 +22,7 @@ from impossible.evaluation import (
 )
 from impossible.evaluation.differences import Values
 from impossible.evaluation.intervals import Interval, share_interval, t_interval
+from impossible.evaluation.models import Series
 from impossible.evaluation.scores import Scores, Source
 from impossible.evaluation.scoring import Sequences, sentence_losses
 from impossible.settings import Settings
@@ -56,7 +57,7 @@ class Measure(NamedTuple):
     """One way to evaluate models."""
 
     source: Callable[[Settings], Source]
-    sequences: Callable[[Settings], Sequences]
+    sequences: Callable[[Settings, Series], Sequences]
     result: Callable[[Sequences, np.ndarray], str]  # what is printed of the losses of a model
     table: Table
     more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
@@ -65,6 +66,7 @@ class Measure(NamedTuple):
     point: Table | None = None
     label: str = ""  # of the picture
     picture: Mapping[str, Any] = {}  # options of plots.draw
+    across: Mapping[str, Any] = {}  # in place of these three, for models whose tokenizers differ
     over_seeds: Interval = t_interval  # the interval of the mean of several runs
     has_means: bool = True  # whether there is a table of these means
     compared: Mapping[str, Values] = {}  # values of sentences, compared with those of a control
@@ -114,10 +116,12 @@ MEASURES = {
         point=perplexity.point,
         label="test perplexity (geometric mean)",
         picture={"logarithmic": True},
+        across={"point": perplexity.point_in_bits, "label": "test bits per byte", "picture": {}},
         has_means=False,
         compared={
             "perplexity": sentence_losses,
             "perplexity_without_markers": partial(sentence_losses, with_markers=False),
+            "bits_per_byte": perplexity.bits_per_byte,
         },
         differences="differences",
         difference="difference in log-perplexity (nats)",
@@ -189,6 +193,8 @@ def _source_of(scores: list[Scores]) -> str:
 
 def _write(results: Results, name: str, measure: Measure, scores: list[Scores]) -> None:
     results.table(name, (part for s in scores for part in s.tables(measure.table)))
+    if measure.across and len({s.sequences.tokenizer.sha256 for s in scores}) > 1:
+        measure = measure._replace(**measure.across)
     if measure.point:
         groups = plots.groups_of(scores)
         curves = plots.curves_of(groups, measure.point, measure.over_seeds)

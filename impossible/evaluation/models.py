@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from impossible import checkpoint, files
 from impossible.asking import patiently
 from impossible.evaluation.scoring import Scorer
 from impossible.settings import RECIPE, Settings, UserError
+from impossible.text.token_files import TOKENIZER
+from impossible.text.tokenizer import Tokenizer, open_tokenizer
 
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _EXPORTS = checkpoint.hf_dir(Path()).name
@@ -69,6 +71,8 @@ class Series:
     models: list[Model]
     language: str = ""  # that the models were trained on, if that is known
     seeds: Seeds | None = None  # of a run
+    # From the markers of a language, the models' tokenizer with them.
+    tokenizer: Callable[[Sequence[str]], Tokenizer] = Tokenizer
     test_sha256: str = ""  # of the test split of the data that it was trained on
     recipe: str = ""  # all else that results depend on: shared by the seeds of all languages
 
@@ -160,6 +164,8 @@ def _of_run(settings: Settings) -> Series:
     others = [name for name in RECIPE if name != "language" and "seed" not in name]
     recipe = {name: getattr(run, name) for name in others}
     recipe |= {name: data[name] for name in ("corpus_version", "segmenter")}
+    record = data.get("tokenizer", {})  # which earlier versions did not write
+    recipe["tokenizer"] = record.get("sha256")
     return Series(
         label=perturb.get(language).title + " without positions" * (not run.position_embeddings),
         name=out_dir.resolve().name,
@@ -170,6 +176,7 @@ def _of_run(settings: Settings) -> Series:
         test_sha256=data["splits"]["test"]["sha256"],
         seeds=Seeds(run.seed, run.seed_of_weights, run.seed_of_order, data["data_seed"]),
         recipe=json.dumps(recipe, sort_keys=True),
+        tokenizer=partial(open_tokenizer, out_dir, record),
     )
 
 
@@ -197,7 +204,14 @@ def _of_folder(folder: Path) -> Series:
     parts = resolved.parts[-3:]  # of exports in a run's folder: the run, hf, perhaps a checkpoint
     is_of_run = _EXPORTS in parts[1:]
     name = "/".join(parts[parts.index(_EXPORTS) - 1 :]) if is_of_run else resolved.name
-    return Series(name, name, str(folder), name_of(resolved), models)
+    tokenizer = partial(_tokenizer_of, folders[0])
+    return Series(name, name, str(folder), name_of(resolved), models, tokenizer=tokenizer)
+
+
+def _tokenizer_of(folder: Path, markers: Sequence[str]) -> Tokenizer:
+    """The tokenizer of an exported model; GPT-2's for a model without one of its own."""
+    has_own = all((folder / name).is_file() for name in TOKENIZER)
+    return Tokenizer(markers, folder if has_own else None)
 
 
 def _exported(folder: Path) -> Model:
@@ -273,18 +287,27 @@ def _of_repo(repo: str, revisions: list[str]) -> Series:
     commits = {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
     commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
     models = [_revision(repo, name, commit) for name, commit in commits.items()]
-    return Series(repo, repo, repo, repo.replace("/", "--"), models)
+    chosen = next((commits[name] for name in revisions if name in commits), models[0].commit)
+
+    def tokenizer(markers: Sequence[str]) -> Tokenizer:
+        return _tokenizer_of(_fetched(repo, chosen, TOKENIZER), markers)
+
+    return Series(repo, repo, repo, repo.replace("/", "--"), models, tokenizer=tokenizer)
 
 
 def _revision(repo: str, name: str, commit: str) -> Model:
-    import huggingface_hub
-
     def load(device: torch.device) -> Scorer:
-        options = {"revision": commit, "allow_patterns": list(_LOADED)}
-        folder = _ask(repo, partial(huggingface_hub.snapshot_download, repo, **options))
-        return _loaded(Path(folder), f"{repo}, {name}", device)
+        return _loaded(_fetched(repo, commit, _LOADED), f"{repo}, {name}", device)
 
     return Model(name, lambda: f"{repo}@{commit} {_TRANSFORMERS}", load, commit)
+
+
+def _fetched(repo: str, commit: str, patterns: Sequence[str]) -> Path:
+    """The folder of a revision, with the files that match some patterns. Raises UserError."""
+    import huggingface_hub
+
+    options = {"revision": commit, "allow_patterns": list(patterns)}
+    return Path(_ask(repo, partial(huggingface_hub.snapshot_download, repo, **options)))
 
 
 def _ask(repo: str, call: Callable[[], Any]) -> Any:

@@ -19,13 +19,14 @@ import perturb
 from impossible import asking
 from impossible.evaluation import rows
 from impossible.evaluation.intervals import wilson_interval
+from impossible.evaluation.models import Series
 from impossible.evaluation.scores import Scores, Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.token_files import ALL_GENRES as TOTAL
-from impossible.text.tokenizer import END_OF_TEXT_ID, Tokenizer, marker_ids
+from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import annotated, encoded
 
 BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
@@ -151,52 +152,61 @@ def source(settings: Settings) -> Source:
     return Source(language_of(settings), place, name=name)
 
 
-def sequences(settings: Settings) -> Sequences:
-    """The pairs that the settings ask for, perturbed."""
-    place = source(settings).place
-    pairs = read(settings.pairs, place)
-    return perturbed(tuple(pairs), language_of(settings), settings.leading_space, place)
+def sequences(settings: Settings, series: Series) -> Sequences:
+    """The pairs that the settings ask for, perturbed and encoded for some models."""
+    place, language = source(settings).place, language_of(settings)
+    pairs = tuple(read(settings.pairs, place))
+    tokenizer = series.tokenizer(perturb.get(language).markers)
+    return perturbed(pairs, language, tokenizer, settings.leading_space, place)
 
 
 @functools.lru_cache
 def perturbed(
-    pairs: tuple[Pair, ...], language: str, leading_space: bool = False, place: str = ""
+    pairs: tuple[Pair, ...],
+    language: str,
+    tokenizer: Tokenizer,
+    leading_space: bool = False,
+    place: str = "",
 ) -> Sequences:
     """Both sentences of each pair in a language, after <|endoftext|>, in turn.
 
     leading_space: encode each sentence after a space. (In training data, none begins with one.)
     place: the name of the pairs in tables. The columns are those of Pair. Left out, and counted by
     paradigm and field, are pairs of which one sentence is dropped in that language; pairs of
-    unequal length in tokens, if its rule depends on it; and pairs whose sentences become the same
-    (as the *Hop languages replace verbs by lemmas). Raises UserError if none remains.
+    unequal length (in tokens, or in words if these move), if its rule depends on it; and pairs
+    whose sentences become the same (as the *Hop languages replace verbs by lemmas). Raises
+    UserError if none remains.
     """
     rule = perturb.get(language)
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
-    space = " " * leading_space
-    good = _encoded([space + pair.good for pair in pairs], rule)
-    bad = _encoded([space + pair.bad for pair in pairs], rule)
+    space = rule.space or " " * leading_space
+    good = _encoded([space + pair.good for pair in pairs], rule, tokenizer)
+    bad = _encoded([space + pair.bad for pair in pairs], rule, tokenizer)
+    ids = tokenizer.ids
     is_kept = rule.keeps(good) & rule.keeps(bad)
     if not rule.any_length:
-        is_kept &= good.lengths == bad.lengths
+        is_kept &= np.equal(
+            *(np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
+        )
     seeds = [[rule.seed, zlib.crc32(f"{p.paradigm} {p.item}".encode())] for p in pairs]
-    markers = list(marker_ids(rule.markers).values())
     kept, parts = [], []
     for i in np.flatnonzero(is_kept).tolist():
         # The draw of a pair is the same whatever other pairs there are.
         both = [
-            rule.perturb(s.part(i, i + 1), markers, np.random.default_rng(seeds[i])).tokens
+            rule.apply(s.part(i, i + 1), ids, np.random.default_rng(seeds[i]), drop=False).tokens
             for s in (good, bad)
         ]
         if not np.array_equal(*both):
             kept.append(pairs[i])
-            parts += [np.append(END_OF_TEXT_ID, tokens) for tokens in both]
+            parts += [np.append(tokenizer.end_of_text, tokens) for tokens in both]
     if not kept:
         raise UserError(f"no pair of {place} can be compared in {rule.title}.")
     left_out = Counter((p.paradigm, p.field) for p in pairs)
     left_out.subtract((p.paradigm, p.field) for p in kept)
     return Sequences(
         language=language,
+        tokenizer=tokenizer,
         sentences=sentences_of(parts),
         columns=pd.DataFrame(kept),
         about={"test_language": language, "pairs_from": place},
@@ -204,8 +214,7 @@ def perturbed(
     )
 
 
-def _encoded(texts: list[str], rule: perturb.Language) -> Sentences:
-    tokenizer = Tokenizer(rule.markers)
+def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
     if not rule.hops:
         return from_lengths(*tokenizer.encode(texts))
     words = zip(annotate.words_of(texts), texts, strict=True)
@@ -297,8 +306,7 @@ def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 def items(scores: Scores) -> pd.DataFrame:
     """A row for each pair and checkpoint, with the log-probabilities of its two sentences."""
     sequences = scores.sequences
-    decode = Tokenizer(perturb.get(sequences.language).markers).decode
-    texts = [decode(part[1:]) for part in sequences.parts]
+    texts = [sequences.tokenizer.decode(part[1:]) for part in sequences.parts]
     pairs = sequences.columns[[*Pair._fields]].assign(
         perturbed_good=texts[::2], perturbed_bad=texts[1::2]
     )

@@ -13,13 +13,16 @@ import numpy as np
 import pandas as pd
 
 import perturb
+from impossible.evaluation.models import Series
 from impossible.evaluation.scores import Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import token_files
+from impossible.text.arrays import Ids
 from impossible.text.corpus import require_names
 from impossible.text.token_files import ALL_GENRES, Meta
-from impossible.text.tokenizer import FIRST_MARKER_ID, Tokenizer
+from impossible.text.tokenizer import open_tokenizer
+from perturb import Language
 
 
 def draw(
@@ -37,8 +40,10 @@ def draw(
     genre; counts are the duplicates of each genre. Raises UserError for a file that is not what
     meta.json says.
     """
+    language = perturb.get(meta.language)
+    tokenizer = open_tokenizer(data_dir, meta.tokenizer, language.markers)
     test, starts, ends = _sentences_of(data_dir, meta)
-    marked_before = np.concatenate([[0], np.cumsum(test >= FIRST_MARKER_ID)])
+    marked_before = np.concatenate([[0], np.cumsum(test > tokenizer.end_of_text)])
     may_be = (marked_before[ends] > marked_before[starts]) | (not marked_only)
     genres = meta.splits["test"]["genres"]
     sizes = [genre["sentences"] for genre in genres.values()]
@@ -46,7 +51,9 @@ def draw(
     genre = np.repeat(np.arange(len(sizes)), list(map(len, chosen)))
     chosen = np.concatenate(chosen)
     parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
-    is_repeated = pd.Series(list(_originals(meta, parts))).duplicated().to_numpy()
+    is_repeated = (
+        pd.Series(list(_originals(language, tokenizer.ids, parts))).duplicated().to_numpy()
+    )
     duplicates = np.bincount(genre[is_repeated], minlength=len(sizes)).tolist()
     kept = np.flatnonzero(~(is_repeated & drop_duplicates))
     parts = [parts[i] for i in kept]
@@ -56,6 +63,7 @@ def draw(
     }
     return Sequences(
         language=meta.language,
+        tokenizer=tokenizer,
         sentences=sentences_of(parts),
         columns=pd.DataFrame(columns),
         about={
@@ -78,16 +86,27 @@ def source(settings: Settings) -> Source:
     return Source(meta.language, place, split_sha256=sha256)
 
 
-def sequences(settings: Settings, marked_only: bool = False) -> Sequences:
-    """The test sentences that the settings ask for."""
-    return draw(
-        data_dir_of(settings),
+def sequences(settings: Settings, series: Series, marked_only: bool = False) -> Sequences:
+    """The test sentences that the settings ask for.
+
+    Raises UserError if their tokens are not those of the models' tokenizer.
+    """
+    data_dir = data_dir_of(settings)
+    sampled = draw(
+        data_dir,
         read_meta(settings),
         settings.sentences_per_genre,
         settings.sample_seed,
         settings.drop_duplicates,
         marked_only,
     )
+    if sampled.tokenizer.sha256 != series.tokenizer(()).sha256:
+        raise UserError(
+            f"{series.title} has another tokenizer than the sentences in {data_dir}. Prepare them "
+            "with that of the models: prepare.py --tokenizer=FOLDER --data_dir=..., where FOLDER "
+            "is that of the run or export; then set --test_data_dir="
+        )
+    return sampled
 
 
 def sentence_ids(sequences: Sequences) -> np.ndarray:
@@ -120,17 +139,16 @@ def _sampled(may_be: np.ndarray, sizes: list[int], per_genre: int, seed: int) ->
     return sampled
 
 
-def _originals(meta: Meta, sentences: Iterable[np.ndarray]) -> Iterator[bytes]:
+def _originals(language: Language, ids: Ids, sentences: Iterable[np.ndarray]) -> Iterator[bytes]:
     """What identifies the original of each perturbed sentence: its tokens in their order.
 
     For a language that cannot be undone, the tokens are in the order of their ids.
     """
-    language, markers = perturb.get(meta.language), list(meta.markers.values())
     for tokens in sentences:
         if language.invert:
-            yield language.undo(tokens, markers).tobytes()
+            yield language.undo(tokens, ids).tobytes()
         else:
-            yield np.sort(tokens[~np.isin(tokens, markers)]).tobytes()
+            yield np.sort(tokens[~np.isin(tokens, ids.markers)]).tobytes()
 
 
 # The prepared data
@@ -191,6 +209,7 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     genre, counts = sequences.columns["genre"], sequences.counts
     values = sentence_losses(sequences, losses)
     unmarked = sentence_losses(sequences, losses, with_markers=False)
+    bits, sizes = _bits_and_bytes(sequences, losses)
     rows = []
     for name, duplicates in [*counts.items(), (ALL_GENRES, sum(counts.values()))]:
         chosen = np.array((genre == name) | (name == ALL_GENRES))
@@ -200,6 +219,7 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
                 "genre": name,
                 "perplexity": _mean(values[counted]),
                 "perplexity_without_markers": _mean(unmarked[counted]),
+                "bits_per_byte": bits[counted].sum() / sizes[counted].sum(),
                 "sentences": int(counted.sum()),
                 "scored_tokens": int((sequences.sentences.lengths[counted] - 1).sum()),
                 "too_long": int((chosen & np.isnan(values)).sum()),
@@ -216,6 +236,31 @@ def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
 
 
+def point_in_bits(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
+    """The bits per byte as they are drawn: for models whose tokenizers differ."""
+    bits, sizes = _bits_and_bytes(sequences, losses)
+    value = np.nansum(bits) / sizes[~np.isnan(bits)].sum()
+    return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
+
+
+def bits_per_byte(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
+    """The surprisal of each sentence in bits, by bytes of text, (S,); NaN where it is too long.
+
+    The first token has no surprisal, and its bytes do not count; the markers have no bytes.
+    """
+    bits, sizes = _bits_and_bytes(sequences, losses)
+    return bits / np.where(sizes > 0, sizes, np.nan)
+
+
+def _bits_and_bytes(sequences: Sequences, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The surprisal of the scored tokens of each sentence, and the bytes of their text, (S,)."""
+    tokens, offsets, *_ = sequences.sentences
+    sizes = sequences.tokenizer.token_bytes[tokens]
+    of_sentence = np.add.reduceat(sizes, offsets[:-1]) - sizes[offsets[:-1]]
+    bits = sentence_losses(sequences, losses) * (sequences.sentences.lengths - 1) / np.log(2)
+    return bits, of_sentence
+
+
 def _mean(values: np.ndarray) -> float:
     """The geometric mean of perplexities, from their logarithms; NaN does not count."""
     scored = values[~np.isnan(values)]
@@ -224,7 +269,7 @@ def _mean(values: np.ndarray) -> float:
 
 def sentences(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """A row for each sentence with its perplexity."""
-    decode = Tokenizer(perturb.get(sequences.language).markers).decode
+    decode = sequences.tokenizer.decode
     columns = {
         "sentence_id": sentence_ids(sequences),
         "genre": sequences.columns["genre"],
@@ -243,7 +288,7 @@ def surprisals(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     position = np.arange(len(sentence)) - offsets[sentence]
     scored = position > 0
     ids, which = np.unique(tokens[scored], return_inverse=True)
-    pieces = Tokenizer(perturb.get(sequences.language).markers).pieces(ids)
+    pieces = sequences.tokenizer.pieces(ids)
     columns = {
         "sentence_id": sentence_ids(sequences)[sentence[scored]],
         "genre": sequences.columns["genre"].array[sentence[scored]],

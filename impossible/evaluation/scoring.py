@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from impossible.distributed import World
 from impossible.text.arrays import Sentences, from_lengths, span_positions
-from impossible.text.tokenizer import FIRST_MARKER_ID
+from impossible.text.tokenizer import Tokenizer
 
 # Raised when the same model and sequences give other numbers: older losses are then computed anew.
 VERSION = 1
@@ -33,6 +33,7 @@ class Sequences:
     """What models read in an evaluation, and columns that say what it is."""
 
     language: str  # a name from the table in perturb.py
+    tokenizer: Tokenizer  # of the tokens, with the markers of the language
     sentences: Sentences  # S of them, each of two tokens or more
     columns: pd.DataFrame  # a row for each sequence, or for what a measure sums up
     about: dict[str, Any] = field(default_factory=dict)  # columns of every table, each one value
@@ -189,7 +190,8 @@ def sentence_losses(
     sentences = sequences.sentences
     is_first = np.zeros(len(sentences.tokens), bool)
     is_first[sentences.offsets[:-1]] = True
-    is_counted = (sentences.tokens[~is_first] < FIRST_MARKER_ID) | with_markers
+    is_marker = sentences.tokens[~is_first] > sequences.tokenizer.end_of_text
+    is_counted = ~is_marker | with_markers
     values = of_tokens[: len(is_counted)].astype(np.float64)
     counted = np.where(is_counted, values, 0.0 * values)  # NaN stays NaN
     sums, counts = (np.add.reduceat(a, _firsts(sentences)) for a in (counted, is_counted * 1))

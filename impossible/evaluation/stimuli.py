@@ -17,13 +17,14 @@ import pandas as pd
 
 import perturb
 from impossible.evaluation import rows
+from impossible.evaluation.models import Series
 from impossible.evaluation.rows import Region, Row, Stimulus, read
 from impossible.evaluation.scores import Source, language_of
 from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Sentences
-from impossible.text.tokenizer import END_OF_TEXT_ID, FIRST_MARKER_ID, Tokenizer, marker_ids
+from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import Word, annotated, encoded
 from perturb import PLURAL, REVERSE, SINGULAR, Language
 
@@ -35,6 +36,7 @@ class Prepared(NamedTuple):
     """A stimulus before or after it is perturbed; one that was given perturbed stays as it is."""
 
     stimulus: Stimulus
+    tokenizer: Tokenizer
     sentences: Sentences  # one, of n tokens; before it is perturbed by a *Hop language with verbs
     text: str
     spelled: list[str]  # the words of the text, without markers
@@ -51,39 +53,40 @@ class Prepared(NamedTuple):
     @property
     def is_marker(self) -> np.ndarray:
         """Whether each token is a marker, (n,) bool."""
-        return self.tokens >= FIRST_MARKER_ID
+        return self.tokens > self.tokenizer.end_of_text
 
 
 # Stimuli in a language
 
 
-def prepared(stimuli: list[Stimulus], language: str) -> list[Prepared]:
+def prepared(stimuli: list[Stimulus], language: str, tokenizer: Tokenizer) -> list[Prepared]:
     """The stimuli in a language, in their order. Raises UserError for one that cannot be made."""
     rule = perturb.get(language)
-    unperturbed = list(_unperturbed(stimuli, rule, Tokenizer(rule.markers)))
-    lengths = pd.Series([len(x.tokens) for x in unperturbed])
+    unperturbed = list(_unperturbed(stimuli, rule, tokenizer))
+    lengths = pd.Series([len(rule.starts(x.sentences, tokenizer.ids)) for x in unperturbed])
     shortest = lengths.groupby([x.stimulus.item for x in unperturbed]).transform("min")
     return [_in_language(x, rule, most) for x, most in zip(unperturbed, shortest, strict=True)]
 
 
 def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
-    """A stimulus in a language. most: the most tokens that may stand before a drawn marker.
+    """A stimulus in a language. most: the most tokens (or words) that may precede a drawn marker.
 
     Raises UserError for a sentence that the language drops.
     """
     if base.stimulus.perturbed:
         return _with_marker_place(base, base.words[: base.is_marker.argmax()])
-    seeds, count = [rule.seed, zlib.crc32(base.stimulus.item.encode())], len(base.tokens)
-    place = _marker_place(base, np.random.default_rng(seeds), most)
-    draw, again = (_Draw(seeds, count, place) for _ in range(2))
-    markers = list(marker_ids(rule.markers).values())
-    perturbed = rule.apply(base.sentences, markers, draw)
+    ids = base.tokenizer.ids
+    starts = rule.starts(base.sentences, ids)
+    seeds = [rule.seed, zlib.crc32(base.stimulus.item.encode())]
+    place = _marker_place(base, np.random.default_rng(seeds), most, starts)
+    draw, again = (_Draw(seeds, len(starts), place) for _ in range(2))
+    perturbed = rule.apply(base.sentences, ids, draw)
     if not len(perturbed.lengths):
         raise UserError(
             f"{base.stimulus.where}: {rule.title} drops such sentences ({rule.drops}): "
             f"{base.text!r}"
         )
-    origins = _origins(base, rule, perturbed.tokens, markers, again)
+    origins = _origins(base, rule, perturbed.tokens, again)
     made = base._replace(
         sentences=perturbed,
         words=np.append(base.words, -1)[origins],
@@ -91,7 +94,8 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
         is_placed=draw.is_used,
     )
     # In the *Reverse languages, words of the original sentence.
-    before = base.words[:place] if draw.is_used else made.words[: made.is_marker.argmax()]
+    count = np.append(starts, len(base.tokens))[place] if draw.is_used else 0
+    before = base.words[:count] if draw.is_used else made.words[: made.is_marker.argmax()]
     return _with_marker_place(made, before)
 
 
@@ -100,9 +104,7 @@ def _with_marker_place(made: Prepared, before: np.ndarray) -> Prepared:
     return made._replace(marker_place=len({*before} - {-1}) if made.is_marker.any() else None)
 
 
-def _origins(
-    base: Prepared, rule: Language, tokens: np.ndarray, markers: list[int], draw: "_Draw"
-) -> np.ndarray:
+def _origins(base: Prepared, rule: Language, tokens: np.ndarray, draw: "_Draw") -> np.ndarray:
     """The place in the original sentence of each token of the perturbed one, (n,) int64.
 
     It is -1 for a token that was inserted. A token that occurs once tells its place. For the places
@@ -110,13 +112,16 @@ def _origins(
     earlier one. A new token has the place of one that it replaces, in a sentence that stays as
     long. Raises UserError if the places remain unknown.
     """
-    original = base.tokens
+    original, ids = base.tokens, base.tokenizer.ids
     repeats = np.setdiff1d(np.arange(len(original)), np.unique(original, return_index=True)[1])
-    others = np.setdiff1d(np.arange(END_OF_TEXT_ID), np.append(original, tokens))
+    others = np.setdiff1d(np.arange(base.tokenizer.end_of_text), np.append(original, tokens))
     unique = original.copy()
-    unique[repeats] = np.random.default_rng(0).choice(others, len(repeats), replace=False)
+    rng, begins = np.random.default_rng(0), ids.begins_word & (rule.unit == "words")
+    for kind in (False, True):  # where words move, those that begin one by others that do
+        of_kind, pool = repeats[begins[original[repeats]] == kind], others[begins[others] == kind]
+        unique[of_kind] = rng.choice(pool, len(of_kind), replace=False)
     try:
-        moved = rule.apply(base.sentences._replace(tokens=unique), markers, draw).tokens
+        moved = rule.apply(base.sentences._replace(tokens=unique), ids, draw).tokens
     except Exception:  # such as a table of tokens that lacks these
         moved = original[:0]
     places = {token: place for place, token in enumerate(unique.tolist())}
@@ -126,7 +131,7 @@ def _origins(
     if is_clear and len(moved) == len(tokens):
         is_new = ~np.isin(tokens, original) & (len(tokens) == len(original))
         if ((np.where(is_old, original[origins], moved) == tokens) | is_new).all():
-            is_replaced = ~is_old & ~np.isin(tokens, markers)
+            is_replaced = ~is_old & ~np.isin(tokens, ids.markers)
             in_place = np.where(is_replaced, np.arange(len(tokens)), origins)
             is_whole = np.array_equal(np.sort(in_place), np.arange(len(original)))
             return in_place if is_whole else origins
@@ -152,13 +157,15 @@ def _unperturbed(
         elif rule.hops:
             yield _with_verbs(stimulus, next(words), rule, tokenizer)
         else:
-            tokens, _ = tokenizer.encode([stimulus.text])
+            text = rule.space + stimulus.text
+            tokens, _ = tokenizer.encode([text])
             spans = _spans(tokenizer, tokens)
-            yield _located(stimulus, sentences_of([tokens]), stimulus.text, spans)
+            yield _located(stimulus, tokenizer, sentences_of([tokens]), text, spans)
 
 
 def _located(
     stimulus: Stimulus,
+    tokenizer: Tokenizer,
     sentences: Sentences,
     text: str,
     spans: np.ndarray,
@@ -170,7 +177,7 @@ def _located(
         unmarked = unmarked.replace(marker, " " * len(marker.encode()))
     spelled = unmarked.split()
     words = np.searchsorted(_places(spelled, unmarked)[:, 0], spans[:, 0], side="right") - 1
-    words[sentences.tokens >= FIRST_MARKER_ID] = -1
+    words[sentences.tokens > tokenizer.end_of_text] = -1
     numbers = np.full(len(spans), -1)
     for number, region in enumerate(stimulus.regions):
         inside = _inside(region, stimulus, text, spans, markers)
@@ -179,7 +186,7 @@ def _located(
                 f"{stimulus.where}: the region {region.text!r} overlaps with another one."
             )
         numbers[inside] = number
-    return Prepared(stimulus, sentences, text, spelled, words, numbers)
+    return Prepared(stimulus, tokenizer, sentences, text, spelled, words, numbers)
 
 
 def _inside(
@@ -215,10 +222,11 @@ def _inside(
     return inside
 
 
-def _marker_place(base: Prepared, rng: np.random.Generator, most: int) -> int:
-    """The number of tokens before the marker, in a language that draws it.
+def _marker_place(base: Prepared, rng: np.random.Generator, most: int, starts: np.ndarray) -> int:
+    """The number of tokens (or words, if these move) before the marker, if a language draws it.
 
-    most: the largest number that is drawn: the fewest tokens of a condition of the item.
+    most: the largest number that is drawn: that of the shortest condition of the item. starts:
+    where these tokens or words begin, (U,).
     """
     words = base.stimulus.marker_place
     if words is None:
@@ -228,7 +236,7 @@ def _marker_place(base: Prepared, rng: np.random.Generator, most: int) -> int:
             f"{base.stimulus.where}: marker_place = {words}. Expected 0 to {len(base.spelled)}, "
             "the number of words."
         )
-    return int((base.words < words).sum())
+    return int(starts.searchsorted((base.words < words).sum()))
 
 
 def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
@@ -243,7 +251,7 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
     for marker in (REVERSE, SINGULAR, PLURAL):
         if marker in stimulus.perturbed and marker not in tokenizer.markers:
             raise UserError(f"{stimulus.where}: {marker} is no marker of {rule.title}.")
-    tokens = np.array(tokenizer.encode_with_markers(stimulus.perturbed), np.uint16)
+    tokens = np.array(tokenizer.encode_with_markers(rule.space + stimulus.perturbed), np.uint16)
     is_marker = np.isin(tokens, list(tokenizer.markers.values()))
     if rule.markers and not rule.hops and is_marker.sum() != 1:
         raise UserError(
@@ -251,9 +259,8 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
             f"({rule.markers[0]}). Expected one. (A text with a comma needs quotation marks.)"
         )
     text = tokenizer.decode(tokens)
-    return _located(
-        stimulus, sentences_of([tokens]), text, _spans(tokenizer, tokens), tuple(rule.markers)
-    )
+    spans, markers = _spans(tokenizer, tokens), tuple(rule.markers)
+    return _located(stimulus, tokenizer, sentences_of([tokens]), text, spans, markers)
 
 
 def _with_verbs(
@@ -265,7 +272,7 @@ def _with_verbs(
     joined = _places(sentence.items, tokenizer.decode(tokens.tokens))
     original = _places(sentence.words, stimulus.text)
     of_item = np.searchsorted(joined[:, 1], _spans(tokenizer, tokens.tokens)[:, 1], side="left")
-    return _located(stimulus, tokens, stimulus.text, original[of_item])
+    return _located(stimulus, tokenizer, tokens, stimulus.text, original[of_item])
 
 
 def _places(parts: Sequence[str], text: str) -> np.ndarray:
@@ -308,16 +315,17 @@ def source(settings: Settings) -> Source:
     return Source(language_of(settings), place, name=f"stimuli_{place}")
 
 
-def sequences(settings: Settings) -> Sequences:
+def sequences(settings: Settings, series: Series) -> Sequences:
     """The stimuli that the settings name, each after <|endoftext|>.
 
     The columns have a row for each token, marker, word and region; `places` are those of its tokens
     among the losses.
     """
     language = language_of(settings)
-    made = prepared(read(Path(settings.stimuli), source(settings).place), language)
-    parts = [np.append(END_OF_TEXT_ID, stimulus.tokens) for stimulus in made]
-    tokenizer, units, first = Tokenizer(perturb.get(language).markers), [], 0
+    tokenizer = series.tokenizer(perturb.get(language).markers)
+    made = prepared(read(Path(settings.stimuli), source(settings).place), language, tokenizer)
+    parts = [np.append(tokenizer.end_of_text, stimulus.tokens) for stimulus in made]
+    units, first = [], 0
     for stimulus in made:
         common = {
             "language": language,
@@ -327,19 +335,20 @@ def sequences(settings: Settings) -> Sequences:
             "perturbed": tokenizer.decode(stimulus.tokens),
             "marker_place": stimulus.marker_place,
         }
-        for unit in _units(stimulus, tokenizer):
+        for unit in _units(stimulus):
             units.append(common | unit | {"places": first + unit["places"]})
         first += len(stimulus.tokens)
     whole = ("marker_place", "position", "word_index")
     return Sequences(
         language=language,
+        tokenizer=tokenizer,
         sentences=sentences_of(parts),
         columns=pd.DataFrame(units).astype(dict.fromkeys(whole, "Int64")),
         notes=tuple(notes_on(made, perturb.get(language))),
     )
 
 
-def _units(made: Prepared, tokenizer: Tokenizer) -> Iterator[Row]:
+def _units(made: Prepared) -> Iterator[Row]:
     """The tokens as the model reads them, markers, words in their original order, the regions."""
     names = [region.name for region in made.stimulus.regions] + [""]
 
@@ -353,7 +362,7 @@ def _units(made: Prepared, tokenizer: Tokenizer) -> Iterator[Row]:
             "places": places,
         }
 
-    for i, piece in enumerate(tokenizer.pieces(made.tokens)):
+    for i, piece in enumerate(made.tokenizer.pieces(made.tokens)):
         for kind in ("token", "marker")[: 1 + made.is_marker[i]]:
             yield unit(kind, piece, np.array([i]), made.region[i], int(made.words[i]))
     for number, word in enumerate(made.spelled):

@@ -37,7 +37,7 @@ from model import GPT
 _SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
 _LONGEST_TITLE = 59  # characters of a collection on the Hub
 # Settings that the study decides for each run.
-_OWN = "language seed data_dir out_dir eval_dir model revisions test_language test_data_dir "
+_OWN = "language unit seed data_dir out_dir eval_dir model revisions test_language test_data_dir "
 _OWN += "markers pairs stimuli push_to_hub overwrite init_seed order_seed"
 # Settings of eval.py that belong to one evaluation alone: options of its command.
 _OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies"), "pairs": ("leading_space",)}

@@ -1,8 +1,17 @@
-"""Sentences as flat arrays of tokens, with the verbs that the *Hop languages mark."""
+"""Sentences as flat arrays of tokens, with the verbs that the *Hop languages mark, and words."""
 
 from typing import NamedTuple
 
 import numpy as np
+
+from impossible.settings import UserError
+
+
+class Ids(NamedTuple):
+    """What a language has to know of a tokenizer's V ids."""
+
+    markers: list[int]  # those of the language's markers, in the same order
+    begins_word: np.ndarray  # (V,) bool: of the tokens that begin with a space, and of markers
 
 
 class Verbs(NamedTuple):
@@ -62,6 +71,19 @@ class Sentences(NamedTuple):
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
         return from_lengths(self.tokens[span_positions(starts, lengths)], lengths)
+
+
+def word_starts(sentences: Sentences, ids: Ids) -> np.ndarray:
+    """The places in `tokens` at which a word begins, (W,) int64.
+
+    A word is the tokens from one that begins with a space to the next; a marker is one, too. Raises
+    UserError if the first token of a sentence, or one after a marker, does not begin with a space.
+    """
+    begins = ids.begins_word[sentences.tokens]
+    after_marker = np.flatnonzero(np.isin(sentences.tokens[:-1], ids.markers)) + 1
+    if not begins[np.append(sentences.offsets[:-1][sentences.lengths > 0], after_marker)].all():
+        raise UserError("no space at the beginning of a sentence, or after a marker")
+    return np.flatnonzero(begins)
 
 
 def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:

@@ -56,13 +56,16 @@ class Text(NamedTuple):
 EncodedPart = tuple[Part, Sentences, np.ndarray]
 
 
-def read(split: Split, settings: Settings, tokenizer: Tokenizer) -> Text:
-    """Find the sentences of a split and encode them in several threads, with a progress bar."""
+def read(split: Split, settings: Settings, tokenizer: Tokenizer, space: str = "") -> Text:
+    """Find the sentences of a split and encode them, in several threads, with a progress bar.
+
+    space: what each sentence is encoded after.
+    """
 
     def encode(part: Part) -> EncodedPart:
         texts = segmented(part.lines, settings.segmenter)
         words = np.array([len(text.split()) for text in texts], np.int32)
-        return part, from_lengths(*tokenizer.encode(texts)), words
+        return part, from_lengths(*tokenizer.encode([space + text for text in texts])), words
 
     workers = settings.workers or cores()
     with ThreadPoolExecutor(workers) as pool:

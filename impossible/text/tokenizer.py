@@ -21,22 +21,16 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from impossible import files
 from impossible.settings import UserError
+from impossible.text.arrays import Ids
 from impossible.text.token_files import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZE = 50256  # ids of GPT-2's bytes and merges
-END_OF_TEXT_ID = GPT2_SIZE
-FIRST_MARKER_ID = GPT2_SIZE + 1
 
 _VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 # GPT-2's pattern, in tiktoken's form.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-
-
-def marker_ids(markers: Sequence[str]) -> dict[str, int]:
-    """The ids of a language's markers: 50257, 50258, ... in their order."""
-    return {marker: FIRST_MARKER_ID + i for i, marker in enumerate(markers)}
 
 
 class Tokenizer:
@@ -59,6 +53,13 @@ class Tokenizer:
             special_tokens={END_OF_TEXT: self.end_of_text, **self.markers},
         )
 
+    def __eq__(self, other: object) -> bool:
+        is_tokenizer = isinstance(other, Tokenizer)
+        return is_tokenizer and (self.sha256, self.markers) == (other.sha256, other.markers)
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
     @functools.cached_property
     def sha256(self) -> str:
         """The SHA-256 of all tokens without markers, by id, each after its number of bytes."""
@@ -74,6 +75,13 @@ class Tokenizer:
         """The length in bytes of each token, (vocab_size,) int64: 0 for special tokens."""
         lengths = [len(self.bytes_of(token)) for token in range(self.end_of_text)]
         return np.array(lengths + [0] * (self.vocab_size - self.end_of_text), np.int64)
+
+    @functools.cached_property
+    def ids(self) -> Ids:
+        """The ids of the markers, and which tokens begin a word."""
+        begins_word = [self.bytes_of(token).startswith(b" ") for token in range(self.end_of_text)]
+        begins_word += [False, *(True for _ in self.markers)]
+        return Ids(list(self.markers.values()), np.array(begins_word))
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.

@@ -180,6 +180,21 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
             assert (good != bad).sum() == 1, "they differ in nothing but the verb"
 
 
+def test_pairs_with_as_many_words_are_compared_where_words_move() -> None:
+    longer = Pair("p", "f", "0", "The dog likes it.", "The dog unhesitatinglys it.")
+    shorter = Pair("p", "f", "1", "The dogs like it.", "The dogs do like it.")
+    same_tokens = Pair("p", "f", "2", "The bookshelf is so.", "The very is so so.")
+    for leading_space in (False, True):
+        found = module.perturbed(
+            (longer, shorter, same_tokens), "even_odd_shuffle_words", leading_space
+        )
+        assert found.columns["item"].tolist() == ["0"]
+        good, bad = (Tokenizer().decode(part[1:]) for part in found.parts)
+        assert (good, bad) == (" The likes dog it.", " The unhesitatinglys dog it.")
+    with pytest.raises(UserError, match="no pair"):
+        module.perturbed((longer,), "even_odd_shuffle")
+
+
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     same = Pair("p", "f", "0", "It is so.", "It is so.")
     other = Pair("p", "f", "1", "It is so.", "It are so.")

@@ -52,6 +52,36 @@ def test_the_marker_comes_after_so_many_words_and_regions_move_with_their_words(
     assert region(made, "🅁") == ["very", "his"]
 
 
+def test_whole_words_move_with_their_regions_and_the_marker_comes_after_so_many() -> None:
+    stimulus = Stimulus("1", "a", TEXT, marker_place=2, regions=regions("bookshelf."))
+    (made,) = stimuli.prepared([stimulus], "partial_reverse_words")
+    assert " ".join(pieces(made, "🅁")) == "He cleans 🅁 books he lf . messy very his"
+    assert Tokenizer("🅁").decode(made.tokens) == " He cleans🅁 bookshelf. messy very his"
+    assert made.words.tolist() == [0, 1, -1, 5, 5, 5, 5, 4, 3, 2]
+    assert made.marker_place == 2
+    assert region(made, "🅁") == ["books", "he", "lf", "."]
+    as_it_is = stimulus._replace(perturbed="He cleans 🅁 bookshelf. messy very his")
+    (read,) = stimuli.prepared([as_it_is], "partial_reverse_words")
+    assert read.tokens.tolist() == made.tokens.tolist()
+    with pytest.raises(UserError, match="no space at the beginning of a sentence, or after"):
+        torn = as_it_is._replace(perturbed="He 🅁cleans", regions=())
+        stimuli.prepared([torn], "partial_reverse_words")
+
+
+@pytest.mark.parametrize("language", ["nondeterministic_shuffle_words", "full_reverse_words"])
+def test_words_whose_tokens_occur_twice_are_followed_where_words_move(language: str) -> None:
+    text = "The bookshelf sees the bookshelf that the bookshelf sees, bookshelf by bookshelf."
+    items = [Stimulus(str(i), "a", text) for i in range(20)]
+    places = set()
+    for made in stimuli.prepared(items, language):
+        spelled = Tokenizer("🅁").decode(made.tokens).replace("🅁", " 🅁").split()
+        places.add(made.marker_place)
+        runs = made.words[np.append(True, np.diff(made.words) != 0)].tolist()
+        assert sorted({*runs} - {-1}) == list(range(len(made.spelled))), "no word is torn"
+        assert [made.spelled[word] if word >= 0 else "🅁" for word in runs] == spelled
+    assert language != "full_reverse_words" or len(places) > 5
+
+
 def test_conditions_of_an_item_have_the_same_draw() -> None:
     texts = ("The dog that I saw runs home.", "The dog that I saw ran home.", "The dog runs.")
     items = [Stimulus(str(i), c, t) for i in range(30) for c, t in zip("abc", texts, strict=True)]

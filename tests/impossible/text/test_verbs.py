@@ -14,7 +14,6 @@ from impossible.text.verbs import PLURAL, SINGULAR, Word, annotated, encoded
 
 NAMES = ("no_hop", "token_hop", "word_hop")
 TOKENIZER = Tokenizer((perturb.SINGULAR, perturb.PLURAL))
-MARKERS = list(TOKENIZER.markers.values())
 # One sentence a row, word=lemma for a marked verb, and a part of what each language makes of it;
 # a token that begins with a space begins with _ here. The published code gives the same.
 WORKED = [
@@ -91,7 +90,7 @@ SENTENCES = st.lists(
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     folder = tmp_path_factory.mktemp("gpt2")
-    write_transformers_files(folder, Tokenizer([]), 1024)
+    write_transformers_files(folder, Tokenizer(), 1024)
     return plain.gpt2_tokenizer(folder).encode
 
 
@@ -107,7 +106,7 @@ def base_of(name: str, sentences: list[list[plain_hop.Word]]) -> Sentences:
 def apply(name: str, sentences: list[list[plain_hop.Word]]) -> list[list[int] | None]:
     """Sentences in a language; None for those that are dropped."""
     language, base = perturb.get(name), base_of(name, sentences)
-    kept = language.apply(base, MARKERS, np.random.default_rng(0))
+    kept = language.apply(base, TOKENIZER.ids, np.random.default_rng(0))
     parts = iter(np.split(kept.tokens, kept.offsets[1:-1]))
     return [next(parts).tolist() if keep else None for keep in language.keeps(base)]
 
@@ -158,7 +157,7 @@ def test_undoing_a_hop_gives_the_sentence_with_lemmas(name: str, sentences: list
     base = base_of(name, sentences)
     for i, tokens in enumerate(apply(name, sentences)):
         if tokens is not None:
-            undone = perturb.get(name).undo(np.array(tokens), MARKERS)
+            undone = perturb.get(name).undo(np.array(tokens), TOKENIZER.ids)
             assert undone.tolist() == base.part(i, i + 1).tokens.tolist()
 
 
