@@ -174,7 +174,7 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
     shutil.rmtree(tmp_path / "no_hop")
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "RULE", annotate.RULE + 1)
-        assert "was annotated by an older rule (1; now 2)" in succeed(*command)
+        assert "is by an older rule (1; now 2)" in succeed(*command)
     shutil.rmtree(tmp_path / "no_hop")
     (stored(tmp_path) / "test" / "000000.json.gz").write_bytes(b"cut")
     assert "000000.json.gz is missing or damaged" in fail(*command)

@@ -515,7 +515,7 @@ def test_a_folder_of_downloads_that_cannot_be_written_is_named(name: str, tmp_pa
         env = {"HF_HOME": str(home), "HF_ENDPOINT": server.url}
         error = fail("prepare.py", f"--corpus={name}", f"--data_dir={tmp_path / 'data'}", env=env)
     assert f"'{home}" in error, "the path that the system names"
-    assert f"Downloads are stored in HF_HOME = {home}, which needs room" in error
+    assert f"Downloads are stored in HF_HOME = {home}, which must be" in error
 
 
 def test_an_error_hides_the_token_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
