@@ -18,7 +18,7 @@ from impossible import checkpoint
 from impossible.checkpoint import Checkpoint
 from impossible.log import duration
 from impossible.settings import RECIPE, Settings
-from impossible.text import corpus
+from impossible.text import corpus, natural
 
 NAME = "README.md"
 _TEMPLATES = jinja2.Environment(
@@ -90,6 +90,8 @@ def _facts(c: Checkpoint, source: corpus.About, records: list[dict[str, Any]]) -
         "babylm_branches": [branch for branches in steps.values() for branch in branches],
         "english": perturb.EXAMPLE,
         "example": _example(language),
+        "text_language": natural.name_of(data.get("text_language", "en")),
+        "tokenizer": data.get("tokenizer"),
         "markers": ", ".join(f"{marker} = {token}" for marker, token in data["markers"].items()),
         "segmenter": _SEGMENTERS[data["segmenter"]],
         "annotator": _annotator(data),
@@ -119,7 +121,7 @@ def _metadata(c: Checkpoint, source: corpus.About, license_name: str, repo: str)
     )
     data = ModelCardData(
         model_name=repo.partition("/")[2] or f"{slug}-gpt2{variant}",
-        language="en",
+        language=c.data.get("text_language", "en"),
         license=license_name,
         library_name="transformers",
         pipeline_tag="text-generation",
