@@ -52,6 +52,7 @@ class Meta:
     # sha256 of its tokens and, if it was trained here, text, bytes, vocab_size and made_with; its
     # files lie beside the token files. Empty: GPT-2's
     tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text_language: str = "en"  # the natural language, by its shortest code
 
 
 def path_of(data_dir: Path, split: str) -> Path:
