@@ -16,36 +16,18 @@ _PARTS = {"Hans": ["Hani"], "Hant": ["Hani"], "Hanb": ["Hani", "Bopo"], "Kore": 
 _PARTS |= {"Jpan": ["Hani", "Hira", "Kana"], "Latf": ["Latn"], "Latg": ["Latn"], "Jamo": ["Hang"]}
 _WITHOUT_SPACES = {"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
 _WITHOUT_SPACES |= {"Bali", "Java", "Lana", "Tale", "Talu", "Yiii"}
-# The languages that sentencex 1.0.32 has rules for, and others for which it uses these; for all
-# else it uses those of English (its fallbacks.rs).
-_OWN = "am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te"
-_OTHERS = {
-    "ar": "acm aeb apc arq ary arz",
-    "bn": "bpy",
-    "ca": "oc",
-    "da": "jut kl",
-    "de": "bar dsb frr gsw hrx hsb ksh lb nds pdc pdt pfl rm sli stq vmf",
-    "el": "pnt",
-    "es": "an arn ast ay ext gn guc lad qu qug",
-    "fi": "fit krl olo smn vot",
-    "fr": "atj avk bci bm dua fon frc frp gcf gcr hke ht kab kbp ln lua mg pcd ses sg shy ty wa "
-    "wls wo",
-    "hi": "anp awa mag mai sa",
-    "hy": "hyw",
-    "it": "aae co egl fur lij lld lmo nap pms rgn scn sdc sro vec",
-    "kk": "kaa",
-    "kn": "tcy",
-    "my": "blk kjp ksw mnw",
-    "nl": "li srn vls",
-    "pl": "csb szl",
-    "pt": "gl kea mwl tet vmw",
-    "ru": "ab alt av ba ce cv gld inh kjh koi krc kum kv lbe lez mdf mrj myv os rut sah sjd sty tt "
-    "tyv udm xal",
-    "sk": "cs",
-    "uk": "rue",
-}
-RULES = {code: code for code in [*_OWN.split(), "uk"]}
-RULES |= {code: rules for rules, codes in _OTHERS.items() for code in codes.split()}
+# Each language that sentencex 1.0.32 has rules for, and others for which it uses these; for all
+# else it uses those for English (its fallbacks.rs).
+_RULES = (
+    "am, ar acm aeb apc arq ary arz, bg, bn bpy, ca oc, da jut kl, de bar dsb frr gsw hrx hsb ksh "
+    "lb nds pdc pdt pfl rm sli stq vmf, el pnt, en, es an arn ast ay ext gn guc lad qu qug, fi "
+    "fit krl olo smn vot, fr atj avk bci bm dua fon frc frp gcf gcr hke ht kab kbp ln lua mg pcd "
+    "ses sg shy ty wa wls wo, gu, hi anp awa mag mai sa, hy hyw, it aae co egl fur lij lld lmo "
+    "nap pms rgn scn sdc sro vec, ja, kk kaa, kn tcy, ml, mr, my blk kjp ksw mnw, nl li srn vls, "
+    "pa, pl csb szl, pt gl kea mwl tet vmw, ru ab alt av ba ce cv gld inh kjh koi krc kum kv lbe "
+    "lez mdf mrj myv os rut sah sjd sty tt tyv udm xal, sk cs, ta, te, uk rue"
+)
+RULES = {code: group.split()[0] for group in _RULES.split(",") for code in group.split()}
 # Bytes of a text for each byte of the same text in English (Arnett et al. 2024), for BabyBabelLM's
 # languages without Serbian, whose two scripts differ: byte_coefs_20240233.tsv of its repository.
 _PREMIUMS = (
@@ -120,10 +102,11 @@ def is_in_script(lines: Sequence[str], code: str) -> bool:
     scripts = {name: tag for name, tag in scripts.items() if name not in _PARTS} | {"Latn": "en_"}
     found = max(scripts, key=lambda name: _count(letters, [name]))
     names, likely = babel.Locale("en").scripts, scripts[found].partition("_")[0]
+    script = _SCRIPTS[code].split("_")[1]
     raise UserError(
         f"text_language = {code!r} is {name_of(code)}, but of the first {len(letters):,} letters "
         f"{_count(letters, [found]) / len(letters):.0%} are {names.get(found, found)}: "
-        f"{lines[0][:40]!r}. Expected {names[_SCRIPTS[code].split('_')[1]]}. Set the language of "
+        f"{lines[0][:40]!r}. Expected {names.get(script, script)}. Set the language of "
         f"the text, such as --text_language={likely} ({name_of(likely)})."
     )
 
