@@ -26,6 +26,7 @@ from impossible.settings import UserError
 from impossible.text import corpus, natural, sampling, token_files, turkish_speeches
 from impossible.text.tokenizer import Tokenizer
 
+TOKENIZER = Tokenizer()
 COMMIT = "a" * 40
 TURKISH = "BabyLM-community/babylm-tur"
 LINE = ("--segmenter=line", "config/no_shuffle.py")
@@ -37,13 +38,14 @@ RUSSIAN = "Сегодня хорошая погода. Мы идём в парк
 
 def parquet(rows: list[dict]) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=10, compression="none")
+    options = {"compression": "none", "write_statistics": False}
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=10, **options)
     return file.getvalue()
 
 
 def row(number: int) -> dict[str, str]:
     """Two genres in turns of 30 rows, and much that is not to be downloaded."""
-    junk = random.Random(number).randbytes(1000).hex()
+    junk = random.Random(number).randbytes(4000).hex()
     category = ("speech", "books")[number // 30 % 2]
     return {"text": f"satır {number:04} ve bir söz", "category": category, "junk": junk}
 
@@ -89,7 +91,7 @@ def sentences(folder: Path, split: str) -> list[str]:
     ids = np.fromfile(folder / f"{split}.bin", np.dtype("<u2"))
     ends = np.flatnonzero(ids == 50256)
     parts = np.split(ids, ends + 1)[:-1]
-    return [Tokenizer().decode(part[:-1].tolist()) for part in parts]
+    return [TOKENIZER.decode(part[:-1].tolist()) for part in parts]
 
 
 def downloaded(hub: Hub) -> float:
@@ -143,16 +145,16 @@ def test_a_sample_comes_from_everywhere_and_downloads_little(hub: Hub, tmp_path:
     for name in ("first", "second"):
         with reached(hub, tmp_path / f"cache_{name}"):
             metas.append(prepared(tmp_path / name, *options, "--genre_column=category"))
-            assert 0 < downloaded(hub) < 0.15, "32 of 80 row groups, without the column of junk"
+            assert 0 < downloaded(hub) < 0.1, "35 of 80 row groups, without the column of junk"
     assert metas[0].splits == metas[1].splits, "the draw is always the same"
     assert metas[0].corpus_version == (
         f"hf:{TURKISH}, column text, genres by category, sample of 800 bytes (seed 0), revision "
         "not pinned"
     )
     numbers = sorted(int(text.split()[1]) for text in all_sentences(tmp_path / "first"))
-    assert len(numbers) == len(set(numbers)) == 31, "26 bytes each"
+    assert len(numbers) == len(set(numbers)) == 35, "23 bytes each"
     assert {number // 200 for number in numbers} == {0, 1, 2, 3}, "of all files"
-    assert len({number // 10 for number in numbers}) == 31, "of as many row groups"
+    assert len({number // 10 for number in numbers}) == 35, "of as many row groups"
     assert len({number % 10 for number in numbers}) > 5, "and of any row in them"
 
 
@@ -161,10 +163,10 @@ def test_a_sample_larger_than_the_dataset_is_all_of_it(here: Hub, tmp_path: Path
         tmp_path / "data", f"--corpus=hf:{TURKISH}", "--corpus_limit=15000", "--text_language=tr"
     )
     numbers = sorted(int(text.split()[1]) for text in all_sentences(tmp_path / "data"))
-    assert len(numbers) == len(set(numbers)) == -(-15000 // 26), "a second visit of row groups"
+    assert len(numbers) == len(set(numbers)) == -(-15000 // 23), "a second visit of row groups"
     options = (f"--corpus=hf:{TURKISH}", "--corpus_limit=1000000", "--text_language=tr")
     printed = succeed("prepare.py", *LINE, *options, f"--data_dir={tmp_path / 'all'}")
-    assert "train: a sample of 20,800 bytes of text in 800 rows" in printed
+    assert "train: a sample of 18,400 bytes of text in 800 rows" in printed
     assert len(set(all_sentences(tmp_path / "all"))) == 800
 
 
@@ -202,13 +204,13 @@ def test_genres_of_a_local_dataset_need_not_follow_each_other(tmp_path: Path) ->
     meta = prepared(tmp_path / "data", *options)
     assert list(meta.splits["test"]["genres"]) == ["books", "speech", "unknown"]
     assert meta.splits["train"]["sentences"] == 109
-    assert meta.splits["train"]["words"] == 109 * 5, "by white space"
+    assert meta.splits["train"]["words"] == 108 * 5 + 2, "by white space"
     error = fail(
         "prepare.py", *LINE, *options, f"--data_dir={tmp_path / 'data'}", "--corpus_limit=9"
     )
     assert "sample of 9 bytes (seed 0)" in error
     meta = prepared(tmp_path / "sample", *options, "--corpus_limit=1900")
-    assert sum(meta.splits[split]["sentences"] for split in token_files.SPLITS) in (73, 74)
+    assert sum(meta.splits[split]["sentences"] for split in token_files.SPLITS) in (83, 84)
 
 
 def test_a_column_with_too_many_values_is_no_genre(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_the_named_rules_differ_from_those_of_english() -> None:
     rules = set(natural.RULES.values()) - {"en"}
     english = sentencex.segment("en", PROBE)
     differing = {code for code in rules if sentencex.segment(code, PROBE) != english}
-    assert len(differing) > 20, rules - differing
+    assert len(differing) == 19, "the other 11, such as those for Hindi, have no abbreviations here"
     for code in ("tr", "zh", "he", "id", "ko", "sv", "no"):
         assert sentencex.segment(code, PROBE) == english
         assert natural.about_rules(code).endswith("it uses those for English")
@@ -305,6 +307,11 @@ def test_a_text_in_another_script_is_refused_first(
     assert not (tmp_path / "d" / "meta.json").exists()
 
 
+def parts_of(text: str) -> list[str]:
+    """A text, and its parts that end in a full stop, a question mark or an exclamation mark."""
+    return [text, *re.findall(r".+?[.。！？]", text)]
+
+
 @pytest.mark.parametrize(
     ("text", "code", "rules", "count", "words"),
     [
@@ -325,7 +332,8 @@ def test_sentences_and_words_in_other_languages(
     train = token_files.read_meta(data_dir).splits["train"]
     assert (train["sentences"], train["words"]) == (36 * count, int(36 * words))
     texts = sentences(data_dir, "train")
-    assert len(set(texts)) == count and "".join(set(texts)).replace(" ", "") in "".join(texts)
+    assert {text.replace(" ", "") for text in texts} <= set(parts_of(text.replace(" ", "")))
+    assert len(set(texts)) == count
     if code == "tha":
         command = ("train.py", "config/no_shuffle.py", "--device=cpu", f"--data_dir={data_dir}")
         error = fail(*command, "--extra_checkpoints=babylm", f"--out_dir={tmp_path / 'out'}")
