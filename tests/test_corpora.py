@@ -335,9 +335,19 @@ def test_sentences_and_words_in_other_languages(
     assert {text.replace(" ", "") for text in texts} <= set(parts_of(text.replace(" ", "")))
     assert len(set(texts)) == count
     if code == "tha":
-        command = ("train.py", "config/no_shuffle.py", "--device=cpu", f"--data_dir={data_dir}")
+        sizes = ("--block_size=16", "--tokens_per_step=128", "--batch_size=1", "--device=cpu")
+        command = ("train.py", "config/no_shuffle.py", *sizes, f"--data_dir={data_dir}")
         error = fail(*command, "--extra_checkpoints=babylm", f"--out_dir={tmp_path / 'out'}")
         assert "needs the number of words" in error
+
+
+def test_sentences_are_found_by_the_rules_of_the_language(tmp_path: Path) -> None:
+    folder, counts = write(tmp_path / "corpus", "Das ist Nr. Fünf von uns. Gut so."), []
+    for code in ("de", "en"):
+        options = (f"--text_language={code}", f"--data_dir={tmp_path / code}")
+        succeed("prepare.py", "config/no_shuffle.py", f"--corpus={folder}", *options)
+        counts.append(token_files.read_meta(tmp_path / code).splits["test"]["sentences"])
+    assert counts == [4, 6]
 
 
 def test_the_language_of_the_text_is_part_of_what_data_are(tmp_path: Path) -> None:
