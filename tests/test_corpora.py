@@ -158,7 +158,10 @@ def test_a_sample_comes_from_everywhere_and_downloads_little(hub: Hub, tmp_path:
     assert len({number % 10 for number in numbers}) > 5, "and of any row in them"
 
 
-def test_a_sample_larger_than_the_dataset_is_all_of_it(here: Hub, tmp_path: Path) -> None:
+def test_a_sample_larger_than_the_dataset_is_all_of_it(
+    here: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_PIECES", 1000)  # a row of each row group at the first visit
     prepared(
         tmp_path / "data", f"--corpus=hf:{TURKISH}", "--corpus_limit=15000", "--text_language=tr"
     )
