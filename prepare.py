@@ -34,6 +34,7 @@ from impossible.text import (
     annotate,
     annotated_files,
     corpus,
+    natural,
     sentences,
     token_files,
     tokenizer_training,
@@ -48,7 +49,8 @@ CHUNK = 1 << 16  # sentences perturbed or written in one go
 _TOGETHER = 2  # languages written at a time
 _FEW = 1000  # sentences of a genre; eval.py samples as many
 # The settings that determine the text.
-_OF_TEXT = ("corpus", "annotations", "sotu_years", "text_column", "invalid_utf8")
+_OF_TEXT = ("corpus", "annotations", "sotu_years", "text_column", "genre_column", "corpus_limit")
+_OF_TEXT += ("invalid_utf8",)
 _PACKAGES = ("numpy", "sentencex", "tiktoken")  # their versions may change the tokens
 
 
@@ -66,11 +68,16 @@ class Job:
         """The folder for the token files."""
         return Path(self.settings.data_dir)
 
+    def words(self, counts: np.ndarray) -> int:
+        """How many words sentences have. counts: their words, or bytes where these count."""
+        in_bytes = 0 if self.language.hops else corpus.bytes_per_word(self.settings)
+        return int(counts.sum(dtype=np.int64) / (in_bytes or 1))
+
 
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
     # of the encoded text
-    names = ("corpus", "corpus_version", "segmenter", "annotator", "tokenizer")
+    names = ("corpus", "corpus_version", "text_language", "segmenter", "annotator", "tokenizer")
     groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
         key = str([job.language.hops, job.language.unit, *(job.identity[name] for name in names)])
@@ -121,11 +128,16 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for settings in runs:
         language = perturb.get(settings.language)
-        # PLACE FOR natural.has_spaces: refuse language.unit == "words" where it is false.
         annotations = settings.annotations if language.hops else ""
         source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
         source = corpus.normal_name(source)
         settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
+        settings = dataclasses.replace(settings, text_language=corpus.text_language(settings))
+        is_fit = settings.text_language == "en" or not language.hops
+        settings.require(is_fit, "text_language", f"en for {language.title}, which is English")
+        is_fit = language.unit == "tokens" or natural.has_spaces(settings.text_language)
+        name = natural.name_of(settings.text_language)
+        settings.require(is_fit, "unit", f"tokens, as {name} has no spaces between words")
         text = Settings(**{name: getattr(settings, name) for name in _OF_TEXT})
         folder = tokenizer_training.folder_of(settings, version(text))
         tokenizer = Tokenizer(language.markers, folder)
@@ -172,6 +184,7 @@ def identity_of(
         "corpus": settings.corpus,
         "corpus_version": version,
         "segmenter": "annotations" if settings.annotations else settings.segmenter,
+        "text_language": settings.text_language,
         "data_seed": settings.data_seed,
         "made_with": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "annotator": annotator,
@@ -183,6 +196,9 @@ def prepare(jobs: list[Job]) -> None:
     start = time.perf_counter()
     settings = jobs[0].settings
     splits = {} if settings.annotations else corpus.open_corpus(settings)
+    rules = natural.about_rules(settings.text_language)
+    if rules and jobs[0].identity["segmenter"] == "sentencex":
+        print(rules)
     with contextlib.ExitStack() as stack:
         for job in jobs:
             job.data_dir.mkdir(parents=True, exist_ok=True)
@@ -269,7 +285,7 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
     perturbed = perturb_all(text.sentences, job)
     counts: dict[str, Any] = {
         "dropped": int((~is_kept).sum()),
-        "dropped_words": int(text.words[~is_kept].sum()),
+        "dropped_words": job.words(text.words[~is_kept]),
     }
     if text.replaced:
         counts["replaced"] = text.replaced
@@ -289,7 +305,7 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
-    counts |= {"sentences": len(order), "words": int(words[order].sum())}
+    counts |= {"sentences": len(order), "words": job.words(words[order])}
     path = token_files.path_of(job.data_dir, split)
     chunks = closed(perturbed, order, job.tokenizer.end_of_text)
     return counts | token_files.write_split(path, chunks)

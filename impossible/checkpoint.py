@@ -208,7 +208,8 @@ def kept_steps(settings: Recipe, data: Mapping[str, Any]) -> dict[int, list[str]
         if not train.get("words"):
             raise UserError(
                 "extra_checkpoints = 'babylm' needs the number of words in the training data, and "
-                "the meta.json of these data lacks it. Delete the data, and prepare them again."
+                "the meta.json of these data lacks it. Delete the data, and prepare them again (in "
+                "some languages without spaces, words cannot be counted: docs/data.md)."
             )
         for name, words in BABYLM.items():
             # The first step after which so many words, repeated ones too, were seen.

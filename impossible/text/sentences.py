@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from impossible.settings import Settings, UserError
+from impossible.text import corpus
 from impossible.text.arrays import Sentences, from_lengths, joined
 from impossible.text.corpus import Part, Split
 from impossible.text.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Text(NamedTuple):
     """The sentences of a split, genre by genre."""
 
     sentences: Sentences  # S of them, none dropped
-    words: np.ndarray  # (S,) int32: number of words, separated by white space
+    words: np.ndarray  # (S,) int32: number of words, separated by white space; or of bytes
     genres: dict[str, int]  # name -> number of sentences, in order
     replaced: int  # number of bytes that are not UTF-8 and became U+FFFD
 
@@ -52,7 +53,7 @@ class Text(NamedTuple):
         }
 
 
-# A part of a text, its S sentences, and the number of words in each, (S,) int32.
+# A part of a text, its S sentences, and the number of words (or bytes) in each, (S,) int32.
 EncodedPart = tuple[Part, Sentences, np.ndarray]
 
 
@@ -61,10 +62,12 @@ def read(split: Split, settings: Settings, tokenizer: Tokenizer, space: str = ""
 
     space: what each sentence is encoded after.
     """
+    is_in_bytes = corpus.bytes_per_word(settings) > 0
 
     def encode(part: Part) -> EncodedPart:
-        texts = segmented(part.lines, settings.segmenter)
-        words = np.array([len(text.split()) for text in texts], np.int32)
+        texts = segmented(part.lines, settings.segmenter, settings.text_language)
+        counts = (len(text.encode() if is_in_bytes else text.split()) for text in texts)
+        words = np.fromiter(counts, np.int32, len(texts))
         return part, from_lengths(*tokenizer.encode([space + text for text in texts])), words
 
     workers = settings.workers or cores()
@@ -113,24 +116,25 @@ def in_order(items: Iterable[T], begin: Callable[[T], Callable[[], R]], most: in
         yield begun.popleft()()
 
 
-def segmented(lines: list[str], segmenter: str) -> list[str]:
+def segmented(lines: list[str], segmenter: str, text_language: str = "en") -> list[str]:
     """The sentences of some lines, stripped; none is blank.
 
     segmenter: `line` (each line is a sentence) or `sentencex`, which splits each line on its own.
+    text_language: whose rules sentencex uses, as a code.
     """
     if segmenter == "line":
         return lines
-    segments = itertools.chain.from_iterable(map(_segments, lines))
+    segments = itertools.chain.from_iterable(_segments(line, text_language) for line in lines)
     return [sentence for segment in segments if (sentence := segment.strip())]
 
 
-def _segments(line: str) -> list[str]:
+def _segments(line: str, text_language: str) -> list[str]:
     """The segments into which sentencex splits a line; joined, they give the line."""
     import sentencex
 
     if line.isascii() or not _SPACE_BEYOND_ASCII.search(line):
-        return sentencex.segment("en", line)
-    segments = sentencex.segment("en", _SPACE_BEYOND_ASCII.sub(" ", line))
+        return sentencex.segment(text_language, line)
+    segments = sentencex.segment(text_language, _SPACE_BEYOND_ASCII.sub(" ", line))
     ends = itertools.accumulate(map(len, segments), initial=0)
     return [line[start:end] for start, end in itertools.pairwise(ends)]
 

@@ -52,6 +52,7 @@ class Meta:
     # empty for GPT-2's; else sha256, the hash of its tokens and, if prepare.py trained it: text,
     # vocab_size, made_with, bytes (that it was trained on) and corpus_bytes (of the train split)
     tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text_language: str = "en"  # the natural language, by its shortest code
 
 
 def path_of(data_dir: Path, split: str) -> Path:
