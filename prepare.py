@@ -128,16 +128,7 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for settings in runs:
         language = perturb.get(settings.language)
-        annotations = settings.annotations if language.hops else ""
-        source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
-        source = corpus.normal_name(source)
-        settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
-        settings = dataclasses.replace(settings, text_language=corpus.text_language(settings))
-        is_fit = settings.text_language == "en" or not language.hops
-        settings.require(is_fit, "text_language", f"en for {language.title}, which is English")
-        is_fit = language.unit == "tokens" or natural.has_spaces(settings.text_language)
-        name = natural.name_of(settings.text_language)
-        settings.require(is_fit, "unit", f"tokens, as {name} has no spaces between words")
+        settings = with_corpus(settings, language)
         text = Settings(**{name: getattr(settings, name) for name in _OF_TEXT})
         folder = tokenizer_training.folder_of(settings, version(text))
         tokenizer = Tokenizer(language.markers, folder)
@@ -151,6 +142,24 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
             )
         jobs[job.data_dir.absolute()] = job
     return list(jobs.values())
+
+
+def with_corpus(settings: Settings, language: Language) -> Settings:
+    """The settings with the normal names of the corpus (or annotations) and its natural language.
+
+    Raises UserError for a natural language that does not fit the impossible one.
+    """
+    annotations = settings.annotations if language.hops else ""
+    source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
+    source = corpus.normal_name(source)
+    settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
+    settings = dataclasses.replace(settings, text_language=corpus.text_language(settings))
+    is_fit = settings.text_language == "en" or not language.hops
+    settings.require(is_fit, "text_language", f"en for {language.title}, which is English")
+    is_fit = language.unit == "tokens" or natural.has_spaces(settings.text_language)
+    name = natural.name_of(settings.text_language)
+    settings.require(is_fit, "unit", f"tokens, as {name} has no spaces between words")
+    return settings
 
 
 def version_of(settings: Settings) -> str:

@@ -186,17 +186,15 @@ def perturbed(
     ids = tokenizer.ids
     is_kept = rule.keeps(good) & rule.keeps(bad)
     if not rule.any_length:
-        is_kept &= np.equal(
-            *(np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
-        )
-    seeds = [[rule.seed, zlib.crc32(f"{p.paradigm} {p.item}".encode())] for p in pairs]
+        lengths = (np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
+        is_kept &= np.equal(*lengths)
     kept, parts = [], []
     for i in np.flatnonzero(is_kept).tolist():
         # The draw of a pair is the same whatever other pairs there are.
-        both = [
-            rule.apply(s.part(i, i + 1), ids, np.random.default_rng(seeds[i]), drop=False).tokens
-            for s in (good, bad)
-        ]
+        seeds = [rule.seed, zlib.crc32(f"{pairs[i].paradigm} {pairs[i].item}".encode())]
+        rngs = (np.random.default_rng(seeds) for _ in range(2))
+        sentences = zip((good, bad), rngs, strict=True)
+        both = [rule.apply(s.part(i, i + 1), ids, rng, drop=False).tokens for s, rng in sentences]
         if not np.array_equal(*both):
             kept.append(pairs[i])
             parts += [np.append(tokenizer.end_of_text, tokens) for tokens in both]
@@ -204,14 +202,9 @@ def perturbed(
         raise UserError(f"no pair of {place} can be compared in {rule.title}.")
     left_out = Counter((p.paradigm, p.field) for p in pairs)
     left_out.subtract((p.paradigm, p.field) for p in kept)
-    return Sequences(
-        language=language,
-        tokenizer=tokenizer,
-        sentences=sentences_of(parts),
-        columns=pd.DataFrame(kept),
-        about={"test_language": language, "pairs_from": place},
-        counts=left_out,
-    )
+    about = {"test_language": language, "pairs_from": place}
+    columns = pd.DataFrame(kept)
+    return Sequences(language, tokenizer, sentences_of(parts), columns, about, left_out)
 
 
 def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
