@@ -11,10 +11,12 @@ import transformers
 from conftest import fail, succeed, write_config
 
 from impossible.evaluation import markers, perplexity
+from impossible.evaluation.models import Series
 from impossible.evaluation.scoring import Sequences
 from impossible.settings import Settings
 from impossible.text import token_files
 from impossible.text.arrays import from_lengths
+from impossible.text.tokenizer import Tokenizer
 
 LANGUAGES = ("no_hop", "token_hop")
 SAMPLE = ("--sentences_per_genre=30", "--sample_seed=3")
@@ -129,9 +131,9 @@ def test_other_languages_have_no_marker_to_be_known(
 def test_a_marker_may_end_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.array([5, 6, 50257, 7, 50258, 50258, 8, 9], np.uint16)
     sentences = from_lengths(tokens, np.array([3, 5]))
-    sampled = Sequences("no_hop", sentences, pd.DataFrame())
+    sampled = Sequences("no_hop", Tokenizer("🅂🄿"), sentences, pd.DataFrame())
     monkeypatch.setattr(perplexity, "sequences", lambda *_, **__: sampled)
-    found = markers.sequences(Settings(language="no_hop"))
+    found = markers.sequences(Settings(language="no_hop"), Series("", "", "", "", []))
     assert [part.tolist() for part in found.parts] == [[5, 6, 50257], [7, 50258]]
     assert found.last_instead.tolist() == [50256, 50258], "what follows the first marker"
     assert found.lengths.tolist() == [3, 5], "of the whole sentences"

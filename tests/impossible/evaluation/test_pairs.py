@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,15 @@ from hub import Hub, asked_here, serve
 import perturb
 from impossible.evaluation import pairs as module
 from impossible.evaluation.pairs import Pair
+from impossible.evaluation.scoring import Sequences
 from impossible.settings import Settings, UserError
 from impossible.text.tokenizer import Tokenizer
+
+
+def perturbed(pairs: Sequence[Pair], language: str, **options: object) -> Sequences:
+    tokenizer = Tokenizer(perturb.get(language).markers)
+    return module.perturbed(tuple(pairs), language, tokenizer, **options)
+
 
 NOUNS = ("dog", "child", "teacher", "senator", "river", "Congress", "bookshelf", "neighbour")
 AGREEMENT, ORDER = "regular_plural_subject_verb_agreement_1", "causative"
@@ -171,7 +179,7 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
             f"The {noun} clearly liked that very small {noun} over there.",
         )
     ]
-    found = module.perturbed(tuple(pairs), language)
+    found = perturbed(tuple(pairs), language)
     assert len(found.columns) == (len(pairs) if rule.any_length else len(pairs) // 2)
     assert found.counts == {("p", "f"): len(pairs) - len(found.columns)}
     for good, bad in zip(found.parts[::2], found.parts[1::2], strict=True):
@@ -185,25 +193,27 @@ def test_pairs_with_as_many_words_are_compared_where_words_move() -> None:
     shorter = Pair("p", "f", "1", "The dogs like it.", "The dogs do like it.")
     same_tokens = Pair("p", "f", "2", "The bookshelf is so.", "The very is so so.")
     for leading_space in (False, True):
-        found = module.perturbed(
-            (longer, shorter, same_tokens), "even_odd_shuffle_words", leading_space
+        found = perturbed(
+            (longer, shorter, same_tokens),
+            "even_odd_shuffle_words",
+            leading_space=leading_space,
         )
         assert found.columns["item"].tolist() == ["0"]
         good, bad = (Tokenizer().decode(part[1:]) for part in found.parts)
         assert (good, bad) == (" The likes dog it.", " The unhesitatinglys dog it.")
     with pytest.raises(UserError, match="no pair"):
-        module.perturbed((longer,), "even_odd_shuffle")
+        perturbed((longer,), "even_odd_shuffle")
 
 
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     same = Pair("p", "f", "0", "It is so.", "It is so.")
     other = Pair("p", "f", "1", "It is so.", "It are so.")
-    found = module.perturbed((same, other), "no_shuffle")
+    found = perturbed((same, other), "no_shuffle")
     assert (found.columns["item"].tolist(), found.counts) == (["1"], {("p", "f"): 1})
     with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
-        module.perturbed((same,), "no_shuffle", place="mine")
+        perturbed((same,), "no_shuffle", place="mine")
     with pytest.raises(UserError, match="leave --leading_space out"):
-        module.perturbed((other,), "no_hop", leading_space=True)
+        perturbed((other,), "no_hop", leading_space=True)
 
 
 def test_pairs_come_from_a_file_or_a_folder(folder: Path, tmp_path: Path) -> None:
@@ -363,7 +373,7 @@ def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
     pairs = [
         Pair("p", "", str(i), "The dog sees the cat.", "The dog see the cat.") for i in range(9)
     ]
-    tokens = module.perturbed(tuple(pairs), "own").sentences.tokens.reshape(9, 2, -1)
+    tokens = perturbed(tuple(pairs), "own").sentences.tokens.reshape(9, 2, -1)
     assert ((tokens[:, 0] != tokens[:, 1]).sum(axis=1) == 1).all()
     assert len({tuple(good) for good, _ in tokens.tolist()}) > 5, "each pair in another order"
 
@@ -371,7 +381,7 @@ def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
 def test_the_total_gives_the_mean_over_pairs_and_the_mean_over_paradigms() -> None:
     good, bad = "It is so.", "It are so."
     pairs = [Pair(p, "", str(i), good, bad) for i, p in enumerate("aaab")]
-    found = module.perturbed(tuple(pairs), "no_shuffle")
+    found = perturbed(tuple(pairs), "no_shuffle")
 
     def losses(*sums: tuple[float, float]) -> np.ndarray:
         """Of all tokens of a sentence the same, so that they have these sums."""

@@ -8,6 +8,7 @@ from impossible.distributed import World
 from impossible.evaluation import scoring
 from impossible.evaluation.scoring import Scorer, Sequences
 from impossible.text.arrays import from_lengths
+from impossible.text.tokenizer import Tokenizer
 
 
 def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
@@ -25,7 +26,9 @@ def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
 
     head = torch.randn(90, 91)
     found = scoring.losses(
-        Scorer(body, head, context=28), Sequences("", sentences, pd.DataFrame()), World()
+        Scorer(body, head, context=28),
+        Sequences("", Tokenizer(), sentences, pd.DataFrame()),
+        World(),
     )
     assert scored.sum() <= sum(seen) < 1.02 * scored.sum()
     assert len(seen) < 1.1 * scored.sum() / 1024

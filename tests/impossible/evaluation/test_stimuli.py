@@ -15,15 +15,21 @@ from conftest import ROOT, succeed
 
 import perturb
 from impossible.evaluation import stimuli
+from impossible.evaluation.models import Series
 from impossible.evaluation.rows import Region, Stimulus
 from impossible.settings import Settings, UserError
 from impossible.text.arrays import Sentences, from_lengths
 from impossible.text.tokenizer import Tokenizer
 
+GPT2 = Series("", "", "", "", [])  # models with its tokenizer
 TEXT = "He cleans his very messy bookshelf."
 
 
 tokenizer_of = functools.cache(Tokenizer)
+
+
+def prepared(items: list[Stimulus], language: str) -> list[stimuli.Prepared]:
+    return stimuli.prepared(items, language, tokenizer_of(perturb.get(language).markers))
 
 
 def pieces(made: stimuli.Prepared, markers: str) -> list[str]:
@@ -45,7 +51,7 @@ def region(made: stimuli.Prepared, markers: str) -> list[str]:
 
 def test_the_marker_comes_after_so_many_words_and_regions_move_with_their_words() -> None:
     stimulus = Stimulus("1", "a", TEXT, marker_place=2, regions=regions("his very"))
-    (made,) = stimuli.prepared([stimulus], "partial_reverse")
+    (made,) = prepared([stimulus], "partial_reverse")
     assert " ".join(pieces(made, "🅁")) == "He cleans 🅁 . lf he books messy very his"
     assert made.spelled == ["He", "cleans", "his", "very", "messy", "bookshelf."]
     assert made.words.tolist() == [0, 1, -1, 5, 5, 5, 5, 4, 3, 2]
@@ -54,18 +60,18 @@ def test_the_marker_comes_after_so_many_words_and_regions_move_with_their_words(
 
 def test_whole_words_move_with_their_regions_and_the_marker_comes_after_so_many() -> None:
     stimulus = Stimulus("1", "a", TEXT, marker_place=2, regions=regions("bookshelf."))
-    (made,) = stimuli.prepared([stimulus], "partial_reverse_words")
+    (made,) = prepared([stimulus], "partial_reverse_words")
     assert " ".join(pieces(made, "🅁")) == "He cleans 🅁 books he lf . messy very his"
     assert Tokenizer("🅁").decode(made.tokens) == " He cleans🅁 bookshelf. messy very his"
     assert made.words.tolist() == [0, 1, -1, 5, 5, 5, 5, 4, 3, 2]
     assert made.marker_place == 2
     assert region(made, "🅁") == ["books", "he", "lf", "."]
     as_it_is = stimulus._replace(perturbed="He cleans 🅁 bookshelf. messy very his")
-    (read,) = stimuli.prepared([as_it_is], "partial_reverse_words")
+    (read,) = prepared([as_it_is], "partial_reverse_words")
     assert read.tokens.tolist() == made.tokens.tolist()
     with pytest.raises(UserError, match="no space at the beginning of a sentence, or after"):
         torn = as_it_is._replace(perturbed="He 🅁cleans", regions=())
-        stimuli.prepared([torn], "partial_reverse_words")
+        prepared([torn], "partial_reverse_words")
 
 
 @pytest.mark.parametrize("language", ["nondeterministic_shuffle_words", "full_reverse_words"])
@@ -73,7 +79,7 @@ def test_words_whose_tokens_occur_twice_are_followed_where_words_move(language: 
     text = "The bookshelf sees the bookshelf that the bookshelf sees, bookshelf by bookshelf."
     items = [Stimulus(str(i), "a", text) for i in range(20)]
     places = set()
-    for made in stimuli.prepared(items, language):
+    for made in prepared(items, language):
         spelled = Tokenizer("🅁").decode(made.tokens).replace("🅁", " 🅁").split()
         places.add(made.marker_place)
         runs = made.words[np.append(True, np.diff(made.words) != 0)].tolist()
@@ -85,11 +91,11 @@ def test_words_whose_tokens_occur_twice_are_followed_where_words_move(language: 
 def test_conditions_of_an_item_have_the_same_draw() -> None:
     texts = ("The dog that I saw runs home.", "The dog that I saw ran home.", "The dog runs.")
     items = [Stimulus(str(i), c, t) for i in range(30) for c, t in zip("abc", texts, strict=True)]
-    made = stimuli.prepared(items, "partial_reverse")
+    made = prepared(items, "partial_reverse")
     places = np.array([np.flatnonzero(x.tokens == 50257)[0] for x in made]).reshape(-1, 3)
     assert (places == places[:, :1]).all()
     assert set(places[:, 0]) == set(range(5)), "within the shortest of an item"
-    shuffled = stimuli.prepared(items, "nondeterministic_shuffle")
+    shuffled = prepared(items, "nondeterministic_shuffle")
     orders = [tuple(x.words) for x in shuffled]
     assert orders[::3] == orders[1::3], "of one length"
     assert len(set(orders[::3])) > 20, "each item in another order"
@@ -98,21 +104,21 @@ def test_conditions_of_an_item_have_the_same_draw() -> None:
 def test_a_perturbed_string_is_read_as_it_is() -> None:
     perturbed = "He cleans 🅁 his messy"
     stimulus = Stimulus("1", "a", TEXT, perturbed=perturbed, regions=regions("messy"))
-    (made,) = stimuli.prepared([stimulus], "partial_reverse")
+    (made,) = prepared([stimulus], "partial_reverse")
     assert pieces(made, "🅁") == ["He", "cleans", "🅁", "his", "messy"]
     assert region(made, "🅁") == ["messy"]
     assert made.words.tolist() == [0, 1, -1, 2, 3]
     assert made.spelled == ["He", "cleans", "his", "messy"]
     twice = Stimulus("1", "a", "x", perturbed="I 🅂 a 🄿 . é dog", regions=regions("é dog"))
-    (made,) = stimuli.prepared([twice], "no_hop")
+    (made,) = prepared([twice], "no_hop")
     assert made.words.tolist()[:6] == [0, -1, 1, -1, 2, 3]
     assert region(made, "🅂🄿") == ["é", "dog"]
-    (made,) = stimuli.prepared([twice._replace(regions=regions("a 🄿"))], "no_hop")
+    (made,) = prepared([twice._replace(regions=regions("a 🄿"))], "no_hop")
     assert region(made, "🅂🄿") == ["a", "🄿"]
 
 
 def test_a_hop_language_marks_the_verbs_of_stimuli() -> None:
-    (made,) = stimuli.prepared([Stimulus("1", "a", TEXT, regions=regions("cleans"))], "token_hop")
+    (made,) = prepared([Stimulus("1", "a", TEXT, regions=regions("cleans"))], "token_hop")
     assert " ".join(pieces(made, "🅂🄿")) == "He clean his very messy books 🅂 he lf ."
     assert made.words.tolist() == [0, 1, 2, 3, 4, 5, -1, 5, 5, 5], "of the original text"
     assert made.spelled == TEXT.split()
@@ -227,15 +233,15 @@ def own(
 def test_a_language_of_ones_own_gets_the_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     stimulus = Stimulus("1", "a", TEXT, regions=regions("his very"))
     own(monkeypatch, reversed_with, VERY)
-    (made,) = stimuli.prepared([stimulus], "own")
+    (made,) = prepared([stimulus], "own")
     assert pieces(made, "") == [".", "lf", "he", "books", "messy", "very", "his", "cleans", "He"]
     assert made.words.tolist() == [5, 5, 5, 5, 4, 3, 2, 1, 0]
     assert region(made, "") == ["very", "his"]
     assert made.marker_place is None
-    (made,) = stimuli.prepared([stimulus._replace(text="He sees his dog.", regions=())], "own")
+    (made,) = prepared([stimulus._replace(text="He sees his dog.", regions=())], "own")
     assert pieces(made, "") == ["He", "sees", "his", "dog", "."]
     own(monkeypatch, doubled, 1)
-    (made,) = stimuli.prepared([stimulus], "own")
+    (made,) = prepared([stimulus], "own")
     assert made.words.tolist() == [0, 1, 2, 2, 3, 4, 5, 5, 5, 5]
 
 
@@ -255,7 +261,7 @@ def test_a_token_that_replaces_another_one_has_its_place(
 ) -> None:
     stimulus = Stimulus("1", "a", TEXT, regions=regions("messy"))
     own(monkeypatch, function, token)
-    (made,) = stimuli.prepared([stimulus], "own")
+    (made,) = prepared([stimulus], "own")
     assert made.words.tolist() == [[0, 1, 2, 3, 4, 5, 5, 5, 5][place] for place in order]
     assert made.region.tolist() == [0 if place == 4 else -1 for place in order]
     original = np.array(Tokenizer().encode_ordinary(TEXT))[list(order)]
@@ -269,7 +275,7 @@ def test_words_and_regions_that_a_language_leaves_out_are_counted(
 ) -> None:
     own(monkeypatch, left_out, MESSY)
     found = [Stimulus("1", c, TEXT, regions=regions(r)) for c, r in (("a", "messy"), ("b", "very"))]
-    made = stimuli.prepared(found, "own")
+    made = prepared(found, "own")
     (note,) = stimuli.notes_on(made, perturb.get("own"))
     assert note.startswith("warning: 2 words and 1 regions have no token in Own")
 
@@ -277,10 +283,10 @@ def test_words_and_regions_that_a_language_leaves_out_are_counted(
 def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     stimulus = Stimulus("1", "a", "I saw the very dog and the cat")
     own(monkeypatch, reversed_with, VERY)
-    (made,) = stimuli.prepared([stimulus], "own")
+    (made,) = prepared([stimulus], "own")
     assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     own(monkeypatch, reversed_with, THE)
-    (made,) = stimuli.prepared([stimulus], "own")
+    (made,) = prepared([stimulus], "own")
     assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
 
     def last_first(s: Sentences, *_: object, **__: object) -> Sentences:
@@ -289,13 +295,13 @@ def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
 
     own(monkeypatch, last_first, THE)
     with pytest.raises(UserError, match=r"Own depends on the tokens, .* Give the column perturbed"):
-        stimuli.prepared([stimulus], "own")
+        prepared([stimulus], "own")
 
 
 def test_a_language_of_ones_own_inserts_its_own_marker(monkeypatch: pytest.MonkeyPatch) -> None:
     stimulus = Stimulus("1", "a", "I saw the very dog and the cat", regions=regions("dog"))
     own(monkeypatch, marked_after, THE, "🅇")
-    (made,) = stimuli.prepared([stimulus], "own")
+    (made,) = prepared([stimulus], "own")
     assert " ".join(pieces(made, "🅇")) == "I saw the 🅇 very dog and the 🅇 cat"
     assert made.words.tolist() == [0, 1, 2, -1, 3, 4, 5, 6, -1, 7]
     assert made.is_marker.tolist() == [i in (3, 8) for i in range(10)]
@@ -303,11 +309,11 @@ def test_a_language_of_ones_own_inserts_its_own_marker(monkeypatch: pytest.Monke
     own(monkeypatch, marked_anywhere, THE, "🅇")
     texts = ("I saw the very dog and the cat", "I saw the very dog and the cat and", "I saw it")
     items = [Stimulus("1", c, text) for c, text in zip("abc", texts, strict=True)]
-    made = stimuli.prepared(items, "own")
+    made = prepared(items, "own")
     for x, stimulus in zip(made, items, strict=True):
         assert sorted(x.words) == [-1, *range(len(stimulus.text.split()))]
         assert x.marker_place == x.words.tolist().index(-1)
-    (again,) = stimuli.prepared([items[0]._replace(condition="b")], "own")
+    (again,) = prepared([items[0]._replace(condition="b")], "own")
     assert again.tokens.tolist() == made[0].tokens.tolist()
 
 
@@ -319,16 +325,16 @@ def test_the_table_says_where_the_marker_stands_and_on_which_side_of_a_region() 
         Stimulus("2", "b", "The man saw her.", 3, regions=regions("saw")),
     ]
     for language, places in (("partial_reverse", [1, 3, 2, 3]), ("full_reverse", [1, 3, 2, 3])):
-        made = stimuli.prepared(conditions, language)
+        made = prepared(conditions, language)
         assert [x.marker_place for x in made] == places
         (note,) = stimuli.notes_on(made, perturb.get(language))
         assert note.startswith("warning: in 1 of 2 items (1), the marker stands")
-    made = stimuli.prepared(conditions, "even_odd_shuffle")
+    made = prepared(conditions, "even_odd_shuffle")
     assert [x.marker_place for x in made] == [None] * 4
     (note,) = stimuli.notes_on(made, perturb.get("even_odd_shuffle"))
     assert note == "marker_place is not used in EvenOddShuffle"
     drawn = [s._replace(item=str(i), marker_place=None) for i in range(20) for s in conditions[:2]]
-    for x in stimuli.prepared(drawn, "no_reverse"):
+    for x in prepared(drawn, "no_reverse"):
         assert x.marker_place == len(set(x.words[: x.is_marker.argmax()]))
 
 
@@ -343,10 +349,10 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
     first, second = stimuli.read(path)
     assert first.regions == (Region("region", "is", 1), Region("Late", "the", 2))
     assert second.regions == (Region("Late", "was", None),)
-    (made,) = stimuli.prepared([first], "no_shuffle")
+    (made,) = prepared([first], "no_shuffle")
     assert made.region.tolist() == [-1, 0, -1, -1, -1, 1, *[-1] * (len(made.tokens) - 6)]
     settings = Settings(language="no_shuffle", stimuli=str(path))
-    units = stimuli.sequences(settings).columns.query("condition == 'a' and region != ''")
+    units = stimuli.sequences(settings, GPT2).columns.query("condition == 'a' and region != ''")
     of_regions = units[units["unit"] == "region"][["region", "unit_text"]]
     assert of_regions.to_numpy().tolist() == [["region", "is"], ["Late", "the"]]
     of_words = units[units["unit"] == "word"][["word_index", "region"]]
@@ -358,7 +364,7 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
     ):
         with pytest.raises(UserError, match=told):
             stimulus = first._replace(text="It is the dog, the big one.", regions=regions(*texts))
-            stimuli.prepared([stimulus], "no_shuffle")
+            prepared([stimulus], "no_shuffle")
 
 
 @pytest.mark.parametrize(
@@ -378,13 +384,13 @@ def test_a_region_is_no_part_of_a_word(text: str, region: str, count: int) -> No
     occurs = rf"'?{region}'?\"? occurs {count} times as whole words in"
     column = r".* Expected 1 to \d in the column occurrence_spill; found occurrence_spill = 9\."
     with pytest.raises(UserError, match=occurs + (column if count else r".*\.'?$")):
-        stimuli.prepared([stimulus], "no_shuffle")
+        prepared([stimulus], "no_shuffle")
 
 
 def test_a_region_of_a_perturbed_string_may_be_part_of_a_word() -> None:
     stimulus = Stimulus("1", "a", "x", perturbed="this is he", regions=regions("is"))
     with pytest.raises(UserError, match=r"occurs 2 times in 'this is he'\. Expected 1 to 2 in the"):
-        stimuli.prepared([stimulus], "no_shuffle")
+        prepared([stimulus], "no_shuffle")
 
 
 ROWS = [Stimulus("1", "a", "He left early.", regions=regions("early"))]
@@ -426,7 +432,7 @@ def test_replaced_white_space_is_counted(
 def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("item,condition,text,perturbed\n1,a,A b., b🅁A\n", encoding="utf-8")
-    (made,) = stimuli.prepared(stimuli.read(path), "full_reverse")
+    (made,) = prepared(stimuli.read(path), "full_reverse")
     assert Tokenizer(("🅁",)).decode(made.tokens) == " b🅁A"
 
 
@@ -481,7 +487,7 @@ def test_what_is_not_clear_in_a_file_is_refused(text: str, told: str, tmp_path: 
     path = tmp_path / "x.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=told):
-        stimuli.sequences(Settings(language="no_reverse", stimuli=str(path)))
+        stimuli.sequences(Settings(language="no_reverse", stimuli=str(path)), GPT2)
     with pytest.raises(UserError, match=r"is no file. Expected a csv or jsonl file"):
         stimuli.source(Settings(stimuli=str(tmp_path / "none.csv")))
 
