@@ -78,6 +78,7 @@ Rate = Annotated[float, Rule(lambda rate: 0 <= rate < 1, "0 or more, and less th
 Seed = Annotated[int, at_least(0, LARGEST_SEED)]
 OwnSeed = Annotated[int, at_least(-1, LARGEST_SEED)]
 _DEVICE = matches(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
+_TWO_NAMES = matches("[^,]+,[^,]+", "two names with a comma between them")
 _POSITIVE = r"(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)"  # a number such as 2 or 0.5
 _SHARES = matches(
     rf"equal|auto|{_POSITIVE}(,{_POSITIVE})*", "equal, auto, or positive numbers such as 2,3"
@@ -219,9 +220,11 @@ class Settings(Recipe):
     entropies: bool = False
     # instead of perplexities, measure the surprisal of each sentence's first marker (Hop only)
     markers: bool = False
-    # instead of perplexities, score minimal pairs: `blimp` (from the Hub), or jsonl files with
-    # sentence_good and sentence_bad (one file, or a folder of them)
+    # instead of perplexities, score minimal pairs: `blimp`, multiblimp:CODE or hf:NAME:CONFIG (all
+    # from the Hub), or jsonl files (one file, or a folder of them)
     pairs: str = ""
+    # the columns of minimal pairs: that of the grammatical and that of the ungrammatical sentence
+    pairs_columns: Annotated[str, _TWO_NAMES] = "sentence_good,sentence_bad"
     # encode the sentences of minimal pairs after a space, as lm-evaluation-harness does
     leading_space: bool = False
     # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with item,
@@ -284,8 +287,9 @@ class Settings(Recipe):
             others = (*measures[1:], "sentences", "surprisals", "entropies") if measures else ()
             for name in others:
                 require(not getattr(s, name), name, f"left out, as {measures[0]} is set")
-            fits = s.pairs or not s.leading_space
-            require(fits, "leading_space", "left out, or combined with --pairs=")
+            for name in ("leading_space", "pairs_columns"):
+                fits = s.pairs or getattr(s, name) == getattr(Settings, name)
+                require(fits, name, "left out, or combined with --pairs=")
 
     def _check_training(self) -> None:
         s, require = self, self.require

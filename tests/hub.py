@@ -478,13 +478,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def asked_here(hub: Hub, cache: Path) -> Iterator[None]:
     """Let huggingface_hub within this process ask a Hub, with a cache of its own."""
+    import datasets
     from huggingface_hub import constants, hf_api
 
+    of_datasets = {"HF_ENDPOINT": hub.url, "HF_DATASETS_CACHE": cache / "datasets"}
     values = {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
         "HF_HUB_CACHE": str(cache),
     }
     patch = unittest.mock.patch
-    with patch.multiple(constants, **values), patch.object(hf_api.api, "endpoint", hub.url):
+    with (
+        patch.multiple(constants, **values),
+        patch.object(hf_api.api, "endpoint", hub.url),
+        patch.multiple(datasets.config, **of_datasets),
+    ):
         yield

@@ -6,9 +6,11 @@ right if the log-probabilities of the grammatical sentence have the higher sum.
 """
 
 import functools
+import itertools
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
 COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
 _FILES, _PARADIGMS = "*/*.parquet", 67
 _GOOD, _BAD = "sentence_good", "sentence_bad"
+_MULTIBLIMP, _MULTIBLIMP_COLUMNS = "hf:jumelet/multiblimp:", "sen,wrong_sen"  # Jumelet et al. 2025
 
 
 class Pair(NamedTuple):
@@ -49,18 +52,24 @@ class Pair(NamedTuple):
 
 
 @functools.lru_cache(1)
-def read(source: str, place: str = "") -> list[Pair]:
-    """The pairs of BLiMP (`blimp`, from the Hub), or of jsonl files: one, or a folder of them.
+def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list[Pair]:
+    """The pairs of a dataset on the Hub (`blimp`, hf:...), of a jsonl file or a folder of them.
 
     place: a name that depends on the content, so that files that have changed are read again.
-    Raises UserError if there are none, for a line that is not a pair, and for two pairs of one
-    paradigm with the same name.
+    columns: the names of the grammatical and the ungrammatical sentence. Raises UserError if there
+    are no pairs, for a line that is not a pair, and for two of one paradigm with the same name.
     """
-    lines = list(_of_blimp() if source == BLIMP else _of_files(Path(source)))
+    if source == BLIMP:
+        lines = list(_of_blimp())
+    elif source.startswith("hf:"):
+        lines = list(_of_dataset(source))
+    else:
+        lines = list(_of_files(Path(source)))
     if not lines:
         raise UserError(f"pairs = {source!r} holds no minimal pair. Expected jsonl files.")
     first: dict[tuple[str, str], str] = {}
-    pairs = [_pair(*line) for line in lines]
+    good, _, bad = columns.partition(",")
+    pairs = [_pair(*line, good.strip(), bad.strip()) for line in lines]
     for pair, (where, *_) in zip(pairs, lines, strict=True):
         before = first.setdefault((pair.paradigm, pair.item), where)
         if before != where:
@@ -70,7 +79,8 @@ def read(source: str, place: str = "") -> list[Pair]:
                 "paradigms, give each file a UID or a name of its own: the paradigm is the UID, or "
                 "else the name of the file."
             )
-    rows.print_replaced_spaces((where, row[k]) for where, row, *_ in lines for k in (_GOOD, _BAD))
+    texts = ((where, row[name.strip()]) for where, row, *_ in lines for name in (good, bad))
+    rows.print_replaced_spaces(texts)
     return pairs
 
 
@@ -86,8 +96,8 @@ def _paths(source: Path) -> list[Path]:
         return sorted(p for p, parts in paths if not any(x.startswith(".") for x in parts))
     if not source.is_file():
         raise UserError(
-            f"pairs = {str(source)!r} does not exist. Expected blimp, a folder of jsonl files, or "
-            "one such file."
+            f"pairs = {str(source)!r} does not exist. Expected blimp, multiblimp:CODE, hf:NAME, a "
+            "folder of jsonl files, or one such file."
         )
     return [source]
 
@@ -120,17 +130,64 @@ def _of_blimp() -> Iterator[_Line]:
             yield f"{path}, row {number}", row, path.parent.name, str(number)
 
 
-def _pair(where: str, row: dict[str, Any], paradigm: str, item: str) -> Pair:
+@functools.lru_cache
+def _on_hub(name: str) -> tuple[str, str | None, str]:
+    """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
+    import huggingface_hub
+
+    repo, _, revision = name.removeprefix("hf:").partition("@")
+    repo, _, config = repo.partition(":")
+    info = functools.partial(huggingface_hub.HfApi().dataset_info, repo, revision=revision or None)
+    commit = _asked(name, functools.partial(asking.patiently, repo, info)).sha
+    if revision != commit:
+        print(f"to read the same pairs later: --pairs={name.partition('@')[0]}@{commit}")
+    return repo, config or None, commit
+
+
+def _of_dataset(name: str) -> Iterator[_Line]:
+    """The rows of all splits of a dataset on the Hub."""
+    import datasets
+
+    repo, config, commit = _on_hub(name)
+    load = functools.partial(datasets.load_dataset, repo, config, revision=commit)
+    number = itertools.count()
+    for split, of_split in _asked(name, load).items():
+        for row in of_split:
+            item = next(number)
+            yield f"{repo}, {split}, row {item}", row, config or repo.partition("/")[2], str(item)
+
+
+def _asked(name: str, call: Callable[[], Any]) -> Any:
+    """What a call that reads a dataset of the Hub returns. Raises UserError."""
+    from huggingface_hub.utils import httpx
+
+    try:
+        return call()
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the dataset {name} could not be read from the Hub ({asking.text_of(error)}). "
+            "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out. Check the name and the "
+            "network; without one, name jsonl files: --pairs=FOLDER"
+        )
+
+
+def _pair(
+    where: str, row: dict[str, Any], paradigm: str, item: str, good_name: str, bad_name: str
+) -> Pair:
     """A pair from its row. Raises UserError."""
-    if missing := [name for name in (_GOOD, _BAD) if name not in row]:
-        raise UserError(f"{where} has no {' and no '.join(missing)}. Found: {', '.join(row)}.")
-    good, bad = (rows.sentence(row[name], name, where) for name in (_GOOD, _BAD))
+    if missing := [name for name in (good_name, bad_name) if name not in row]:
+        raise UserError(
+            f"{where} has no {' and no '.join(missing)}. Found: {', '.join(row)}. Name the columns "
+            "of the two sentences: --pairs_columns=GOOD,BAD"
+        )
+    good, bad = (rows.sentence(row[name], name, where) for name in (good_name, bad_name))
     if not (good and bad):
-        raise UserError(f"{where}: {_GOOD} or {_BAD} is empty.")
-    uid, field, number, other = (
-        rows.label(row.get(name), name, where) for name in ("UID", "field", "pairID", "pair_id")
+        raise UserError(f"{where}: {good_name} or {bad_name} is empty.")
+    names = ("UID", "phenomenon", "field", "pairID", "pair_id")
+    uid, phenomenon, field, number, other = (
+        rows.label(row.get(name), name, where) for name in names
     )
-    if (paradigm := uid or paradigm) == TOTAL:
+    if (paradigm := uid or phenomenon or paradigm) == TOTAL:
         raise UserError(
             f"{where}: the paradigm {TOTAL!r} has the name that tables give to the total. Rename "
             "it."
@@ -143,8 +200,12 @@ def _pair(where: str, row: dict[str, Any], paradigm: str, item: str) -> Pair:
 
 def source(settings: Settings) -> Source:
     """Where the pairs come from. Raises UserError if they do not exist."""
-    if settings.pairs == BLIMP:
+    name = _name_of(settings)
+    if name == BLIMP:
         place = f"{BLIMP}-{COMMIT[:8]}"
+    elif name.startswith("hf:"):
+        repo, config, commit = _on_hub(name)
+        place = "-".join(filter(None, [repo.partition("/")[2] or repo, config, commit[:8]]))
     else:
         path = Path(settings.pairs)
         place = rows.name_by_content(path, _paths(path))
@@ -152,10 +213,18 @@ def source(settings: Settings) -> Source:
     return Source(language_of(settings), place, name=name)
 
 
+def _name_of(settings: Settings) -> str:
+    """The setting `pairs`; for multiblimp:CODE, the name of the dataset and its configuration."""
+    return re.sub("^multiblimp:", _MULTIBLIMP, settings.pairs)
+
+
 def sequences(settings: Settings, series: Series) -> Sequences:
     """The pairs that the settings ask for, perturbed and encoded for some models."""
     place, language = source(settings).place, language_of(settings)
-    pairs = tuple(read(settings.pairs, place))
+    name, columns = _name_of(settings), settings.pairs_columns
+    if name.startswith(_MULTIBLIMP) and columns == Settings.pairs_columns:
+        columns = _MULTIBLIMP_COLUMNS
+    pairs = tuple(read(name, place, columns))
     tokenizer = series.tokenizer(perturb.get(language).markers)
     return perturbed(pairs, language, tokenizer, settings.leading_space, place)
 

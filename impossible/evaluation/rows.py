@@ -19,6 +19,8 @@ from impossible.settings import UserError
 _BLANK = ' ,;\t"'  # all that a row without values has
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
+_JOINERS = "\u200c\u200d"  # zero-width (non-)joiner
+
 _NEEDED = ("item", "condition", "text")
 _REGION, _OCCURRENCE = "region", "occurrence"  # also region_NAME and occurrence_NAME
 _KNOWN = (*_NEEDED, "marker_place", "perturbed", _REGION, _OCCURRENCE)
@@ -142,7 +144,8 @@ def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = Fal
     """A text with single spaces, and none at its ends; "" for a missing value (null).
 
     may_begin_with_space: keep one space at its beginning. Raises UserError for anything but a text,
-    and for a character that cannot be seen (such as a zero-width space), with its place.
+    and for a character that cannot be seen (such as a zero-width space), with its place. The
+    joiners of Persian or Hindi are part of their words.
     """
     if _is_missing(value):
         return ""
@@ -150,6 +153,8 @@ def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = Fal
         raise UserError(f"{where}: {name} = {json.dumps(value)}. Expected a text.")
     for place, character in enumerate("" if value.isprintable() else value, 1):
         kind = unicodedata.category(character)
+        if character in _JOINERS and not value[: place - 1][-1:].isascii():
+            continue
         if kind in ("Cc", "Cf", "Cs") and not character.isspace():
             title = unicodedata.name(character, "a control character")
             raise UserError(

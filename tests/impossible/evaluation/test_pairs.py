@@ -253,6 +253,31 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     assert "name a folder of its jsonl files: --pairs=FOLDER" in error
 
 
+def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    texts = [("Köpek uyuyor.", "Köpek uyuyoruz."), ("Kediler uyuyor.", "Kediler uyuyorsun.")]
+    table = pa.Table.from_pylist([{"sen": a, "wrong_sen": b, "phenomenon": "SV"} for a, b in texts])
+    pq.write_table(table, tmp_path / "x.parquet")
+    commit, made = "b" * 40, Hub()
+    tree = {"tur/train-00000-of-00001.parquet": (tmp_path / "x.parquet").read_bytes()}
+    card = "configs:\n- config_name: tur\n  data_files: tur/*.parquet\n"
+    tree["README.md"] = f"---\n{card}---\n".encode()
+    made.add_dataset("jumelet/multiblimp", commit, tree)
+    made.repos["datasets", "jumelet/multiblimp"].branches["main"] = commit
+    copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
+    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
+    with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
+        printed = succeed(*command, "--pairs=multiblimp:tur")
+        assert f"--pairs=hf:jumelet/multiblimp:tur@{commit}" in printed
+        error = fail(*command, "--pairs=multiblimp:tur", "--pairs_columns=good,bad")
+    assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
+    found = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}" / "pairs.csv")
+    assert found.paradigm.tolist() == ["SV", "all"] and found.pairs.tolist() == [2, 2]
+    items = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}/pair_items.csv")
+    assert list(zip(items.good, items.bad, strict=True)) == texts
+
+
 def test_languages_are_compared_on_the_pairs_that_all_have(
     runs: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
