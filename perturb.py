@@ -474,12 +474,12 @@ def main(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__, "\nLanguages:", ", ".join(LANGUAGES))
         return
-    names = arguments[:1] or list(LANGUAGES)
+    names = arguments[:1] or [name for name, row in LANGUAGES.items() if row.unit == "tokens"]
     text = (arguments[1] if len(arguments) > 1 else EXAMPLE).strip()
     if not text or not is_utf8(text):
         fault = "not UTF-8" if text else "empty"
         raise UserError(f"the sentence is {fault}. Type: python perturb.py LANGUAGE 'A sentence.'")
-    width = max(len(language.title) for language in LANGUAGES.values())
+    width = max(len(get(name).title) for name in names)
     for name in names:
         print(f"{get(name).title:<{width}}  {show(get(name), text)}")
 
