@@ -25,6 +25,7 @@ from impossible.text.arrays import Ids
 from impossible.text.token_files import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = (*TOKENIZER, "tokenizer_config.json")  # of an export
 GPT2_SIZE = 50256  # ids of GPT-2's bytes and merges
 
 _VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -188,16 +189,13 @@ def write_transformers_files(folder: Path, tokenizer: Tokenizer, context: int) -
         "added_tokens_decoder": added,
     }
     text = json.dumps(config, ensure_ascii=False, indent=2)
-    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / TOKENIZER_FILES[2]).write_text(text + "\n", encoding="utf-8")
 
 
 def _ranks(vocab: Path, merges: Path) -> dict[bytes, int]:
     """The id of each byte and merged token. Raises UserError for files in another layout."""
     try:
-        # With hashes, as tiktoken has a cache by path.
-        return data_gym_to_mergeable_bpe_ranks(
-            str(merges), str(vocab), files.sha256(merges), files.sha256(vocab)
-        )
+        return _read_ranks(vocab, merges, files.sha256(vocab), files.sha256(merges))
     except (OSError, ValueError, KeyError, AssertionError, AttributeError) as error:
         reason = str(error) or "vocab.json does not number the merges as merges.txt has them"
         raise UserError(
@@ -205,6 +203,14 @@ def _ranks(vocab: Path, merges: Path) -> dict[bytes, int]:
             f"{' and '.join(TOKENIZER)} that prepare.py writes with --tokenizer=train, or those "
             "of an export: 256 bytes, then the merges, then <|endoftext|>."
         )
+
+
+@functools.lru_cache(4)
+def _read_ranks(
+    vocab: Path, merges: Path, vocab_sha256: str, merges_sha256: str
+) -> dict[bytes, int]:
+    # With hashes, as tiktoken has a cache by path.
+    return data_gym_to_mergeable_bpe_ranks(str(merges), str(vocab), merges_sha256, vocab_sha256)
 
 
 def _gpt2_files() -> list[Path]:
