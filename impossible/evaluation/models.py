@@ -71,10 +71,10 @@ class Series:
     models: list[Model]
     language: str = ""  # that the models were trained on, if that is known
     seeds: Seeds | None = None  # of a run
-    # From the markers of a language, the models' tokenizer with them.
-    tokenizer: Callable[[Sequence[str]], Tokenizer] = Tokenizer
     test_sha256: str = ""  # of the test split of the data that it was trained on
     recipe: str = ""  # all else that results depend on: shared by the seeds of all languages
+    # From the markers of a language, the models' tokenizer with them.
+    tokenizer: Callable[[Sequence[str]], Tokenizer] = Tokenizer
 
     @property
     def title(self) -> str:

@@ -19,6 +19,7 @@ from impossible.evaluation.scores import Scores, Source
 from impossible.evaluation.scoring import sentence_losses
 from impossible.settings import Settings
 from impossible.text import token_files
+from impossible.text.tokenizer import Tokenizer
 
 Make = Callable[..., Scores]
 LANGUAGES = ("no_reverse", "partial_reverse", "full_reverse")
@@ -78,16 +79,23 @@ def test_one_seed_gives_the_mean_over_sentences_and_its_bootstrap_interval(
 ) -> None:
     control, other = scored("no_reverse", 5), scored("partial_reverse", 5.5)
     found = table([other, control])
-    assert found["measure"].tolist() == ["perplexity"] * 2 + ["perplexity_without_markers"] * 2
+    measures = ("perplexity", "perplexity_without_markers", "bits_per_byte")
+    assert found["measure"].tolist() == [name for name in measures for _ in range(2)]
+    decode = Tokenizer(["🅁"]).decode
     for row in found.itertuples():
-        unscored = [] if row.measure == "perplexity" else [50257]
+        unscored = [50257] if row.measure == "perplexity_without_markers" else []
         means = []
         for e in (other, control):
             losses = iter(e.losses[f"checkpoint-{row.step}"].tolist())
             means.append([])
             for tokens in e.sequences.parts:
                 scored = [(next(losses), token) for token in tokens[1:]]
-                means[-1].append(np.mean([x for x, token in scored if token not in unscored]))
+                losses_of_sentence = [x for x, token in scored if token not in unscored]
+                if row.measure == "bits_per_byte":
+                    size = len(decode(tokens[1:]).replace("🅁", "").encode())
+                    means[-1].append(sum(losses_of_sentence) / np.log(2) / size)
+                else:
+                    means[-1].append(np.mean(losses_of_sentence))
         expected = np.subtract(*means)
         expected = expected[~np.isnan(expected)]
         assert row.difference == pytest.approx(expected.mean(), abs=1e-6)
