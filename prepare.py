@@ -151,9 +151,8 @@ def with_corpus(settings: Settings, language: Language) -> Settings:
     """
     annotations = settings.annotations if language.hops else ""
     source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
-    source = corpus.normal_name(source)
     settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
-    settings = dataclasses.replace(settings, text_language=corpus.text_language(settings))
+    settings = corpus.normal(settings)
     is_fit = settings.text_language == "en" or not language.hops
     settings.require(is_fit, "text_language", f"en for {language.title}, which is English")
     is_fit = language.unit == "tokens" or natural.has_spaces(settings.text_language)

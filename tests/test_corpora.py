@@ -67,7 +67,7 @@ def hub() -> Iterator[Hub]:
 def reached(hub: Hub, cache: Path) -> Iterator[None]:
     """Let this process ask the Hub, with empty caches."""
     HfFileSystem.clear_instance_cache()
-    corpus._pinned_babybabel.cache_clear()
+    corpus._babybabel.cache_clear()
     values = {"HF_ENDPOINT": hub.url, "HF_DATASETS_CACHE": cache / "datasets"}
     hub.sent.clear()
     with asked_here(hub, cache), unittest.mock.patch.multiple(datasets.config, **values):
@@ -107,7 +107,9 @@ def test_babybabel_has_its_genres_words_by_bytes_and_a_commit(here: Hub, tmp_pat
     assert f"--corpus=babybabel:tur@{COMMIT}" in printed
     meta = token_files.read_meta(folder)
     assert meta.text_language == "tr"
-    assert meta.corpus_version.startswith(f"{TURKISH}@{COMMIT}, column text, genres by category")
+    assert meta.corpus_version.startswith(
+        f"babybabel:tur@{COMMIT}, column text, genres by category"
+    )
     assert list(meta.splits["test"]["genres"]) == ["books", "speech"]
     texts = sentences(folder, "train")
     assert len(texts) == 720
@@ -116,7 +118,7 @@ def test_babybabel_has_its_genres_words_by_bytes_and_a_commit(here: Hub, tmp_pat
     pinned = prepared(tmp_path / "pinned", f"--corpus=babybabel:tur@{COMMIT}", "--text_language=tr")
     assert (pinned.splits, pinned.corpus_version) == (meta.splits, meta.corpus_version)
     about = corpus.about(meta.corpus, meta.corpus_version)
-    assert (about.dataset, about.name) == (TURKISH, "BabyBabelLM (Turkish)")
+    assert (about.dataset, about.name) == (TURKISH, f"the dataset {TURKISH}")
 
 
 def test_a_tier_of_babybabel_is_read_again_without_a_network(
@@ -427,8 +429,8 @@ def test_another_wheel_or_none_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_rows_are_sampled_in_full_and_at_random() -> None:
     rows = datasets.Dataset.from_dict({"text": [f"{i:03}" for i in range(200)] + [None]})
-    sample = sampling.of_rows(rows, ["text"], 100)
+    sample = sampling.of_rows(rows, "text", 100)
     numbers = [int(text) for text in sample["text"] if text]
     assert len(numbers) == 34 and numbers == sorted(numbers)
     assert min(numbers) < 50 and max(numbers) > 150
-    assert len(sampling.of_rows(rows, ["text"], 10**6)) == 201
+    assert len(sampling.of_rows(rows, "text", 10**6)) == 201

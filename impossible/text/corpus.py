@@ -25,7 +25,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -44,8 +43,10 @@ BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
 BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # corpus -> training folder
+# The natural languages of the corpora that have one.
+_LANGUAGES = dict.fromkeys((*_BABYLM_TRAIN, "sotu"), "en") | {"speeches:tr": "tr"}
 # babybabel:tur, babybabel:tur:10M, babybabel:tur@COMMIT
-_BABYBABEL = r"babybabel:(?P<code>[a-z]{3})(:(?P<words>1|10|100)M)?(@(?P<commit>[0-9a-f]{40}))?"
+_BABYBABEL = r"babybabel:([a-z]{3})(?::(1|10|100)M)?(?:@([0-9a-f]{40}))?"
 _MOST_GENRES = 1000  # of a dataset; a column with more values holds something else
 # Of every twenty lines that are not blank, the one that is held out for a missing split.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
@@ -168,19 +169,25 @@ def _source(name: str) -> Source:
     return next(source for start, source in SOURCES.items() if name.startswith(start))
 
 
-def normal_name(name: str) -> str:
-    """The name of a corpus; for a folder or a file, its absolute path; with its commit if pinned.
+def normal(settings: Settings) -> Settings:
+    """The settings with the corpus's normal name, and the shortest code of its natural language.
 
-    Raises UserError for a path that is not UTF-8, because meta.json cannot contain it.
+    In a normal name, paths are absolute. babybabel: gets its commit, and the settings that choose
+    its columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
+    contain it, for an unknown code, and for one that is not that of the corpus.
     """
-    if name in (*_BABYLM_TRAIN, "sotu", "speeches:tr"):
-        return name
+    name, code, changes = settings.corpus, natural.code_of(settings.text_language), {}
+    own = _LANGUAGES.get(name, "")
     if name.startswith("babybabel:"):
-        return _pinned_babybabel(name)
-    if not name.startswith("hf:"):
-        return str(files.require_utf8(Path(name).expanduser().absolute()))
-    path = _local(name)
-    return f"hf:{files.require_utf8(path)}" if path else name
+        own, changes = _babybabel(name)
+    elif path := _local(name):
+        changes = {"corpus": f"hf:{files.require_utf8(path)}"}
+    elif not own and not name.startswith("hf:"):
+        changes = {"corpus": str(files.require_utf8(Path(name).expanduser().absolute()))}
+    fits = not own or code in (own, Settings.text_language)
+    expected = f"{own} or left out, as the corpus {name} is in {natural.name_of(own)}"
+    settings.require(fits, "text_language", expected)
+    return dataclasses.replace(settings, text_language=own or code, **changes)
 
 
 def open_corpus(settings: Settings) -> dict[str, Split]:
@@ -201,31 +208,14 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
     return splits
 
 
-def text_language(settings: Settings) -> str:
-    """The code of the natural language of a corpus, which may be fixed: its default means that.
-
-    Raises UserError for an unknown code, and for one that is not that of the corpus.
-    """
-    code, own = natural.code_of(settings.text_language), ""
-    if match := re.fullmatch(_BABYBABEL, settings.corpus):
-        own = natural.code_of(match["code"])
-    elif settings.corpus in (*_BABYLM_TRAIN, "sotu", "speeches:tr"):
-        own = "tr" if settings.corpus == "speeches:tr" else "en"
-    fits = not own or code in (own, Settings.text_language)
-    expected = f"{own} or left out, as the corpus {settings.corpus} is in {natural.name_of(own)}"
-    settings.require(fits, "text_language", expected)
-    return own or code
-
-
 def bytes_per_word(settings: Settings) -> float:
     """Bytes of text that count as a word; 0 if words are counted by white space.
 
     It is infinite if words can be counted in neither way.
     """
-    is_babybabel = settings.corpus.startswith("babybabel:")
     known = natural.bytes_per_word(settings.text_language)
     if natural.has_spaces(settings.text_language):
-        return known or 0 if is_babybabel else 0
+        return known or 0 if settings.corpus.startswith("babybabel:") else 0
     return known or math.inf
 
 
@@ -461,22 +451,16 @@ def _about_folder(name: str, version: str) -> About:
 
 def _read_babylm(settings: Settings) -> Documents:
     """The documents of BabyLM; downloads missing files to the Hub's cache."""
-    from huggingface_hub import dataset_info, hf_hub_download
-    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import httpx
 
     fetch = functools.partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
-    folders = (_BABYLM_TRAIN[settings.corpus], "dev", "test")
-    names = [f"original/{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
+    folders = {"train": _BABYLM_TRAIN[settings.corpus], "val": "dev", "test": "test"}
     try:
-        try:
-            paths = [fetch(name, local_files_only=True) for name in names]
-        except LocalEntryNotFoundError:
-            # Else a Hub that never answers would be waited for file by file.
-            dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=HF_HUB_ETAG_TIMEOUT)
-            with ThreadPoolExecutor(8) as pool:
-                paths = list(pool.map(fetch, names))
+        splits = {
+            split: [Path(fetch(f"original/{folder}/{genre}.txt")) for genre in BABYLM_GENRES]
+            for split, folder in folders.items()
+        }
     except (httpx.HTTPError, OSError) as error:
         raise _not_loaded(
             "BabyLM",
@@ -485,9 +469,6 @@ def _read_babylm(settings: Settings) -> Documents:
             "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
             "installed already: --corpus=sotu --data_dir=data/sotu.",
         )
-    count = len(BABYLM_GENRES)
-    starts = zip(SPLITS, range(0, len(paths), count), strict=True)
-    splits = {split: list(map(Path, paths[start : start + count])) for split, start in starts}
     return _documents(splits, [], settings)
 
 
@@ -518,50 +499,36 @@ def _about_babylm(name: str, version: str) -> About:
 
 
 @functools.cache
-def _pinned_babybabel(name: str) -> str:
-    """The same name with a commit: the Hub's latest, or without a network that of its cache.
+def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
+    """The natural language of a part of BabyBabelLM, and the settings that read it as a dataset.
 
-    Raises UserError for a name of another form, and if there is no such dataset.
+    Its normal name has a commit: the Hub's latest, or without a network that of its cache. Raises
+    UserError for a name of another form, and if there is no such dataset.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import httpx
 
     match = re.fullmatch(_BABYBABEL, name)
-    if not match or (match["words"] and match["code"] not in natural.PREMIUMS):
+    code, words, commit = match.groups() if match else ("", "", "")
+    if not match or (words and code not in natural.PREMIUMS):
         raise UserError(
             f"corpus = {name!r} is invalid. Expected babybabel:CODE with a code of ISO 639-3, such "
             "as babybabel:tur; optionally with a tier (:1M, :10M or :100M words), which is known "
             f"for {', '.join(natural.PREMIUMS)}; and optionally with @ and a whole commit."
         )
-    if match["commit"]:
-        return name
-    dataset = f"BabyLM-community/babylm-{match['code']}"
-    try:
-        path = hf_hub_download(dataset, "README.md", repo_type="dataset")
-    except (httpx.HTTPError, OSError) as error:
-        advice = "Check the network, and the language: BabyBabelLM has 45."
-        raise _not_loaded(f"the dataset {dataset}", error, advice)
-    print(f"to read the same text later: --corpus={name}@{Path(path).parent.name}")
-    return f"{name}@{Path(path).parent.name}"
-
-
-def _babybabel(settings: Settings) -> Settings:
-    """The settings that read BabyBabelLM as a dataset."""
-    match = re.fullmatch(_BABYBABEL, settings.corpus)
-    name = f"hf:BabyLM-community/babylm-{match['code']}@{match['commit']}"
-    own = natural.code_of(match["code"])
-    limit = int(match["words"] or 0) * 10**6 * (natural.bytes_per_word(own) or 0)
-    options = {"text_column": "text", "genre_column": "category", "corpus_limit": int(limit)}
-    return dataclasses.replace(settings, corpus=name, **options)
-
-
-def _about_babybabel(name: str, version: str) -> About:
-    match = re.fullmatch(_BABYBABEL, name)
-    language = natural.name_of(natural.code_of(match["code"]))
-    dataset = f"BabyLM-community/babylm-{match['code']}"
-    text = f"BabyBabelLM in {language}, of text as a child meets it: `{version}`."
-    rights = "The texts of BabyBabelLM have licences of their own."
-    return About(f"BabyBabelLM ({language})", text, rights, dataset, ("babylm",))
+    if not commit:
+        dataset, _ = _on_hub(name)
+        try:
+            path = hf_hub_download(dataset, "README.md", repo_type="dataset")
+        except (httpx.HTTPError, OSError) as error:
+            advice = "Check the network, and the language: BabyBabelLM has 45."
+            raise _not_loaded(f"the dataset {dataset}", error, advice)
+        name += f"@{Path(path).parent.name}"
+        print(f"to read the same text later: --corpus={name}")
+    own = natural.code_of(code)
+    limit = int(words or 0) * 10**6 * (natural.bytes_per_word(own) or 0)
+    columns = {"text_column": "text", "genre_column": "category"}
+    return own, {"corpus": name, "corpus_limit": int(limit), **columns}
 
 
 # State of the Union addresses, and speeches in Turkish
@@ -603,27 +570,27 @@ def _read_turkish_speeches(settings: Settings) -> Documents:
     return _divided(documents)
 
 
-def _about_turkish_speeches(name: str, version: str) -> About:
-    text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 ({version}): whole "
-    text += "speeches, of every ten one for validation and one for test."
-    rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
-    return About("Atatürk's speeches, in Turkish", text, rights)
-
-
 def _about_speeches(name: str, version: str) -> About:
     title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
-    text = f"State of the Union addresses ({version}): whole speeches, of every ten one for "
-    text += "validation and one for test."
-    return About(title, text, "The speeches are collected by the American Presidency Project.")
+    text, rights = (
+        "State of the Union addresses",
+        "are collected by the American Presidency Project",
+    )
+    if name == "speeches:tr":
+        title = "Atatürk's speeches, in Turkish"
+        text = "Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938"
+        rights = "are from the edition of the Atatürk Research Center (ATAM)"
+    text += f" ({version}): whole speeches, of every ten one for validation and one for test."
+    return About(title, text, f"The speeches {rights}.")
 
 
 # Datasets that the datasets library loads
 
 
 def _local(name: str) -> Path | None:
-    """The folder or file that hf:NAME names, if it is on this machine."""
+    """The folder or file that hf:PATH names, if it is on this machine."""
     path = Path(name.removeprefix("hf:")).expanduser()
-    return path.absolute() if name != "hf:" and path.exists() else None
+    return path.absolute() if re.match("hf:.", name) and path.exists() else None
 
 
 def _dataset_hash(path: Path) -> str:
@@ -634,9 +601,11 @@ def _dataset_hash(path: Path) -> str:
 
 
 def _on_hub(name: str) -> tuple[str, dict[str, str | None]]:
-    """The repo of hf:NAME:CONFIG@REVISION, and the options to load it."""
+    """The repo of hf:NAME:CONFIG@REVISION or babybabel:CODE, and the options to load it."""
     repo, _, revision = name.removeprefix("hf:").partition("@")
     repo, _, config = repo.partition(":")
+    if repo == "babybabel":
+        repo, config = f"BabyLM-community/babylm-{config.partition(':')[0]}", ""
     return repo, {"name": config or None, "revision": revision or None}
 
 
@@ -677,34 +646,15 @@ def _load_raw(path: str, **options: Any) -> "datasets.DatasetDict":
     return datasets.load_dataset(path, **options)
 
 
-def _sample(settings: Settings) -> "dict[str, datasets.Dataset]":
-    """A sample of each split of a dataset. Raises what datasets raises."""
-    limit, samples = settings.corpus_limit, {}
-    columns = list(filter(None, [settings.text_column, settings.genre_column]))
-    if _local(settings.corpus) is None:
-        samples = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
-    if not samples:
-        loaded = _load(settings.corpus).items()
-        samples = {name: sampling.of_rows(rows, columns, limit) for name, rows in loaded}
-    for name, rows in samples.items():
-        size = sampling.sizes(rows.data[settings.text_column]).sum()
-        print(f"{name}: a sample of {size:,} bytes of text in {len(rows):,} rows")
-    return samples
-
-
 def _read_dataset(settings: Settings) -> Documents:
     """The documents of a dataset, one for each genre of a split."""
     import datasets
 
-    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
     expected = "error for hf:, because a dataset holds decoded text"
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     try:
-        loaded = _sample(settings) if settings.corpus_limit else _load(settings.corpus)
-        splits = {names[name]: loaded[name] for name in names if name in loaded}
-        if "train" not in splits:
-            raise ValueError(f"it has no train split, only {', '.join(loaded)}")
-        return {split: _rows(rows, split, settings) for split, rows in splits.items()}
+        splits = _splits_of_rows(settings)
+        return {split: _of_genres(rows, split, settings) for split, rows in splits.items()}
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_loaded(
             f"the dataset {settings.corpus}",
@@ -715,20 +665,41 @@ def _read_dataset(settings: Settings) -> Documents:
         )
 
 
-def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> list[Document]:
+def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":
+    """The rows of each split of a dataset, or a sample of them.
+
+    Raises what datasets raises, and ValueError if there is no train split or a column has no text.
+    """
+    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
+    limit, loaded = settings.corpus_limit, {}
+    columns = list(filter(None, [settings.text_column, settings.genre_column]))
+    if limit and not _local(settings.corpus):
+        loaded = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
+    is_sampled, loaded = bool(loaded), loaded or _load(settings.corpus)
+    if "train" not in loaded:
+        raise ValueError(f"it has no train split, only {', '.join(loaded)}")
+    splits = {names[name]: loaded[name] for name in names if name in loaded}
+    for split, rows in splits.items():
+        sampling.require_text(columns, rows.features, split)
+        if limit and not is_sampled:
+            splits[split] = rows = sampling.of_rows(rows, columns[0], limit)
+        if limit:
+            size = sampling.sizes(rows.data[columns[0]]).sum()
+            print(f"{split}: a sample of {size:,} bytes of text in {len(rows):,} rows")
+    return splits
+
+
+def _of_genres(rows: "datasets.Dataset", split: str, settings: Settings) -> list[Document]:
     """The documents of a split of a dataset, by genre. Prints how many rows have no text.
 
-    Raises ValueError if a column holds no text, or genres beyond number.
+    Raises ValueError for genres beyond number.
     """
     import pyarrow.compute as pc
 
-    column, genre_column = settings.text_column, settings.genre_column
-    kinds = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
-    sampling.require_text([column, *filter(None, [genre_column])], kinds, split)
-    stripped = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
+    texts, genre_column = rows.select_columns([settings.text_column]), settings.genre_column
+    stripped = pc.utf8_trim_whitespace(pc.fill_null(texts.data[0], ""))
     if empty := pc.sum(pc.equal(stripped, "")).as_py():
         print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
-    texts = rows.select_columns([column])
     mean = max(1, texts.data.nbytes // max(1, len(texts)))  # bytes of a row
     if not genre_column:
         genre = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).name
@@ -757,19 +728,18 @@ def _row_document(genre: str, rows: "datasets.Dataset", mean: int) -> Document:
 
 def _dataset_version(settings: Settings) -> str:
     """A line that identifies a dataset: a hash of local files, or name and revision on the Hub."""
-    name, column, limit = settings.corpus, settings.text_column, settings.corpus_limit
-    read = f", genres by {settings.genre_column}" if settings.genre_column else ""
+    name, limit = settings.corpus, settings.corpus_limit
+    read = f"column {settings.text_column}"
+    read += f", genres by {settings.genre_column}" if settings.genre_column else ""
     read += f", sample of {limit:,} bytes (seed {sampling.SEED})" if limit else ""
     if path := _local(name):
-        return f"dataset files, column {column}{read}, sha256 {_dataset_hash(path)}"
-    pinned = "" if "@" in name else ", revision not pinned"
-    return f"{name}, column {column}{read}{pinned}"
+        return f"dataset files, {read}, sha256 {_dataset_hash(path)}"
+    return f"{name}, {read}" + ("" if "@" in name else ", revision not pinned")
 
 
 def _about_dataset(name: str, version: str) -> About:
-    dataset, _, revision = name.removeprefix("hf:").partition("@")
-    dataset = dataset.partition(":")[0]
-    revision = f" at revision `{revision}`" if revision else ", revision not pinned"
+    dataset, options = _on_hub(name)
+    revision = f" at revision `{options['revision']}`" if "@" in name else ", revision not pinned"
     rights = "The dataset has a licence of its own."
     return About(f"the dataset {dataset}", f"The dataset `{dataset}`{revision}.", rights, dataset)
 
@@ -781,15 +751,11 @@ SOURCES = {
         lambda s: f"{BABYLM}@{BABYLM_COMMIT}{', 10M' if s.corpus == 'babylm_10M' else ''}",
         _about_babylm,
     ),
-    "babybabel:": Source(
-        lambda s: _read_dataset(_babybabel(s)),
-        lambda s: _dataset_version(_babybabel(s)).removeprefix("hf:"),
-        _about_babybabel,
-    ),
+    "babybabel:": Source(_read_dataset, _dataset_version, _about_dataset),
     "speeches:": Source(
         _read_turkish_speeches,
         lambda s: turkish_speeches.PACKAGE.replace("==", " "),
-        _about_turkish_speeches,
+        _about_speeches,
     ),
     "sotu": Source(
         _read_speeches,
