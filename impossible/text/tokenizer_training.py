@@ -30,11 +30,8 @@ def folder_of(settings: Settings, corpus_version: str) -> Path | None:
         return None
     if settings.tokenizer != "train":
         return Path(settings.tokenizer)
-    settings.require(
-        not settings.annotations,
-        "tokenizer",
-        "gpt2 or the folder of a tokenizer, as annotations hold no plain text to train on",
-    )
+    expected = "gpt2 or a tokenizer's folder, as annotations hold no plain text to train on"
+    settings.require(not settings.annotations, "tokenizer", expected)
     about = {
         "text": f"{corpus_version}, train split",
         "vocab_size": settings.vocab_size,
