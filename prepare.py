@@ -148,11 +148,11 @@ def with_corpus(settings: Settings, language: Language) -> Settings:
     source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
     settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
     settings = corpus.normal(settings)
-    is_fit = settings.text_language == "en" or not language.hops
-    settings.require(is_fit, "text_language", f"en for {language.title}, which is English")
-    is_fit = language.unit == "tokens" or natural.has_spaces(settings.text_language)
+    fits = settings.text_language == "en" or not language.hops
+    settings.require(fits, "text_language", f"en for {language.title}, which is English")
+    fits = language.unit == "tokens" or natural.has_spaces(settings.text_language)
     name = natural.name_of(settings.text_language)
-    settings.require(is_fit, "unit", f"tokens, as {name} has no spaces between words")
+    settings.require(fits, "unit", f"tokens, as {name} has no spaces between words")
     return settings
 
 

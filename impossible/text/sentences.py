@@ -26,7 +26,7 @@ class Text(NamedTuple):
     """The sentences of a split, genre by genre."""
 
     sentences: Sentences  # S of them, none dropped
-    words: np.ndarray  # (S,) float64: number of words, of which bytes may make up a part
+    words: np.ndarray  # (S,) float64: number of words: by white space, or by bytes
     genres: dict[str, int]  # name -> number of sentences, in order
     replaced: int  # number of bytes that are not UTF-8 and became U+FFFD
 
