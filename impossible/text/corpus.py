@@ -7,9 +7,9 @@
 - hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION, hf:PATH: what the datasets library loads;
 - any other name: a folder of text files in UTF-8, plain or gzipped.
 
-Each kind of corpus is a row of SOURCES, with functions that list the documents of its splits,
-identify its text; `open_corpus` and `Split.parts` do the rest for every kind. If a
-corpus has no validation or test split, every twentieth line is held out for it.
+Each kind of corpus is a row of SOURCES, with functions that list the documents of its splits and
+identify its text; `open_corpus` and `Split.parts` do the rest for every kind. If a corpus has no
+validation or test split, every twentieth line is held out for it.
 """
 
 import codecs
