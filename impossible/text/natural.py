@@ -79,10 +79,10 @@ def bytes_per_word(code: str) -> float | None:
 
 
 def about_rules(code: str) -> str:
-    """A line that says whose rules sentencex uses for a language; empty if it has its own."""
+    """A sentence that says whose rules sentencex uses for a language; empty if it has its own."""
     rules = RULES.get(code, "en")
-    line = f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}\n"
-    return "" if rules == code else line
+    text = f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}"
+    return "" if rules == code else text
 
 
 def is_in_script(lines: Sequence[str], code: str) -> bool:
