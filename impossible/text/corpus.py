@@ -46,8 +46,6 @@ BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "w
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # corpus -> training folder
 # The natural languages of the corpora that have one.
 _LANGUAGES = dict.fromkeys((*_BABYLM_TRAIN, "sotu"), "en") | {"speeches:tr": "tr"}
-# babybabel:tur, babybabel:tur:10M, babybabel:tur@COMMIT
-_BABYBABEL = r"babybabel:([a-z]{3})(?::(1|10|100)M)?(?:@([0-9a-f]{40}))?"
 _MOST_GENRES = 1000  # of a dataset; a column with more values holds something else
 # Of every twenty lines that are not blank, the one that is held out for a missing split.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
@@ -528,7 +526,7 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
     """
     from huggingface_hub import hf_hub_download
 
-    match = re.fullmatch(_BABYBABEL, name)
+    match = re.fullmatch(r"babybabel:([a-z]{3})(?::(1|10|100)M)?(?:@([0-9a-f]{40}))?", name)
     code, words, commit = match.groups() if match else ("", "", "")
     if not match or (words and code not in natural.PREMIUMS):
         raise UserError(
