@@ -68,11 +68,6 @@ class Job:
         """The folder for the token files."""
         return Path(self.settings.data_dir)
 
-    def words(self, counts: np.ndarray) -> int:
-        """How many words sentences have. counts: their words, or bytes where these count."""
-        in_bytes = 0 if self.language.hops else corpus.bytes_per_word(self.settings)
-        return int(counts.sum(dtype=np.int64) / (in_bytes or 1))
-
 
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
@@ -151,14 +146,13 @@ def with_corpus(settings: Settings, language: Language) -> Settings:
     """
     annotations = settings.annotations if language.hops else ""
     source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
-    source = corpus.normal_name(source)
     settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
-    settings = dataclasses.replace(settings, text_language=corpus.text_language(settings))
-    is_fit = settings.text_language == "en" or not language.hops
-    settings.require(is_fit, "text_language", f"en for {language.title}, which is English")
-    is_fit = language.unit == "tokens" or natural.has_spaces(settings.text_language)
+    settings = corpus.normal(settings)
+    fits = settings.text_language == "en" or not language.hops
+    settings.require(fits, "text_language", f"en for {language.title}, which is English")
+    fits = language.unit == "tokens" or natural.has_spaces(settings.text_language)
     name = natural.name_of(settings.text_language)
-    settings.require(is_fit, "unit", f"tokens, as {name} has no spaces between words")
+    settings.require(fits, "unit", f"tokens, as {name} has no spaces between words")
     return settings
 
 
@@ -205,9 +199,6 @@ def prepare(jobs: list[Job]) -> None:
     start = time.perf_counter()
     settings = jobs[0].settings
     splits = {} if settings.annotations else corpus.open_corpus(settings)
-    rules = natural.about_rules(settings.text_language)
-    if rules and jobs[0].identity["segmenter"] == "sentencex":
-        print(rules)
     with contextlib.ExitStack() as stack:
         for job in jobs:
             job.data_dir.mkdir(parents=True, exist_ok=True)
@@ -294,7 +285,7 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
     perturbed = perturb_all(text.sentences, job)
     counts: dict[str, Any] = {
         "dropped": int((~is_kept).sum()),
-        "dropped_words": job.words(text.words[~is_kept]),
+        "dropped_words": int(text.words[~is_kept].sum()),
     }
     if text.replaced:
         counts["replaced"] = text.replaced
@@ -314,7 +305,7 @@ def write_split(split: str, text: Text, job: Job) -> dict[str, Any]:
         counts["ids_sha256"] = token_files.write_test_ids(job.data_dir, ids)
     else:
         np.random.default_rng(job.settings.data_seed).shuffle(order)
-    counts |= {"sentences": len(order), "words": job.words(words[order])}
+    counts |= {"sentences": len(order), "words": int(words[order].sum())}
     path = token_files.path_of(job.data_dir, split)
     chunks = closed(perturbed, order, job.tokenizer.end_of_text)
     return counts | token_files.write_split(path, chunks)

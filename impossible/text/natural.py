@@ -9,7 +9,7 @@ from babel.core import get_global
 
 from impossible.settings import UserError
 
-_SCRIPTS = get_global("likely_subtags")  # tr -> tr_Latn_TR
+_TAGS = get_global("likely_subtags")  # tr -> tr_Latn_TR
 _NAMES = {code: name for code, name in babel.Locale("en").languages.items() if code != "und"}
 # Those that Unicode has by another name.
 _PARTS = {"Hans": ["Hani"], "Hant": ["Hani"], "Hanb": ["Hani", "Bopo"], "Kore": ["Hang", "Hani"]}
@@ -51,7 +51,7 @@ def code_of(name: str) -> str:
     Raises UserError, with near ones, for an unknown code.
     """
     code = get_global("language_aliases").get(name, name).partition("_")[0]
-    if code in _SCRIPTS and code != "und":
+    if code in _TAGS and code != "und":
         return code
     codes = {language.lower(): code for code, language in _NAMES.items()}
     near = difflib.get_close_matches(name.lower(), [*codes, *_NAMES], cutoff=0.5)
@@ -69,7 +69,7 @@ def name_of(code: str) -> str:
 
 def has_spaces(code: str) -> bool:
     """Whether the script of a language has spaces between words."""
-    return _SCRIPTS[code].split("_")[1] not in _WITHOUT_SPACES
+    return _scripts(code)[0] not in _WITHOUT_SPACES
 
 
 def bytes_per_word(code: str) -> float | None:
@@ -81,9 +81,8 @@ def bytes_per_word(code: str) -> float | None:
 def about_rules(code: str) -> str:
     """A sentence that says whose rules sentencex uses for a language; empty if it has its own."""
     rules = RULES.get(code, "en")
-    if rules == code:
-        return ""
-    return f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}"
+    text = f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}"
+    return "" if rules == code else text
 
 
 def is_in_script(lines: Sequence[str], code: str) -> bool:
@@ -94,15 +93,13 @@ def is_in_script(lines: Sequence[str], code: str) -> bool:
     letters = "".join(regex.findall(r"\p{L}+", "\n".join(lines)))[:_LETTERS]
     if len(letters) < _FEW:
         return False
-    tags = (tag for key, tag in _SCRIPTS.items() if key.partition("_")[0] == code)
-    expected = {part for tag in tags for part in _parts(tag.split("_")[1])}
-    if 2 * _count(letters, expected) >= len(letters):
+    if 2 * _count(letters, _scripts(code)) >= len(letters):
         return True
-    scripts = {key[4:]: tag for key, tag in _SCRIPTS.items() if regex.fullmatch("und_....", key)}
-    scripts = {name: tag for name, tag in scripts.items() if name not in _PARTS} | {"Latn": "en_"}
-    found = max(scripts, key=lambda name: _count(letters, [name]))
-    names, likely = babel.Locale("en").scripts, scripts[found].partition("_")[0]
-    script = _SCRIPTS[code].split("_")[1]
+    languages = {key[4:]: tag for key, tag in _TAGS.items() if regex.fullmatch("und_....", key)}
+    languages["Latn"] = "en_"
+    found = max(languages.keys() - _PARTS, key=lambda script: _count(letters, [script]))
+    names, likely = babel.Locale("en").scripts, languages[found].partition("_")[0]
+    script = _scripts(code)[0]
     raise UserError(
         f"text_language = {code!r} is {name_of(code)}, but of the first {len(letters):,} letters "
         f"{_count(letters, [found]) / len(letters):.0%} are {names.get(found, found)}: "
@@ -111,10 +108,13 @@ def is_in_script(lines: Sequence[str], code: str) -> bool:
     )
 
 
-def _parts(script: str) -> list[str]:
-    return _PARTS.get(script, [script])
+def _scripts(code: str) -> list[str]:
+    """The scripts in which a language is written, the usual one first."""
+    keys = sorted(key for key in _TAGS if key == code or key.startswith(f"{code}_"))
+    return [_TAGS[key].split("_")[1] for key in keys]
 
 
 def _count(letters: str, scripts: Iterable[str]) -> int:
     """How many letters are of one of the scripts."""
-    return len(regex.findall("|".join(rf"\p{{Script={script}}}" for script in scripts), letters))
+    parts = [part for script in scripts for part in _PARTS.get(script, [script])]
+    return len(regex.findall("|".join(rf"\p{{Script={part}}}" for part in parts), letters))

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,16 +25,11 @@ _COMPLETE = "sample.json"  # written last
 _PIECES = 64  # row groups that a sample comes from, or more
 
 
-def of_rows(rows: "datasets.Dataset", columns: list[str], limit: int) -> "datasets.Dataset":
-    """Rows of a dataset, in order, with `limit` bytes of text, or all that it has.
-
-    columns: the text's first. Raises ValueError if one is missing or holds no text.
-    """
-    kinds = {name: getattr(kind, "dtype", None) for name, kind in rows.features.items()}
-    require_text(columns, kinds, "the dataset")
+def of_rows(rows: "datasets.Dataset", column: str, limit: int) -> "datasets.Dataset":
+    """Rows of a dataset, in order, with `limit` bytes of text in a column, or all that it has."""
     order = np.random.default_rng(SEED).permutation(len(rows))
-    count = _fitting(rows.data[columns[0]], order, limit)
-    return rows.select(np.sort(order[:count])).flatten_indices()
+    drawn = _first(limit, rows.data[column], order)
+    return rows.select(np.sort(drawn)).flatten_indices()
 
 
 def of_hub(
@@ -47,10 +42,12 @@ def of_hub(
     a column is missing or holds no text.
     """
     import datasets
+    import pyarrow as pa
     from huggingface_hub import dataset_info
 
     if not re.fullmatch("[0-9a-f]{40}", options["revision"] or ""):
         options = options | {"revision": dataset_info(repo, revision=options["revision"]).sha}
+    schema = pa.schema([(column, pa.large_string()) for column in columns])
     key = json.dumps([repo, options, columns, limit, SEED])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "samples" / name
@@ -62,73 +59,21 @@ def of_hub(
                 return {}
             for split, urls in splits.items():
                 print(f"{split}: reading parts of {len(urls):,} files", flush=True)
-                _write(_tables(urls, columns, limit), folder / f"{split}.arrow")
+                path = folder / f"{split}.arrow"
+                with files.atomic_write(path) as file, pa.ipc.new_stream(file, schema) as writer:
+                    for table in _tables(urls, columns, limit):
+                        writer.write_table(table.cast(schema))
             files.write_json(folder / _COMPLETE, {"sample": key})
     paths = folder.glob("*.arrow")
     return {path.stem: datasets.Dataset.from_file(str(path)) for path in paths}
 
 
-def require_text(columns: Sequence[str], kinds: dict[str, str | None], where: str) -> None:
-    """Raise ValueError unless columns hold text. kinds: the type of each column, by name."""
+def require_text(columns: Sequence[str], features: dict[str, Any], where: str) -> None:
+    """Raise ValueError unless columns hold text. features: those of datasets, by column."""
+    kinds = {name: getattr(feature, "dtype", None) for name, feature in features.items()}
     for column in columns:
         if kinds.get(column) not in ("string", "large_string"):
-            raise ValueError(
-                f"no text in a column {column!r} of {where}, whose columns are {kinds}"
-            )
-
-
-def _write(tables: Iterator["pa.Table"], path: Path) -> None:
-    """Write tables of the same columns as an Arrow stream."""
-    import pyarrow as pa
-
-    if (first := next(tables, None)) is None:
-        raise ValueError(f"the split {path.stem} has no rows to sample")
-    with files.atomic_write(path) as file, pa.ipc.new_stream(file, first.schema) as writer:
-        for table in itertools.chain([first], tables):
-            writer.write_table(table.cast(first.schema))
-
-
-def _tables(urls: Sequence[str], columns: list[str], limit: int) -> Iterator["pa.Table"]:
-    """Rows of row groups in random order, with `limit` bytes of text or all that there is.
-
-    A small part of each row group comes first, and if all of them are read, the rest of each.
-    """
-    rng, size, rest = np.random.default_rng(SEED), 0, []
-    for file, group, order in itertools.chain(_row_groups(urls, columns, rng), rest):
-        table = file.read_row_group(group, columns).select(columns)
-        is_new = order is None
-        order = rng.permutation(len(table)) if is_new else order
-        most = min(limit - size, limit // _PIECES) if is_new else limit - size
-        count = _fitting(table[0], order, most)
-        table = table.take(order[:count])
-        yield table
-        size += int(sizes(table[0]).sum())
-        if size >= limit:
-            return
-        if is_new:
-            rest.append((file, group, order[count:]))
-
-
-def _row_groups(
-    urls: Sequence[str], columns: list[str], rng: np.random.Generator
-) -> Iterator[tuple["ParquetFile", int, None]]:
-    """All row groups, in random order: one of each file, then another of each, and so on."""
-    import huggingface_hub
-    from pyarrow.parquet import ParquetFile
-
-    system = huggingface_hub.HfFileSystem()
-    opened: dict[str, tuple[ParquetFile, list[int]]] = {}
-    while urls:
-        for url in rng.permutation(urls):
-            if url not in opened:  # without a cache: exactly what is asked for is downloaded
-                file = ParquetFile(system.open(url, cache_type="none"), pre_buffer=True)
-                kinds = {field.name: str(field.type) for field in file.schema_arrow}
-                require_text(columns, kinds, url)
-                opened[url] = file, rng.permutation(file.num_row_groups).tolist()
-            file, groups = opened[url]
-            if groups:
-                yield file, groups.pop(), None
-        urls = [url for url in urls if opened[url][1]]
+            raise ValueError(f"no text in column {column!r} of {where}, whose columns are {kinds}")
 
 
 def sizes(texts: "pa.ChunkedArray") -> np.ndarray:
@@ -138,7 +83,46 @@ def sizes(texts: "pa.ChunkedArray") -> np.ndarray:
     return pc.fill_null(pc.binary_length(texts), 0).to_numpy()
 
 
-def _fitting(texts: "pa.ChunkedArray", order: np.ndarray, size: int) -> int:
-    """How many texts in that order have `size` bytes together: all of them, if they have fewer."""
+def _first(limit: int, texts: "pa.ChunkedArray", order: np.ndarray) -> np.ndarray:
+    """The first of the indices in `order` whose texts have `limit` bytes together, or all."""
     sums = np.cumsum(sizes(texts)[order])
-    return min(len(sums), int(np.searchsorted(sums, size)) + 1)
+    return order[: np.searchsorted(sums, limit) + 1]
+
+
+def _tables(urls: Sequence[str], columns: list[str], limit: int) -> Iterator["pa.Table"]:
+    """Rows of row groups in random order, with `limit` bytes of text or all that there is.
+
+    A small part of each row group comes first, and if all of them are read, the rest of each.
+    """
+    rng, share, rest = np.random.default_rng(SEED), limit // _PIECES, []
+    for file, group, rows in itertools.chain(_row_groups(urls, columns, rng), rest):
+        table = file.read_row_group(group, columns).select(columns)
+        is_new = rows is None
+        rows = rng.permutation(len(table)) if is_new else rows
+        drawn = table.take(_first(min(limit, share) if is_new else limit, table[0], rows))
+        yield drawn
+        limit -= int(sizes(drawn[0]).sum())
+        if limit <= 0:
+            return
+        if is_new:
+            rest.append((file, group, rows[len(drawn) :]))
+
+
+def _row_groups(
+    urls: Sequence[str], columns: list[str], rng: np.random.Generator
+) -> Iterator[tuple["ParquetFile", int, None]]:
+    """All row groups, in random order: one of each file, then another of each, and so on."""
+    import datasets
+    import huggingface_hub
+    from pyarrow.parquet import ParquetFile
+
+    system, others = huggingface_hub.HfFileSystem(), []
+    for url in rng.permutation(urls):
+        # without a cache: exactly what is asked for is downloaded
+        file = ParquetFile(system.open(url, cache_type="none"), pre_buffer=True)
+        require_text(columns, datasets.Features.from_arrow_schema(file.schema_arrow), url)
+        groups = [(file, group, None) for group in rng.permutation(file.num_row_groups).tolist()]
+        yield from groups[:1]
+        others.append(groups[1:])
+    for groups in itertools.zip_longest(*others):
+        yield from filter(None, groups)

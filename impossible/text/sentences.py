@@ -26,7 +26,7 @@ class Text(NamedTuple):
     """The sentences of a split, genre by genre."""
 
     sentences: Sentences  # S of them, none dropped
-    words: np.ndarray  # (S,) int32: number of words, separated by white space; or of bytes
+    words: np.ndarray  # (S,) float64: number of words: by white space, or by bytes
     genres: dict[str, int]  # name -> number of sentences, in order
     replaced: int  # number of bytes that are not UTF-8 and became U+FFFD
 
@@ -53,7 +53,7 @@ class Text(NamedTuple):
         }
 
 
-# A part of a text, its S sentences, and the number of words (or bytes) in each, (S,) int32.
+# A part of a text, its S sentences, and the number of words in each, (S,) float64.
 EncodedPart = tuple[Part, Sentences, np.ndarray]
 
 
@@ -62,12 +62,12 @@ def read(split: Split, settings: Settings, tokenizer: Tokenizer, space: str = ""
 
     space: what each sentence is encoded after.
     """
-    is_in_bytes = corpus.bytes_per_word(settings) > 0
+    size = corpus.bytes_per_word(settings)
 
     def encode(part: Part) -> EncodedPart:
         texts = segmented(part.lines, settings.segmenter, settings.text_language)
-        counts = (len(text.encode() if is_in_bytes else text.split()) for text in texts)
-        words = np.fromiter(counts, np.int32, len(texts))
+        counts = (len(text.encode()) / size if size else len(text.split()) for text in texts)
+        words = np.fromiter(counts, np.float64, len(texts))
         return part, from_lengths(*tokenizer.encode([space + text for text in texts])), words
 
     workers = settings.workers or cores()
@@ -97,7 +97,7 @@ def collected(parts: Iterable[EncodedPart], size: int = 0, genres: Iterable[str]
             words.append(words_of_part)
             replaced += part.replaced
             progress.update(part.size)
-    words = np.concatenate([np.empty(0, np.int32), *words])
+    words = np.concatenate([np.empty(0), *words])
     return Text(joined(sentences), words, counts, replaced)
 
 

@@ -30,11 +30,8 @@ def folder_of(settings: Settings, corpus_version: str) -> Path | None:
         return None
     if settings.tokenizer != "train":
         return Path(settings.tokenizer)
-    settings.require(
-        not settings.annotations,
-        "tokenizer",
-        "gpt2 or the folder of a tokenizer, as annotations hold no plain text to train on",
-    )
+    expected = "gpt2 or a tokenizer's folder, as annotations hold no plain text to train on"
+    settings.require(not settings.annotations, "tokenizer", expected)
     about = {
         "text": f"{corpus_version}, train split",
         "vocab_size": settings.vocab_size,
@@ -77,15 +74,12 @@ def _train(split: Split, size: int, folder: Path) -> int:
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 
-    bytes_read = 0
+    sizes, step = [], max(1.0, split.size / _MOST)
 
     def texts() -> Iterator[list[str]]:
-        nonlocal bytes_read
-        place, step = 0, max(1.0, split.size / _MOST)
         for number, part in enumerate(split.parts()):
-            if number >= place:
-                place += step
-                bytes_read += sum(len(line.encode()) for line in part.lines)
+            if number % step < 1:
+                sizes.append(sum(len(line.encode()) for line in part.lines))
                 yield part.lines
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -95,11 +89,11 @@ def _train(split: Split, size: int, folder: Path) -> int:
     bpe.train_from_iterator(texts(), trainer)
     if (count := bpe.get_vocab_size()) < size:
         raise UserError(
-            f"the train split ({bytes_read:,} bytes) supports a tokenizer of {count:,} tokens, not "
+            f"the train split ({sum(sizes):,} bytes) supports a tokenizer of {count:,} tokens, not "
             f"of vocab_size = {size:,}: each of its words is one token then. Use more text, or "
             f"set --vocab_size={count} or fewer."
         )
     bpe.model.save(str(folder))
     vocab = bpe.get_vocab() | {END_OF_TEXT: size}
     files.write_json(folder / TOKENIZER[0], dict(sorted(vocab.items(), key=lambda item: item[1])))
-    return bytes_read
+    return sum(sizes)

