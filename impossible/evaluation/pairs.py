@@ -26,7 +26,7 @@ from impossible.evaluation.scores import Scores, Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
-from impossible.text.arrays import Sentences, from_lengths
+from impossible.text.arrays import Ids, Sentences, from_lengths
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import annotated, encoded
@@ -252,13 +252,8 @@ def perturbed(
     space = rule.space or " " * leading_space
     good = _encoded([space + pair.good for pair in pairs], rule, tokenizer)
     bad = _encoded([space + pair.bad for pair in pairs], rule, tokenizer)
-    ids = tokenizer.ids
-    is_kept = rule.keeps(good) & rule.keeps(bad)
-    if not rule.any_length:
-        lengths = (np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
-        is_kept &= np.equal(*lengths)
-    kept, parts = [], []
-    for i in np.flatnonzero(is_kept).tolist():
+    ids, kept, parts = tokenizer.ids, [], []
+    for i in np.flatnonzero(_can_be_compared(rule, good, bad, ids)).tolist():
         # The draw of a pair is the same whatever other pairs there are.
         seeds = [rule.seed, zlib.crc32(f"{pairs[i].paradigm} {pairs[i].item}".encode())]
         rngs = (np.random.default_rng(seeds) for _ in range(2))
@@ -274,6 +269,17 @@ def perturbed(
     about = {"test_language": language, "pairs_from": place}
     columns = pd.DataFrame(kept)
     return Sequences(language, tokenizer, sentences_of(parts), columns, about, left_out)
+
+
+def _can_be_compared(
+    rule: perturb.Language, good: Sentences, bad: Sentences, ids: Ids
+) -> np.ndarray:
+    """Whether a language keeps both sentences of each pair, and moves them alike, (P,) bool."""
+    is_kept = rule.keeps(good) & rule.keeps(bad)
+    if not rule.any_length:
+        lengths = (np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
+        is_kept &= np.equal(*lengths)
+    return is_kept
 
 
 def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:

@@ -359,9 +359,7 @@ def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
     with pytest.raises(UserError, match=told):
         module.read(str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"does not exist\. Expected blimp, multiblimp"
-    ):
+    with pytest.raises(UserError, match=r"does not exist\. Expected blimp, multiblimp"):
         module.read(str(tmp_path / "none"))
 
 
