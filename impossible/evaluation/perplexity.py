@@ -51,9 +51,8 @@ def draw(
     genre = np.repeat(np.arange(len(sizes)), list(map(len, chosen)))
     chosen = np.concatenate(chosen)
     parts = [test[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)]
-    is_repeated = (
-        pd.Series(list(_originals(language, tokenizer.ids, parts))).duplicated().to_numpy()
-    )
+    originals = pd.Series(list(_originals(language, tokenizer.ids, parts)))
+    is_repeated = originals.duplicated().to_numpy()
     duplicates = np.bincount(genre[is_repeated], minlength=len(sizes)).tolist()
     kept = np.flatnonzero(~(is_repeated & drop_duplicates))
     parts = [parts[i] for i in kept]
@@ -61,21 +60,20 @@ def draw(
         "genre": pd.Categorical.from_codes(genre[kept], list(genres)),
         "id": token_files.read_test_ids(data_dir, meta)[chosen[kept]],
     }
-    return Sequences(
-        language=meta.language,
-        tokenizer=tokenizer,
-        sentences=sentences_of(parts),
-        columns=pd.DataFrame(columns),
-        about={
-            "test_language": meta.language,
-            "test_corpus": meta.corpus_version,
-            "test_segmenter": meta.segmenter,
-            "test_hash": meta.splits["test"]["sha256"][:8],
-            "sample_seed": seed,
-            "drop_duplicates": drop_duplicates,
-        },
-        counts=dict(zip(genres, duplicates, strict=True)),
-    )
+    about = _about(meta) | {"sample_seed": seed, "drop_duplicates": drop_duplicates}
+    counts = dict(zip(genres, duplicates, strict=True))
+    table = pd.DataFrame(columns)
+    return Sequences(meta.language, tokenizer, sentences_of(parts), table, about, counts)
+
+
+def _about(meta: Meta) -> dict[str, str]:
+    """What says in every table which test split was read."""
+    return {
+        "test_language": meta.language,
+        "test_corpus": meta.corpus_version,
+        "test_segmenter": meta.segmenter,
+        "test_hash": meta.splits["test"]["sha256"][:8],
+    }
 
 
 def source(settings: Settings) -> Source:
