@@ -75,9 +75,11 @@ def test_top_k_of_one_is_greedy_too(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--prompt="], "the prompt is empty"),
         (["--prompt=He\u200b cleans"], "sample.py: character 3 of prompt cannot be seen: U+200B"),
-        (["--new_tokens=100"], "reads 32 tokens; the prompt has 2, and new_tokens = 100"),
+        (
+            ["--prompt=He clean", "--new_tokens=100"],
+            "reads 32 tokens; the prompt has 2, and new_tokens = 100",
+        ),
         (["--checkpoint=9"], "has no checkpoint-9"),
         (
             ["--language=no_shuffle", "--model=EXPORT"],
@@ -89,6 +91,14 @@ def test_what_cannot_be_continued_is_told(arguments: list[str], told: str, expor
     export = str(exported / "hf" / "checkpoint-6")
     arguments = [argument.replace("EXPORT", export) for argument in arguments]
     assert told in fail("sample.py", f"--out_dir={exported}", *arguments)
+
+
+def test_without_a_prompt_a_new_sentence_begins(trained: Path) -> None:
+    command = ("sample.py", f"--out_dir={trained}", "--new_tokens=3", "--device=cpu")
+    text = succeed(*command, "--top_k=0").splitlines()[-1].strip().strip("'")
+    assert text and "<|endoftext|>" not in text
+    begun = succeed(*command, "--top_k=0", "--prompt=He").splitlines()[-1]
+    assert begun.strip().strip("'").startswith("He") and text != begun
 
 
 def test_what_was_generated_is_shown_with_the_perturbation_undone(trained: Path) -> None:

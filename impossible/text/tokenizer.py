@@ -125,16 +125,13 @@ class Tokenizer:
     def encode_with_markers(self, text: str) -> list[int]:
         """The tokens of a text in which each marker becomes its own token, as in transformers.
 
-        Spaces before a marker are dropped. Nothing else becomes a special token. Raises UserError
-        for an empty text.
+        Spaces before a marker are dropped. Nothing else becomes a special token.
         """
         tokens: list[int] = []
         pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
         for part in re.split(f"({pattern})", text):
             marker = self.markers.get(part.strip())
             tokens += self.encode_ordinary(part) if marker is None else [marker]
-        if not tokens:
-            raise UserError("the prompt is empty. Set --prompt= to a text to continue.")
         return tokens
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
