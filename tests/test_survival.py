@@ -255,6 +255,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert not any(map(alive, workers))
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_where_it_was(config: Config, whole: Whole, tmp_path: Path) -> None:
     options, out_dir = OFTEN | {"max_steps": "18"}, tmp_path / "out"
     process = subprocess.Popen(

@@ -210,6 +210,7 @@ def wait_for_end(pids: list[int]) -> None:
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
+@pytest.mark.slow
 def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: Path) -> None:
     lines = speeches("1962-Kennedy-1").splitlines()
     for name in SPLITS.values():
