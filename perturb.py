@@ -387,7 +387,7 @@ def in_words(language: Language) -> Language:
     return dataclasses.replace(
         language,
         title=f"{language.title}(words)".replace(")(", ", "),
-        summary=f"{language.summary.replace('tokens', 'words')} (whole words, all after a space)",
+        summary=f"{language.summary.replace('tokens', 'words')} (the unit is the word)",
         control=language.control and language.control + WORDS,
         unit="words",
     )

@@ -147,9 +147,8 @@ def differences(
     for split in ("train", "val"):
         hashes = (meta["splits"][split]["sha256"][:12] for meta in (data, data_now))
         pairs[f"the SHA-256 of {split}.bin"] = tuple(hashes)
-    of_gpt2: dict[str, str] = {}  # also of data that were prepared before there were others
-    hashes = (meta.get("tokenizer", of_gpt2).get("sha256") for meta in (data, data_now))
-    pairs["the tokenizer"] = tuple((sha256 or "gpt2")[:12] for sha256 in hashes)
+    hashes = (meta.get("tokenizer", {}).get("sha256", "gpt2") for meta in (data, data_now))
+    pairs["the tokenizer"] = tuple(sha256[:12] for sha256 in hashes)
     return [f"{name} = {old}, not {new}" for name, (old, new) in pairs.items() if old != new]
 
 

@@ -73,7 +73,7 @@ class Series:
     seeds: Seeds | None = None  # of a run
     test_sha256: str = ""  # of the test split of the data that it was trained on
     recipe: str = ""  # all else that results depend on: shared by the seeds of all languages
-    # From the markers of a language, the models' tokenizer with them.
+    # A function that returns the models' tokenizer with the markers of a language.
     tokenizer: Callable[[Sequence[str]], Tokenizer] = Tokenizer
 
     @property

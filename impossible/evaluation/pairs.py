@@ -27,6 +27,7 @@ from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Ids, Sentences, from_lengths
+from impossible.text.corpus import on_hub
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import annotated, encoded
@@ -135,13 +136,13 @@ def _on_hub(name: str) -> tuple[str, str | None, str]:
     """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
     import huggingface_hub
 
-    repo, _, revision = name.removeprefix("hf:").partition("@")
-    repo, _, config = repo.partition(":")
-    info = functools.partial(huggingface_hub.HfApi().dataset_info, repo, revision=revision or None)
+    repo, options = on_hub(name)
+    api = huggingface_hub.HfApi()
+    info = functools.partial(api.dataset_info, repo, revision=options["revision"])
     commit = _asked(name, functools.partial(asking.patiently, repo, info)).sha
-    if revision != commit:
+    if options["revision"] != commit:
         print(f"to read the same pairs later: --pairs={name.partition('@')[0]}@{commit}")
-    return repo, config or None, commit
+    return repo, options["name"], commit
 
 
 def _of_dataset(name: str) -> Iterator[_Line]:

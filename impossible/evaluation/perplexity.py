@@ -100,9 +100,9 @@ def sequences(settings: Settings, series: Series, marked_only: bool = False) -> 
     )
     if sampled.tokenizer.sha256 != series.tokenizer(()).sha256:
         raise UserError(
-            f"{series.title} has another tokenizer than the sentences in {data_dir}. Prepare them "
-            "with that of the models: prepare.py --tokenizer=FOLDER --data_dir=..., where FOLDER "
-            "is that of the run or export; then set --test_data_dir="
+            f"{series.title} has another tokenizer than the sentences in {data_dir}. Prepare these "
+            "sentences in a new folder, with --tokenizer= and the folder of the run or export "
+            "(python prepare.py), and name the new folder: --test_data_dir="
         )
     return sampled
 
@@ -191,6 +191,10 @@ def _prepare_command(settings: Settings, data_dir: Path) -> str:
         options.append(f"--corpus={own.corpus}")
         if own.segmenter != Settings.segmenter:
             options.append(f"--segmenter={own.segmenter}")
+        if own.text_language != Settings.text_language:
+            options.append(f"--text_language={own.text_language}")
+        if own.tokenizer:
+            options.append(f"--tokenizer={settings.data_dir}")
     return shlex.join(["python", "prepare.py", *options, f"--data_dir={data_dir}"])
 
 

@@ -41,7 +41,7 @@ WEIGHTS = "model.safetensors"
 TOLERANCE = 1e-6
 _CHECKED_TOKENS = 16
 _CHECKED_TEXTS = 1000
-_CHECKED: set[tuple[str, ...]] = set()  # the hashes of tokenizers that were found right
+_CHECKED: set[tuple[str, ...]] = set()  # hashes of the tokenizer files that passed the check
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -140,7 +140,7 @@ def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def transformers_config(c: GPTConfig) -> dict[str, Any]:
-    """config.json of the export, but for the token that ends a text."""
+    """The content of config.json, but for the ids of the end-of-text token."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -214,14 +214,14 @@ def sample_texts(loaded: Checkpoint, tokenizer: Tokenizer) -> list[str]:
     try:
         meta = token_files.read_meta(data_dir)
         if meta.splits != loaded.data.get("splits"):
-            raise UserError(f"{data_dir} holds other data than those of the run")
+            raise UserError("they are others")
         tokens = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
         ends = np.flatnonzero(tokens == tokenizer.end_of_text)
         starts = np.append(0, ends[:-1] + 1)
         chosen = np.unique(np.linspace(0, len(ends) - 1, _CHECKED_TEXTS).astype(int))
         parts = [tokens[starts[i] : ends[i]] for i in chosen]
-    except UserError as error:
-        print(f"the tokenizer is checked on random tokens: {error}")
+    except UserError:
+        print(f"{data_dir} lacks the run's data: its tokenizer is checked on random tokens instead")
         drawn = np.random.default_rng(0).integers(tokenizer.vocab_size, size=(_CHECKED_TEXTS, 20))
         parts = list(drawn)
     return [text for text in map(tokenizer.decode, parts) if END_OF_TEXT not in text]

