@@ -71,11 +71,10 @@ class Job:
 
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
-    # of the encoded text
-    names = ("corpus", "corpus_version", "text_language", "segmenter", "annotator", "tokenizer")
+    common = ("corpus", "corpus_version", "text_language", "segmenter", "annotator", "tokenizer")
     groups: dict[str, list[Job]] = {}
     for job in unfinished(jobs_of(runs)):
-        key = str([job.language.hops, job.language.unit, *(job.identity[name] for name in names)])
+        key = str([job.language.hops, job.language.unit, *(job.identity[name] for name in common)])
         groups.setdefault(key, []).append(job)
     for jobs in groups.values():
         prepare(jobs)
@@ -148,11 +147,10 @@ def with_corpus(settings: Settings, language: Language) -> Settings:
     source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
     settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
     settings = corpus.normal(settings)
-    fits = settings.text_language == "en" or not language.hops
-    settings.require(fits, "text_language", f"en for {language.title}, which is English")
-    fits = language.unit == "tokens" or natural.has_spaces(settings.text_language)
-    name = natural.name_of(settings.text_language)
-    settings.require(fits, "unit", f"tokens, as {name} has no spaces between words")
+    code, expected = settings.text_language, f"en, as {language.title} is English"
+    settings.require(code == "en" or not language.hops, "text_language", expected)
+    expected = f"tokens, as {natural.name_of(code)} has no spaces between words"
+    settings.require(language.unit == "tokens" or natural.has_spaces(code), "unit", expected)
     return settings
 
 
@@ -199,6 +197,8 @@ def prepare(jobs: list[Job]) -> None:
     start = time.perf_counter()
     settings = jobs[0].settings
     splits = {} if settings.annotations else corpus.open_corpus(settings)
+    if settings.segmenter == "sentencex" and (rules := natural.about_rules(settings.text_language)):
+        print(rules)
     with contextlib.ExitStack() as stack:
         for job in jobs:
             job.data_dir.mkdir(parents=True, exist_ok=True)

@@ -347,7 +347,7 @@ def test_the_language_of_the_text_is_part_of_what_data_are(tmp_path: Path) -> No
 def test_hop_languages_are_english(tmp_path: Path) -> None:
     folder = write(tmp_path / "corpus", HEBREW)
     command = ("prepare.py", "config/no_hop.py", f"--corpus={folder}", f"--data_dir={tmp_path}/d")
-    assert "en for NoHop, which is English" in fail(*command, "--text_language=he")
+    assert "en, as NoHop is English" in fail(*command, "--text_language=he")
 
 
 # Speeches in Turkish

@@ -40,7 +40,8 @@ _LONGEST_TITLE = 59  # characters of a collection on the Hub
 _OWN = "language unit seed data_dir out_dir eval_dir model revisions test_language test_data_dir "
 _OWN += "markers pairs stimuli push_to_hub overwrite init_seed order_seed"
 # Settings of eval.py that belong to one evaluation alone: options of its command.
-_OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies"), "pairs": ("leading_space",)}
+_OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies")}
+_OPTIONS |= {"pairs": ("leading_space", "pairs_columns")}
 # Settings that results do not depend on.
 _PLACES = ("data_dir", "out_dir", "eval_dir", "device", "workers")
 
@@ -329,7 +330,8 @@ def _run(study: Study, shared: dict[str, Any], language: str, seed: int) -> Run:
     ]
     for kind in study.evaluations:
         measure = kind.partition("=")[0]
-        options = [f"--{name}" for name in _OPTIONS.get(measure, ()) if shared.get(name)]
+        chosen = {name: shared[name] for name in _OPTIONS.get(measure, ()) if shared.get(name)}
+        options = [f"--{n}" if value is True else f"--{n}={value}" for n, value in chosen.items()]
         if measure != "perplexity":
             options.insert(0, f"--{kind}")
         if measure != "markers" or hops:

@@ -204,9 +204,6 @@ def open_corpus(settings: Settings) -> dict[str, Split]:
         for split in SPLITS
     }
     require_names(document.genre for document in splits["test"].documents)
-    rules = natural.about_rules(settings.text_language)
-    if rules and settings.segmenter == "sentencex":
-        print(rules)
     return splits
 
 

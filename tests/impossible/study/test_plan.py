@@ -51,14 +51,15 @@ def test_each_run_has_a_config_file_that_the_single_commands_read(tmp_path: Path
 
 def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) -> None:
     evaluations = "--evaluations=perplexity,markers,pairs=blimp"
-    made = plan(tmp_path, evaluations, "--leading_space=true", "--surprisals=true")
+    of_pairs = ("--leading_space=true", "--pairs_columns=good,bad")
+    made = plan(tmp_path, evaluations, *of_pairs, "--surprisals=true")
     hop, other = made.runs[0], made.runs[2]
     assert [str(command) for command in hop.commands] == [
         f"python train.py {hop.config}",
         f"python convert_to_hf.py {hop.config}",
         f"python eval.py {hop.config} --surprisals",
         f"python eval.py {hop.config} --markers",
-        f"python eval.py {hop.config} --pairs=blimp --leading_space",
+        f"python eval.py {hop.config} --pairs=blimp --leading_space --pairs_columns=good,bad",
     ]
     assert not any("--markers" in command.options for command in other.commands), "it has none"
     perplexity, markers, pairs = made.joint(made.runs).commands
