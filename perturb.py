@@ -56,11 +56,11 @@ class Language:
 
     @property
     def space(self) -> str:
-        """What a sentence is encoded after: if words move, a space, so that each has one."""
+        """The text before a sentence: a space if words move, so that every word begins with one."""
         return " " * (self.unit == "words")
 
     def starts(self, sentences: Sentences, ids: Ids) -> np.ndarray:
-        """The places in `tokens` at which what moves begins, (U,) int64: all, or those of words."""
+        """The index of the first token of each unit that moves, token or word, (U,) int64."""
         is_words, count = self.unit == "words", len(sentences.tokens)
         return word_starts(sentences, ids) if is_words else np.arange(count)
 
@@ -97,9 +97,9 @@ class Language:
     def _in_units(
         self, sentences: Sentences, ids: Ids, change: Callable[[Sentences, list[int]], Sentences]
     ) -> Sentences:
-        """What a function of sentences and markers returns.
+        """Apply a function of sentences and marker ids to tokens or, if words move, to words.
 
-        If words move, it gets their numbers in place of tokens, and -1, -2, ... for the markers.
+        Of words, the function gets their numbers in place of tokens, and -1, -2, ... as markers.
         """
         if self.unit == "tokens":
             return change(sentences, ids.markers)
@@ -383,7 +383,7 @@ def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Lan
 
 
 def in_words(language: Language) -> Language:
-    """The row of a language in which whole words move as tokens do in another."""
+    """The row of a language that moves whole words where another language moves tokens."""
     return dataclasses.replace(
         language,
         title=f"{language.title}(words)".replace(")(", ", "),

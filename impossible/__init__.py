@@ -1,1 +1,1 @@
-"""What the commands stand on: settings, files, and a folder for each subject."""
+"""The library that the commands use: settings, files, and a folder for each subject."""

@@ -345,7 +345,7 @@ def _rows(kind: type) -> Iterator[tuple[str, str, str]]:
 
 
 def explanations(kind: type) -> dict[str, str]:
-    """What each setting means, by name: the comment beside or above it in the source."""
+    """The meaning of each setting, by name: the comment beside or above it in the source."""
     return {name: meaning for name, meaning, _ in _rows(kind)}
 
 

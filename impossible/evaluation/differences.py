@@ -86,7 +86,7 @@ def _control(s: Scores) -> str:
 
 
 def _partner(s: Scores) -> tuple[object, ...]:
-    """What a run shares with that of its control."""
+    """The properties that a run and the run of its control must share."""
     names = ("test_corpus", "test_segmenter", "sample_seed", "drop_duplicates")
     sampled = (s.sequences.about[name] for name in names)
     return (_control(s), s.series.seeds, s.series.recipe, *sampled)

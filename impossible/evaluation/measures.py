@@ -66,7 +66,7 @@ class Measure(NamedTuple):
     point: Table | None = None
     label: str = ""  # of the picture
     picture: Mapping[str, Any] = {}  # options of plots.draw
-    across: Mapping[str, Any] = {}  # in place of these three, for models whose tokenizers differ
+    across: Mapping[str, Any] = {}  # other values of these three if tokenizers differ
     over_seeds: Interval = t_interval  # the interval of the mean of several runs
     has_means: bool = True  # whether there is a table of these means
     compared: Mapping[str, Values] = {}  # values of sentences, compared with those of a control

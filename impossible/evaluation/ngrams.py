@@ -150,7 +150,7 @@ def _probabilities(
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken off a count of 0, 1, 2, and 3 or more (Chen and Goodman 1998, eq. 26)."""
+    """The discounts for counts of 0, 1, 2, and 3 or more (Chen and Goodman 1998, eq. 26)."""
     rare = np.array([np.count_nonzero(counts == count) for count in range(1, 5)])
     if rare.all():
         number = np.arange(1, 4)

@@ -159,7 +159,7 @@ def _of_dataset(name: str) -> Iterator[_Line]:
 
 
 def _asked(name: str, call: Callable[[], Any]) -> Any:
-    """What a call that reads a dataset of the Hub returns. Raises UserError."""
+    """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
     from huggingface_hub.utils import httpx
 
     try:

@@ -67,7 +67,7 @@ def draw(
 
 
 def _about(meta: Meta) -> dict[str, str]:
-    """What says in every table which test split was read."""
+    """The columns of every table that name the test split."""
     return {
         "test_language": meta.language,
         "test_corpus": meta.corpus_version,
@@ -138,7 +138,7 @@ def _sampled(may_be: np.ndarray, sizes: list[int], per_genre: int, seed: int) ->
 
 
 def _originals(language: Language, ids: Ids, sentences: Iterable[np.ndarray]) -> Iterator[bytes]:
-    """What identifies the original of each perturbed sentence: its tokens in their order.
+    """Yield a key for the original of each perturbed sentence: its tokens in their order.
 
     For a language that cannot be undone, the tokens are in the order of their ids.
     """

@@ -91,7 +91,7 @@ class Scores:
         return base / f"{source.name}_on_{source.language}{digits}".removeprefix("_")
 
     def with_sequences(self, **changes: Any) -> "Scores":
-        """The same scores, with changes to their sequences."""
+        """A copy of the scores whose sequences have other values in some fields."""
         return dataclasses.replace(self, sequences=dataclasses.replace(self.sequences, **changes))
 
     def columns(self, model: Model) -> dict[str, str | int | bool | None]:

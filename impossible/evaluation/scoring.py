@@ -30,7 +30,7 @@ _ROW = 128  # tokens in a row of several sequences, if none is longer
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """What models read in an evaluation, and columns that say what it is."""
+    """The token sequences of an evaluation, and columns that describe them."""
 
     language: str  # a name from the table in perturb.py
     tokenizer: Tokenizer  # of the tokens, with the markers of the language
@@ -51,7 +51,7 @@ class Sequences:
 
     @property
     def lengths(self) -> np.ndarray:
-        """What must fit the context of a model: the tokens of each whole sentence, (S,)."""
+        """The lengths that must fit a model's context: those of whole sentences, (S,)."""
         return self.sentences.lengths if self.whole_lengths is None else self.whole_lengths
 
     @property

@@ -100,7 +100,7 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
 
 
 def _with_marker_place(made: Prepared, before: np.ndarray) -> Prepared:
-    """The same with its marker_place. before: the words of the tokens before the first marker."""
+    """Set marker_place. before: the words of the tokens before the first marker."""
     return made._replace(marker_place=len({*before} - {-1}) if made.is_marker.any() else None)
 
 
@@ -376,7 +376,7 @@ def _units(made: Prepared) -> Iterator[Row]:
 
 
 def notes_on(made: list[Prepared], rule: Language) -> Iterator[str]:
-    """What may surprise about stimuli in a language."""
+    """Yield notes on what may surprise about stimuli in a language."""
     unmarked = sum(not x.is_marker.any() for x in made)
     if rule.hops and unmarked:
         yield (f"no verb is marked in {unmarked} of {len(made)} stimuli; see the column perturbed")

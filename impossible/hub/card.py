@@ -70,7 +70,7 @@ def text(
 
 
 def _facts(c: Checkpoint, source: corpus.About, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the card says of a checkpoint and its run, by the names in the template."""
+    """The facts about a checkpoint and its run, by their names in the template."""
     s, data, language = c.settings, c.data, perturb.get(c.data["language"])
     steps = checkpoint.kept_steps(s, data)
     val_blocks = data["splits"]["val"]["tokens"] // s.block_size

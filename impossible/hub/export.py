@@ -167,7 +167,7 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
 
 
 class Logits(NamedTuple):
-    """What an export must give in transformers, in float64 on the CPU.
+    """The values that an export must give in transformers, in float64 on the CPU.
 
     In float32, rounding grows with the logits and hides small mistakes.
     """

@@ -8,10 +8,10 @@ from impossible.settings import UserError
 
 
 class Ids(NamedTuple):
-    """What a language has to know of a tokenizer's V ids."""
+    """Facts about a tokenizer's V ids that a language needs."""
 
     markers: list[int]  # those of the language's markers, in the same order
-    begins_word: np.ndarray  # (V,) bool: of the tokens that begin with a space, and of markers
+    begins_word: np.ndarray  # (V,) bool: whether a token begins with a space, or is a marker
 
 
 class Verbs(NamedTuple):
@@ -74,9 +74,9 @@ class Sentences(NamedTuple):
 
 
 def word_starts(sentences: Sentences, ids: Ids) -> np.ndarray:
-    """The places in `tokens` at which a word begins, (W,) int64.
+    """The index of the first token of each word, (W,) int64.
 
-    A word is the tokens from one that begins with a space to the next; a marker is one, too. Raises
+    A word is the tokens from one that begins with a space to the next. A marker is a word. Raises
     UserError if the first token of a sentence, or one after a marker, does not begin with a space.
     """
     begins = ids.begins_word[sentences.tokens]

@@ -1,6 +1,6 @@
-"""Samples of large datasets: rows drawn at random over the whole of it, never its beginning.
+"""Samples of large datasets: rows that are drawn at random over all of a dataset.
 
-The draw is always the same: a sample is part of what the text is, and seeds vary on one text.
+The draw does not depend on any seed of a run, so that runs with different seeds read one text.
 """
 
 import hashlib
@@ -90,9 +90,9 @@ def _first(limit: int, texts: "pa.ChunkedArray", order: np.ndarray) -> np.ndarra
 
 
 def _tables(urls: Sequence[str], columns: list[str], limit: int) -> Iterator["pa.Table"]:
-    """Rows of row groups in random order, with `limit` bytes of text or all that there is.
+    """Yield rows from row groups in random order, until they hold `limit` bytes of text.
 
-    A small part of each row group comes first, and if all of them are read, the rest of each.
+    A small part of each row group comes first, and then, if that is too little, the rest of each.
     """
     rng, share, rest = np.random.default_rng(SEED), limit // _PIECES, []
     for file, group, rows in itertools.chain(_row_groups(urls, columns, rng), rest):
@@ -111,7 +111,7 @@ def _tables(urls: Sequence[str], columns: list[str], limit: int) -> Iterator["pa
 def _row_groups(
     urls: Sequence[str], columns: list[str], rng: np.random.Generator
 ) -> Iterator[tuple["ParquetFile", int, None]]:
-    """All row groups, in random order: one of each file, then another of each, and so on."""
+    """Yield all row groups in random order: one of each file, then another of each, and so on."""
     import datasets
     import huggingface_hub
     from pyarrow.parquet import ParquetFile

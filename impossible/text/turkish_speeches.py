@@ -1,9 +1,9 @@
 """Turkish speeches, from the database in a wheel of PyPI that is read and never installed.
 
-The wheel contains Atatürk's speeches, from two editions. Those read are speeches and interviews of
-the first (Söylev ve Demeçler, three volumes); its letters and telegrams are left out, and so is the
-index of names in the text of the last speech. The second edition (Wikisource) repeats speeches of
-the first, or has titles without text.
+The wheel contains Atatürk's speeches, from two editions. Only the speeches and interviews of the
+first edition (Söylev ve Demeçler, three volumes) are read, without the index of names at the end of
+the last one. The first edition's letters and telegrams are left out. So is the second edition
+(Wikisource), which repeats speeches of the first or has titles without text.
 """
 
 import contextlib
