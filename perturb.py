@@ -2,6 +2,7 @@
 
     python perturb.py                                    # one sentence in every language
     python perturb.py partial_reverse "He cleans his very messy bookshelf."
+    python perturb.py --check partial_reverse            # try a language on real sentences
 
 A language is a row of LANGUAGES. Its function gets the sentences, the ids of its markers and a
 random generator whose state is kept between calls, and returns the same number of perturbed
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
@@ -26,9 +27,11 @@ import numpy as np
 from impossible.settings import WORDS, UserError, is_utf8, unknown
 from impossible.text.arrays import Ids, Sentences, from_lengths, span_positions, word_starts
 
+if TYPE_CHECKING:
+    from impossible.text.tokenizer import Tokenizer
+
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
 Invert = Callable[[np.ndarray, list[int]], np.ndarray]
-Decode = Callable[[np.ndarray], str]  # from tokens (n,) to text
 Hops = Literal["", "tokens", "words"]
 
 
@@ -146,14 +149,17 @@ class Language:
         except UserError as reason:
             raise NoWayBack(str(reason))
 
-    def check_inverse(
-        self, sentences: Sentences, kept: Sentences, ids: Ids, decode: Decode
-    ) -> None:
-        """Undo some sentences, evenly spaced, and compare them with the originals.
+    def check(self, sentences: Sentences, kept: Sentences, tokenizer: "Tokenizer") -> None:
+        """Check that ids are within the vocabulary, and undo some sentences, evenly spaced.
 
-        sentences, kept: the argument and the result of `apply`. Raises UserError for the shortest
-        of these sentences that `invert` does not restore.
+        sentences, kept: the argument and the result of `apply`. Raises UserError for an id beyond
+        the vocabulary, and for the shortest of these sentences that `invert` does not restore.
         """
+        if (largest := kept.tokens.max(initial=0)) >= tokenizer.vocab_size:
+            raise UserError(
+                f"the language {self.title} produces token {largest}, but its vocabulary has only "
+                f"{tokenizer.vocab_size:,} tokens. Give it a marker in perturb.py for each new id."
+            )
         if self.invert is None or not len(kept.lengths):
             return
         chosen = np.unique(np.linspace(0, len(kept.lengths) - 1, _UNDONE).astype(int))
@@ -162,16 +168,16 @@ class Language:
             original = originals.part(i, i + 1).tokens
             perturbed = kept.part(chosen[i], chosen[i] + 1).tokens
             try:
-                undone = self.undo(perturbed.copy(), ids)
+                undone = self.undo(perturbed.copy(), tokenizer.ids)
                 if np.array_equal(undone, original):
                     continue
-                result = f"returned {decode(undone)!r}"
+                result = f"returned {tokenizer.decode(undone)!r}"
             except Exception as error:
                 result = f"ended in {type(error).__name__} ({error})"
             raise UserError(
                 f"the inverse of {self.title} is wrong (invert= in perturb.py). For the perturbed "
-                f"sentence {decode(perturbed)!r} it {result}. Expected the original sentence: "
-                f"{decode(original)!r}. Correct it, or leave invert= out."
+                f"sentence {tokenizer.decode(perturbed)!r} it {result}. Expected the original "
+                f"sentence: {tokenizer.decode(original)!r}. Correct it, or leave invert= out."
             )
 
 
@@ -290,6 +296,26 @@ def even_odd_order(n: int) -> np.ndarray:
     return np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)])
 
 
+def neighbours_order(n: int) -> np.ndarray:
+    """An order in which places 0 and 1, 2 and 3, ... trade; of an odd number, the last stays."""
+    order = np.arange(n)
+    order[: n // 2 * 2] ^= 1
+    return order
+
+
+def switched_order(n: int) -> np.ndarray:
+    """An order in which places 0 and 3 trade; fewer than four tokens keep their places."""
+    order = np.arange(n)
+    if n > 3:
+        order[[0, 3]] = 3, 0
+    return order
+
+
+def reversed_order(n: int) -> np.ndarray:
+    """An order from the last place to the first."""
+    return np.arange(n)[::-1]
+
+
 def rearrange(
     s: Sentences, markers: list[int], rng: np.random.Generator, *, order: Order
 ) -> Sentences:
@@ -307,6 +333,23 @@ def undo_rearrange(tokens: np.ndarray, markers: list[int], *, order: Order) -> n
     original = np.empty_like(tokens)
     original[order(len(tokens))] = tokens
     return original
+
+
+def negate(
+    s: Sentences, markers: list[int], rng: np.random.Generator, *, by_parity: bool
+) -> Sentences:
+    """Put the marker before each sentence or, by parity, after each sentence of odd length."""
+    places = s.offsets[:-1] + s.lengths * (s.lengths % 2) * by_parity
+    tokens = np.insert(s.tokens, places, markers[0])
+    return Sentences(tokens, s.offsets + np.arange(len(s.offsets)))
+
+
+def undo_negate(tokens: np.ndarray, markers: list[int], *, by_parity: bool) -> np.ndarray:
+    """The tokens without the marker. Raises NoWayBack if it is not where the language puts it."""
+    tokens, place = _without_marker(tokens, markers)
+    if place != len(tokens) * (len(tokens) % 2) * by_parity:
+        raise NoWayBack("the marker is at another place")
+    return tokens
 
 
 def no_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
@@ -348,7 +391,7 @@ def undo_hop(tokens: np.ndarray, markers: list[int], *, hop: int) -> np.ndarray:
 
 
 EXAMPLE = "He cleans his very messy bookshelf."  # the paper's (table 1)
-REVERSE, SINGULAR, PLURAL = "🅁", "🅂", "🄿"
+REVERSE, SINGULAR, PLURAL, NEGATION = "🅁", "🅂", "🄿", "🄽"
 _HOP = 4  # tokens or words between a verb and its marker
 _UNDONE = 100  # sentences of a chunk whose inverse is checked
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
@@ -372,6 +415,13 @@ def _rearranged(title: str, order: Order, summary: str) -> Language:
     """A *Shuffle language whose order depends only on the length of a sentence."""
     perturb, invert = (functools.partial(f, order=order) for f in (rearrange, undo_rearrange))
     return _shuffle(title, perturb, invert, summary)
+
+
+def _negation(title: str, change: str, by_parity: bool) -> Language:
+    """A language with a marker of negation at one end of each sentence."""
+    perturb, invert = (functools.partial(f, by_parity=by_parity) for f in (negate, undo_negate))
+    options = {"any_length": not by_parity, "invert": invert, "control": "initial_negation"}
+    return Language(title, perturb, f"a marker of negation {change}", (NEGATION,), **options)
 
 
 def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Language:
@@ -427,6 +477,19 @@ LANGUAGES: dict[str, Language] = {
     "even_odd_shuffle": _rearranged(
         "EvenOddShuffle", even_odd_order, "its tokens at even places (from 0), then those at odd"
     ),
+    "local_shuffle_w2": _rearranged(
+        "LocalShuffle(w=2)", neighbours_order, "its tokens trade places in pairs of neighbours"
+    ),
+    "switch_indices": _rearranged(
+        "SwitchIndices", switched_order, "the first and the fourth of its tokens trade places"
+    ),
+    "reverse": _rearranged("Reverse", reversed_order, "its tokens in reversed order, no marker"),
+    "initial_negation": _negation("InitialNegation", "at the beginning", by_parity=False),
+    "parity_negation": _negation(
+        "ParityNegation",
+        "at the beginning if the number of tokens is even, at the end if it is odd",
+        by_parity=True,
+    ),
     "no_hop": _hop("NoHop", no_hop, 0, "tokens", "directly after each"),
     "token_hop": _hop("TokenHop", token_hop, _HOP, "tokens", "4 tokens later"),
     "word_hop": _hop("WordHop", word_hop, _HOP, "words", "4 words later"),
@@ -465,7 +528,18 @@ def show(language: Language, text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print a sentence in the language that is named or, without a name, in every language."""
+    """Print a sentence in the language that is named or, without a name, in every language.
+
+    With --check, try the language on real sentences instead.
+    """
+    if arguments[:1] == ["--check"]:
+        from impossible.text import language_check  # only this command needs it
+
+        if len(arguments) != 2:
+            raise UserError("--check needs one language. Type: python perturb.py --check LANGUAGE")
+        language = get(arguments[1])
+        language_check.check(arguments[1], language, LANGUAGES.get(language.control))
+        return
     if len(arguments) > 2:
         raise UserError(
             f"{len(arguments)} arguments given, at most 2 expected: a language and a sentence. Put "

@@ -322,13 +322,7 @@ def perturb_all(sentences: Sentences, job: Job) -> Sentences:
     for start in range(0, count, CHUNK):
         part = sentences.part(start, min(start + CHUNK, count))
         kept = job.language.apply(part, job.tokenizer.ids, rng)
-        if (largest := kept.tokens.max(initial=0)) >= job.tokenizer.vocab_size:
-            raise UserError(
-                f"the language {job.settings.language!r} produces token {largest}, but its "
-                f"vocabulary has only {job.tokenizer.vocab_size:,} tokens. Give it a marker in "
-                "perturb.py for each new id."
-            )
-        job.language.check_inverse(part, kept, job.tokenizer.ids, job.tokenizer.decode)
+        job.language.check(part, kept, job.tokenizer)
         parts.append(kept)
     return joined(parts)
 

@@ -62,6 +62,30 @@ def even_odd_shuffle(tokens: list[int], rng: np.random.Generator) -> list[int]:
     return tokens[::2] + tokens[1::2]
 
 
+def neighbours(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    pairs = [tokens[i : i + 2] for i in range(0, len(tokens), 2)]
+    return [token for pair in pairs for token in reversed(pair)]
+
+
+def switch_indices(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    if len(tokens) < 4:
+        return tokens
+    first, second, third, fourth, *others = tokens
+    return [fourth, second, third, first, *others]
+
+
+def reverse(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    return tokens[::-1]
+
+
+def initial_negation(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    return [MARKER, *tokens]
+
+
+def parity_negation(tokens: list[int], rng: np.random.Generator) -> list[int]:
+    return [MARKER, *tokens] if len(tokens) % 2 == 0 else [*tokens, MARKER]
+
+
 LANGUAGES = {
     "no_reverse": (no_reverse, 21),
     "partial_reverse": (partial_reverse, 21),
@@ -75,6 +99,11 @@ LANGUAGES = {
     "local_shuffle_w5": (local_shuffle(5), 0),
     "local_shuffle_w10": (local_shuffle(10), 0),
     "even_odd_shuffle": (even_odd_shuffle, 0),
+    "local_shuffle_w2": (neighbours, 0),
+    "switch_indices": (switch_indices, 0),
+    "reverse": (reverse, 0),
+    "initial_negation": (initial_negation, 0),
+    "parity_negation": (parity_negation, 0),
 }
 
 
@@ -84,7 +113,7 @@ def perturb(name: str, sentences: list[list[int]]) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     perturbed = [function(tokens, rng) for tokens in sentences]
     kept = [tokens for tokens in perturbed if len([t for t in tokens if t != MARKER]) > 1]
-    if name.endswith("_reverse"):
+    if name.endswith(("_reverse", "_negation")):
         return kept
     return [tokens for tokens in kept if 2 <= len(tokens) <= 350]
 

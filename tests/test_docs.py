@@ -92,6 +92,8 @@ def test_a_language_of_ones_own_is_a_function_and_a_row(
         file.write(f"\n\n{snippet}")
     shown = succeed(project / "perturb.py").splitlines()[-1]
     assert " ".join(shown.split()) == "Swapped . cleans his very messy books he lf He"
+    checked = succeed(project / "perturb.py", "--check", "swapped")
+    assert "inverse    gives the original sentences\ncontrol    NoShuffle" in checked
     config = tmp_path / "swapped.py"
     config.write_text('language = "swapped"\n')
     options = (config, f"--corpus={corpus_dir}", "--segmenter=line")

@@ -46,13 +46,20 @@ def imported(path: Path, within_functions: bool = True) -> set[str]:
     Imports for type checkers alone do not count.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = set()
-    for node in list(ast.walk(tree)) if within_functions else tree.body:
+    names, nodes = set(), list(ast.walk(tree)) if within_functions else tree.body
+    for_types = {child for node in nodes if _is_for_types(node) for child in node.body}
+    for node in nodes:
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return {name for name in names if name.split(".")[0] in OURS}
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def file_of(name: str) -> Path | None:

@@ -87,6 +87,17 @@ def test_a_sentence_without_exactly_one_marker_has_no_way_back(name: str) -> Non
             LANGUAGES[name].undo(np.array(tokens), ONE)
 
 
+def test_a_marker_of_negation_at_another_place_has_no_way_back() -> None:
+    for name, tokens in (
+        ("initial_negation", [1, MARKER]),
+        ("parity_negation", [1, 2, MARKER]),
+        ("parity_negation", [MARKER, 1]),
+        ("parity_negation", [1, MARKER, 2, 3]),
+    ):
+        with pytest.raises(NoWayBack, match="the marker is at another place"):
+            LANGUAGES[name].undo(np.array(tokens), ONE)
+
+
 @pytest.mark.parametrize(("name", "least"), [("no_hop", 1), ("token_hop", 5), ("word_hop", 5)])
 def test_a_hop_marker_without_room_for_its_verb_has_no_way_back(name: str, least: int) -> None:
     for place in range(8):
@@ -239,7 +250,7 @@ def test_the_command_shows_a_sentence_in_a_language() -> None:
     assert (
         " ".join(shown.split()) == "PartialReverse(words) He cleans 🅁 books he lf . messy very his"
     )
-    assert succeed("perturb.py").count("\n") == 15, "those on tokens"
+    assert succeed("perturb.py").count("\n") == 20, "those on tokens"
     dropped = succeed("perturb.py", "no_reverse", "Yes")
     assert "(dropped, as sentences with fewer than 2 tokens are)" in dropped
 

@@ -1,0 +1,3 @@
+"""InitialNegation: a marker of negation at the beginning of each sentence."""
+
+language = "initial_negation"

@@ -1,0 +1,3 @@
+"""Reverse: the tokens in reversed order, without a marker."""
+
+language = "reverse"

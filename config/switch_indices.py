@@ -1,0 +1,3 @@
+"""SwitchIndices: the first and the fourth token trade places."""
+
+language = "switch_indices"
