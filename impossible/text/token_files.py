@@ -122,7 +122,13 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
 
 
 def check_size(data_dir: Path, meta: Meta, split: str) -> None:
-    """Raise UserError if a token file is missing or has another size than meta.json records."""
+    """Raise UserError if a token file has another size than meta.json records, or is missing.
+
+    The same holds if a file of its tokenizer is missing.
+    """
+    for name in TOKENIZER if meta.tokenizer else ():  # else it is GPT-2's
+        if not (data_dir / name).is_file():
+            raise _damaged(data_dir / name, "is missing")
     path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
     size = path.stat().st_size if path.is_file() else None
     if size != expected:

@@ -133,6 +133,12 @@ def test_a_folder_with_other_files_is_refused(
 
 def test_damaged_files_of_prepared_data_are_made_again(prepared: Path, tmp_path: Path) -> None:
     data = shutil.copytree(prepared / "data", tmp_path / "data")
+    (data / "no_reverse" / "vocab.json").unlink()
+    (out_dir := tmp_path / "out").mkdir()
+    options = (f"--data_dir={data / 'no_reverse'}", f"--out_dir={out_dir}")
+    error = fail("train.py", prepared / "no_reverse.py", *options)
+    assert "vocab.json is missing" in error and "prepare the data again" in error
+    assert not any(out_dir.iterdir())
     shutil.copy(Tokenizer().paths[1], data / "partial_reverse" / "merges.txt")
     options = (f"--corpus={prepared / 'corpus'}", *OPTIONS)
     assert "Doing so now" in succeed(
