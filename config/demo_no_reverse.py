@@ -2,6 +2,8 @@
 
 language = "no_reverse"
 corpus = "sotu"
+tokenizer = "train"
+vocab_size = 4096
 data_dir = "data/demo_no_reverse"
 out_dir = "out/demo_no_reverse"
 eval_dir = "out/demo_evaluation"

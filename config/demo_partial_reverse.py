@@ -2,6 +2,8 @@
 
 language = "partial_reverse"
 corpus = "sotu"
+tokenizer = "train"
+vocab_size = 4096
 data_dir = "data/demo_partial_reverse"
 out_dir = "out/demo_partial_reverse"
 eval_dir = "out/demo_evaluation"

@@ -70,7 +70,14 @@ def test_every_file_of_the_code_is_on_the_page_that_explains_the_design() -> Non
 
 
 def test_the_sentence_in_all_languages_is_what_the_command_shows() -> None:
-    assert f"```\n{succeed('perturb.py')}```" in README
+    shown = succeed("perturb.py")
+    assert f"```\n{shown}```" in PAGES["languages.md"]
+    listed = re.search(r"```\n(NoReverse .*?)```", README, flags=re.DOTALL)[1].splitlines()
+    assert listed and set(listed) <= set(shown.splitlines())
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1200
 
 
 def test_every_language_has_a_config_of_its_name() -> None:
