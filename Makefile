@@ -23,14 +23,19 @@ install-hop: $(VENV)/.installed
 	$(INSTALL) -r requirements-hop.txt
 
 demo: $(VENV)/.installed
-	$(RUN)/python prepare.py $(DEMO)
-	$(RUN)/python prepare.py $(OTHER)
+	$(RUN)/python prepare.py $(DEMO) $(OTHER)
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(DEMO) --device=cpu
 	OMP_NUM_THREADS=1 $(RUN)/torchrun --nproc_per_node=2 train.py $(OTHER) --device=cpu
 	$(RUN)/python convert_to_hf.py $(DEMO)
 	$(RUN)/python eval.py $(OTHER) $(DEMO) --device=cpu
 	$(RUN)/python sample.py $(DEMO) --checkpoint=all --prompt="The people of" --device=cpu
-	@echo "tables and pictures: out/demo_evaluation"
+	@echo
+	@echo "Two small GPT-2 models were trained on State of the Union addresses: one reads them as"
+	@echo "PartialReverse, the other as NoReverse, its control. Their checkpoints were exported,"
+	@echo "checked and evaluated. out/demo_evaluation/differences.png shows how much harder"
+	@echo "PartialReverse is to predict at each step. It cannot show whether this holds for other"
+	@echo "seeds, other texts or larger models. Next, several seeds of each language:"
+	@echo "    $(RUN)/python study.py config/study_laptop.py --dry_run"
 
 test: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest -n 2 -m "not slow"

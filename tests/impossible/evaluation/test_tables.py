@@ -36,7 +36,9 @@ def tables(
     (folder / "pairs.jsonl").write_text(
         '{"sentence_good": "They are here with all of us today .", "sentence_bad": "They was here with all of us today ."}\n'
     )
-    (folder / "mine.csv").write_text("item,condition,text\n1,a,They are here with all of us today.\n")
+    (folder / "mine.csv").write_text(
+        "item,condition,text\n1,a,They are here with all of us today.\n"
+    )
     eval_dir = f"--eval_dir={folder / 'out'}"
     for options in (
         ("--sentences", "--surprisals", "--entropies"),
