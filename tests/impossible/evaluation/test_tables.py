@@ -1,5 +1,6 @@
 """docs/tables.md has the columns of every table, in the order in which they are written."""
 
+import json
 import re
 from pathlib import Path
 
