@@ -34,12 +34,10 @@ def tables(
 ) -> dict[str, list[str]]:
     """The columns of the tables that every measure writes for two runs and for one."""
     folder = tmp_path_factory.mktemp("tables")
-    (folder / "pairs.jsonl").write_text(
-        '{"sentence_good": "They are here with all of us today .", "sentence_bad": "They was here with all of us today ."}\n'
-    )
-    (folder / "mine.csv").write_text(
-        "item,condition,text\n1,a,They are here with all of us today.\n"
-    )
+    good = "They are here with all of us today."
+    pair = {"sentence_good": good, "sentence_bad": good.replace("are", "was")}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair))
+    (folder / "mine.csv").write_text(f"item,condition,text\n1,a,{good}\n")
     eval_dir = f"--eval_dir={folder / 'out'}"
     for options in (
         ("--sentences", "--surprisals", "--entropies"),
