@@ -27,7 +27,8 @@ def sequences(settings: Settings, series: Series) -> Sequences:
     language = language_of(settings)
     if not perturb.get(language).hops:
         raise UserError(
-            f"--markers works only for no_hop, token_hop and word_hop, not for {language}."
+            "--markers works only for no_hop, token_hop, word_hop and phrase_hop, not for "
+            f"{language}."
         )
     sampled = perplexity.sequences(settings, series, marked_only=True)
     parts, following = [], []
