@@ -16,7 +16,8 @@ from perturb import LANGUAGES, Language, NoWayBack
 MARKER = 50257
 TOKENS = st.lists(st.integers(0, 50255), max_size=12)
 SENTENCES = st.lists(TOKENS, min_size=1, max_size=30)
-HOPS = {"no_hop", "token_hop", "word_hop"}  # on annotated sentences: test_hops.py
+# On annotated sentences: test_verbs.py.
+HOPS = {"no_hop", "token_hop", "word_hop", "phrase_hop"}
 ON_TOKENS = sorted(plain.LANGUAGES)
 IN_WORDS = sorted(f"{name}_words" for name in ON_TOKENS)
 NAMES = st.sampled_from(ON_TOKENS)
@@ -87,7 +88,9 @@ def test_a_sentence_without_exactly_one_marker_has_no_way_back(name: str) -> Non
             LANGUAGES[name].undo(np.array(tokens), ONE)
 
 
-@pytest.mark.parametrize(("name", "least"), [("no_hop", 1), ("token_hop", 5), ("word_hop", 5)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("no_hop", 1), ("token_hop", 5), ("word_hop", 5), ("phrase_hop", 1)]
+)
 def test_a_hop_marker_without_room_for_its_verb_has_no_way_back(name: str, least: int) -> None:
     for place in range(8):
         tokens = [*range(place), MARKER + 1, 9, MARKER]
