@@ -242,7 +242,9 @@ def test_the_command_shows_a_sentence_in_a_language() -> None:
     assert (
         " ".join(shown.split()) == "PartialReverse(words) He cleans 🅁 books he lf . messy very his"
     )
-    assert succeed("perturb.py").count("\n") == 15, "those on tokens"
+    everything = succeed("perturb.py")
+    assert everything.count("\n") == 16, "those on tokens"
+    assert "PhraseHop                   He clean his very messy books he lf 🅂 .\n" in everything
     dropped = succeed("perturb.py", "no_reverse", "Yes")
     assert "(dropped, as sentences with fewer than 2 tokens are)" in dropped
 
