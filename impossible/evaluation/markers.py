@@ -27,8 +27,7 @@ def sequences(settings: Settings, series: Series) -> Sequences:
     language = language_of(settings)
     if not perturb.get(language).hops:
         raise UserError(
-            "--markers works only for no_hop, token_hop, word_hop and phrase_hop, not for "
-            f"{language}."
+            f"--markers works only for the *Hop languages (such as no_hop), not for {language}."
         )
     sampled = perplexity.sequences(settings, series, marked_only=True)
     parts, following = [], []
