@@ -361,8 +361,8 @@ EXAMPLE = "He cleans his very messy bookshelf."  # the paper's (table 1)
 REVERSE, SINGULAR, PLURAL = "🅁", "🅂", "🄿"
 _HOP = 4  # tokens or words between a verb and its marker
 _AFTER_PHRASE = (
-    "after its first right dependent with all that depends on it (this project's own reading of "
-    "the constituency-based counterpart to WordHop that Hunter 2025 asks for)"
+    "after the first right dependent of each, with all that depends on it (this project's own "
+    "reading of the constituency-based counterpart to WordHop that Hunter 2025 asks for)"
 )
 _UNDONE = 100  # sentences of a chunk whose inverse is checked
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones

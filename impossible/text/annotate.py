@@ -3,7 +3,7 @@
 A folder holds the annotations of one corpus, split by one segmenter: SPLIT/NUMBER.json.gz, one file
 for each part of a split, and a meta.json that is written when all splits have been read. Each file
 identifies its sentences and its annotator; an interrupted annotation continues with the missing
-files. Annotations of before heads were stored are read too, but for PhraseHop.
+files. Older annotations without the heads of words are read for languages that need no heads.
 
 The model marks no number on plural verbs: it is read from their subjects. In Universal Dependencies
 (EWT, release 2.10 and later), the verbs of "they go" and "there are" are third person plural; those

@@ -198,11 +198,11 @@ def _hop(items: Sequence[str], verb: int, last: int) -> tuple[int, bool]:
 def _phrase_end(
     items: Sequence[str], verb: int, heads: Sequence[int], relations: Sequence[str]
 ) -> int:
-    """The index of the item that a marker after the phrase that follows a verb follows.
+    """The index of the last item of the phrase after a verb; of the verb if there is none.
 
-    The phrase is the first dependent to the right of the verb (and its clitics), with all words
-    that depend on it, punctuation left out. Its last word counts, wherever the phrase has gaps.
-    Without such a dependent, the marker follows the verb. Clitics belong to the word before them.
+    The phrase is the first dependent to the right of the verb and its clitics, with all words that
+    depend on it, and may have gaps. Punctuation is no part of it. Clitics belong to the word before
+    them.
     """
     end = _unit_end(items, verb)
     for first in range(end + 1, len(items)):
