@@ -94,8 +94,8 @@ PHRASES = {
         "It ben't a red ball🅂 now",
     ),
     "a clitic belongs to the last word of a phrase": (
-        "He/2/nsubj knows=know/0/root who/4/nsubj 's/2/ccomp in/2/prep the/7/det house/5/pobj",
-        "He know who's🅂 in the house",
+        "He/2/nsubj knows=know/0/root you/2/dobj 've/5/aux gone/2/ccomp to/5/prep it/6/pobj",
+        "He know you've🅂 gone to it",
     ),
     "coordination within the phrase": (
         "She/2/nsubj sees=see/0/root cats/2/dobj and/3/cc big/6/amod dogs/3/conj today/2/npadvmod",
