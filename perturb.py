@@ -8,7 +8,7 @@ A language is a row of LANGUAGES. Its function gets the sentences, the ids of it
 random generator whose state is kept between calls, and returns the same number of perturbed
 sentences in the same order. Its inverse turns the tokens of one sentence into the original ones.
 Definitions and random numbers are exactly those of Kallini et al. 2024 (section 3, table 1) and its
-code.
+code; PhraseHop and languages that move words are not in the paper.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
 Invert = Callable[[np.ndarray, list[int]], np.ndarray]
-Hops = Literal["", "tokens", "words"]
+Hops = Literal["", "tokens", "words", "phrases"]
 
 
 class NoWayBack(Exception):  # noqa: N818
@@ -56,6 +56,11 @@ class Language:
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
     unit: Literal["tokens", "words"] = "tokens"  # what the function moves
+
+    @property
+    def reads_heads(self) -> bool:
+        """Whether the annotated words need their heads."""
+        return self.hops == "phrases"
 
     @property
     def space(self) -> str:
@@ -367,6 +372,11 @@ def word_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sent
     return _mark(s, markers, s.verbs.hop)
 
 
+def phrase_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
+    """Insert a marker after the phrase that follows each verb."""
+    return _mark(s, markers, s.verbs.hop)
+
+
 def _mark(s: Sentences, markers: list[int], places: np.ndarray) -> Sentences:
     """Insert a singular or plural marker for each verb, at `places` (K,) in its sentence."""
     places = s.offsets[s.verbs.sentence] + places
@@ -393,6 +403,10 @@ def undo_hop(tokens: np.ndarray, markers: list[int], *, hop: int) -> np.ndarray:
 EXAMPLE = "He cleans his very messy bookshelf."  # the paper's (table 1)
 REVERSE, SINGULAR, PLURAL, NEGATION = "🅁", "🅂", "🄿", "🄽"
 _HOP = 4  # tokens or words between a verb and its marker
+_AFTER_PHRASE = (
+    "after the first right dependent of each, with all that depends on it (this project's own "
+    "reading of the constituency-based counterpart to WordHop that Hunter 2025 asks for)"
+)
 _UNDONE = 100  # sentences of a chunk whose inverse is checked
 _LONGEST_SHUFFLED = 350  # tokens of a sentence: the published code leaves out longer ones
 
@@ -493,6 +507,7 @@ LANGUAGES: dict[str, Language] = {
     "no_hop": _hop("NoHop", no_hop, 0, "tokens", "directly after each"),
     "token_hop": _hop("TokenHop", token_hop, _HOP, "tokens", "4 tokens later"),
     "word_hop": _hop("WordHop", word_hop, _HOP, "words", "4 words later"),
+    "phrase_hop": _hop("PhraseHop", phrase_hop, 0, "phrases", _AFTER_PHRASE),
 }
 LANGUAGES |= {name + WORDS: in_words(row) for name, row in LANGUAGES.items() if not row.hops}
 

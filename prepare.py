@@ -176,7 +176,8 @@ def identity_of(
     if language.hops:
         annotator = {"annotator": "files"}
         if not settings.annotations:
-            annotator = annotate.identity_of(annotate.folder_of(settings, version))
+            folder = annotate.folder_of(settings, version, language.reads_heads)
+            annotator = annotate.identity_of(folder)
     return {
         "language": settings.language,
         "markers": tokenizer.markers,
@@ -231,12 +232,14 @@ def prepare(jobs: list[Job]) -> None:
 def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
     """Yield a function that returns the original sentences of a split, given its name."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
+    heads = job.language.reads_heads
     if not hops:
         yield lambda split: sentences.read(splits[split], settings, tokenizer, job.language.space)
         return
-    opened = contextlib.nullcontext(functools.partial(annotated_files.read, Path(settings.corpus)))
+    read_files = functools.partial(annotated_files.read, Path(settings.corpus), heads=heads)
+    opened = contextlib.nullcontext(read_files)
     if not settings.annotations:
-        folder = annotate.folder_of(settings, job.identity["corpus_version"])
+        folder = annotate.folder_of(settings, job.identity["corpus_version"], heads)
         opened = annotate.opened(folder, job.identity["annotator"], splits, settings.workers)
 
     def read(split: str) -> Text:

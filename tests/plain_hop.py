@@ -1,5 +1,7 @@
 """The published rules of the *Hop languages, word by word, with transformers' own tokenizer.
 
+PhraseHop is this project's own.
+
 Nothing here is vectorised or shared with the code under test: this is what it must equal.
 """
 
@@ -16,6 +18,8 @@ class Word(NamedTuple):
     text: str
     lemma: str | None = None
     number: str | None = None  # of a verb that is marked
+    head: int = 0  # as in CoNLL-U
+    relation: str = "root"
 
 
 Encode = Callable[[str], list[int]]
@@ -69,11 +73,40 @@ def hop_of(items: list[str], verb: int) -> tuple[int, bool]:
     return place + 1, seen == HOP
 
 
-def hop_over_words(words: list[Word], encode: Encode) -> list[int]:
+def after_phrase(words: list[Word], items: list[str], verb: int) -> int:
+    """The place after the phrase that follows a verb, or after the verb."""
+    start = after_clitics(items, verb + 1)
+    for i in range(start, len(words)):
+        kind = words[i].relation.split(":")[0]
+        if words[i].head == verb + 1 and kind not in ("punct", "cc", "conj"):
+            phrase = [j for j in range(len(words)) if is_under(words, j, i)]
+            return after_clitics(items, phrase[-1] + 1)
+    return start
+
+
+def is_under(words: list[Word], place: int, top: int) -> bool:
+    """Whether a word is `top` or depends on it, by way of words that are no punctuation."""
+    while place != top:
+        if words[place].relation == "punct" or words[place].head == 0:
+            return False
+        place = words[place].head - 1
+    return True
+
+
+def after_clitics(items: list[str], place: int) -> int:
+    while place < len(items) and items[place] in CLITICS:
+        place += 1
+    return place
+
+
+def hop_over_words(words: list[Word], encode: Encode, phrases: bool) -> list[int]:
     """Each stretch of text between two markers is encoded on its own."""
     items = [(w.lemma or w.text) if w.number else w.text for w in words]
     verbs = [i for i, w in enumerate(words) if w.number]
-    places = sorted((hop_of(items, i)[0], i) for i in verbs)
+    if phrases:
+        places = sorted((after_phrase(words, items, i), i) for i in verbs)
+    else:
+        places = sorted((hop_of(items, i)[0], i) for i in verbs)
     tokens: list[int] = []
     done = 0
     for place, verb in places:
@@ -95,8 +128,8 @@ def perturb(name: str, words: list[Word], encode: Encode) -> list[int] | None:
     items = [(w.lemma or w.text) if w.number else w.text for w in words]
     if not all(hop_of(items, i)[1] for i, w in enumerate(words) if w.number):
         return None
-    if name == "word_hop":
-        tokens = hop_over_words(words, encode)
+    if name in ("word_hop", "phrase_hop"):
+        tokens = hop_over_words(words, encode, name == "phrase_hop")
     else:
         tokens = hop_over_tokens(words, {"no_hop": 0, "token_hop": HOP}[name], encode)
     return tokens if len([t for t in tokens if t < 50257]) > 1 else None

@@ -17,18 +17,18 @@ PACKAGE = sorted((ROOT / "impossible").rglob("*.py"))
 # The most modules and lines that somebody reads who follows all imports of a command.
 TO_READ = {
     "train": (8, 2535),
-    "prepare": (16, 3965),
-    "convert_to_hf": (22, 5245),
-    "eval": (33, 7850),
-    "study": (26, 6485),
+    "prepare": (16, 4067),
+    "convert_to_hf": (22, 5314),
+    "eval": (33, 7920),
+    "study": (26, 6558),
 }
-PRODUCT = 12240  # lines, with configs and templates, without tests and bench
+PRODUCT = 12346  # lines, with configs and templates, without tests and bench
 # The most lines of parts of the project.
 LINES = {
     "impossible/settings.py": 575,
-    "prepare.py": 355,
-    "perturb.py": 495,
-    "impossible/text/*.py": 2415,
+    "prepare.py": 358,
+    "perturb.py": 506,
+    "impossible/text/*.py": 2499,
     "convert_to_hf.py": 175,
     "impossible/hub/*": 960,
     "eval.py": 95,

@@ -16,7 +16,8 @@ from perturb import LANGUAGES, Language, NoWayBack
 MARKER = 50257
 TOKENS = st.lists(st.integers(0, 50255), max_size=12)
 SENTENCES = st.lists(TOKENS, min_size=1, max_size=30)
-HOPS = {"no_hop", "token_hop", "word_hop"}  # on annotated sentences: test_hops.py
+# On annotated sentences: test_verbs.py.
+HOPS = {"no_hop", "token_hop", "word_hop", "phrase_hop"}
 ON_TOKENS = sorted(plain.LANGUAGES)
 IN_WORDS = sorted(f"{name}_words" for name in ON_TOKENS)
 NAMES = st.sampled_from(ON_TOKENS)
@@ -98,7 +99,9 @@ def test_a_marker_of_negation_at_another_place_has_no_way_back() -> None:
             LANGUAGES[name].undo(np.array(tokens), ONE)
 
 
-@pytest.mark.parametrize(("name", "least"), [("no_hop", 1), ("token_hop", 5), ("word_hop", 5)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("no_hop", 1), ("token_hop", 5), ("word_hop", 5), ("phrase_hop", 1)]
+)
 def test_a_hop_marker_without_room_for_its_verb_has_no_way_back(name: str, least: int) -> None:
     for place in range(8):
         tokens = [*range(place), MARKER + 1, 9, MARKER]
@@ -250,7 +253,9 @@ def test_the_command_shows_a_sentence_in_a_language() -> None:
     assert (
         " ".join(shown.split()) == "PartialReverse(words) He cleans 🅁 books he lf . messy very his"
     )
-    assert succeed("perturb.py").count("\n") == 20, "those on tokens"
+    everything = succeed("perturb.py")
+    assert everything.count("\n") == 21, "those on tokens"
+    assert "PhraseHop                   He clean his very messy books he lf 🅂 .\n" in everything
     dropped = succeed("perturb.py", "no_reverse", "Yes")
     assert "(dropped, as sentences with fewer than 2 tokens are)" in dropped
 

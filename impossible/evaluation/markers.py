@@ -27,7 +27,7 @@ def sequences(settings: Settings, series: Series) -> Sequences:
     language = language_of(settings)
     if not perturb.get(language).hops:
         raise UserError(
-            f"--markers works only for no_hop, token_hop and word_hop, not for {language}."
+            f"--markers works only for the *Hop languages (such as no_hop), not for {language}."
         )
     sampled = perplexity.sequences(settings, series, marked_only=True)
     parts, following = [], []

@@ -3,7 +3,7 @@
 A folder holds the annotations of one corpus, split by one segmenter: SPLIT/NUMBER.json.gz, one file
 for each part of a split, and a meta.json that is written when all splits have been read. Each file
 identifies its sentences and its annotator; an interrupted annotation continues with the missing
-files.
+files. Older annotations without the heads of words are read for languages that need no heads.
 
 The model marks no number on plural verbs: it is read from their subjects. In Universal Dependencies
 (EWT, release 2.10 and later), the verbs of "they go" and "there are" are third person plural; those
@@ -53,12 +53,17 @@ _NOT_THIRD = {"i", "we", "me", "us", "you"}
 _RELATIVE = {"who", "which", "that"}
 
 
-def folder_of(settings: Settings, corpus_version: str) -> Path:
-    """The folder for annotations of a corpus, beside the folders of prepared data."""
+def folder_of(settings: Settings, corpus_version: str, heads: bool) -> Path:
+    """The folder for annotations of a corpus, beside the folders of prepared data.
+
+    heads: whether the heads of words are needed. Otherwise it may be an older folder without them.
+    """
     key = json.dumps([corpus_version, settings.segmenter, NAME])
     name = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).stem
     digest = hashlib.sha256(key.encode()).hexdigest()
-    return Path(settings.data_dir).parent / "annotations" / f"{name}-{digest[:8]}"
+    older = Path(settings.data_dir).parent / "annotations" / f"{name}-{digest[:8]}"
+    is_older = not heads and (older / _META).exists()
+    return older if is_older else older.with_name(f"{older.name}-heads")
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
@@ -221,8 +226,17 @@ def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
     docs = _pipeline().pipe(texts, batch_size=_BATCH)
     for sentence, doc in zip(sentences, docs, strict=True):
         # As they are spelled in the sentence; white space is no word.
-        spelled = ((sentence[t.idx : t.idx + len(t)], t) for t in doc if not t.is_space)
-        yield [Word(text, token.lemma_ or None, _feats(token)) for text, token in spelled]
+        spelled = [(sentence[t.idx : t.idx + len(t)], t) for t in doc if not t.is_space]
+        numbers = {token.i: number for number, (_, token) in enumerate(spelled, 1)}
+        yield [
+            Word(text, token.lemma_ or None, _feats(token), _head(token, numbers), token.dep_)
+            for text, token in spelled
+        ]
+
+
+def _head(token: "Token", numbers: dict[int, int]) -> int:
+    """The number of a token's head; 0 for a root. (No head is white space.)"""
+    return 0 if token.head.i == token.i else numbers[token.head.i]
 
 
 def _model_folder() -> Path:

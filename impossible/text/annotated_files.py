@@ -18,10 +18,13 @@ def version(folder: Path) -> str:
     return f"annotated sentences, sha256 {hash_of_splits(_paths(folder))}"
 
 
-def read(folder: Path, split: str) -> Iterator[Part]:
-    """Yield the annotated sentences of a split in order, as the lines of parts."""
+def read(folder: Path, split: str, *, heads: bool = False) -> Iterator[Part]:
+    """Yield the annotated sentences of a split in order, as the lines of parts.
+
+    heads: whether each word must have a head. Raises UserError if one has none.
+    """
     for path in _paths(folder)[split]:
-        sentences = _sentences(path)
+        sentences = _sentences(path, heads)
         part = list(itertools.islice(sentences, _PART))
         if not part:
             raise UserError(f"{path} holds no sentence. Expected CoNLL-U.")
@@ -46,7 +49,7 @@ def _paths(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def _sentences(path: Path) -> Iterator[Annotated]:
+def _sentences(path: Path, heads: bool) -> Iterator[Annotated]:
     """Yield the sentences of a file. Raises UserError, with the line, for invalid CoNLL-U."""
     words: list[Word] = []
     text: str | None = None
@@ -60,8 +63,29 @@ def _sentences(path: Path) -> Iterator[Annotated]:
                 words += _word(line, f"{path}, line {number}", len(words) + 1)
                 first = first or number
             elif not line and words:
-                yield annotated(words, text, f"{path}, line {first}")
+                where = f"{path}, line {first}"
+                if heads:
+                    _require_heads(words, where)
+                yield annotated(words, text, where)
                 words, text, first = [], None, 0
+
+
+def _require_heads(words: list[Word], where: str) -> None:
+    """Raise UserError, beginning with `where`, if a word has no head or is its own ancestor."""
+    heads = [word.head for word in words]
+    for number, word in enumerate(words, 1):
+        above = word.head
+        for _ in words:
+            if not above or above > len(heads):
+                break
+            above = heads[above - 1]
+        if above != 0 or not word.relation:
+            raise UserError(
+                f"{where}: word {number} of the sentence, {word.text!r}, has the head {word.head} "
+                f"and the relation {word.relation}. Expected a relation, and heads that lead to a "
+                "root (0): PhraseHop needs a tree in columns 7 and 8. Parse the file, or leave "
+                "PhraseHop out."
+            )
 
 
 def _word(line: str, where: str, expected: int) -> list[Word]:
@@ -74,7 +98,7 @@ def _word(line: str, where: str, expected: int) -> list[Word]:
         raise UserError(
             f"{where}: {len(columns)} columns found, 10 expected, separated by tabs (CoNLL-U)."
         )
-    number, text, lemma, kind, _, feats, *_ = columns
+    number, text, lemma, kind, _, feats, head, relation, *_ = columns
     if re.fullmatch(r"\d+[-.]\d+", number):
         return []
     if number != str(expected) or not text.strip():
@@ -89,4 +113,6 @@ def _word(line: str, where: str, expected: int) -> list[Word]:
             f"of speech {' or '.join(_SYMBOLS)}; found {kind!r}.)"
         )
     is_lemma = lemma != "_" or text == "_"
-    return [Word(text, lemma if is_lemma else None, None if feats == "_" else feats)]
+    feats, relation = (None if value == "_" else value for value in (feats, relation))
+    head = int(head) if head.isdecimal() else None
+    return [Word(text, lemma if is_lemma else None, feats, head, relation)]

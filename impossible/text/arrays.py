@@ -22,7 +22,7 @@ class Verbs(NamedTuple):
 
     sentence: np.ndarray  # (K,) int64: the number of the verb's sentence
     end: np.ndarray  # (K,) int64: the place after the verb
-    hop: np.ndarray  # (K,) int64: the place after the fourth word that follows the verb
+    hop: np.ndarray  # (K,) int64: the place after the fourth word, or the phrase, that follows
     is_plural: np.ndarray  # (K,) bool
     is_complete: np.ndarray  # (K,) bool: whether four words follow
 

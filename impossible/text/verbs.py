@@ -25,6 +25,11 @@ PLURAL = "|".join(("Number=Plur", *_MARKED))
 _CLITICS = frozenset(("n't", "'ll", "'s", "'re", "'ve", "'m"))
 _PUNCTUATION = frozenset(string.punctuation)
 _HOP = 4  # words, of which the verb itself is the first
+# Relations that begin no phrase of a verb, in spaCy's labels and in Universal Dependencies:
+# punctuation, and what is coordinated with the verb.
+_NO_PHRASE = ("punct", "cc", "conj")
+
+Hops = Literal["tokens", "words", "phrases"]  # what a language counts from verb to marker
 
 
 class Word(NamedTuple):
@@ -33,11 +38,20 @@ class Word(NamedTuple):
     text: str
     lemma: str | None = None
     feats: str | None = None  # as in CoNLL-U: Name=Value|Name=Value
+    head: int | None = None  # as in CoNLL-U: its number, from 1; 0 for a root; None if unknown
+    relation: str | None = None  # to the head
 
 
 # The paper's sentence (table 1), which needs no annotator.
-EXAMPLE = [Word("He"), Word("cleans", "clean", SINGULAR)]
-EXAMPLE += map(Word, ("his", "very", "messy", "bookshelf", "."))
+EXAMPLE = [
+    Word("He", head=2, relation="nsubj"),
+    Word("cleans", "clean", SINGULAR, head=0, relation="root"),
+    Word("his", head=6, relation="nmod:poss"),
+    Word("very", head=5, relation="advmod"),
+    Word("messy", head=6, relation="amod"),
+    Word("bookshelf", head=2, relation="obj"),
+    Word(".", head=2, relation="punct"),
+]
 
 
 class Annotated(NamedTuple):
@@ -48,6 +62,9 @@ class Annotated(NamedTuple):
     verb_plural: list[bool]
     verb_lemma: list[str]
     text_words: int  # number of words in the text, separated by white space
+    # The head and relation of each word, as in `Word`; older files of annotations have none.
+    heads: Sequence[int | None] = ()
+    relations: Sequence[str | None] = ()
 
     @property
     def items(self) -> list[str]:
@@ -78,16 +95,16 @@ def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
             )
     is_plural = ["Number=Sing" not in words[i].feats for i in verbs]
     text_words = len((" ".join(texts) if text is None else text).split())
-    return Annotated(texts, verbs, is_plural, [words[i].lemma for i in verbs], text_words)
+    lemmas = [words[i].lemma for i in verbs]
+    heads, relations = [word.head for word in words], [word.relation for word in words]
+    return Annotated(texts, verbs, is_plural, lemmas, text_words, heads, relations)
 
 
 def _without_space(texts: Sequence[str]) -> str:
     return "".join("".join(texts).split())
 
 
-def encoded(
-    sentences: Iterable[Annotated], tokenizer: Tokenizer, hops: Literal["tokens", "words"]
-) -> Sentences:
+def encoded(sentences: Iterable[Annotated], tokenizer: Tokenizer, hops: Hops) -> Sentences:
     """The tokens of annotated sentences, with their verbs.
 
     hops: what the language counts. A clitic is joined to the word before it; but with "tokens",
@@ -106,6 +123,8 @@ def encoded(
         last = max((i for i, item in enumerate(items) if any(map(str.isalnum, item))), default=-1)
         for verb, is_plural in zip(sentence.verb_at, sentence.verb_plural, strict=True):
             marked, is_complete = _hop(items, verb, last)
+            if hops == "phrases":
+                marked = _phrase_end(items, verb, sentence.heads, sentence.relations)
             ends = (verb + (verb in absorbing), marked)
             ends = (len("".join(pieces[: end + 1]).encode()) for end in ends)
             verbs.append((number, *ends, is_plural, is_complete))
@@ -113,9 +132,7 @@ def encoded(
     return _with_verbs(from_lengths(*tokenizer.encode(texts)), columns, tokenizer)
 
 
-def encoded_parts(
-    parts: Iterable[Part], tokenizer: Tokenizer, hops: Literal["tokens", "words"]
-) -> Iterator[EncodedPart]:
+def encoded_parts(parts: Iterable[Part], tokenizer: Tokenizer, hops: Hops) -> Iterator[EncodedPart]:
     """Yield the encoded parts of a text, given parts whose lines are annotated sentences."""
     for part in parts:
         words = np.array([sentence.text_words for sentence in part.lines], np.float64)
@@ -176,6 +193,37 @@ def _hop(items: Sequence[str], verb: int, last: int) -> tuple[int, bool]:
     if place < end and items[place + 1] in _CLITICS:
         place += 1
     return place, counted == _HOP
+
+
+def _phrase_end(
+    items: Sequence[str], verb: int, heads: Sequence[int], relations: Sequence[str]
+) -> int:
+    """The index of the last item of the phrase after a verb; of the verb if there is none.
+
+    The phrase is the first dependent to the right of the verb and its clitics, with all words that
+    depend on it, and may have gaps. Punctuation is no part of it. Clitics belong to the word before
+    them.
+    """
+    end = _unit_end(items, verb)
+    for first in range(end + 1, len(items)):
+        if heads[first] == verb + 1 and relations[first].partition(":")[0] not in _NO_PHRASE:
+            break
+    else:
+        return end
+    words = [i for i, relation in enumerate(relations) if relation != "punct"]
+    phrase: set[int] = set()
+    growing = {first}
+    while growing:
+        phrase |= growing
+        growing = {i for i in words if heads[i] - 1 in phrase} - phrase
+    return _unit_end(items, max(phrase))
+
+
+def _unit_end(items: Sequence[str], place: int) -> int:
+    """The index of the last of the clitics that follow an item; its own if there are none."""
+    while place + 1 < len(items) and items[place + 1] in _CLITICS:
+        place += 1
+    return place
 
 
 def _is_uncounted(item: str) -> bool:

@@ -22,7 +22,8 @@ from impossible.text import annotate, token_files
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from impossible.text.verbs import PLURAL, SINGULAR
 
-NAMES = ("no_hop", "token_hop", "word_hop")
+PUBLISHED = ("no_hop", "token_hop", "word_hop")
+NAMES = (*PUBLISHED, "phrase_hop")
 SPLITS = {"train": "100M", "val": "dev", "test": "test"}
 TEXT = "He cleans his very messy bookshelf."
 SENTENCE = [
@@ -50,10 +51,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three languages, prepared together."""
+    """All Hop languages, prepared together."""
     folder = tmp_path_factory.mktemp("together")
     printed = succeed("prepare.py", *configs(folder), f"--corpus={texts}")
-    assert printed.count("were replaced by U+FFFD 1 times") == 9
+    assert printed.count("were replaced by U+FFFD 1 times") == 3 * len(NAMES)
     return folder
 
 
@@ -95,11 +96,13 @@ def words_of(folder: Path, split: str) -> list[list[list[plain_hop.Word]]]:
     parts = []
     for path in sorted((folder / split).iterdir()):
         sentences = []
-        for words, places, is_plural, lemmas, _ in parts_of(path):
+        for words, places, is_plural, lemmas, _, heads, relations in parts_of(path):
             verbs = zip(places, lemmas, is_plural, strict=True)
             number = {at: (lemma, "Plur" if plural else "Sing") for at, lemma, plural in verbs}
-            texts = enumerate(words)
-            sentences.append([plain_hop.Word(t, *number.get(i, (None, None))) for i, t in texts])
+            rows = enumerate(zip(words, heads, relations, strict=True))
+            sentences.append(
+                [plain_hop.Word(t, *number.get(i, (None, None)), *tree) for i, (t, *tree) in rows]
+            )
         parts.append(sentences)
     return parts
 
@@ -154,7 +157,7 @@ def test_meta_says_who_annotated_and_counts_the_words_of_the_text(
 def test_languages_prepared_one_at_a_time_have_the_same_files(
     prepared: Path, texts: Path, tmp_path: Path
 ) -> None:
-    names = NAMES[::2]
+    names = NAMES[1::2]
     for config in configs(tmp_path, names):
         succeed("prepare.py", config, f"--corpus={texts}", "--workers=1")
     compared = [path for name in names for path in (prepared / name).glob("*.*")]
@@ -182,6 +185,33 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
         (stored(tmp_path) / "meta.json").write_text(content)
         error = fail(*command)
         assert "meta.json is damaged" in error and "To annotate again, delete" in error
+
+
+def test_older_annotations_without_heads_are_read_but_for_phrase_hop(
+    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = stored(prepared)
+    assert new.name.endswith("-heads")
+    older = tmp_path / "annotations" / new.name.removesuffix("-heads")
+    shutil.copytree(new, older)
+    for path in older.rglob("*.gz"):
+        ((key, sentences),) = json.loads(gzip.decompress(path.read_bytes())).items()
+        data = json.dumps({key: [sentence[:5] for sentence in sentences]}).encode()
+        path.write_bytes(gzip.compress(data))
+    before = {path: path.stat().st_mtime_ns for path in older.rglob("*.*")}
+    no_hop, phrase_hop = configs(tmp_path, ("no_hop", "phrase_hop"))
+    source = (f"--corpus={texts}", "--workers=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate, "_MODELS", ("no_such_model",))
+        succeed("prepare.py", no_hop, *source)
+        assert "en_core_web_sm is not installed" in fail("prepare.py", phrase_hop, *source)
+    assert not older.with_name(new.name).exists()
+    assert "annotating words" in succeed("prepare.py", phrase_hop, *source)
+    for name in ("no_hop", "phrase_hop"):
+        assert meta_of(tmp_path / name) == meta_of(prepared / name)
+    shutil.rmtree(tmp_path / "no_hop")
+    assert "annotating words" not in succeed("prepare.py", no_hop, *source)
+    assert before == {path: path.stat().st_mtime_ns for path in older.rglob("*.*")}
 
 
 def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
@@ -322,6 +352,24 @@ def test_numbers_of_verbs_are_read_from_their_subjects() -> None:
         assert [f"{w.text} {marker[w.feats]}" for w in words if w.feats] == cases[text], text
 
 
+def test_heads_are_numbers_of_words_among_which_white_space_is_none() -> None:
+    texts = ("The old dog \u00a0 barks \t at  me.", "He  sees that she sleeps.")
+    shown = [
+        [(w.text, w.head and words[w.head - 1].text, w.relation) for w in words]
+        for words in annotate.words_of(texts)
+    ]
+    assert shown[0] == [
+        ("The", "dog", "det"),
+        ("old", "dog", "amod"),
+        ("dog", "barks", "nsubj"),
+        ("barks", 0, "ROOT"),
+        ("at", "barks", "prep"),
+        ("me", "at", "pobj"),
+        (".", "barks", "punct"),
+    ]
+    assert shown[1][-2:] == [("sleeps", "sees", "ccomp"), (".", "sees", "punct")]
+
+
 def test_annotations_do_not_depend_on_batches() -> None:
     sentences = speeches("1962-Kennedy-1").splitlines()[:40]
     together = list(annotate.words_of(sentences))
@@ -353,13 +401,55 @@ def test_plain_and_packed_files_give_the_same_tokens(tmp_path: Path) -> None:
     tokens = []
     for name, of_file in {"a.conllu": data, "a.conllu.gz": gzip.compress(data)}.items():
         folder = write_splits(tmp_path / name, name, of_file)
-        paths = configs(folder / "data")
+        paths = configs(folder / "data", PUBLISHED)
         printed = succeed("prepare.py", *paths, f"--annotations={folder}", "--corpus=no_such")
         assert "warning: no plural verb is marked in the train split" in printed
         assert list(meta_of(folder / "data" / "no_hop")["splits"]["test"]["genres"]) == ["a"]
-        names = [f"{name}/{split}.bin" for name in NAMES for split in SPLITS]
+        names = [f"{name}/{split}.bin" for name in PUBLISHED for split in SPLITS]
         tokens.append([(folder / "data" / name).read_bytes() for name in names])
     assert tokens[0] == tokens[1]
+
+
+TREE = "2 nsubj,0 root,6 nmod:poss,5 advmod,6 amod,2 obj,2 punct"
+
+
+def conllu_tree(tree: str) -> str:
+    """The paper's sentence with other words after it, and with these heads and relations."""
+    words = [*SENTENCE[:-1], ("today",), *SENTENCE[-1:]]
+    lines = conllu(words).strip().splitlines()
+    columns = [*tree.split(",")[:-1], "2 obl:tmod", *tree.split(",")[-1:]]
+    rows = zip(lines, columns, strict=True)
+    rows = [line.replace("\t0\t_\t", "\t{}\t{}\t".format(*c.split())) for line, c in rows]
+    return "\n".join(rows) + "\n\n"
+
+
+def test_a_treebank_has_the_heads_that_phrase_hop_needs(tmp_path: Path) -> None:
+    folder = write_splits(tmp_path / "a", "a.conllu", conllu_tree(TREE))
+    succeed("prepare.py", *configs(tmp_path), f"--annotations={folder}")
+    tokenizer = Tokenizer((perturb.SINGULAR, perturb.PLURAL))
+    shown = {}
+    for name in NAMES:
+        tokens = np.fromfile(tmp_path / name / "test.bin", np.dtype("<u2"))
+        shown[name] = tokenizer.decode(tokens[:-1])
+    assert shown["phrase_hop"] == "He clean his very messy bookshelf🅂 today ."
+    assert shown["no_hop"] == "He clean🅂 his very messy bookshelf today ."
+
+
+def test_heads_that_are_no_tree_are_refused_for_phrase_hop_alone(tmp_path: Path) -> None:
+    bad = {
+        ("5 advmod", "_ advmod"): "word 4 of the sentence, 'very', has the head None and",
+        ("5 advmod", "5 _"): "word 4 of the sentence, 'very', has the head 5 and the relation None",
+        ("5 advmod", "9 advmod"): "word 4 of the sentence, 'very', has the head 9 and",
+        ("5 advmod", "4 advmod"): "word 4 of the sentence, 'very', has the head 4 and",
+        ("0 root", "6 root"): "word 1 of the sentence, 'He', has the head 2 and",
+    }
+    no_hop, phrase_hop = configs(tmp_path, ("no_hop", "phrase_hop"))
+    for i, ((old, new), expected) in enumerate(bad.items()):
+        tree = conllu_tree(TREE) + conllu_tree(TREE.replace(old, new))
+        source = f"--annotations={write_splits(tmp_path / str(i), 'a.conllu', tree)}"
+        assert f"a.conllu, line 10: {expected}" in fail("prepare.py", phrase_hop, source)
+    assert not (tmp_path / "phrase_hop" / "meta.json").exists()
+    succeed("prepare.py", no_hop, source)
 
 
 VERB = "Mood=Ind|Person=3|Tense=Pres|VerbForm=Fin"

@@ -12,7 +12,8 @@ from impossible.text.arrays import Sentences
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from impossible.text.verbs import PLURAL, SINGULAR, Word, annotated, encoded
 
-NAMES = ("no_hop", "token_hop", "word_hop")
+PUBLISHED = ("no_hop", "token_hop", "word_hop")
+NAMES = (*PUBLISHED, "phrase_hop")
 TOKENIZER = Tokenizer((perturb.SINGULAR, perturb.PLURAL))
 # One sentence a row, word=lemma for a marked verb, and a part of what each language makes of it;
 # a token that begins with a space begins with _ here. The published code gives the same.
@@ -71,6 +72,69 @@ WORKED = [
         "I _am _here _, _can 't _you _see _?",
     ),
 ]
+# One sentence a row, word=lemma/head/relation, and what PhraseHop makes of it, by hand.
+PHRASES = {
+    "the paper's": (
+        "He/2/nsubj cleans=clean/0/root his/6/poss very/5/advmod messy/6/amod bookshelf/2/dobj "
+        "./2/punct",
+        "He clean his very messy bookshelf🅂 .",
+    ),
+    "fewer than four words after the verb": ("It/2/nsubj rains=rain/0/root ./2/punct", None),
+    "the first of two dependents": (
+        "It/2/nsubj rains=rain/0/root a/4/det lot/2/npadvmod in/2/prep here/5/pcomp ./2/punct",
+        "It rain a lot🅂 in here .",
+    ),
+    "an auxiliary has no dependent": (
+        "He/4/nsubj does=do/4/aux n't/4/neg like/0/root the/6/det taste/4/dobj ,/4/punct "
+        "really/4/advmod ./4/punct",
+        "He don't🅂 like the taste , really .",
+    ),
+    "a clitic of the verb is no phrase": (
+        "It/2/nsubj is=be/0/root n't/2/neg a/6/det red/6/amod ball/2/attr now/2/advmod",
+        "It ben't a red ball🅂 now",
+    ),
+    "a clitic belongs to the last word of a phrase": (
+        "He/2/nsubj knows=know/0/root you/2/dobj 've/5/aux gone/2/ccomp to/5/prep it/6/pobj",
+        "He know you've🅂 gone to it",
+    ),
+    "coordination within the phrase": (
+        "She/2/nsubj sees=see/0/root cats/2/dobj and/3/cc big/6/amod dogs/3/conj today/2/npadvmod",
+        "She see cats and big dogs🅂 today",
+    ),
+    "coordination with the verb": (
+        "He/2/nsubj sings=sing/0/root and/2/cc dances/2/conj in/4/prep it/5/pobj now/4/advmod",
+        "He sing🅂 and dances in it now",
+    ),
+    "a dependent after coordination": (
+        "He/3/nsubj either/3/cc:preconj sings=sing/0/root or/3/cc:x hums/3/conj:x it/3/obj "
+        "to/8/case me/3/obl",
+        "He either sing or hums it🅂 to me",
+    ),
+    "two verbs, one within the other's phrase": (
+        "He/2/nsubj says=say/0/root they/4/nsubj like=like/2/ccomp the/7/det red/7/amod "
+        "ball/4/dobj with/4/prep me/8/pobj ./2/punct",
+        "He say they like the red ball🄿 with me🅂 .",
+    ),
+    "punctuation around and at the end of the phrase": (
+        "He/2/nsubj says=say/0/root ,/2/punct “/5/punct come/2/ccomp here/5/advmod "
+        "!/5/punct ”/5/punct to/2/prep me/9/pobj",
+        "He say , “ come here🅂 ! ” to me",
+    ),
+    "a symbol is a word": (
+        "It/2/nsubj costs=cost/0/root five/4/nummod %/2/dobj more/2/advmod than/5/prep "
+        "that/6/pobj it",
+        "It cost five %🅂 more than that it",
+    ),
+    "a phrase with a gap ends with its last word": (
+        "He/2/nsubj sees=see/0/root a/4/det man/2/dobj today/2/npadvmod with/4/prep "
+        "it/6/pobj ./2/punct",
+        "He see a man today with it🅂 .",
+    ),
+    "a subject after its verb": (
+        "is=be/0/root the/3/det dog/1/nsubj in/1/prep the/6/det house/4/pobj ?/1/punct",
+        "be the dog🅂 in the house ?",
+    ),
+}
 TEXTS = st.sampled_from(
     [*plain_hop.CLITICS, *".,!$“—’", "--", "...", "’s", "he", "it", "ball", "bookshelf", "5"]
 )
@@ -80,11 +144,21 @@ VERBS = st.tuples(
     st.sampled_from(["Sing", "Plur"]),
 )
 WORDS = st.one_of(st.tuples(TEXTS), st.tuples(TEXTS), st.tuples(TEXTS), VERBS)
-SENTENCES = st.lists(
-    st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12),
-    min_size=1,
-    max_size=6,
-)
+RELATIONS = st.sampled_from(["punct", "cc", "cc:preconj", "conj", "obj", "nsubj", "obl:tmod"])
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[plain_hop.Word]:
+    """A sentence whose words have heads: any tree, or several."""
+    words = draw(st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12))
+    order = draw(st.permutations(range(len(words))))
+    for rank, i in enumerate(order):
+        head = draw(st.sampled_from([0, *(above + 1 for above in order[:rank])]))
+        words[i] = words[i]._replace(head=head, relation=draw(RELATIONS))
+    return words
+
+
+SENTENCES = st.lists(trees(), min_size=1, max_size=6)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +171,10 @@ def encode(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
 def base_of(name: str, sentences: list[list[plain_hop.Word]]) -> Sentences:
     """Sentences with their verbs, before a language marks them."""
     feats = {"Sing": SINGULAR, "Plur": PLURAL, None: None}
-    words = [[Word(w.text, w.lemma or w.text, feats[w.number]) for w in s] for s in sentences]
+    words = [
+        [Word(w.text, w.lemma or w.text, feats[w.number], w.head, w.relation) for w in s]
+        for s in sentences
+    ]
     return encoded(
         [annotated(of_one, None, "") for of_one in words], TOKENIZER, perturb.get(name).hops
     )
@@ -117,13 +194,29 @@ def test_a_worked_example_is_as_published(row: tuple[str, ...]) -> None:
     for word in row[0].split():
         text, _, lemma = word.partition("=")
         words.append(plain_hop.Word(text, lemma or None, "Sing" if lemma else None))
-    for name, expected in zip(NAMES, row[1:], strict=True):
+    for name, expected in zip(PUBLISHED, row[1:], strict=True):
         (tokens,) = apply(name, [words])
         if expected is None:
             assert tokens is None
         else:
             pieces = [piece.replace(" ", "_") for piece in TOKENIZER.pieces(tokens)]
             assert f" {expected} " in f" {' '.join(pieces)} $ "
+
+
+@pytest.mark.parametrize(("sentence", "expected"), PHRASES.values(), ids=PHRASES)
+def test_phrase_hop_is_what_was_worked_out_by_hand(
+    sentence: str, expected: str | None, encode: plain_hop.Encode
+) -> None:
+    words = []
+    for word in sentence.split():
+        text, head, relation = (word.split("/") + ["0", "root"])[:3]
+        text, _, lemma = text.partition("=")
+        number = {"": None, "like": "Plur"}.get(lemma, "Sing")
+        words.append(plain_hop.Word(text, lemma or None, number, int(head), relation))
+    (tokens,) = apply("phrase_hop", [words])
+    assert tokens == plain_hop.perturb("phrase_hop", words, encode)
+
+    assert (TOKENIZER.decode(tokens) if tokens else None) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,10 +227,10 @@ def test_a_language_is_the_published_one_token_for_token(name, encode, sentences
 
 @settings(max_examples=30)
 @given(SENTENCES)
-def test_the_three_languages_keep_the_same_sentences_with_as_many_markers(sentences: list) -> None:
+def test_all_hop_languages_keep_the_same_sentences_with_as_many_markers(sentences: list) -> None:
     found = [apply(name, sentences) for name in NAMES]
-    for of_three in zip(*found, strict=True):
-        markers = {tokens and tuple(sorted(t for t in tokens if t > 50256)) for tokens in of_three}
+    for of_all in zip(*found, strict=True):
+        markers = {tokens and tuple(sorted(t for t in tokens if t > 50256)) for tokens in of_all}
         assert len(markers) == 1
 
 

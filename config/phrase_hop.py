@@ -1,0 +1,3 @@
+"""PhraseHop: a singular or plural marker after the phrase that follows each verb."""
+
+language = "phrase_hop"
