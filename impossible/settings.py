@@ -220,6 +220,11 @@ class Settings(Recipe):
     entropies: bool = False
     # instead of perplexities, measure the surprisal of each sentence's first marker (Hop only)
     markers: bool = False
+    # instead of perplexities, exchange the subject's number within the model (Hop only; reads the
+    # test sentences of NoHop and WordHop)
+    interventions: bool = False
+    # find the pairs for interventions by the published pattern, which no token id with a 0 matches
+    published_pattern: bool = False
     # instead of perplexities, score minimal pairs: `blimp`, multiblimp:CODE or hf:NAME:CONFIG (all
     # from the Hub), or jsonl files (one file, or a folder of them)
     pairs: str = ""
@@ -283,13 +288,16 @@ class Settings(Recipe):
                 fits = s.push_to_hub or not getattr(s, name)
                 require(fits, name, "left out, or combined with --push_to_hub=USER/NAME")
         if command == "eval.py":
-            measures = [name for name in ("pairs", "markers", "stimuli") if getattr(s, name)]
+            names = ("pairs", "markers", "interventions", "stimuli")
+            measures = [name for name in names if getattr(s, name)]
             others = (*measures[1:], "sentences", "surprisals", "entropies") if measures else ()
             for name in others:
                 require(not getattr(s, name), name, f"left out, as {measures[0]} is set")
             for name in ("leading_space", "pairs_columns"):
                 fits = s.pairs or getattr(s, name) == getattr(Settings, name)
                 require(fits, name, "left out, or combined with --pairs=")
+            fits = s.interventions or not s.published_pattern
+            require(fits, "published_pattern", "left out, or combined with --interventions")
 
     def _check_training(self) -> None:
         s, require = self, self.require

@@ -13,17 +13,19 @@ import pandas as pd
 from impossible import files, records
 from impossible.evaluation import (
     differences,
+    interventions,
     markers,
     ngrams,
     pairs,
     perplexity,
     plots,
+    scoring,
     stimuli,
 )
 from impossible.evaluation.differences import Values
 from impossible.evaluation.intervals import Interval, share_interval, t_interval
 from impossible.evaluation.models import Series
-from impossible.evaluation.scores import Scores, Source
+from impossible.evaluation.scores import LossesOf, Scores, Source
 from impossible.evaluation.scoring import Sequences, sentence_losses
 from impossible.settings import Settings
 
@@ -47,10 +49,17 @@ class Results:
                 rows += len(part)
         self.contents[f"{name}.csv"] = f"{rows:,} rows"
 
-    def picture(self, name: str, curves: pd.DataFrame, label: str, **options: Any) -> None:
-        """Write a picture of curves as NAME.png. options: of plots.draw."""
+    def picture(
+        self,
+        name: str,
+        curves: pd.DataFrame,
+        label: str,
+        draw: Callable[..., str] = plots.draw,
+        **options: Any,
+    ) -> None:
+        """Write a picture of curves as NAME.png. options: of `draw`."""
         path = self._folder / f"{name}.png"
-        self.contents[path.name] = plots.draw(curves, label, path, **options)
+        self.contents[path.name] = draw(curves, label, path, **options)
 
 
 class Measure(NamedTuple):
@@ -60,6 +69,7 @@ class Measure(NamedTuple):
     sequences: Callable[[Settings, Series], Sequences]
     result: Callable[[Sequences, np.ndarray], str]  # what is printed of the losses of a model
     table: Table
+    losses: LossesOf = scoring.losses  # what is kept of a model
     more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
     together: Callable[[list[Scores]], list[Scores]] = list  # adds what all series share
     # The row of a model that is drawn, with its `value`, `low` and `high`.
@@ -105,14 +115,25 @@ def _pair_items(results: Results, scores: list[Scores]) -> None:
         results.table("pair_items", [pairs.items(scores[0])])
 
 
+def _more_interventions(results: Results, scores: list[Scores]) -> None:
+    """The pairs of one series, the means over the seeds of several, and heat maps."""
+    if len(scores) == 1:
+        results.table("interventions_pairs", [scores[0].sequences.columns])
+    means = interventions.means(scores)
+    if len(means) and len(scores) > 1:
+        results.table("interventions_means", [means])
+    if len(means):
+        results.picture("interventions_heat_maps", means, interventions.LABEL, plots.draw_heat_maps)
+
+
 MEASURES = {
     "perplexity": Measure(
         perplexity.source,
         perplexity.sequences,
         perplexity.result,
         perplexity.table,
-        _more_perplexities,
-        _with_entropies,
+        more=_more_perplexities,
+        together=_with_entropies,
         point=perplexity.point,
         label="test perplexity (geometric mean)",
         picture={"logarithmic": True},
@@ -137,12 +158,23 @@ MEASURES = {
         compared={"surprisal_difference": markers.differences},
         differences="markers_differences",
     ),
+    "interventions": Measure(
+        perplexity.source,
+        interventions.sequences,
+        interventions.result,
+        interventions.table,
+        interventions.losses,
+        _more_interventions,
+        point=interventions.point,
+        label=f"{interventions.LABEL},\nat the subject after the first block",
+        has_means=False,  # those of _more_interventions are of all layers and positions
+    ),
     "pairs": Measure(
         pairs.source,
         pairs.sequences,
         pairs.result,
         pairs.table,
-        _pair_items,
+        more=_pair_items,
         together=pairs.on_common,
         point=pairs.point,
         label="share of minimal pairs right (thin line: chance)",

@@ -5,6 +5,7 @@ ends of its interval (`low` and `high`, NaN without one), the number of a `style
 whether the line is thin and without marks. A level has no step.
 """
 
+import itertools
 import os
 import textwrap
 from collections.abc import Callable
@@ -31,6 +32,7 @@ Group = tuple[str, list[Scores]]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_SHOWN = (300, 600, 900, 1200, 1500, 3000)  # steps of the published heat maps
 _WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
@@ -136,6 +138,46 @@ def draw(
     return "; ".join(label for label, _ in _labelled(curves))
 
 
+def draw_heat_maps(cells: pd.DataFrame, label: str, path: Path) -> str:
+    """Write a picture (PNG) of values from 0 to 1 by layer and position. Returns their labels.
+
+    cells: a row for each `label`, `step`, `layer` and `position` (with its `role`), with its
+    `mean`. Each label has a row of heat maps, of six steps at most. label: of the colours.
+    """
+    labelled = _labelled(cells)
+    figure = _new_figure((12.0, 0.8 + 2.6 * len(labelled)))
+    grid = figure.subplots(len(labelled), len(_SHOWN), squeeze=False)
+    for row, (name, of_label) in zip(grid, labelled, strict=True):
+        steps = _shown_steps(of_label["step"].unique())
+        row[0].set_ylabel(textwrap.fill(name, 26) + "\nlayer", parse_math=False)
+        for axes, step in itertools.zip_longest(row, steps):
+            axes.set_visible(step is not None)
+            if step is not None:
+                here = of_label[of_label["step"] == step]
+                values = here.pivot_table("mean", "layer", "position")
+                image = axes.pcolormesh(*_centres(values), values, vmin=0, vmax=1, cmap="cividis")
+                roles = here.drop_duplicates("position").sort_values("position")
+                axes.set_xticks(roles["position"], roles["role"], rotation=90)
+                axes.yaxis.get_major_locator().set_params(integer=True)
+                axes.set_title(f"step {step:,}", fontsize="medium")
+    figure.colorbar(image, ax=grid, label=label)
+    with files.atomic_write(path) as file:
+        figure.canvas.print_png(file)
+    return "; ".join(name for name, _ in labelled)
+
+
+def _centres(values: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return values.columns.to_numpy(), values.index.to_numpy()
+
+
+def _shown_steps(steps: np.ndarray) -> list[int]:
+    """The steps of the published heat maps or, if some of them are missing, steps from all over."""
+    if set(_SHOWN) <= set(steps):
+        return list(_SHOWN)
+    places = np.linspace(0, len(steps) - 1, min(len(steps), len(_SHOWN)))
+    return np.sort(steps)[places.round().astype(int)].tolist()
+
+
 def _labelled(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The label and the rows of each curve."""
     labels = curves["label"].where(
@@ -148,17 +190,12 @@ def figure_of(
     curves: pd.DataFrame, y_label: str, logarithmic: bool = False, level: float | None = None
 ) -> "Figure":
     """The figure of `draw`, not yet written, with a canvas of Agg."""
-    os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labelled = [(textwrap.fill(label, 70), rows) for label, rows in _labelled(curves)]
     labels = [label for label, _ in labelled]
     is_long = len(labels) > 4 or any(len(label) > 40 for label in labels)
     lines = sum(label.count("\n") + 1 for label in labels)
     height = 3.8 + (0.2 * lines if is_long else 0)
-    figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure((6.0, height))
     axes = figure.add_subplot()
     if logarithmic:
         axes.set_yscale("log")
@@ -178,6 +215,17 @@ def figure_of(
         legend = axes.legend(framealpha=0.8, edgecolor="none") if labels else None
     for text in legend.get_texts() if legend else ():
         text.set_parse_math(False)  # a $ in the name of a folder is a $
+    return figure
+
+
+def _new_figure(size: tuple[float, float]) -> "Figure":
+    """An empty figure, with a canvas of Agg. size: width and height in inches."""
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
     return figure
 
 

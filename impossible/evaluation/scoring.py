@@ -5,7 +5,7 @@ A model reads each sequence by itself: no special token is added before or after
 
 import bisect
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from impossible.distributed import World
@@ -78,11 +79,17 @@ class Scorer:
     body: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     head: torch.Tensor  # (V, C)
     context: int  # the most tokens that a sentence may have
+    blocks: Sequence[nn.Module] = ()  # each returns hidden states (B, T, C)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.head.device
+
+    @property
+    def batch_tokens(self) -> int:
+        """The number of tokens in a batch."""
+        return _BATCH_TOKENS_CUDA if self.device.type == "cuda" else _BATCH_TOKENS
 
 
 def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
@@ -121,14 +128,13 @@ def _batches(lengths: np.ndarray, fits: np.ndarray, scorer: Scorer) -> list[list
     The rows of a batch have room for its longest sentence, or for _ROW tokens. Each row is filled
     with the longest remaining sentences that fit, so there is hardly any padding.
     """
-    budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
     inputs = lengths - 1  # the last token of a sentence predicts nothing
     remaining = [i for i in np.argsort(lengths, kind="stable").tolist() if fits[i]]
     batches = []
     while remaining:
         width = max(int(inputs[remaining[-1]]), _ROW)
         rows: list[np.ndarray] = []
-        while remaining and len(rows) < max(1, budget // width):
+        while remaining and len(rows) < max(1, scorer.batch_tokens // width):
             row, room = [], width
             while fitting := bisect.bisect_right(remaining, room, key=lambda i: inputs[i]):
                 row.append(remaining.pop(fitting - 1))
