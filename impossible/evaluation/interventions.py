@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from impossible.distributed import World
 from impossible.evaluation import perplexity, plots, scoring
-from impossible.evaluation.intervals import t_interval, wilson_interval
+from impossible.evaluation.intervals import bootstrap_interval, t_interval
 from impossible.evaluation.models import Series
 from impossible.evaluation.scores import Scores, language_of
 from impossible.evaluation.scoring import Scorer, Sequences, sentences_of
@@ -31,7 +31,6 @@ from impossible.text.tokenizer import Tokenizer
 _ROLES = ("determiner", "subject", "verb", *(f"verb + {i}" for i in range(1, 5)))
 _READ = {"no_hop": 3, "token_hop": 7, "word_hop": 7}  # tokens before the marker
 _SUBJECT = 1  # its place among the tokens
-LABEL = "share of pairs with the plural marker (IIA)"
 _ENOUGH = 50  # pairs, to be without a warning
 _CELL = ["step", "layer", "position", "role"]
 
@@ -238,18 +237,18 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The IIA at the subject after the first block, with its Wilson interval, as it is drawn."""
+    """The mean IIA of all layers at the subject, with its bootstrap interval, as it is drawn."""
     _, after = _marker_losses(sequences, losses)
-    is_plural = after[0, _SUBJECT, 1] < after[0, _SUBJECT, 0]
-    low, high = wilson_interval(int(is_plural.sum()), len(is_plural))
-    return pd.DataFrame({"value": [is_plural.mean()], "low": [low], "high": [high]})
+    shares = (after[:, _SUBJECT, 1] < after[:, _SUBJECT, 0]).mean(axis=0)  # of layers, (N,)
+    low, high = bootstrap_interval(shares[np.newaxis])
+    return pd.DataFrame({"value": [shares.mean()], "low": low, "high": high})
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The accuracy at the subject after the first block, for people."""
+    """The accuracy at the subject, with and without interventions, for people."""
     without, _ = _marker_losses(sequences, losses)
     (value,), baseline = point(sequences, losses)["value"], (without[1] < without[0]).mean()
-    return f"IIA {value:.3f} at the subject after block 1 ({baseline:.3f} without intervention)"
+    return f"IIA {value:.3f} at the subject ({baseline:.3f} without intervention)"
 
 
 def means(scores: list[Scores]) -> pd.DataFrame:

@@ -123,7 +123,9 @@ def _more_interventions(results: Results, scores: list[Scores]) -> None:
     if len(means) and len(scores) > 1:
         results.table("interventions_means", [means])
     if len(means):
-        results.picture("interventions_heat_maps", means, interventions.LABEL, plots.draw_heat_maps)
+        results.picture(
+            "interventions_heat_maps", means, "IIA (share of pairs)", plots.draw_heat_maps
+        )
 
 
 MEASURES = {
@@ -166,7 +168,7 @@ MEASURES = {
         interventions.losses,
         _more_interventions,
         point=interventions.point,
-        label=f"{interventions.LABEL},\nat the subject after the first block",
+        label="IIA at the subject (mean over layers)",
         has_means=False,  # those of _more_interventions are of all layers and positions
     ),
     "pairs": Measure(
