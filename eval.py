@@ -46,9 +46,8 @@ def main(runs: list[Settings]) -> None:
             "the checkpoints changed during the evaluation. Run the same command again."
         )
     scores = [
-        score(s, made, measure.result, world, device, measure.losses)
+        score(s, measure.sequences(s.settings, s.series), measure.result, world, device)
         for s in unscored
-        for made in [measure.sequences(s.settings, s.series)]
     ]
     if world.is_first:
         write(measure.together(scores), joint, name)

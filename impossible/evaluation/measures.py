@@ -19,18 +19,18 @@ from impossible.evaluation import (
     pairs,
     perplexity,
     plots,
-    scoring,
     stimuli,
 )
 from impossible.evaluation.differences import Values
 from impossible.evaluation.intervals import Interval, share_interval, t_interval
 from impossible.evaluation.models import Series
-from impossible.evaluation.scores import LossesOf, Scores, Source
+from impossible.evaluation.scores import Scores, Source
 from impossible.evaluation.scoring import Sequences, sentence_losses
 from impossible.settings import Settings
 
 # From the losses of a model on sequences, a long table.
 Table = Callable[[Sequences, np.ndarray], pd.DataFrame]
+Draw = Callable[..., str]  # draws curves with a label to a path, and returns what is printed
 
 
 class Results:
@@ -50,12 +50,7 @@ class Results:
         self.contents[f"{name}.csv"] = f"{rows:,} rows"
 
     def picture(
-        self,
-        name: str,
-        curves: pd.DataFrame,
-        label: str,
-        draw: Callable[..., str] = plots.draw,
-        **options: Any,
+        self, name: str, curves: pd.DataFrame, label: str, draw: Draw = plots.draw, **options: Any
     ) -> None:
         """Write a picture of curves as NAME.png. options: of `draw`."""
         path = self._folder / f"{name}.png"
@@ -69,7 +64,6 @@ class Measure(NamedTuple):
     sequences: Callable[[Settings, Series], Sequences]
     result: Callable[[Sequences, np.ndarray], str]  # what is printed of the losses of a model
     table: Table
-    losses: LossesOf = scoring.losses  # what is kept of a model
     more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
     together: Callable[[list[Scores]], list[Scores]] = list  # adds what all series share
     # The row of a model that is drawn, with its `value`, `low` and `high`.
@@ -116,16 +110,17 @@ def _pair_items(results: Results, scores: list[Scores]) -> None:
 
 
 def _more_interventions(results: Results, scores: list[Scores]) -> None:
-    """The pairs of one series, the means over the seeds of several, and heat maps."""
+    """The pairs of one series, the means of several over seeds, and heat maps."""
     if len(scores) == 1:
         results.table("interventions_pairs", [scores[0].sequences.columns])
-    means = interventions.means(scores)
+    groups = plots.groups_of(scores)
+    means = plots.curves_of(groups, interventions.cells, keys=interventions.CELL)
+    means = means.dropna(subset="step")
     if len(means) and len(scores) > 1:
-        results.table("interventions_means", [means])
+        results.table("interventions_means", [means.drop(columns=["style", "is_faint"])])
     if len(means):
-        results.picture(
-            "interventions_heat_maps", means, "IIA (share of pairs)", plots.draw_heat_maps
-        )
+        label, draw = "IIA (share of pairs)", plots.draw_heat_maps
+        results.picture("interventions_heat_maps", means, label, draw)
 
 
 MEASURES = {
@@ -134,8 +129,8 @@ MEASURES = {
         perplexity.sequences,
         perplexity.result,
         perplexity.table,
-        more=_more_perplexities,
-        together=_with_entropies,
+        _more_perplexities,
+        _with_entropies,
         point=perplexity.point,
         label="test perplexity (geometric mean)",
         picture={"logarithmic": True},
@@ -165,18 +160,17 @@ MEASURES = {
         interventions.sequences,
         interventions.result,
         interventions.table,
-        interventions.losses,
         _more_interventions,
         point=interventions.point,
         label="IIA at the subject (mean over layers)",
-        has_means=False,  # those of _more_interventions are of all layers and positions
+        has_means=False,  # there are those of all layers and positions
     ),
     "pairs": Measure(
         pairs.source,
         pairs.sequences,
         pairs.result,
         pairs.table,
-        more=_pair_items,
+        _pair_items,
         together=pairs.on_common,
         point=pairs.point,
         label="share of minimal pairs right (thin line: chance)",

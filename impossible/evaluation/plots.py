@@ -5,10 +5,9 @@ ends of its interval (`low` and `high`, NaN without one), the number of a `style
 whether the line is thin and without marks. A level has no step.
 """
 
-import itertools
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,19 +69,22 @@ def curves_of(
     groups: list[Group],
     point: Callable[[Sequences, np.ndarray], pd.DataFrame],
     interval: Interval = t_interval,
+    keys: Sequence[str] = ("step",),
 ) -> pd.DataFrame:
     """A curve for each group: the mean over its runs and its interval, or that within one run.
 
     point: from the losses of a model, a row with its `value`, `low` and `high`. interval: of the
-    mean of several runs. A model without a step is a level.
+    mean of several runs. A model without a step is a level. keys: the columns that tell apart the
+    rows of a run, if `point` has several for a model.
     """
     curves = []
     for style, (label, group) in enumerate(groups):
         tables = [pd.concat(s.tables(point)) for s in group]
-        stepped = [table.dropna(subset="step").set_index("step") for table in tables]
+        stepped = [table.dropna(subset="step").set_index([*keys]) for table in tables]
         curve = _curve(label, [table["value"] for table in stepped], interval)
         if len(group) == 1:
-            curve[["low", "high"]] = stepped[0].loc[curve["step"], ["low", "high"]].to_numpy()
+            within = stepped[0].sort_index()  # as the curve is
+            curve[["low", "high"]] = within[["low", "high"]].to_numpy()
         how = "over seeds" if len(group) > 1 else "within one run"
         curve = curve.assign(interval=how, n=len(group), **seeds_of(group))
         curves.append(curve.assign(style=style, is_faint=False))
@@ -103,20 +105,22 @@ def losses_of(groups: list[Group]) -> pd.DataFrame:
         logs = [records for records in logs if records]
         for key, name in (("loss", "training"), ("val_loss", "validation")) if logs else ():
             runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
-            curve = _curve(f"{label}, {name}", [pd.Series(run, dtype=float) for run in runs])
+            values = [pd.Series(run, dtype=float).rename_axis("step") for run in runs]
+            curve = _curve(f"{label}, {name}", values)
             curves.append(curve.assign(n=len(logs), style=style, is_faint=key == "loss"))
     return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
 
 
 def _curve(label: str, runs: list[pd.Series], interval: Interval = t_interval) -> pd.DataFrame:
-    """The mean of the values of runs (step -> value), at the steps that all of them have."""
+    """The mean of the values of runs, at the steps (an index) that all of them have."""
     values = pd.concat(runs, axis=1, join="inner").sort_index()
-    if left_out := sorted(set().union(*(run.index for run in runs)) - set(values.index)):
+    steps = [set(run.index.get_level_values("step")) for run in (*runs, values)]
+    if left_out := sorted(set.union(*steps) - steps[-1]):
         print(f"{label}: left out the steps {', '.join(map(str, left_out))}, which some seeds lack")
     array = values.to_numpy(float).T  # (runs, n)
     low, high = interval(array) if len(runs) > 1 else np.full((2, len(values)), np.nan)
-    columns = {"step": values.index, "mean": array.mean(axis=0), "low": low, "high": high}
-    curve = pd.DataFrame(columns)
+    curve = values.index.to_frame(index=False)
+    curve = curve.assign(mean=array.mean(axis=0), low=low, high=high)
     curve.insert(0, "label", label)
     return curve
 
@@ -138,44 +142,39 @@ def draw(
     return "; ".join(label for label, _ in _labelled(curves))
 
 
-def draw_heat_maps(cells: pd.DataFrame, label: str, path: Path) -> str:
-    """Write a picture (PNG) of values from 0 to 1 by layer and position. Returns their labels.
+def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
+    """Write a picture (PNG) of shares by layer and position at six steps. Returns their labels.
 
-    cells: a row for each `label`, `step`, `layer` and `position` (with its `role`), with its
-    `mean`. Each label has a row of heat maps, of six steps at most. label: of the colours.
+    curves: with the columns `layer`, `position` and `role`. label: of the colours.
     """
-    labelled = _labelled(cells)
-    figure = _new_figure((12.0, 0.8 + 2.6 * len(labelled)))
+    labelled = _labelled(curves)
+    figure = _empty((12.0, 0.8 + 2.6 * len(labelled)))
     grid = figure.subplots(len(labelled), len(_SHOWN), squeeze=False)
-    for row, (name, of_label) in zip(grid, labelled, strict=True):
-        steps = _shown_steps(of_label["step"].unique())
+    for row, (name, rows) in zip(grid, labelled, strict=True):
         row[0].set_ylabel(textwrap.fill(name, 26) + "\nlayer", parse_math=False)
-        for axes, step in itertools.zip_longest(row, steps):
-            axes.set_visible(step is not None)
-            if step is not None:
-                here = of_label[of_label["step"] == step]
-                values = here.pivot_table("mean", "layer", "position")
-                image = axes.pcolormesh(*_centres(values), values, vmin=0, vmax=1, cmap="cividis")
-                roles = here.drop_duplicates("position").sort_values("position")
-                axes.set_xticks(roles["position"], roles["role"], rotation=90)
-                axes.yaxis.get_major_locator().set_params(integer=True)
-                axes.set_title(f"step {step:,}", fontsize="medium")
+        roles, steps = rows["role"].unique(), _shown(rows["step"].unique())
+        for axes, step in zip(row, steps, strict=False):
+            values = rows[rows["step"] == step].pivot(index="layer", columns="position")["mean"]
+            extent = (0.5, values.shape[1] + 0.5, 0.5, values.shape[0] + 0.5)
+            style = {"origin": "lower", "aspect": "auto", "cmap": "cividis"}
+            image = axes.imshow(values, extent=extent, vmin=0, vmax=1, **style)
+            axes.set_xticks(range(1, len(roles) + 1), roles, rotation=90)
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.set_title(f"step {step:,}", fontsize="medium")
+        for axes in row[len(steps) :]:
+            axes.set_visible(False)
     figure.colorbar(image, ax=grid, label=label)
     with files.atomic_write(path) as file:
         figure.canvas.print_png(file)
     return "; ".join(name for name, _ in labelled)
 
 
-def _centres(values: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    return values.columns.to_numpy(), values.index.to_numpy()
-
-
-def _shown_steps(steps: np.ndarray) -> list[int]:
-    """The steps of the published heat maps or, if some of them are missing, steps from all over."""
+def _shown(steps: np.ndarray) -> list[int]:
+    """The published steps or, if some of them are missing, six or fewer of all steps."""
     if set(_SHOWN) <= set(steps):
         return list(_SHOWN)
     places = np.linspace(0, len(steps) - 1, min(len(steps), len(_SHOWN)))
-    return np.sort(steps)[places.round().astype(int)].tolist()
+    return [int(steps[round(place)]) for place in places]
 
 
 def _labelled(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -195,7 +194,7 @@ def figure_of(
     is_long = len(labels) > 4 or any(len(label) > 40 for label in labels)
     lines = sum(label.count("\n") + 1 for label in labels)
     height = 3.8 + (0.2 * lines if is_long else 0)
-    figure = _new_figure((6.0, height))
+    figure = _empty((6.0, height))
     axes = figure.add_subplot()
     if logarithmic:
         axes.set_yscale("log")
@@ -218,8 +217,8 @@ def figure_of(
     return figure
 
 
-def _new_figure(size: tuple[float, float]) -> "Figure":
-    """An empty figure, with a canvas of Agg. size: width and height in inches."""
+def _empty(size: tuple[float, float]) -> "Figure":
+    """A figure without axes, with a canvas of Agg. size: width and height in inches."""
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -20,11 +20,8 @@ from impossible import files
 from impossible.distributed import World
 from impossible.evaluation import models, scoring
 from impossible.evaluation.models import Model, Seeds, Series
-from impossible.evaluation.scoring import Scorer, Sequences
+from impossible.evaluation.scoring import Sequences
 from impossible.settings import Settings, UserError
-
-# From a model and sequences, all that is kept: their losses first, as of scoring.losses.
-LossesOf = Callable[[Scorer, Sequences, World], np.ndarray]
 
 
 class Source(NamedTuple):
@@ -127,12 +124,10 @@ def score(
     result: Callable[[Sequences, np.ndarray], str],
     world: World,
     device: torch.device,
-    losses_of: LossesOf = scoring.losses,
 ) -> Scores:
     """The scores with the losses of all models, which are kept and not computed again.
 
-    result: what is printed of the losses of a model. All processes must call it. losses_of: what
-    computes these losses.
+    result: what is printed of the losses of a model. All processes must call it.
     """
     series, title, losses = scores.series, scores.title, {}
     kept = scores.folder / "scores" / sequences.sha256[:16]
@@ -149,8 +144,7 @@ def score(
             identity, values = world.gather(_kept(model, path) if world.is_first else None)[0]
             how = "as computed before"
             if values is None:
-                name = f"{title}, {model.name}"
-                values = _computed(model, sequences, name, world, device, losses_of)
+                values = _computed(model, sequences, f"{title}, {model.name}", world, device)
                 if world.is_first:
                     with files.atomic_write(path) as file:
                         np.savez(file, losses=values, identity=np.array(identity))
@@ -177,12 +171,7 @@ def _kept(model: Model, path: Path) -> tuple[str, np.ndarray | None]:
 
 
 def _computed(
-    model: Model,
-    sequences: Sequences,
-    name: str,
-    world: World,
-    device: torch.device,
-    losses_of: LossesOf,
+    model: Model, sequences: Sequences, name: str, world: World, device: torch.device
 ) -> np.ndarray:
     """The losses of a model. Raises UserError if it cannot read the sequences, or is damaged."""
     scorer, lengths = model.load(device), sequences.lengths
@@ -198,7 +187,7 @@ def _computed(
             f"{sequences.language} has {lengths.min()}. Shorten the sentences, for a corpus with "
             "--segmenter=sentencex."
         )
-    losses = losses_of(scorer, sequences, world)
+    losses = scoring.losses(scorer, sequences, world)
     with np.errstate(over="ignore"):
         perplexities = np.exp(scoring.sentence_losses(sequences, losses))
     wrong = ~np.isfinite(perplexities) & (lengths <= scorer.context)

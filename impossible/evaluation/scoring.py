@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from impossible.distributed import World
@@ -42,6 +41,8 @@ class Sequences:
     # or pairs that are left out
     last_instead: np.ndarray | None = None  # (S,) uint16: scored too, in place of the last tokens
     whole_lengths: np.ndarray | None = None  # (S,), if these are only the beginnings of sentences
+    # What else is measured of a model, and kept after these losses, as a flat array.
+    further_losses: Callable[["Scorer", "Sequences", World], np.ndarray] | None = None
     notes: tuple[str, ...] = ()  # what is printed about them
     totals: dict[str, float] = field(default_factory=dict)  # columns of all genres together
 
@@ -79,17 +80,12 @@ class Scorer:
     body: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     head: torch.Tensor  # (V, C)
     context: int  # the most tokens that a sentence may have
-    blocks: Sequence[nn.Module] = ()  # each returns hidden states (B, T, C)
+    blocks: Sequence[torch.nn.Module] = ()  # each returns hidden states (B, T, C)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.head.device
-
-    @property
-    def batch_tokens(self) -> int:
-        """The number of tokens in a batch."""
-        return _BATCH_TOKENS_CUDA if self.device.type == "cuda" else _BATCH_TOKENS
 
 
 def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
@@ -97,8 +93,8 @@ def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
 
     The losses are in the order of the sentences. If a (whole) sentence is longer than the model's
     context, its losses are NaN; sentences are never truncated. The losses of `last_instead`, if it
-    is given, come after the others, (N,) in all. The processes share the work: all must call this
-    function, and all get the complete result.
+    is given, come after the others, (N,) in all; then the `further_losses`. The processes share the
+    work: all must call this function, and all get the complete result.
     """
     sentences, last_instead = sequences.sentences, sequences.last_instead
     count = len(sentences.tokens) - len(sentences.lengths)
@@ -117,7 +113,8 @@ def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
             result[span_positions(firsts[chosen], lengths)] = values[: lengths.sum()]
             if extra:
                 result[count + chosen] = values[lengths.sum() :]
-    return result
+    further = sequences.further_losses
+    return np.append(result, further(scorer, sequences, world)) if further else result
 
 
 def _batches(lengths: np.ndarray, fits: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
@@ -128,13 +125,14 @@ def _batches(lengths: np.ndarray, fits: np.ndarray, scorer: Scorer) -> list[list
     The rows of a batch have room for its longest sentence, or for _ROW tokens. Each row is filled
     with the longest remaining sentences that fit, so there is hardly any padding.
     """
+    budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
     inputs = lengths - 1  # the last token of a sentence predicts nothing
     remaining = [i for i in np.argsort(lengths, kind="stable").tolist() if fits[i]]
     batches = []
     while remaining:
         width = max(int(inputs[remaining[-1]]), _ROW)
         rows: list[np.ndarray] = []
-        while remaining and len(rows) < max(1, scorer.batch_tokens // width):
+        while remaining and len(rows) < max(1, budget // width):
             row, room = [], width
             while fitting := bisect.bisect_right(remaining, room, key=lambda i: inputs[i]):
                 row.append(remaining.pop(fitting - 1))

@@ -210,11 +210,10 @@ def test_a_pair_is_a_sentence_that_both_patterns_match(
     before = [5195, *base, 13]  # "Why The dog like ..."
     made = pairs_of([marked(4, before)], [marked(8, before)])
     assert [part.tolist() for part in made.parts] == [[*base, S], [*source, P]]
-    assert made.last_instead.tolist() == [P, S]
     assert made.columns.values.tolist() == [
         ["g:17", "The dog like the big red cat", "The dogs like the big red cat"]
     ]
-    assert made.notes[0] == "1 places match the patterns, 1 of them with a plural"
+    assert made.notes[0] == "1 places match the patterns, 1 with a plural as long"
     made = pairs_of([marked(4, before)], [marked(8, before)], language="no_hop")
     assert [part.tolist() for part in made.parts] == [[*base[:3], S], [*source[:3], P]]
     with_the = [262, *base[1:]]  # the published code sets its first id back from "the"
@@ -238,7 +237,7 @@ NO_PAIR = {
 
 @pytest.mark.parametrize("case", NO_PAIR)
 def test_other_sentences_are_no_pairs(case: str, pairs_of: Callable[..., Sequences]) -> None:
-    with pytest.raises(UserError, match="there is no pair for --interventions"):
+    with pytest.raises(UserError, match="no pair for --interventions"):
         pairs_of(*([part] for part in NO_PAIR[case]))
 
 
@@ -259,7 +258,7 @@ def test_the_published_pattern_matches_no_id_with_a_zero(
 
 def test_no_sentence_is_paired_with_another(pairs_of: Callable[..., Sequences]) -> None:
     base, _ = FOUND
-    with pytest.raises(UserError, match="are not the same, so they cannot be paired"):
+    with pytest.raises(UserError, match="are not those of word_hop"):
         pairs_of([marked(3, base)], [marked(7, base), [THE]])
 
 
@@ -295,7 +294,7 @@ def test_a_missing_language_is_named_with_the_command_that_prepares_it(
     assert "python prepare.py --language=word_hop" in error
     renamed = copy.rename(tmp_path / "else" / "mine")
     error = fail("eval.py", config, "--interventions", f"--data_dir={renamed}")
-    assert f"Their names are that of {renamed} with the other language in place of no_hop" in error
+    assert f"beside {renamed}, in a folder" in error
 
 
 def test_the_pattern_is_chosen_only_for_interventions() -> None:
