@@ -9,12 +9,14 @@ share of pairs for which the plural marker is then more likely than the singular
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from pluralizer import Pluralizer
+from torch import nn
 
 from impossible.distributed import World
 from impossible.evaluation import perplexity, scoring
@@ -173,20 +175,18 @@ def _of_chunk(scorer: Scorer, pairs: torch.Tensor, markers: list[int]) -> np.nda
     found = [of_markers(base)]
     for block, output in zip(scorer.blocks, kept, strict=True):
         for position in range(length):
-            with block.register_forward_hook(_replacing(output, position)):
+            with block.register_forward_hook(partial(_replace, output, position)):
                 found.append(of_markers(base))
     return torch.stack(found).cpu().numpy()
 
 
-def _replacing(values: torch.Tensor, position: int) -> Callable[..., torch.Tensor]:
-    """A hook that replaces the output of a block at one position. values: (B, T, C)."""
-
-    def hook(block: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        output = output.clone()
-        output[:, position] = values[:, position]
-        return output
-
-    return hook
+def _replace(
+    values: torch.Tensor, position: int, block: nn.Module, inputs: tuple, output: torch.Tensor
+) -> torch.Tensor:
+    """A hook that replaces the output of a block, (B, T, C), by `values` at one position."""
+    output = output.clone()
+    output[:, position] = values[:, position]
+    return output
 
 
 def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
