@@ -215,12 +215,12 @@ def cells(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The mean IIA of all layers at the subject as it is drawn, without an interval."""
-    found = cells(sequences, losses)
-    return found.loc[found["role"] == "subject", ["value", "low", "high"]].mean().to_frame().T
+    """The IIA at the best position of each layer, their mean, as it is drawn, without interval."""
+    value = table(sequences, losses).groupby("layer")["iia"].max().mean()
+    return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The accuracy at the subject, and without interventions, for people."""
+    """The accuracy at the best positions, and without interventions, for people."""
     (value,), baseline = point(sequences, losses)["value"], table(sequences, losses)["baseline"][0]
-    return f"IIA {value:.3f} at the subject ({baseline:.3f} without intervention)"
+    return f"IIA {value:.3f} at the best position ({baseline:.3f} without intervention)"

@@ -115,7 +115,7 @@ def _more_interventions(results: Results, scores: list[Scores]) -> None:
         results.table("interventions_pairs", [scores[0].sequences.columns])
     groups = plots.groups_of(scores)
     means = plots.curves_of(groups, interventions.cells, keys=interventions.CELL)
-    means = means.dropna(subset="step")
+    means = means.dropna(subset="step").astype({"layer": int, "position": int})
     if len(means) and len(scores) > 1:
         results.table("interventions_means", [means.drop(columns=["style", "is_faint"])])
     if len(means):
@@ -162,7 +162,7 @@ MEASURES = {
         interventions.table,
         _more_interventions,
         point=interventions.point,
-        label="IIA at the subject (mean over layers)",
+        label="IIA at the best position (mean over layers)",
         has_means=False,  # there are those of all layers and positions
     ),
     "pairs": Measure(

@@ -136,6 +136,8 @@ def test_interventions_are_those_of_transformers(
                 assert row.p_singular == pytest.approx(both[:, 0].mean(), rel=1e-5)
                 assert row.p_plural == pytest.approx(both[:, 1].mean(), rel=1e-5)
                 assert row.iia == np.mean(both[:, 1] > both[:, 0])
+    best = rows.groupby("layer")["iia"].max().mean()
+    assert f"checkpoint-6 (2 of 2): IIA {best:.3f} at the best position" in printed
     roles = ["determiner", "subject", "verb", *(f"verb + {i}" for i in range(1, 5))]
     assert table["role"].unique().tolist() == roles[:length]
 
@@ -148,6 +150,7 @@ def test_the_joint_table_has_means_over_seeds(runs: dict[str, list[Path]], tmp_p
     table = pd.read_csv(tmp_path / "interventions.csv")
     means = pd.read_csv(tmp_path / "interventions_means.csv")
     assert len(means) == 2 * 2 * (3 + 7 + 7)
+    assert means["layer"].dtype == means["position"].dtype == "int64"
     cell = ["step", "layer", "position", "role"]
     seeds = table[table["model"] == "NoHop"].groupby(cell)["iia"].agg(["mean", "std"])
     own = means[means["label"] == "NoHop"].set_index(cell).loc[seeds.index]
