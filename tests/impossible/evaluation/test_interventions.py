@@ -232,9 +232,10 @@ NO_PAIR = {
     "ids that end alike": (marked(3, [1464, *FOUND[0][1:]]), marked(7, [1464, *FOUND[0][1:]])),
     "no plural of its own": (marked(3, FOUND[1]), marked(7, FOUND[1])),
     "another marker between": (
-        [*marked(3, FOUND[0][:5]), P, *FOUND[0][5:]],
-        [*FOUND[0][:5], P, *FOUND[0][5:], S],
+        [*marked(3, FOUND[0][:5]), P, FOUND[0][5]],
+        [*FOUND[0][:5], P, FOUND[0][5], S],
     ),
+    "two places": (marked(3, FOUND[0] + FOUND[1]), marked(14, FOUND[0] + FOUND[1])),
 }
 
 
