@@ -220,6 +220,10 @@ class Settings(Recipe):
     entropies: bool = False
     # instead of perplexities, measure the surprisal of each sentence's first marker (Hop only)
     markers: bool = False
+    # instead of perplexities, exchange the number of the subject within the model (Hop only)
+    interventions: bool = False
+    # for interventions: the published pattern of sentences, which no token id with a 0 matches
+    published_pattern: bool = False
     # instead of perplexities, score minimal pairs: `blimp`, multiblimp:CODE or hf:NAME:CONFIG (all
     # from the Hub), or jsonl files (one file, or a folder of them)
     pairs: str = ""
@@ -283,13 +287,15 @@ class Settings(Recipe):
                 fits = s.push_to_hub or not getattr(s, name)
                 require(fits, name, "left out, or combined with --push_to_hub=USER/NAME")
         if command == "eval.py":
-            measures = [name for name in ("pairs", "markers", "stimuli") if getattr(s, name)]
+            names = ("pairs", "markers", "interventions", "stimuli")
+            measures = [name for name in names if getattr(s, name)]
             others = (*measures[1:], "sentences", "surprisals", "entropies") if measures else ()
             for name in others:
                 require(not getattr(s, name), name, f"left out, as {measures[0]} is set")
-            for name in ("leading_space", "pairs_columns"):
-                fits = s.pairs or getattr(s, name) == getattr(Settings, name)
-                require(fits, name, "left out, or combined with --pairs=")
+            options = {"leading_space": "pairs=", "pairs_columns": "pairs="}
+            for name, of in (options | {"published_pattern": "interventions"}).items():
+                fits = getattr(s, of.strip("=")) or getattr(s, name) == getattr(Settings, name)
+                require(fits, name, f"left out, or combined with --{of}")
 
     def _check_training(self) -> None:
         s, require = self, self.require

@@ -13,6 +13,7 @@ import pandas as pd
 from impossible import files, records
 from impossible.evaluation import (
     differences,
+    interventions,
     markers,
     ngrams,
     pairs,
@@ -29,6 +30,7 @@ from impossible.settings import Settings
 
 # From the losses of a model on sequences, a long table.
 Table = Callable[[Sequences, np.ndarray], pd.DataFrame]
+Draw = Callable[..., str]  # draws curves with a label to a path, and returns what is printed
 
 
 class Results:
@@ -47,10 +49,12 @@ class Results:
                 rows += len(part)
         self.contents[f"{name}.csv"] = f"{rows:,} rows"
 
-    def picture(self, name: str, curves: pd.DataFrame, label: str, **options: Any) -> None:
-        """Write a picture of curves as NAME.png. options: of plots.draw."""
+    def picture(
+        self, name: str, curves: pd.DataFrame, label: str, draw: Draw = plots.draw, **options: Any
+    ) -> None:
+        """Write a picture of curves as NAME.png. options: of `draw`."""
         path = self._folder / f"{name}.png"
-        self.contents[path.name] = plots.draw(curves, label, path, **options)
+        self.contents[path.name] = draw(curves, label, path, **options)
 
 
 class Measure(NamedTuple):
@@ -105,6 +109,20 @@ def _pair_items(results: Results, scores: list[Scores]) -> None:
         results.table("pair_items", [pairs.items(scores[0])])
 
 
+def _more_interventions(results: Results, scores: list[Scores]) -> None:
+    """The pairs of one series, the means of several over seeds, and heat maps."""
+    if len(scores) == 1:
+        results.table("interventions_pairs", [scores[0].sequences.columns])
+    groups = plots.groups_of(scores)
+    means = plots.curves_of(groups, interventions.cells, keys=interventions.CELL)
+    means = means.dropna(subset="step").astype({"layer": int, "position": int})
+    if len(means) and len(scores) > 1:
+        results.table("interventions_means", [means.drop(columns=["style", "is_faint"])])
+    if len(means):
+        label, draw = "IIA (share of pairs)", plots.draw_heat_maps
+        results.picture("interventions_heat_maps", means, label, draw)
+
+
 MEASURES = {
     "perplexity": Measure(
         perplexity.source,
@@ -136,6 +154,16 @@ MEASURES = {
         picture={"level": 0.0},
         compared={"surprisal_difference": markers.differences},
         differences="markers_differences",
+    ),
+    "interventions": Measure(
+        perplexity.source,
+        interventions.sequences,
+        interventions.result,
+        interventions.table,
+        _more_interventions,
+        point=interventions.point,
+        label="IIA at the best position (mean over layers)",
+        has_means=False,  # there are those of all layers and positions
     ),
     "pairs": Measure(
         pairs.source,

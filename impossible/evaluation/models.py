@@ -184,7 +184,7 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
     """The model of a checkpoint file. Raises UserError if it is damaged."""
     model = checkpoint.build_model(checkpoint.load(path), path).to(device)
     head = model.transformer.wte.weight[: model.config.vocab_size]
-    return Scorer(model.transformer, head, model.config.block_size)
+    return Scorer(model.transformer, head, model.config.block_size, model.transformer.h)
 
 
 # Exported models
@@ -272,7 +272,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
             tokens, position_ids=positions, attention_mask=mask, use_cache=False
         ).last_hidden_state
 
-    return Scorer(body, model.lm_head.weight, model.config.n_positions)
+    return Scorer(body, model.lm_head.weight, model.config.n_positions, model.transformer.h)
 
 
 # Revisions on the Hub

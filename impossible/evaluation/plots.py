@@ -7,7 +7,7 @@ whether the line is thin and without marks. A level has no step.
 
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ Group = tuple[str, list[Scores]]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_SHOWN = (300, 600, 900, 1200, 1500, 3000)  # steps of the published heat maps
 _WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
@@ -68,19 +69,22 @@ def curves_of(
     groups: list[Group],
     point: Callable[[Sequences, np.ndarray], pd.DataFrame],
     interval: Interval = t_interval,
+    keys: Sequence[str] = ("step",),
 ) -> pd.DataFrame:
     """A curve for each group: the mean over its runs and its interval, or that within one run.
 
     point: from the losses of a model, a row with its `value`, `low` and `high`. interval: of the
-    mean of several runs. A model without a step is a level.
+    mean of several runs. A model without a step is a level. keys: the columns that tell apart the
+    rows of a run, if `point` has several for a model.
     """
     curves = []
     for style, (label, group) in enumerate(groups):
         tables = [pd.concat(s.tables(point)) for s in group]
-        stepped = [table.dropna(subset="step").set_index("step") for table in tables]
+        stepped = [table.dropna(subset="step").set_index([*keys]) for table in tables]
         curve = _curve(label, [table["value"] for table in stepped], interval)
         if len(group) == 1:
-            curve[["low", "high"]] = stepped[0].loc[curve["step"], ["low", "high"]].to_numpy()
+            within = stepped[0].sort_index()  # as the curve is
+            curve[["low", "high"]] = within[["low", "high"]].to_numpy()
         how = "over seeds" if len(group) > 1 else "within one run"
         curve = curve.assign(interval=how, n=len(group), **seeds_of(group))
         curves.append(curve.assign(style=style, is_faint=False))
@@ -101,20 +105,22 @@ def losses_of(groups: list[Group]) -> pd.DataFrame:
         logs = [records for records in logs if records]
         for key, name in (("loss", "training"), ("val_loss", "validation")) if logs else ():
             runs = [{r["step"]: r[key] for r in records if r.get(key)} for records in logs]
-            curve = _curve(f"{label}, {name}", [pd.Series(run, dtype=float) for run in runs])
+            values = [pd.Series(run, dtype=float).rename_axis("step") for run in runs]
+            curve = _curve(f"{label}, {name}", values)
             curves.append(curve.assign(n=len(logs), style=style, is_faint=key == "loss"))
     return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
 
 
 def _curve(label: str, runs: list[pd.Series], interval: Interval = t_interval) -> pd.DataFrame:
-    """The mean of the values of runs (step -> value), at the steps that all of them have."""
+    """The mean of the values of runs, at the steps (an index) that all of them have."""
     values = pd.concat(runs, axis=1, join="inner").sort_index()
-    if left_out := sorted(set().union(*(run.index for run in runs)) - set(values.index)):
+    steps = [set(run.index.get_level_values("step")) for run in (*runs, values)]
+    if left_out := sorted(set.union(*steps) - steps[-1]):
         print(f"{label}: left out the steps {', '.join(map(str, left_out))}, which some seeds lack")
     array = values.to_numpy(float).T  # (runs, n)
     low, high = interval(array) if len(runs) > 1 else np.full((2, len(values)), np.nan)
-    columns = {"step": values.index, "mean": array.mean(axis=0), "low": low, "high": high}
-    curve = pd.DataFrame(columns)
+    curve = values.index.to_frame(index=False)
+    curve = curve.assign(mean=array.mean(axis=0), low=low, high=high)
     curve.insert(0, "label", label)
     return curve
 
@@ -136,6 +142,41 @@ def draw(
     return "; ".join(label for label, _ in _labelled(curves))
 
 
+def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
+    """Write a picture (PNG) of shares by layer and position at six steps. Returns their labels.
+
+    curves: with the columns `layer`, `position` and `role`. label: of the colours.
+    """
+    labelled = _labelled(curves)
+    figure = _empty((12.0, 0.8 + 2.6 * len(labelled)))
+    grid = figure.subplots(len(labelled), len(_SHOWN), squeeze=False)
+    for row, (name, rows) in zip(grid, labelled, strict=True):
+        row[0].set_ylabel(textwrap.fill(name, 26) + "\nlayer", parse_math=False)
+        roles, steps = rows["role"].unique(), _shown(rows["step"].unique())
+        for axes, step in zip(row, steps, strict=False):
+            values = rows[rows["step"] == step].pivot(index="layer", columns="position")["mean"]
+            extent = (0.5, values.shape[1] + 0.5, 0.5, values.shape[0] + 0.5)
+            style = {"origin": "lower", "aspect": "auto", "cmap": "cividis"}
+            image = axes.imshow(values, extent=extent, vmin=0, vmax=1, **style)
+            axes.set_xticks(range(1, len(roles) + 1), roles, rotation=90)
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.set_title(f"step {step:,}", fontsize="medium")
+        for axes in row[len(steps) :]:
+            axes.set_visible(False)
+    figure.colorbar(image, ax=grid, label=label)
+    with files.atomic_write(path) as file:
+        figure.canvas.print_png(file)
+    return "; ".join(name for name, _ in labelled)
+
+
+def _shown(steps: np.ndarray) -> list[int]:
+    """The published steps or, if some of them are missing, six or fewer of all steps."""
+    if set(_SHOWN) <= set(steps):
+        return list(_SHOWN)
+    places = np.linspace(0, len(steps) - 1, min(len(steps), len(_SHOWN)))
+    return [int(steps[round(place)]) for place in places]
+
+
 def _labelled(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The label and the rows of each curve."""
     labels = curves["label"].where(
@@ -148,17 +189,12 @@ def figure_of(
     curves: pd.DataFrame, y_label: str, logarithmic: bool = False, level: float | None = None
 ) -> "Figure":
     """The figure of `draw`, not yet written, with a canvas of Agg."""
-    os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labelled = [(textwrap.fill(label, 70), rows) for label, rows in _labelled(curves)]
     labels = [label for label, _ in labelled]
     is_long = len(labels) > 4 or any(len(label) > 40 for label in labels)
     lines = sum(label.count("\n") + 1 for label in labels)
     height = 3.8 + (0.2 * lines if is_long else 0)
-    figure = Figure(figsize=(6.0, height), dpi=200, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _empty((6.0, height))
     axes = figure.add_subplot()
     if logarithmic:
         axes.set_yscale("log")
@@ -178,6 +214,17 @@ def figure_of(
         legend = axes.legend(framealpha=0.8, edgecolor="none") if labels else None
     for text in legend.get_texts() if legend else ():
         text.set_parse_math(False)  # a $ in the name of a folder is a $
+    return figure
+
+
+def _empty(size: tuple[float, float]) -> "Figure":
+    """A figure without axes, with a canvas of Agg. size: width and height in inches."""
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
     return figure
 
 

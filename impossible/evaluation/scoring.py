@@ -5,7 +5,7 @@ A model reads each sequence by itself: no special token is added before or after
 
 import bisect
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,8 @@ class Sequences:
     # or pairs that are left out
     last_instead: np.ndarray | None = None  # (S,) uint16: scored too, in place of the last tokens
     whole_lengths: np.ndarray | None = None  # (S,), if these are only the beginnings of sentences
+    # What else is measured of a model, and kept after these losses, as a flat array.
+    further_losses: Callable[["Scorer", "Sequences", World], np.ndarray] | None = None
     notes: tuple[str, ...] = ()  # what is printed about them
     totals: dict[str, float] = field(default_factory=dict)  # columns of all genres together
 
@@ -78,6 +80,7 @@ class Scorer:
     body: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     head: torch.Tensor  # (V, C)
     context: int  # the most tokens that a sentence may have
+    blocks: Sequence[torch.nn.Module] = ()  # each returns hidden states (B, T, C)
 
     @property
     def device(self) -> torch.device:
@@ -90,8 +93,8 @@ def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
 
     The losses are in the order of the sentences. If a (whole) sentence is longer than the model's
     context, its losses are NaN; sentences are never truncated. The losses of `last_instead`, if it
-    is given, come after the others, (N,) in all. The processes share the work: all must call this
-    function, and all get the complete result.
+    is given, come after the others, (N,) in all; then the `further_losses`. The processes share the
+    work: all must call this function, and all get the complete result.
     """
     sentences, last_instead = sequences.sentences, sequences.last_instead
     count = len(sentences.tokens) - len(sentences.lengths)
@@ -110,7 +113,8 @@ def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
             result[span_positions(firsts[chosen], lengths)] = values[: lengths.sum()]
             if extra:
                 result[count + chosen] = values[lengths.sum() :]
-    return result
+    further = sequences.further_losses
+    return np.append(result, further(scorer, sequences, world)) if further else result
 
 
 def _batches(lengths: np.ndarray, fits: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:

@@ -38,7 +38,7 @@ _SHORTEST = 5  # minutes of a job on SLURM: it needs two to save
 _LONGEST_TITLE = 59  # characters of a collection on the Hub
 # Settings that the study decides for each run.
 _OWN = "language unit seed data_dir out_dir eval_dir model revisions test_language test_data_dir "
-_OWN += "markers pairs stimuli push_to_hub overwrite init_seed order_seed"
+_OWN += "markers interventions pairs stimuli push_to_hub overwrite init_seed order_seed"
 # Settings of eval.py that belong to one evaluation alone: options of its command.
 _OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies")}
 _OPTIONS |= {"pairs": ("leading_space", "pairs_columns")}
