@@ -63,6 +63,7 @@ class Run:
     meta: Meta
     world: World
     device: torch.device
+    attention: str  # the name of its kernel
     train_blocks: np.ndarray  # (n, T) uint16
     val_blocks: np.ndarray  # (n, T) uint16
     model: GPT
@@ -155,6 +156,9 @@ def open_run(settings: Settings, world: World) -> Run:
     device = distributed.pick_device(settings.device, world)
     dtype = distributed.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
+    kernel = distributed.choose_attention(
+        settings.attention, device, dtype, settings.dropout, settings.n_embd // settings.n_head
+    )
 
     data_dir = Path(settings.data_dir)
     meta = token_files.read_meta(data_dir, settings.language)
@@ -176,6 +180,7 @@ def open_run(settings: Settings, world: World) -> Run:
         meta=meta,
         world=world,
         device=device,
+        attention=kernel,
         train_blocks=train_blocks,
         val_blocks=val_blocks[: settings.eval_blocks or None],
         model=model,
@@ -437,8 +442,8 @@ def announce(run: Run, log: Log) -> float:
         f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
         f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on\n"
         f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {steps} micro-batches "
-        f"x {s.batch_size} blocks, {s.dtype}, on {devices}. MFU is relative to "
-        f"{peak / 1e12:.2f} TFLOP/s"
+        f"x {s.batch_size} blocks, {s.dtype}, {run.attention} attention, on {devices}. "
+        f"MFU is relative to {peak / 1e12:.2f} TFLOP/s"
     )
     names = [name for names in run.kept_steps.values() for name in names]
     if s.extra_checkpoints == "babylm" and len(names) < len(checkpoint.BABYLM):
@@ -554,7 +559,7 @@ def resume(run: Run) -> None:
             files.copy(Path(run.settings.data_dir) / name, run.out_dir)
     session = {"from_step": run.step, "to_step": run.step, "minutes": 0.0}
     session |= {"devices": dict(Counter(run.device_names)), "torch": str(torch.__version__)}
-    run.sessions.append(session)
+    run.sessions.append(session | {"attention": run.attention})
 
 
 def require_agreement(run: Run) -> None:

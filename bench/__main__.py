@@ -30,6 +30,7 @@ TABLES = {
 ON_GPU = {
     "Tests": gpu.tests,
     "Memory and speed by micro-batch": gpu.sizes,
+    "Kernels of attention": gpu.kernels,
     "Export of a model with large logits": gpu.large_logits,
     "A training step beside transformers": training.table,
     "A short run": gpu.short_run,

@@ -1,13 +1,25 @@
 """The first checks on a GPU: tests, memory by micro-batch, an export, a short run."""
 
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn import functional as F
+
 from bench import evaluating, training, turns
+from impossible import distributed
+from impossible.distributed import World
 from impossible.hub import export
+from impossible.settings import UserError
 
 _SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB, from docs/performance.md
+_ATTENTION = (8, 12, 1024, 64)  # blocks, heads, tokens and width of a head, in GPT-2 Small
+_DROPOUT = 0.1
+_REPEATS = 11
+_ERROR = 0.02  # of the largest number: some roundings to 8 bits
 _LARGE = 0.3  # standard deviation of weights: logits of hundreds
 
 
@@ -32,6 +44,41 @@ def sizes(folder: Path, _: str) -> Iterator[dict[str, Any]]:
         hours = turns.MODEL.max_steps * turns.MODEL.tokens_per_step / speed / 3600
         row |= {"peak memory, GB": f"{peak:.1f}", "tokens/s": f"{speed:,.0f}"}
         yield row | {"3,000 steps, hours": f"{hours:.1f}"}
+
+
+def kernels(*_: Any) -> Iterator[dict[str, Any]]:
+    """The speed of each kernel of attention with dropout, and without it its largest error."""
+    device = distributed.pick_device("auto", World())
+    dtype = distributed.pick_dtype("auto", device)
+    torch.manual_seed(0)
+    inputs = torch.randn(3, *_ATTENTION, device=device, dtype=dtype)
+    distributed.choose_attention("math", device, torch.float32, 0.0)
+    exact = _attention(inputs.float(), 0.0)
+    for name in ("math", "flash", "efficient", "cudnn"):
+        try:
+            distributed.choose_attention(name, device, dtype, _DROPOUT)
+        except UserError:
+            yield {"kernel": name, "ms": "", "error": "", "verdict": "not available"}
+            continue
+        error = (_attention(inputs, 0.0) - exact).abs().max() / exact.abs().max()
+        seconds = []
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            _attention(inputs, _DROPOUT)
+            distributed.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        verdict = "as exact as 16 bits" if error < _ERROR else "WRONG: do not use it"
+        row = {"kernel": name, "ms": f"{1000 * statistics.median(seconds):.1f}"}
+        yield row | {"error": f"{error:.1e}", "verdict": verdict}
+    distributed.choose_attention("auto", device, dtype, _DROPOUT)
+
+
+def _attention(inputs: torch.Tensor, dropout: float) -> torch.Tensor:
+    """The result of causal attention and its gradients, (4, B, nh, T, hs) float32."""
+    leaves = inputs.detach().requires_grad_()
+    result = F.scaled_dot_product_attention(*leaves, dropout_p=dropout, is_causal=True)
+    result.float().square().sum().backward()
+    return torch.cat([result.detach()[None], leaves.grad]).float()
 
 
 def large_logits(folder: Path, _: str) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend
 
 from impossible.settings import UserError
 
@@ -198,6 +199,8 @@ def pick_device(wanted: str, world: World) -> torch.device:
             "--nproc_per_node= to the number of GPUs, or --device=cpu."
         )
     torch.cuda.set_device(first + world.local_rank)
+    # Evaluation has masks, for which cuDNN's attention gave NaN (pytorch/pytorch#196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", first + world.local_rank)
 
 
@@ -215,6 +218,34 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
             has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
             wanted = "bfloat16" if has_bfloat16 else "float16"
     return getattr(torch, wanted)
+
+
+def choose_attention(
+    wanted: str, device: torch.device, dtype: torch.dtype, dropout: float, width: int = 64
+) -> str:
+    """Choose the kernel of causal attention in this process, and return its name.
+
+    width: of a head. `auto` is the first of flash, efficient and math that supports these, and
+    never cudnn, whose dropout was wrong in several versions (pytorch/pytorch#163903). Raises
+    UserError if the kernel that is wanted does not support them.
+    """
+    if wanted == "auto" and device.type == "mps":
+        return "mps"  # it has one kernel
+    names = ("flash", "efficient", "math") if wanted == "auto" else (wanted,)
+    torch.backends.cuda.enable_flash_sdp("flash" in names)
+    torch.backends.cuda.enable_mem_efficient_sdp("efficient" in names)
+    torch.backends.cuda.enable_math_sdp("math" in names)
+    torch.backends.cuda.enable_cudnn_sdp("cudnn" in names)
+    q = torch.empty(1, 1, 64, width, device=device, dtype=dtype)
+    try:
+        backend = SDPBackend(torch._fused_sdp_choice(q, q, q, None, dropout, is_causal=True))
+    except RuntimeError as error:
+        raise UserError(
+            f"attention = {wanted} does not work with {str(dtype).removeprefix('torch.')} and "
+            f"dropout {dropout:g} on {describe(device)} ({str(error).splitlines()[0]}). Set "
+            "--attention=auto, or another kernel."
+        )
+    return backend.name.partition("_")[0].lower()
 
 
 def keep_freed_memory() -> None:

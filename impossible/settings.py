@@ -189,6 +189,8 @@ class Settings(Recipe):
     device: Annotated[str, _DEVICE] = "auto"
     # read by train.py
     compile: bool = True  # compile the model with torch.compile
+    # the kernel of attention; auto: flash, or else efficient or math, but never cudnn
+    attention: Literal["auto", "flash", "efficient", "math", "cudnn"] = "auto"
     # also log to Weights & Biases, or to Trackio, which is local (pip install NAME)
     tracker: Literal["none", "wandb", "trackio"] = "none"
     tracker_project: str = "impossible-gpt2"  # name of the tracker's project

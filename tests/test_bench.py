@@ -79,6 +79,11 @@ def test_the_parts_of_a_gpus_report(
     small: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [row["blocks"] for row in gpu.sizes(*small)] == [8, 16, 32]
+    monkeypatch.setattr(gpu, "_ATTENTION", (2, 2, 64, 16))
+    rows = {row["kernel"]: row for row in gpu.kernels(*small)}
+    assert list(rows) == ["math", "flash", "efficient", "cudnn"]
+    assert rows["math"]["verdict"] == "as exact as 16 bits" and float(rows["math"]["error"]) < 1e-5
+    assert rows["cudnn"]["verdict"] == "not available", "on a CPU"
     (row,) = gpu.large_logits(*small)
     assert float(row["difference, of the largest logit"]) < row["limit"]
     monkeypatch.setattr(turns, "printed", lambda *command: "\n".join(map(str, command)))

@@ -47,6 +47,7 @@ def test_measured_shares_are_kept_so_that_a_run_resumes_bit_for_bit(
     assert state.step < 40 and state.state["accumulation_steps"] == [2, 6]
     printed = succeed("train.py", path, "--shares=auto", processes=2)
     assert "2 process(es) x 2/6 micro-batches" in printed
+    assert " attention, on 2 x cpu" in printed
     expected = whole(processes=2, **options, shares="2,6")
     assert losses(out_dir) == losses(expected)
     assert same(weights(out_dir, 40), weights(expected, 40))

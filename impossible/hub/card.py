@@ -97,6 +97,7 @@ def _facts(c: Checkpoint, source: corpus.About, records: list[dict[str, Any]]) -
         "annotator": _annotator(data),
         "precision": _precision(c),
         "devices": dict.fromkeys(devices),
+        "kernels": dict.fromkeys(x["attention"] for x in c.sessions if "attention" in x),
         "sessions": c.sessions,
         # A stretch that a crash cut short counts up to its last checkpoint; what was lost does not.
         "time": duration(60 * sum(session["minutes"] for session in c.sessions)),

@@ -1,6 +1,7 @@
 import contextlib
 import datetime
 import socket
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -161,3 +162,36 @@ def test_a_process_does_not_wait_for_a_torchrun_that_is_gone(
         monkeypatch.setattr(distributed, "_STORE_WAIT", datetime.timedelta(seconds=1))
         with pytest.raises(UserError, match="If torchrun was ended, run the same command again"):
             distributed.connect(World(rank=0, size=2), torch.device("cpu"))
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """All kernels of attention are allowed again afterwards."""
+    yield
+    for name in ("flash", "mem_efficient", "math", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(True)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_kernel_of_attention_is_chosen_and_named() -> None:
+    cpu = torch.device("cpu")
+    for wanted, dropout, name in (
+        ("auto", 0.0, "flash"),
+        ("auto", 0.1, "math"),
+        ("math", 0, "math"),
+    ):
+        assert distributed.choose_attention(wanted, cpu, torch.float32, dropout) == name
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    for wanted, dropout in (("efficient", 0.0), ("flash", 0.1)):
+        message = f"attention = {wanted} does not work with float32 and dropout {dropout:g} on cpu"
+        with pytest.raises(UserError, match=message):
+            distributed.choose_attention(wanted, cpu, torch.float32, dropout)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_kernels_of_attention_agree() -> None:
+    q, results = torch.randn(2, 2, 32, 16), []
+    for wanted in ("flash", "math"):
+        assert distributed.choose_attention(wanted, q.device, q.dtype, 0.0, 16) == wanted
+        results.append(torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True))
+    torch.testing.assert_close(*results)
