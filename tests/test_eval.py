@@ -392,14 +392,14 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
         paths[-1].write_text(text + seeds, encoding="utf-8")
         succeed("train.py", paths[-1])
     printed = evaluated(copied, *paths, *SAMPLE)
-    assert "perplexity.png: PartialReverse (n = 3)\n" in printed
-    assert "losses.png: PartialReverse, training (n = 3); PartialReverse, val" in printed
+    assert "perplexity.png: PartialReverse (n = 3 seeds)\n" in printed
+    assert "losses.png: PartialReverse, training (n = 3 seeds); PartialReverse, val" in printed
     found = table(tmp_path / "joint")
     assert found[found.genre == "all"].groupby("seed").size().to_dict() == {1: 2, 2: 2, 41: 2}
     used = found.groupby("seed")[["init_seed", "order_seed", "data_seed"]].first()
     assert used.to_numpy().tolist() == [[1, 0, 41], [7, 2, 41], [41, 41, 41]], "else as seed"
     printed = evaluated(copied, *paths, "--sentences_per_genre=40")  # each with its own sample
-    assert "perplexity.png: PartialReverse (n = 3)\n" in printed
+    assert "perplexity.png: PartialReverse (n = 3 seeds)\n" in printed
     assert table(tmp_path / "joint").sample_seed.unique().tolist() == [0, 1, 2]
     (tmp_path / "out2" / "checkpoint-2.pt").unlink()
     printed = evaluated(copied, *paths, *SAMPLE)
@@ -496,8 +496,8 @@ def test_results_of_other_models_do_not_stay_beside_new_ones(copied: Path, tmp_p
     evaluated(copied, *SAMPLE)
     assert contents(folder).keys() == kept.keys(), "they are of the same models and sentences"
     evaluated(copied, "--sentences_per_genre=20")
-    ours = {"losses.png", "perplexity.csv", "perplexity.png"}
-    assert contents(folder).keys() == {"mine.csv", *ours}
+    pictures = {f"{name}.{kind}" for name in ("losses", "perplexity") for kind in ("png", "pdf")}
+    assert contents(folder).keys() == {"mine.csv", "perplexity.csv", *pictures}
 
 
 def test_a_file_that_no_evaluation_wrote_is_never_replaced(

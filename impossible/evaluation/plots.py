@@ -32,6 +32,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SHOWN = (300, 600, 900, 1200, 1500, 3000)  # steps of the published heat maps
+_WIDTH = 4.3  # inches: text of 10 points has 7 in a column of 3 inches
 _WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
 
 
@@ -132,20 +133,18 @@ def draw(
     logarithmic: bool = False,
     level: float | None = None,
 ) -> str:
-    """Write a picture (PNG) of curves over the training step. Returns their labels.
+    """Write a picture (PNG and PDF) of curves over the training step. Returns their labels.
 
     level: where a thin line is drawn for comparison (no difference, chance).
     """
-    figure = figure_of(curves, y_label, logarithmic, level)
-    with files.atomic_write(path) as file:
-        figure.canvas.print_png(file)
+    _write(figure_of(curves, y_label, logarithmic, level), path)
     return "; ".join(label for label, _ in _labelled(curves))
 
 
 def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
-    """Write a picture (PNG) of shares by layer and position at six steps. Returns their labels.
+    """Write a picture (PNG and PDF) of shares by layer and position. Returns their labels.
 
-    curves: with the columns `layer`, `position` and `role`. label: of the colours.
+    It shows six steps. curves: with the columns `layer`, `position` and `role`. label: of colours.
     """
     labelled = _labelled(curves)
     figure = _empty((12.0, 0.8 + 2.6 * len(labelled)))
@@ -164,9 +163,16 @@ def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
         for axes in row[len(steps) :]:
             axes.set_visible(False)
     figure.colorbar(image, ax=grid, label=label)
+    _write(figure, path)
+    return "; ".join(name for name, _ in labelled)
+
+
+def _write(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG and, for print, beside it as PDF."""
     with files.atomic_write(path) as file:
         figure.canvas.print_png(file)
-    return "; ".join(name for name, _ in labelled)
+    with files.atomic_write(path.with_suffix(".pdf")) as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
 
 
 def _shown(steps: np.ndarray) -> list[int]:
@@ -180,7 +186,7 @@ def _shown(steps: np.ndarray) -> list[int]:
 def _labelled(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The label and the rows of each curve."""
     labels = curves["label"].where(
-        curves["n"] == 1, curves["label"] + " (n = " + curves["n"].astype(str) + ")"
+        curves["n"] == 1, curves["label"] + " (n = " + curves["n"].astype(str) + " seeds)"
     )
     return list(curves.groupby(labels, sort=False))
 
@@ -189,12 +195,9 @@ def figure_of(
     curves: pd.DataFrame, y_label: str, logarithmic: bool = False, level: float | None = None
 ) -> "Figure":
     """The figure of `draw`, not yet written, with a canvas of Agg."""
-    labelled = [(textwrap.fill(label, 70), rows) for label, rows in _labelled(curves)]
-    labels = [label for label, _ in labelled]
-    is_long = len(labels) > 4 or any(len(label) > 40 for label in labels)
-    lines = sum(label.count("\n") + 1 for label in labels)
-    height = 3.8 + (0.2 * lines if is_long else 0)
-    figure = _empty((6.0, height))
+    labelled = [(textwrap.fill(label, 50), rows) for label, rows in _labelled(curves)]
+    lines = sum(label.count("\n") + 1 for label, _ in labelled)
+    figure = _empty((_WIDTH, 3.0 + 0.2 * lines))
     axes = figure.add_subplot()
     if logarithmic:
         axes.set_yscale("log")
@@ -208,11 +211,8 @@ def figure_of(
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if is_long:
-        legend = figure.legend(loc="outside lower center", frameon=False)  # it would hide curves
-    else:
-        legend = axes.legend(framealpha=0.8, edgecolor="none") if labels else None
-    for text in legend.get_texts() if legend else ():
+    legend = figure.legend(loc="outside lower center", frameon=False)  # where it hides no curve
+    for text in legend.get_texts():
         text.set_parse_math(False)  # a $ in the name of a folder is a $
     return figure
 
@@ -223,7 +223,7 @@ def _empty(size: tuple[float, float]) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=200, layout="constrained")
+    figure = Figure(figsize=size, dpi=280, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -147,8 +147,10 @@ def test_interventions_are_those_of_transformers(
 def test_the_joint_table_has_means_over_seeds(runs: dict[str, list[Path]], tmp_path: Path) -> None:
     paths = [path for language in runs.values() for path in language]
     printed = succeed("eval.py", *paths, "--interventions", f"--eval_dir={tmp_path}")
-    assert f"{tmp_path}/interventions_heat_maps.png: NoHop (n = 2); TokenHop; WordHop" in printed
-    assert f"{tmp_path}/interventions.png: NoHop (n = 2); TokenHop; WordHop" in printed
+    assert (
+        f"{tmp_path}/interventions_heat_maps.png: NoHop (n = 2 seeds); TokenHop; WordHop" in printed
+    )
+    assert f"{tmp_path}/interventions.png: NoHop (n = 2 seeds); TokenHop; WordHop" in printed
     table = pd.read_csv(tmp_path / "interventions.csv")
     means = pd.read_csv(tmp_path / "interventions_means.csv")
     assert len(means) == 2 * 2 * (3 + 7 + 7)

@@ -63,12 +63,12 @@ def test_labels_of_steps_are_apart_and_early_steps_have_room(steps: list[int], s
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(shown))
 
 
-@pytest.mark.parametrize("count", [1, 5])  # the legend within the axes, or below them
+@pytest.mark.parametrize("count", [1, 5])
 def test_a_dollar_in_the_name_of_a_folder_is_a_dollar(count: int) -> None:
     label = r"PartialReverse (a$b_{\x$)"
     curves = pd.concat([curve([1, 2], label=label + "!" * i) for i in range(count)])
     figure = plots.figure_of(curves, "y")
-    (legend,) = [*figure.legends, *filter(None, [figure.axes[0].get_legend()])]
+    (legend,) = figure.legends
     assert legend.get_texts()[0].get_text() == label
     figure.canvas.draw()  # as mathtext, this raises an error
 
@@ -84,3 +84,19 @@ def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path) -> None:
     env = os.environ | {"MPLBACKEND": "module://no_such_package.backend_inline"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
     assert matplotlib.image.imread(tmp_path / "x.png").shape[2] == 4
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_legend_covers_nothing_and_a_picture_is_written_twice_the_same(tmp_path: Path) -> None:
+    curves = pd.concat([curve([1, 2], label=f"Language {i}") for i in range(3)])
+    figure = plots.figure_of(curves, "y")
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 < figure.axes[0].get_window_extent().y0
+    texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+    smallest = min(text.get_fontsize() for text in texts)
+    assert smallest * 3.03 / figure.get_figwidth() > 7, "points in a column of ACL"
+    for name in ("a", "b"):
+        plots.draw(curves, "y", tmp_path / f"{name}.png")
+    for kind in ("png", "pdf"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
