@@ -116,6 +116,7 @@ def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     require_same(out_dir, whole(**options))
 
 
+@pytest.mark.slow
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     config: Config, tmp_path: Path
 ) -> None:

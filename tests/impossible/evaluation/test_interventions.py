@@ -167,6 +167,7 @@ def test_the_joint_table_has_means_over_seeds(runs: dict[str, list[Path]], tmp_p
     assert "interventions_means.csv" in require_explained(tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_and_exports_give_the_same_numbers(
     runs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

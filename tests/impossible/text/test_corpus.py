@@ -474,6 +474,7 @@ def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_pa
     assert (tmp_path / "small" / "train.bin").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_where_the_connection_was_lost(tmp_path: Path) -> None:
     """Within a file, and with the files that are missing; none of them is taken for the corpus."""
     env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
