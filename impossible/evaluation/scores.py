@@ -127,7 +127,7 @@ def score(
 ) -> Scores:
     """The scores with the losses of all models, saved and reused. All processes must call this.
 
-    result: makes a line to print. Raises UserError if a model is damaged or cannot read them.
+    result: makes a line to print. Raises UserError for a damaged model or unreadable sequences.
     """
     series, title, losses = scores.series, scores.title, {}
     kept = scores.folder / "scores" / sequences.sha256[:16]
