@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def do_here(study: Plan, stop: Stop) -> None:
-    """Execute the runs that are not done on this machine, and write the results.
+    """Execute the unfinished runs on this machine, and write the results.
 
     Raises UserError if SLURM has jobs of the study, or if the preparation or evaluation fails.
     """

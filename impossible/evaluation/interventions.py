@@ -140,7 +140,7 @@ def plural_of(ids: list[int], tokenizer: Tokenizer, pluralizer: Pluralizer) -> l
 def _interchanged(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     """The losses of both markers after each base, (1 + L * T, 2, N), flattened.
 
-    Row 0 is without an intervention, the others by layer and position. All processes must call it.
+    Row 0 is without an intervention, the others by layer and position. All processes take part.
     """
     grid = torch.from_numpy(np.stack(sequences.parts).astype(np.int64))[:, :-1].to(scorer.device)
     chunks = torch.stack(grid.chunk(2), 1).split(_CHUNK)  # each (B, 2, T)

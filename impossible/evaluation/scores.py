@@ -102,7 +102,7 @@ class Scores:
         return about | self.sequences.about | {"checkpoint": model.name, "step": model.step}
 
     def tables(self, of: Callable[[Sequences, np.ndarray], pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """Yield each model's columns, with the table that the function `of` makes of its losses.
+        """Yield a table for each model: its columns, and those that `of` computes from its losses.
 
         Truth values become 1 and 0, so that every program reads the table.
         """
@@ -113,7 +113,7 @@ class Scores:
             yield table.astype(kinds | dict.fromkeys(("step", *Seeds._fields), "Int64"))
 
     def by_step(self, of: Callable[[Sequences, np.ndarray], np.ndarray]) -> dict[int, np.ndarray]:
-        """The array that the function `of` makes of each model's losses, by training step."""
+        """The array that `of` computes from the losses of each model with a step, by step."""
         known = [model for model in self.series.models if model.step is not None]
         return {model.step: of(self.sequences, self.losses[model.name]) for model in known}
 

@@ -35,7 +35,7 @@ _ERRORS = {
 
 
 def ask(what: str, call: Callable[[], _T]) -> _T:
-    """The result of `asking.patiently`. Raises UserError, or OSError for the local disk."""
+    """The result of `asking.patiently`. Raises UserError, or an OSError of the local disk."""
     try:
         return asking.patiently(what, call)
     except asking.ERRORS as error:
@@ -266,7 +266,7 @@ def _check_card(path: Path) -> None:
 def gather(api: HfApi, namespace: str, title: str, repos: list[str], private: bool) -> str:
     """Add repos to the collection with this title, created if need be. Returns its address.
 
-    api: from `sign_in`. Raises UserError if the Hub refuses, or if it is public despite `private`.
+    Raises UserError if the Hub refuses, or if the collection is public despite `private`.
     """
     create = partial(api.create_collection, title, namespace=namespace, private=private)
     try:

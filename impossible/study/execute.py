@@ -32,8 +32,8 @@ _NOTICE = 120  # seconds before its time limit in which a job may save the last 
 _RESTARTS = 10  # of a job that starts from the beginning each time, and so might never end
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before a process is forked
-# torchrun's own exit code is 1. The cause is in its output, below the heading of the process that
-# ended first: that process was killed or asked to end. (torchrun then asks the others to end.)
+# torchrun itself exits with 1. Its output says, below the heading of the process that ended first,
+# whether that process was killed or asked to end. (torchrun then asks the others to end.)
 _BY_SIGNAL = re.compile(rf"Root Cause(?s:.*)(Signal (9|15) \(SIG|exitcode *: {EXIT_STOPPED}\b)")
 _KILLED = (
     f"killed {_ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
@@ -121,7 +121,7 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
 
 
 def _first_free(waiting: list[Task], announced: set[str]) -> Task | None:
-    """The first task whose folder is not in use, or None. announced: tasks reported as waiting."""
+    """The first task whose folder is not in use, or None. announced: those reported before."""
     for task in waiting:
         folder = task.output.parent
         if not files.is_locked(folder):
@@ -338,7 +338,7 @@ def _submit(plan: Plan, name: str, dependency: str) -> str:
 
 
 def requeue(is_run: bool) -> None:
-    """Requeue a job that was asked to end, unless it was cancelled. is_run: without a limit."""
+    """Requeue a job that was asked to end, not cancelled. is_run: without a limit of restarts."""
     job = os.environ["SLURM_JOB_ID"]
     command = ["scontrol", "show", "job", job]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()

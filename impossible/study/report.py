@@ -298,7 +298,7 @@ def _corpus(plan: Plan) -> str:
 
 
 def _comparisons(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The row of each language's comparison with its control, at the last step that all have.
+    """The rows that compare each language with its control, at the last step that all have.
 
     table: differences.csv.
     """

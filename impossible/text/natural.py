@@ -11,7 +11,7 @@ from impossible.settings import UserError
 
 _TAGS = get_global("likely_subtags")  # tr -> tr_Latn_TR
 _NAMES = {code: name for code, name in babel.Locale("en").languages.items() if code != "und"}
-# The scripts of language codes that Unicode has by other names.
+# Scripts that no character has by itself in Unicode, and the scripts that they consist of.
 _PARTS = {"Hans": ["Hani"], "Hant": ["Hani"], "Hanb": ["Hani", "Bopo"], "Kore": ["Hang", "Hani"]}
 _PARTS |= {"Jpan": ["Hani", "Hira", "Kana"], "Latf": ["Latn"], "Latg": ["Latn"], "Jamo": ["Hang"]}
 _WITHOUT_SPACES = {"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}

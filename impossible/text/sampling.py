@@ -84,7 +84,7 @@ def sizes(texts: "pa.ChunkedArray") -> np.ndarray:
 
 
 def _first(limit: int, texts: "pa.ChunkedArray", order: np.ndarray) -> np.ndarray:
-    """The first indices in `order` whose texts have `limit` bytes in all; all if there are less."""
+    """The first indices in `order` whose texts have `limit` bytes in all; all if they have less."""
     sums = np.cumsum(sizes(texts)[order])
     return order[: np.searchsorted(sums, limit) + 1]
 
