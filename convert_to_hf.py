@@ -107,17 +107,17 @@ def write_card(folder: Path, text: str) -> str:
 def publish_all(
     repository: Repository, manifest: Manifest, last: Checkpoint, settings: Settings
 ) -> None:
-    """Publish all exports, main last, after one of the others was downloaded and tested."""
+    """Publish all exports, then main, once a randomly drawn export is downloaded and tested."""
     hf_dir = checkpoint.hf_dir(Path(settings.out_dir))
     series = [revision_of(hf_dir / name, manifest[name]) for name in manifest]
     steps = checkpoint.kept_steps(last.settings, last.data)
     aliases = [
-        dataclasses.replace(revision, branch=branch)  # of BabyLM's tools, with the same files
+        dataclasses.replace(revision, branch=branch)  # the same files under BabyLM's names
         for revision, entry in zip(series, manifest.values(), strict=True)
         for branch in steps.get(entry["step"], [])
     ]
     main_revision = revision_of_main(series[-1], last, settings)
-    # The same one each time, so that one that failed the test is tested again.
+    # The same export each time, so that one that failed the test is tested again.
     drawn = random.Random(main_revision.title).choice(series)
     revisions = [*series, *aliases, main_revision]
     repository.publish(revisions, partial(try_one, repository, drawn, hf_dir), settings.dry_run)
@@ -151,7 +151,7 @@ def revision_of_main(newest: Revision, last: Checkpoint, settings: Settings) -> 
 
 
 def try_one(repository: Repository, revision: Revision, hf_dir: Path) -> None:
-    """Raise UserError unless a revision, downloaded, gives the logits of its checkpoint."""
+    """Download a revision, and raise UserError unless it gives the logits of its checkpoint."""
     folder = hf_dir / ("download" + files.TEMPORARY)
     path = hf_dir.parent / f"{revision.branch}.pt"
     shutil.rmtree(folder, ignore_errors=True)

@@ -56,7 +56,7 @@ def main(runs: list[Settings]) -> None:
 
 
 def find(runs: list[Settings], sources: list[Source]) -> list[Scores]:
-    """All series with the sequences for each, not yet scored.
+    """The scores of all series that the runs name, still without sequences and losses.
 
     Raises UserError for a run that is named twice.
     """
@@ -76,7 +76,7 @@ def find(runs: list[Settings], sources: list[Source]) -> list[Scores]:
 
 
 def write(scores: list[Scores], joint: Path, name: str) -> None:
-    """Write the results of each series to its own folder; of several series, also their joint ones.
+    """Write the results of each series to its own folder, and joint results of several to `joint`.
 
     name: of the measure.
     """

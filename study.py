@@ -63,9 +63,9 @@ def main() -> None:
 
 
 def do_here(study: Plan, stop: Stop) -> None:
-    """Execute the runs that are not done on this machine, and write the results.
+    """Execute the unfinished runs on this machine, and write the results.
 
-    Raises UserError if SLURM executes it, or if something but a run fails.
+    Raises UserError if SLURM has jobs of the study, or if the preparation or evaluation fails.
     """
     if jobs := execute.jobs_of(study):
         raise UserError(
@@ -79,7 +79,7 @@ def do_here(study: Plan, stop: Stop) -> None:
 
 
 def evaluate(study: Plan, stop: Stop) -> None:
-    """Evaluate all runs that are done together, and write the report.
+    """Evaluate all finished runs together, and write the report.
 
     Raises UserError if the evaluation fails.
     """
@@ -92,7 +92,7 @@ def evaluate(study: Plan, stop: Stop) -> None:
 
 
 def do_job(study: Plan) -> None:
-    """Execute the part of a study that a job of SLURM is for. Raises UserError if it fails."""
+    """Execute this SLURM job's part of a study (--job). Raises UserError if it fails."""
     stop, name = Stop(is_job=True), study.settings.job
     runs = [run for run in study.runs if run.name == name]
     if name == "prepare":
@@ -114,7 +114,7 @@ def do_job(study: Plan) -> None:
 
 
 def finish(study: Plan, stop: Stop) -> None:
-    """Publish a study that is done, if asked to, or say what is missing.
+    """Publish a study that is done, if asked to, or print how to continue.
 
     Raises UserError if runs have failed.
     """

@@ -1,4 +1,4 @@
-"""Each language beside its control: differences on the same sentences, as of log-perplexity.
+"""Each language compared with its control on the same sentences, such as in log-perplexity.
 
 Perplexities of languages with and without markers cannot be compared, as a marker is easy or hard
 to predict by itself. The control has the same markers and the same sentences, in a natural order.
@@ -16,16 +16,16 @@ from impossible.evaluation.plots import groups_of, seeds_of
 from impossible.evaluation.scores import Scores
 from impossible.evaluation.scoring import Sequences
 
-# From the losses of a model on test sentences, a value for each sentence, (S,).
+# Maps the losses of a model on test sentences to a value for each sentence, (S,).
 Values = Callable[[Sequences, np.ndarray], np.ndarray]
 Pair = tuple[Scores, Scores]  # a run, and the run of its control with the same seeds
-_ENOUGH = 0.9  # of the drawn sentences, to be compared without a warning
+_ENOUGH = 0.9  # share of the sampled sentences below which a warning is printed
 
 
 def table(scores: list[Scores], measures: Mapping[str, Values]) -> pd.DataFrame:
-    """A row for each curve, measure and step that all its runs and their controls have.
+    """A row for each curve, measure, and step that all its runs and their controls have.
 
-    p is that of a t-test at the last step alone; p_holm is corrected for the number of curves.
+    `p` is from a t-test, at the last step alone; `p_holm` is corrected for the number of curves.
     """
     parts = [
         _curve(label, pairs, measure, values)
@@ -48,10 +48,10 @@ def table(scores: list[Scores], measures: Mapping[str, Values]) -> pd.DataFrame:
 
 
 def pairs_of(scores: list[Scores]) -> list[tuple[str, list[Pair]]]:
-    """A label and the pairs of each curve; several pairs are those of runs that differ in seeds.
+    """The label and the pairs of each curve; the runs of several pairs differ only in their seeds.
 
-    Runs whose language has no control, and runs whose control is evaluated too, but not with the
-    same seeds, settings and test sentences, are named and left out.
+    Runs without exactly one control of the same seeds, settings and test sentences are left out,
+    with a message if their language has no control or other runs of it are evaluated.
     """
     own = [s for s in scores if s.series.language == s.source.language]
     controls: dict[tuple[object, ...], list[Scores]] = {}
@@ -93,7 +93,7 @@ def _partner(s: Scores) -> tuple[object, ...]:
 
 
 def _curve(label: str, pairs: list[Pair], measure: str, of: Values) -> pd.DataFrame:
-    """The rows of a curve and a measure; none without a common step."""
+    """The rows of `table` for one curve and measure; empty if its runs have no common step."""
     runs = [_differences(*pair, of) for pair in pairs]
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     if missing := sorted(set().union(*runs) - set(steps)):
@@ -121,7 +121,7 @@ def _curve(label: str, pairs: list[Pair], measure: str, of: Values) -> pd.DataFr
 
 
 def _differences(scores: Scores, control: Scores, of: Values) -> pd.DataFrame:
-    """The differences of the values of each sentence that both sampled, by id and step.
+    """The difference of each sentence that both runs sampled; rows are ids, columns are steps.
 
     A sentence that is too long, or of which nothing is scored, is left out.
     """
@@ -134,14 +134,14 @@ def _differences(scores: Scores, control: Scores, of: Values) -> pd.DataFrame:
 
 
 def _p(means: list[float]) -> float:
-    """The p-value of a t-test of the hypothesis that the mean of differences is zero."""
+    """The p-value of a t-test of the hypothesis that the runs' mean is zero; NaN for one run."""
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(means, 0).pvalue) if len(means) > 1 else np.nan
 
 
 def curves(differences: pd.DataFrame, measure: str, styles: Mapping[str, int]) -> pd.DataFrame:
-    """The curves of a measure, in the styles of its languages. differences: as of `table`."""
+    """The curves of a measure, for `plots.draw`. differences: from `table`. styles: by label."""
     rows = differences[differences["measure"] == measure]
     curve = rows["label"].str.rpartition(" - ")[0].map(styles)
     in_order = pd.Series(pd.factorize(rows["label"])[0], rows.index)

@@ -1,4 +1,4 @@
-"""95% intervals of means and shares, and the correction of p-values for their number."""
+"""95% intervals of means and shares, and the correction of p-values for multiple tests."""
 
 import math
 from collections.abc import Callable
@@ -9,18 +9,18 @@ import pandas as pd
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
 
-# Of the values of several runs, (runs, n): both ends of the interval of their mean, each (n,).
+# Maps the values of several runs, (runs, n), to both ends of the interval of their mean, (n,).
 Interval = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def t_interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Student's 95% interval of the mean of several runs, (runs, n): both ends, each (n,)."""
+    """Both ends of Student's 95% interval of the mean of several runs, (runs, n) -> (n,) each."""
     mean, half = runs.mean(axis=0), _half_width(runs)
     return mean - half, mean + half
 
 
 def share_interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% interval of the mean of shares of several runs, (runs, n): both ends, each (n,).
+    """Both ends of the 95% interval of the mean of several runs' shares, (runs, n) -> (n,) each.
 
     Student's interval on the scale of log-odds: with the mean m, logit(m) plus and minus its half
     width divided by m (1 - m), by the delta method. So it contains the mean and stays between 0
@@ -45,9 +45,9 @@ def _half_width(runs: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% percentile interval of the means of rows (steps, n): both ends, each (steps,).
+    """Both ends of the 95% percentile interval of each row's mean, (steps, n) -> (steps,) each.
 
-    All rows have the same resamples. NaN for less than two values.
+    All rows share the same resamples. The ends are NaN for fewer than two values.
     """
     steps, count = values.shape
     if count < 2:
@@ -63,10 +63,10 @@ def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summaries(runs: list[np.ndarray]) -> pd.DataFrame:
-    """A row for each step: the mean of values of sentences and its 95% interval (pointwise).
+    """A row for each step: the mean over sentences, as `difference`, with its 95% interval.
 
-    runs: for each seed (steps, sentences). With one seed, the interval is a percentile bootstrap
-    over sentences, the same resamples for all steps; with several, Student's t over their means.
+    runs: the values of each seed, (steps, sentences). With one seed, the interval is a percentile
+    bootstrap over sentences; with several, it is Student's interval over the means of the seeds.
     """
     means = np.array([values.mean(axis=1) for values in runs])  # (seeds, steps)
     count = min(values.shape[1] for values in runs)
@@ -77,7 +77,7 @@ def summaries(runs: list[np.ndarray]) -> pd.DataFrame:
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a share, `right` of `count`: both ends; NaN for a count of 0."""
+    """Both ends of the 95% Wilson interval of the share right / count; NaN if the count is 0."""
     from scipy.stats import binomtest
 
     if not count:
@@ -87,7 +87,7 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values corrected for their number by Holm's method (1979), (n,); NaN is no test."""
+    """The p-values, (n,), corrected by Holm's method (1979); NaN does not count as a test."""
     order = np.argsort(p)  # NaN last
     factors = np.count_nonzero(~np.isnan(p)) - np.arange(len(p))
     corrected = np.empty(len(p))

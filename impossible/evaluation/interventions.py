@@ -34,9 +34,9 @@ _CHUNK = 256  # pairs at a time: 66 MB of outputs of the blocks of GPT-2 Small
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
-    """The N bases with the singular marker, then their sources with the plural one.
+    """N bases, each with the singular marker, then their N sources, each with the plural marker.
 
-    Raises UserError for a language without these patterns, and if there is no pair.
+    Raises UserError for a language that experiment 3 does not cover, and if no pair is found.
     """
     language = language_of(settings)
     if language not in _READ:
@@ -71,7 +71,7 @@ def sequences(settings: Settings, series: Series) -> Sequences:
 def _all_sentences(language: str, settings: Settings, series: Series) -> Sequences:
     """All test sentences of a language, from a folder beside that of the settings' test data.
 
-    Its name has that language in place of theirs. Raises UserError if it is not there.
+    The two names differ only in the language. Raises UserError if the folder is missing.
     """
     folder, own = perplexity.data_dir_of(settings).resolve(), language_of(settings)
     if own not in folder.name:
@@ -87,7 +87,7 @@ def _all_sentences(language: str, settings: Settings, series: Series) -> Sequenc
 
 
 def _sentence_ids(no_hop: Sequences, word_hop: Sequences) -> np.ndarray:
-    """The names of the sentences, (S,). Raises UserError unless both languages have the same."""
+    """The names of the sentences, (S,). Raises UserError if the languages' sentences differ."""
     ids, others = perplexity.sentence_ids(no_hop), perplexity.sentence_ids(word_hop)
     corpora = [(s.about["test_corpus"], s.about["test_segmenter"]) for s in (no_hop, word_hop)]
     if not np.array_equal(ids, others) or corpora[0] != corpora[1]:
@@ -103,8 +103,8 @@ def _matches(
 ) -> Iterator[tuple[int, list[int]]]:
     """Yield the number of a sentence and its seven ids at each place that both patterns match.
 
-    The patterns are regular expressions over the ids as text, as published. is_published: whether
-    an id with a 0 never matches, as in the published code.
+    The patterns are regular expressions over decimal ids, as published. is_published: match an id
+    by [1-9]+, as the published code does, so that no id with a digit 0 matches.
     """
     singular, plural = no_hop.tokenizer.markers.values()
     the = "|".join(str(_id_of(text, no_hop.tokenizer)) for text in ("The", " the"))
@@ -130,7 +130,7 @@ def _id_of(text: str, tokenizer: Tokenizer) -> int:
 
 
 def plural_of(ids: list[int], tokenizer: Tokenizer, pluralizer: Pluralizer) -> list[int]:
-    """The ids with their second word in the plural; empty if they are as before, or not as many."""
+    """The ids with the second word in the plural; [] if they stay the same or change in number."""
     words = tokenizer.decode(ids).split()
     words[1] = pluralizer.pluralize(words[1], 2, False)
     plural = [ids[0], *tokenizer.encode_ordinary(" ".join(words))[1:]]
@@ -140,7 +140,7 @@ def plural_of(ids: list[int], tokenizer: Tokenizer, pluralizer: Pluralizer) -> l
 def _interchanged(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     """The losses of both markers after each base, (1 + L * T, 2, N), flattened.
 
-    First without an intervention, then for each layer and position. The processes share the pairs.
+    Row 0 is without an intervention, the others by layer and position. All processes take part.
     """
     grid = torch.from_numpy(np.stack(sequences.parts).astype(np.int64))[:, :-1].to(scorer.device)
     chunks = torch.stack(grid.chunk(2), 1).split(_CHUNK)  # each (B, 2, T)
@@ -172,25 +172,25 @@ def _of_chunk(scorer: Scorer, pairs: torch.Tensor, markers: list[int]) -> np.nda
     of_markers(source)
     for hook in hooks:
         hook.remove()
-    found = [of_markers(base)]
+    losses = [of_markers(base)]
     for block, output in zip(scorer.blocks, kept, strict=True):
         for position in range(length):
             with block.register_forward_hook(partial(_replace, output, position)):
-                found.append(of_markers(base))
-    return torch.stack(found).cpu().numpy()
+                losses.append(of_markers(base))
+    return torch.stack(losses).cpu().numpy()
 
 
 def _replace(
     values: torch.Tensor, position: int, block: nn.Module, inputs: tuple, output: torch.Tensor
 ) -> torch.Tensor:
-    """A hook that replaces the output of a block, (B, T, C), by `values` at one position."""
+    """A hook that replaces the output of a block, (B, T, C), with `values` at one position."""
     output = output.clone()
     output[:, position] = values[:, position]
     return output
 
 
 def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """A row for each layer and position (from 1): mean probabilities, and shares of pairs."""
+    """A row for each layer and position (from 1): mean probabilities of the markers, and IIA."""
     tokens, count = len(sequences.sentences.tokens), len(sequences.sentences.lengths)
     of_markers = losses[tokens - count :].reshape(-1, 2, count // 2)
     shares = (of_markers[:, 1] < of_markers[:, 0]).mean(axis=-1)
@@ -210,17 +210,17 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 
 def cells(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The IIA of each layer and position as it is drawn, without intervals."""
+    """The rows to draw: the IIA at each layer and position, without intervals."""
     return table(sequences, losses).rename(columns={"iia": "value"}).assign(low=np.nan, high=np.nan)
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The IIA at the best position of each layer, their mean, as it is drawn, without interval."""
+    """The row to draw: the mean over layers of the IIA at the best position, without interval."""
     value = table(sequences, losses).groupby("layer")["iia"].max().mean()
     return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The accuracy at the best positions, and without interventions, for people."""
+    """A line to print: the IIA at the best positions, and the share without interventions."""
     (value,), baseline = point(sequences, losses)["value"], table(sequences, losses)["baseline"][0]
     return f"IIA {value:.3f} at the best position ({baseline:.3f} without intervention)"

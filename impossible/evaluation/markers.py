@@ -20,9 +20,9 @@ from impossible.settings import Settings, UserError
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
-    """Test sentences up to their first marker, and the token after it, perhaps <|endoftext|>.
+    """Test sentences up to their first marker, and the token that follows it (or <|endoftext|>).
 
-    Raises UserError for a language without hops.
+    Raises UserError for a language that is not a *Hop language.
     """
     language = language_of(settings)
     if not perturb.get(language).hops:
@@ -45,7 +45,7 @@ def sequences(settings: Settings, series: Series) -> Sequences:
 
 
 def _surprisals(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
-    """Surprisals of the marker and of the next token in bits, (S, 2); NaN where too long."""
+    """Surprisals of marker and next token in bits, (S, 2); NaN for sentences that are too long."""
     last = np.cumsum(sequences.sentences.lengths - 1) - 1
     both = np.stack([losses[last], losses[-len(last) :]], axis=1)
     return both.astype(np.float64) / np.log(2)
@@ -58,15 +58,15 @@ def differences(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The mean surprisals of a model, for people."""
+    """A line to print: the mean surprisals of a model."""
     marker, following = np.nanmean(_surprisals(sequences, losses), axis=0)
     return f"marker {marker:.2f} bits, next token {following:.2f} bits"
 
 
 def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """A row: mean surprisals in bits, and their difference with its bootstrap interval.
+    """One row: mean surprisals in bits, and their difference with its bootstrap interval.
 
-    Sentences longer than the model's context do not count, as in the paper; too_long is how many.
+    Sentences longer than the model's context are counted as `too_long` only, as in the paper.
     """
     surprisals = _surprisals(sequences, losses)
     scored = surprisals[~np.isnan(surprisals).any(axis=1)]
@@ -78,5 +78,5 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The mean difference as it is drawn, with its interval."""
+    """The row to draw: the mean difference in bits, with its interval."""
     return table(sequences, losses).rename(columns={"difference": "value"})

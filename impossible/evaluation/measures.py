@@ -1,4 +1,4 @@
-"""The table of measures: how each makes its sequences, and tables and pictures of their losses."""
+"""The table of measures: for each, its sequences, and the tables and pictures of their losses."""
 
 import hashlib
 import tempfile
@@ -28,9 +28,9 @@ from impossible.evaluation.scores import Scores, Source
 from impossible.evaluation.scoring import Sequences, sentence_losses
 from impossible.settings import Settings
 
-# From the losses of a model on sequences, a long table.
+# Maps the losses of a model on sequences to a long table.
 Table = Callable[[Sequences, np.ndarray], pd.DataFrame]
-Draw = Callable[..., str]  # draws curves with a label to a path, and returns what is printed
+Draw = Callable[..., str]  # draws curves with a label to a path, and returns a note to print
 
 
 class Results:
@@ -38,7 +38,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.contents: dict[str, str] = {}  # the name of each file, and what is printed of it
+        self.contents: dict[str, str] = {}  # name of a file -> a note to print
 
     def table(self, name: str, parts: Iterable[pd.DataFrame]) -> None:
         """Write tables with the same columns, one below the other, as NAME.csv."""
@@ -62,10 +62,10 @@ class Measure(NamedTuple):
 
     source: Callable[[Settings], Source]
     sequences: Callable[[Settings, Series], Sequences]
-    result: Callable[[Sequences, np.ndarray], str]  # what is printed of the losses of a model
+    result: Callable[[Sequences, np.ndarray], str]  # a line to print about a model
     table: Table
     more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
-    together: Callable[[list[Scores]], list[Scores]] = list  # adds what all series share
+    together: Callable[[list[Scores]], list[Scores]] = list  # adds values that need all series
     # The row of a model that is drawn, with its `value`, `low` and `high`.
     point: Table | None = None
     label: str = ""  # of the picture
@@ -90,7 +90,7 @@ def _with_entropies(scores: list[Scores]) -> list[Scores]:
 
 
 def _more_perplexities(results: Results, scores: list[Scores]) -> None:
-    """Losses, and the tables of sentences, tokens and entropies that the settings ask for."""
+    """Write losses, and the tables of sentences, tokens and entropies that the settings ask for."""
     settings = scores[0].settings
     wanted = {perplexity.sentences: settings.sentences, perplexity.surprisals: settings.surprisals}
     for table, is_wanted in wanted.items():
@@ -110,7 +110,7 @@ def _pair_items(results: Results, scores: list[Scores]) -> None:
 
 
 def _more_interventions(results: Results, scores: list[Scores]) -> None:
-    """The pairs of one series, the means of several over seeds, and heat maps."""
+    """Write the pairs of one series or the means of several over seeds, and heat maps."""
     if len(scores) == 1:
         results.table("interventions_pairs", [scores[0].sequences.columns])
     groups = plots.groups_of(scores)
@@ -163,7 +163,7 @@ MEASURES = {
         _more_interventions,
         point=interventions.point,
         label="IIA at the best position (mean over layers)",
-        has_means=False,  # there are those of all layers and positions
+        has_means=False,  # interventions_means has all layers and positions instead
     ),
     "pairs": Measure(
         pairs.source,

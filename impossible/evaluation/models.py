@@ -37,7 +37,7 @@ class Model:
     """One model of a series."""
 
     name: str  # checkpoint-N, or the name of a revision or a folder
-    identity: Callable[[], str]  # what exactly it is: a hash of its files, or a commit
+    identity: Callable[[], str]  # of its exact content: hashes of its files, or a commit
     load: Callable[[torch.device], Scorer]
     commit: str = ""  # of a revision on the Hub
 
@@ -49,7 +49,7 @@ class Model:
 
 
 class Seeds(NamedTuple):
-    """The seeds that a run used, whichever settings gave them; columns of every table."""
+    """The seeds that a run used, with `seed` for those left unset; columns of every table."""
 
     seed: int
     init_seed: int
@@ -67,12 +67,12 @@ class Series:
     label: str
     name: str  # in tables: the name of the run's folder or of the repo, without a local path
     place: str  # where the models are: a run's folder, another folder, a repo
-    folder: str  # for their results: within eval_dir, or of a run within its own folder
+    folder: str  # of the results, within the run's own folder or else within eval_dir
     models: list[Model]
-    language: str = ""  # that the models were trained on, if that is known
+    language: str = ""  # of the training data, if known
     seeds: Seeds | None = None  # of a run
-    test_sha256: str = ""  # of the test split of the data that it was trained on
-    recipe: str = ""  # all else that results depend on: shared by the seeds of all languages
+    test_sha256: str = ""  # of the test split of a run's data
+    recipe: str = ""  # the settings of a run without language and seeds, as JSON
     # A function that returns the models' tokenizer with the markers of a language.
     tokenizer: Callable[[Sequence[str]], Tokenizer] = Tokenizer
 
@@ -83,10 +83,10 @@ class Series:
 
 
 def find(settings: Settings, revisions: list[str]) -> list[Series]:
-    """The series that the settings name, the run of out_dir if they name none.
+    """The series that the settings name, or the run in out_dir if they name none.
 
-    revisions: the models of each series by name; if empty, all checkpoint-N. Raises UserError if a
-    model or a revision is missing.
+    revisions: the names of the models to keep in each series; if empty, all checkpoint-N. Raises
+    UserError if a model or a revision is missing.
     """
     if settings.model and Path(settings.model).is_dir():  # its name may contain a comma
         return [_chosen(_of_folder(Path(settings.model)), revisions)]
@@ -102,7 +102,7 @@ def find(settings: Settings, revisions: list[str]) -> list[Series]:
 
 
 def checkpoints(text: str) -> list[str]:
-    """The checkpoints of a comma-separated list; a number stands for the step of checkpoint-N."""
+    """The names of models in a comma-separated list, where a number N stands for checkpoint-N."""
     return [f"checkpoint-{name}" if name.isdecimal() else name for name in names(text)]
 
 
@@ -128,7 +128,7 @@ def _chosen(series: Series, revisions: list[str]) -> Series:
 
 
 def with_distinct_names(all_series: list[Series]) -> list[Series]:
-    """The series, with digits added to names that stand for several places."""
+    """The series, with digits added to each name that several places share."""
     places = {(series.name, series.place) for series in all_series}
     counts = Counter(name for name, _ in places)
     renamed = []
@@ -142,7 +142,7 @@ def with_distinct_names(all_series: list[Series]) -> list[Series]:
 
 
 def name_of(folder: Path) -> str:
-    """A name for a folder, with some digits that distinguish folders of the same name."""
+    """A name for a folder, with digits that distinguish it from others of the same name."""
     resolved = folder.resolve()
     return f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
 
@@ -160,7 +160,7 @@ def _of_run(settings: Settings) -> Series:
         )
     last = checkpoint.check_series(paths, language)
     run, data = last.settings, last.data
-    # What results depend on, but for the language and the seeds.
+    # The settings that results depend on, without the language and the seeds.
     others = [name for name in RECIPE if name != "language" and "seed" not in name]
     recipe = {name: getattr(run, name) for name in others}
     recipe |= {name: data[name] for name in ("corpus_version", "segmenter")}
@@ -191,7 +191,7 @@ def scorer_of(path: Path, device: torch.device) -> Scorer:
 
 
 def _of_folder(folder: Path) -> Series:
-    """One exported model, or a folder of them."""
+    """The series of one exported model, or of all models in a folder."""
     resolved = files.require_utf8(folder.resolve())
     folders = [p for p in [resolved, *sorted(resolved.iterdir())] if (p / "config.json").is_file()]
     if not folders:
@@ -235,7 +235,7 @@ def _require_plain(config: Any, name: str) -> None:
 
 
 def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
-    """A model as users of transformers load it. Raises UserError unless it is a complete GPT-2."""
+    """A model, loaded by transformers. Raises UserError unless it is a complete, plain GPT-2."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -253,7 +253,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
         )
     except UserError:
         raise
-    except Exception as error:  # libraries have many for odd values and damaged weights
+    except Exception as error:  # of many kinds, for odd values and damaged weights
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{name} cannot be loaded ({reason}). Expected intact files config.json and "
@@ -279,7 +279,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
 
 
 def _of_repo(repo: str, revisions: list[str]) -> Series:
-    """The branches and tags of a model repo, and the commits that are named."""
+    """The series of a repo's branches and tags, and of the commits among `revisions`."""
     import huggingface_hub
 
     api = huggingface_hub.HfApi()

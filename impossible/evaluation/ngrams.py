@@ -1,9 +1,9 @@
 """How predictable a language is by itself: the entropies of n-gram models of its tokens.
 
 The m-local entropy (Someya et al. 2025) is the uncertainty, in bits, about a token of which only
-the m - 1 tokens before it are known. Here an m-gram model is estimated on the train split and read
-on the test split, so it is an upper bound; the authors' own figures are those of a model on the
-text that it was estimated on, and lower.
+the m - 1 tokens before it are known. Here an m-gram model of the train split is evaluated on the
+test split, which gives an upper bound. The authors evaluate a model on the text that it was
+estimated on, so their figures are lower.
 
 The models are interpolated modified Kneser-Ney (Chen and Goodman 1998), as KenLM estimates them
 without pruning. No model is stored: the n-grams of train and test are ranked together, so that the
@@ -28,14 +28,14 @@ _VERSION = 1  # raised when the same tokens give other numbers
 ORDERS = range(1, 6)
 _CHUNK = 1 << 20  # tokens handled in one go
 _NONE = np.uint64(2**64 - 1)  # the key of a place with too few tokens before it
-# What smooths the counts 1, 2 and 3 or more if too few n-grams are that rare (KenLM's fallback).
+# Discounts of the counts 0, 1, 2, and 3 or more if too few n-grams are rare (KenLM's fallback).
 _FALLBACK = np.array([0, 0.5, 1, 1.5])
 
 
 class Entropy(NamedTuple):
     """The mean of -log2 p(token), in bits, over some tokens of the test split."""
 
-    all: float  # over all tokens, with those at the beginning of sentences and their ends
+    all: float  # over all tokens, with the first of each sentence and <|endoftext|>
     local: float  # over those that have n - 1 tokens of their sentence before them
 
 
@@ -48,10 +48,10 @@ class _Grams(NamedTuple):
 
 
 def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) -> dict[int, Entropy]:
-    """The entropies of the n-gram models of train on test, by n.
+    """The entropies on `test` of the n-gram models of `train`, by n.
 
     train: (N,) and test: (M,) uint16, sentences that each end with the token `end`. vocab_size: the
-    tokens between which an unknown one is divided equally.
+    number of tokens of the uniform distribution with which unigrams are smoothed.
     """
     tokens, first = np.concatenate([train, test]), len(train)
     depth = _depth(tokens, end, max(ORDERS), [0, first])
@@ -76,7 +76,7 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
 
 
 def _depth(tokens: np.ndarray, end: int, most: int, starts: list[int]) -> np.ndarray:
-    """How many tokens of its sentence stand before each token, at most `most`: (N,) uint8."""
+    """The number of tokens before each token in its sentence, at most `most`: (N,) uint8."""
     inside = np.empty(len(tokens), bool)
     np.not_equal(tokens[:-1], end, out=inside[1:])
     inside[starts] = False
@@ -90,7 +90,7 @@ def _depth(tokens: np.ndarray, end: int, most: int, starts: list[int]) -> np.nda
 def _grams(
     n: int, tokens: np.ndarray, depth: np.ndarray, first: int, shorter: np.ndarray | None
 ) -> tuple[_Grams, np.ndarray]:
-    """The n-grams, and after how many different tokens each (n-1)-gram stands in train, by its id.
+    """The n-grams, and how many different tokens precede each (n-1)-gram in train, by its id.
 
     shorter: the ids of the (n-1)-grams. The beginning of a sentence is a token of its own, so that
     n-grams of n - 1 tokens are found there too.
@@ -116,7 +116,7 @@ def _grams(
     contexts = (keys >> np.uint64(16)).astype(np.uint32)
     before = np.zeros(0, np.uint32)
     if shorter is not None:
-        # Of the places of each n-gram in train, the first one: its (n-1)-gram of last tokens.
+        # Each n-gram in train counts once, by its first place, for the (n-1)-gram that ends it.
         one_of_each, before = order[starts[counts > 0]], np.zeros(shorter.max() + 1, np.uint32)
         for chunk in _chunks(len(one_of_each)):
             np.add.at(before, shorter[one_of_each[chunk]], np.uint32(1))
@@ -133,7 +133,7 @@ def _probabilities(
     """The probability of each token of test by the models of one order, (M,).
 
     counts: of the n-grams. is_full: whether n - 1 tokens (or the beginning of the sentence) stand
-    before each token, (M,). lower: the probabilities by the order below, which others keep, (M,).
+    before each token, (M,). lower: the probabilities by the order below, kept if not is_full, (M,).
     """
     contexts, discounts = grams.contexts, _discounts(counts)
     totals, freed = np.zeros((2, int(contexts[-1]) + 1))  # by context
@@ -165,7 +165,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def table(data_dirs: list[Path], eval_dir: Path) -> pd.DataFrame:
-    """A row for each of some prepared data and each n."""
+    """A row for each data folder and each n: the entropies in bits."""
     rows = []
     for data_dir in data_dirs:
         meta = token_files.read_meta(data_dir)
@@ -177,7 +177,7 @@ def table(data_dirs: list[Path], eval_dir: Path) -> pd.DataFrame:
 
 
 def columns(data_dir: Path, eval_dir: Path) -> dict[str, float]:
-    """The columns that stand beside the perplexities on a language."""
+    """The entropies of prepared data in bits, as columns for the table of perplexities."""
     of_order = of_data(data_dir, eval_dir)
     local = {f"local_{n}_bits": of_order[n].local for n in ORDERS if n > 1}
     return {"unigram_bits": of_order[1].all, "bigram_bits": of_order[2].all} | local

@@ -57,8 +57,8 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
     """The pairs of a dataset on the Hub (`blimp`, hf:...), of a jsonl file or a folder of them.
 
     place: a name that depends on the content, so that files that have changed are read again.
-    columns: the names of the grammatical and the ungrammatical sentence. Raises UserError if there
-    are no pairs, for a line that is not a pair, and for two of one paradigm with the same name.
+    columns: the names of both sentences' columns, as GOOD,BAD. Raises UserError if there are no
+    pairs, for a line that is not a pair, and for two of one paradigm with the same name.
     """
     if source == BLIMP:
         lines = list(_of_blimp())
@@ -85,14 +85,14 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
     return pairs
 
 
-# Where a row is, the row, and its paradigm and the name of the pair if the row does not give them.
+# The place of a row, the row, and the names of its paradigm and pair for a row that gives none.
 _Line = tuple[str, dict[str, Any], str, str]
 
 
 def _paths(source: Path) -> list[Path]:
     """The jsonl files of a folder, in order; or the one file. Raises UserError if it is neither."""
     if source.is_dir():
-        # macOS adds others to a folder, with names that begin so.
+        # macOS adds files to a folder whose names begin with a dot.
         paths = ((path, path.relative_to(source).parts) for path in source.rglob("*.jsonl"))
         return sorted(p for p, parts in paths if not any(x.startswith(".") for x in parts))
     if not source.is_file():
@@ -200,7 +200,7 @@ def _pair(
 
 
 def source(settings: Settings) -> Source:
-    """Where the pairs come from. Raises UserError if they do not exist."""
+    """The source of the pairs that the settings name. Raises UserError if it does not exist."""
     name = _name_of(settings)
     if name == BLIMP:
         place = f"{BLIMP}-{COMMIT[:8]}"
@@ -220,7 +220,7 @@ def _name_of(settings: Settings) -> str:
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
-    """The pairs that the settings ask for, perturbed and encoded for some models."""
+    """The pairs of the settings, perturbed and encoded. Raises UserError like `perturbed`."""
     place, language = source(settings).place, language_of(settings)
     name, columns = _name_of(settings), settings.pairs_columns
     if name.startswith(_MULTIBLIMP) and columns == Settings.pairs_columns:
@@ -238,14 +238,13 @@ def perturbed(
     leading_space: bool = False,
     place: str = "",
 ) -> Sequences:
-    """Both sentences of each pair in a language, after <|endoftext|>, in turn.
+    """The good and the bad sentence of each pair in a language, each after <|endoftext|>.
 
     leading_space: encode each sentence after a space. (In training data, none begins with one.)
-    place: the name of the pairs in tables. The columns are those of Pair. Left out, and counted by
-    paradigm and field, are pairs of which one sentence is dropped in that language; pairs of
-    unequal length (in tokens, or in words if these move), if its rule depends on it; and pairs
-    whose sentences become the same (as the *Hop languages replace verbs by lemmas). Raises
-    UserError if none remains.
+    place: the name of the pairs in tables. The columns are those of Pair. A pair is left out, and
+    counted by paradigm and field, if the language drops one of its sentences; if they differ in
+    length (in tokens, or in words if these move) and the rule depends on it; or if they become
+    the same (as the *Hop languages replace verbs by lemmas). Raises UserError if no pair remains.
     """
     rule = perturb.get(language)
     if leading_space and rule.hops:
@@ -326,7 +325,7 @@ def _over_paradigms(sequences: Sequences, right: pd.Series) -> float:
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The accuracy of a model, for people."""
+    """A line to print: the accuracy of a model."""
     right = _right(sequences, losses)
     return (
         f"{right.mean():.1%} of pairs right (mean over paradigms: "
@@ -337,7 +336,7 @@ def result(sequences: Sequences, losses: np.ndarray) -> str:
 def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """A row for each paradigm, and one for all pairs.
 
-    In the latter, `accuracy` is the mean over pairs, `accuracy_over_paradigms` that over paradigms.
+    In the latter, `accuracy` is a mean over pairs, `accuracy_over_paradigms` one over paradigms.
     """
     pairs, right = sequences.columns, _right(sequences, losses)
     rows = []
@@ -365,7 +364,7 @@ def _accuracy(right: pd.Series) -> dict[str, float | int]:
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The accuracy on the pairs that all series have, as it is drawn, with its interval."""
+    """The row to draw: the accuracy on the pairs that all series have, with its interval."""
     right = _right(sequences, losses)
     if "is_common" in sequences.columns:
         right = right[sequences.columns["is_common"]]

@@ -33,12 +33,12 @@ def draw(
     drop_duplicates: bool = False,
     marked_only: bool = False,
 ) -> Sequences:
-    """Sample sentences from the test split of prepared data (all if a genre has too few).
+    """Sample `per_genre` sentences of each genre of a test split (all if a genre has fewer).
 
-    drop_duplicates: leave out those whose original was drawn before. marked_only: sample from those
-    with a marker. The columns are the genre of each sentence and its id, the number within the
-    genre; counts are the duplicates of each genre. Raises UserError for a file that is not what
-    meta.json says.
+    drop_duplicates: leave out sentences whose original was drawn before. marked_only: sample only
+    sentences with a marker. The columns are the genre of each sentence and its id, the number
+    within the genre; counts are the duplicates of each genre. Raises UserError for a file that
+    does not match meta.json.
     """
     language = perturb.get(meta.language)
     tokenizer = open_tokenizer(data_dir, meta.tokenizer, language.markers)
@@ -115,7 +115,7 @@ def sentence_ids(sequences: Sequences) -> np.ndarray:
 
 
 def _sentences_of(data_dir: Path, meta: Meta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens of the test split, and where each sentence begins and ends. Raises UserError."""
+    """The tokens of the test split, and each sentence's start and end, (S,). Raises UserError."""
     require_names(meta.splits["test"]["genres"])
     test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
     ends = np.flatnonzero(test == meta.eot_token)
@@ -153,7 +153,7 @@ def _originals(language: Language, ids: Ids, sentences: Iterable[np.ndarray]) ->
 
 
 def data_dir_of(settings: Settings) -> Path:
-    """The prepared data whose test split is evaluated on."""
+    """The folder of the prepared data whose test split is used."""
     if settings.test_data_dir:
         return Path(settings.test_data_dir)
     if language_of(settings) == settings.language:
@@ -162,7 +162,7 @@ def data_dir_of(settings: Settings) -> Path:
 
 
 def read_meta(settings: Settings) -> Meta:
-    """Read meta.json of the test data. Raises UserError if it describes another language."""
+    """Read meta.json of the test data. Raises UserError if it is missing or of another language."""
     wanted, data_dir = language_of(settings), data_dir_of(settings)
     perturb.get(wanted)
     is_elsewhere = settings.test_data_dir or wanted != settings.language
@@ -202,7 +202,7 @@ def _prepare_command(settings: Settings, data_dir: Path) -> str:
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The perplexity of a model, for people."""
+    """A line to print: the perplexity of a model."""
     return f"perplexity {_mean(sentence_losses(sequences, losses)):,.2f}"
 
 
@@ -233,20 +233,20 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The perplexity as it is drawn, without an interval."""
+    """The row to draw: the perplexity, without an interval."""
     value = _mean(sentence_losses(sequences, losses))
     return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
 
 
 def point_in_bits(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """The bits per byte as they are drawn: for models whose tokenizers differ."""
+    """The row to draw if tokenizers differ: the bits per byte, without an interval."""
     bits, sizes = _bits_and_bytes(sequences, losses)
     value = np.nansum(bits) / sizes[~np.isnan(bits)].sum()
     return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
 
 
 def bits_per_byte(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
-    """The surprisal of each sentence in bits, by bytes of text, (S,); NaN where it is too long.
+    """The surprisal of each sentence in bits per byte of text, (S,); NaN if it is too long.
 
     The first token has no surprisal, and its bytes do not count; the markers have no bytes.
     """
@@ -284,7 +284,7 @@ def sentences(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 
 def surprisals(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
-    """A row for each token but the first of a sentence, with its surprisal in bits."""
+    """A row for each token except the first of each sentence, with its surprisal in bits."""
     tokens, offsets = sequences.sentences.tokens, sequences.sentences.offsets
     sentence = np.repeat(np.arange(len(offsets) - 1), sequences.sentences.lengths)
     position = np.arange(len(sentence)) - offsets[sentence]

@@ -2,7 +2,7 @@
 
 Curves are a long table: a row for each `label` and `step`, with the `mean` over `n` runs and both
 ends of its interval (`low` and `high`, NaN without one), the number of a `style`, and `is_faint`,
-whether the line is thin and without marks. A level has no step.
+whether the line is thin and without marks. A horizontal line (of one model) has no step.
 """
 
 import os
@@ -32,12 +32,12 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SHOWN = (300, 600, 900, 1200, 1500, 3000)  # steps of the published heat maps
-_WIDTH = 4.3  # inches: text of 10 points has 7 in a column of 3 inches
-_WIDE = 100  # the last step is so many times the first: the axis of steps is logarithmic
+_WIDTH = 4.3  # inches; printed in a 3-inch column, text of 10 points has 7
+_WIDE = 100  # ratio of the last step to the first above which their axis is logarithmic
 
 
 def groups_of(scores: list[Scores]) -> list[Group]:
-    """A label and the scores of each curve: runs that differ only in their seeds share one."""
+    """The label and the scores of each curve; runs that differ only in their seeds share one."""
     alike: dict[tuple[object, ...], list[Scores]] = {}
     for s in scores:
         alike.setdefault((s.label, s.series.recipe, s.source._replace(place="")), []).append(s)
@@ -61,7 +61,7 @@ def _corpus(s: Scores) -> tuple[object, ...]:
 
 
 def seeds_of(group: list[Scores]) -> dict[str, str]:
-    """The columns seeds, init_seeds, ... of several runs: numbers with spaces between them."""
+    """The columns seeds, init_seeds, ... of several runs: numbers separated by spaces."""
     known = [s.series.seeds._asdict() for s in group if s.series.seeds]
     return {f"{name}s": " ".join(str(seeds[name]) for seeds in known) for name in Seeds._fields}
 
@@ -72,11 +72,11 @@ def curves_of(
     interval: Interval = t_interval,
     keys: Sequence[str] = ("step",),
 ) -> pd.DataFrame:
-    """A curve for each group: the mean over its runs and its interval, or that within one run.
+    """A curve for each group: the mean of its runs, with an interval over runs or within one run.
 
-    point: from the losses of a model, a row with its `value`, `low` and `high`. interval: of the
-    mean of several runs. A model without a step is a level. keys: the columns that tell apart the
-    rows of a run, if `point` has several for a model.
+    point: maps the losses of a model to a row with its `value`, `low` and `high`. interval: of the
+    mean of several runs. A model without a step becomes a horizontal line. keys: the columns that
+    identify a row of a run, if `point` returns several rows for a model.
     """
     curves = []
     for style, (label, group) in enumerate(groups):
@@ -144,7 +144,7 @@ def draw(
 def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
     """Write a picture (PNG and PDF) of shares by layer and position. Returns their labels.
 
-    It shows six steps. curves: with the columns `layer`, `position` and `role`. label: of colours.
+    It shows up to six steps. curves: with `layer`, `position`, `role`. label: of the colour bar.
     """
     labelled = _labelled(curves)
     figure = _empty((12.0, 0.8 + 2.6 * len(labelled)))
@@ -194,7 +194,7 @@ def _labelled(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def figure_of(
     curves: pd.DataFrame, y_label: str, logarithmic: bool = False, level: float | None = None
 ) -> "Figure":
-    """The figure of `draw`, not yet written, with a canvas of Agg."""
+    """The figure of `draw`, not yet written, with an Agg canvas."""
     labelled = [(textwrap.fill(label, 50), rows) for label, rows in _labelled(curves)]
     lines = sum(label.count("\n") + 1 for label, _ in labelled)
     figure = _empty((_WIDTH, 3.0 + 0.2 * lines))
@@ -218,7 +218,7 @@ def figure_of(
 
 
 def _empty(size: tuple[float, float]) -> "Figure":
-    """A figure without axes, with a canvas of Agg. size: width and height in inches."""
+    """A figure without axes, with an Agg canvas. size: width and height in inches."""
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not exist here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -229,7 +229,7 @@ def _empty(size: tuple[float, float]) -> "Figure":
 
 
 def _set_logarithmic(axes: "Axes") -> None:
-    """A few labels, whatever the range of values."""
+    """Label a few values of a logarithmic y-axis, whatever their range."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     low, high = axes.get_ylim()
@@ -240,7 +240,7 @@ def _set_logarithmic(axes: "Axes") -> None:
 
 
 def _set_steps(axes: "Axes", curves: pd.DataFrame) -> None:
-    """An axis of steps, logarithmic if there are checkpoints between the first ones."""
+    """Set up the axis of steps: logarithmic if the last one is over _WIDE times the first."""
     from matplotlib.ticker import MaxNLocator
 
     # Checkpoints alone decide: a training loss has a value at every step.

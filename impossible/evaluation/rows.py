@@ -1,4 +1,4 @@
-"""One's own csv and jsonl files: their rows and values, and stimuli."""
+"""Users' csv and jsonl files: their rows and values, and stimuli."""
 
 import csv
 import difflib
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from impossible import files
 from impossible.settings import UserError
 
-_BLANK = ' ,;\t"'  # all that a row without values has
+_BLANK = ' ,;\t"'  # the characters of a row without values
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 _JOINERS = "\u200c\u200d"  # zero-width (non-)joiner
@@ -32,7 +32,7 @@ def name_by_content(path: Path, paths: Sequence[Path] = ()) -> str:
     """A name for a file or folder by its content, such as `items-1a2b3c4d`.
 
     The digits are the first of a SHA-256: of the file, or of those files of the folder that are in
-    `paths`, with their names. So equal content of one name gives one name, wherever it is.
+    `paths`, with their names. So the result does not depend on the folder that contains `path`.
     """
     if path.is_dir():
         name = path.resolve().name
@@ -56,10 +56,10 @@ def text_of(path: Path) -> str:
 def of_json(
     text: str, path: Path, name_of: Callable[[str], str] = str
 ) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a jsonl file, one a line, with the numbers of their lines.
+    """Yield the line number and the JSON object of each line of a jsonl file that is not blank.
 
-    name_of: the name of a column. Raises UserError for a line that is no object, or has two values
-    of one name.
+    name_of: normalizes the name of a column. Raises UserError for a line that is no object, or has
+    two values of one name.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -81,10 +81,10 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def of_csv(text: str, path: Path, name_of: Callable[[str], str]) -> Iterator[tuple[int, Row]]:
-    """The rows of a csv file with their numbers, as a spreadsheet counts them; not empty ones.
+    """Yield each row of a csv file that has values, with its number in a spreadsheet.
 
-    They are separated by commas, semicolons or tabs, as the header shows; or as Excel's first line
-    `sep=;` says, which it does not count. name_of: the name of a column. Raises UserError.
+    The separator is the comma, semicolon or tab that is most frequent in the header, or that of
+    Excel's uncounted first line `sep=;`. name_of: normalizes a column's name. Raises UserError.
     """
     first, _, rest = text.partition("\n")
     if line := re.fullmatch('"?sep=(.)"?', first):
@@ -141,7 +141,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def sentence(value: Any, name: str, where: str, may_begin_with_space: bool = False) -> str:
-    """A text with single spaces, and none at its ends; "" for a missing value (null).
+    """The text of a value, with single spaces and none at its ends; "" for a missing one (null).
 
     may_begin_with_space: keep one space at its beginning. Raises UserError for anything but a text,
     and for a character that cannot be seen (such as a zero-width space), with its place. The
@@ -192,7 +192,7 @@ class Region(NamedTuple):
 
 
 class Stimulus(NamedTuple):
-    """A row of the file; what is left out is empty."""
+    """A row of the file; values that it leaves out are empty."""
 
     item: str
     condition: str
@@ -205,7 +205,7 @@ class Stimulus(NamedTuple):
 
 @functools.lru_cache(1)
 def read(path: Path, place: str = "") -> list[Stimulus]:
-    """The stimuli of a csv or jsonl file. Raises UserError, with the row.
+    """The stimuli of a csv or jsonl file. Raises UserError for an invalid row or column.
 
     place: a name that depends on the content, so that a file that has changed is read again.
     """
@@ -223,7 +223,7 @@ def read(path: Path, place: str = "") -> list[Stimulus]:
 
 
 def _name(name: str) -> str:
-    """The name of a column: a known one in lower case."""
+    """The name of a column, in lower case if it is a known one."""
     kind, mark, suffix = name.strip().partition("_")
     if name.strip().lower() in _KNOWN:
         return name.strip().lower()
@@ -232,7 +232,7 @@ def _name(name: str) -> str:
 
 
 def _require_known(path: Path, names: set[str]) -> None:
-    """Raise UserError for a column that looks misspelled; name others that are not read."""
+    """Raise UserError for a missing or misspelled column; print the names of others not read."""
     if missing := [name for name in _NEEDED if name not in names]:
         raise UserError(
             f"{path} has no column {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and "
@@ -255,7 +255,7 @@ def _require_known(path: Path, names: set[str]) -> None:
 
 
 def _require_alike(stimuli: list[Stimulus]) -> None:
-    """Raise UserError for a condition that an item has twice, or if only some have a place."""
+    """Raise UserError if an item has a condition twice, or marker_place in some conditions only."""
     first: dict[tuple[str, str], Stimulus] = {}
     placed: dict[str, bool] = {}
     for s in stimuli:

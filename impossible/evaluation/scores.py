@@ -1,4 +1,4 @@
-"""The scores of a series of models on sequences: losses, tables of them, and folders for these."""
+"""The scores of a series of models on sequences: losses, their tables, and folders for results."""
 
 import contextlib
 import dataclasses
@@ -25,12 +25,12 @@ from impossible.settings import Settings, UserError
 
 
 class Source(NamedTuple):
-    """Where the sequences of an evaluation come from."""
+    """The source of the sequences of an evaluation."""
 
     language: str  # a name from the table in perturb.py
     place: str  # the name of a file or folder, and some digits of a hash of its content
     split_sha256: str = ""  # of a test split
-    name: str = ""  # of pairs or stimuli: of the folder of their results
+    name: str = ""  # for pairs or stimuli: of the folder of results
 
 
 def language_of(settings: Settings) -> str:
@@ -57,7 +57,7 @@ class Scores:
 
     @property
     def on(self) -> str:
-        """The sequences in words, if they are not the models' own; begins with a space."""
+        """The words " on ..." for sequences that are not the models' own; empty for others."""
         if self.is_own:
             return ""
         if self.source.language == self.series.language:
@@ -78,7 +78,7 @@ class Scores:
     def folder(self) -> Path:
         """The folder for the results.
 
-        It is the folder of the run if that is writable, and otherwise in eval_dir.
+        It is within the folder of the run if that is writable, and otherwise within eval_dir.
         """
         series, source, eval_dir = self.series, self.source, Path(self.settings.eval_dir)
         base = eval_dir / series.folder
@@ -95,14 +95,14 @@ class Scores:
         return dataclasses.replace(self, sequences=dataclasses.replace(self.sequences, **changes))
 
     def columns(self, model: Model) -> dict[str, str | int | bool | None]:
-        """The columns that begin every table; seeds are known of runs alone."""
+        """The columns that begin every table; seeds are None for models that are not of a run."""
         seeds = self.series.seeds or (None,) * len(Seeds._fields)
         named = dict(zip(Seeds._fields, seeds, strict=True))
         about = {"model": self.series.label, "run": self.series.name, **named}
         return about | self.sequences.about | {"checkpoint": model.name, "step": model.step}
 
     def tables(self, of: Callable[[Sequences, np.ndarray], pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """For each model, its columns and the table `of` its losses on the sequences.
+        """Yield a table for each model: its columns, and those that `of` computes from its losses.
 
         Truth values become 1 and 0, so that every program reads the table.
         """
@@ -113,7 +113,7 @@ class Scores:
             yield table.astype(kinds | dict.fromkeys(("step", *Seeds._fields), "Int64"))
 
     def by_step(self, of: Callable[[Sequences, np.ndarray], np.ndarray]) -> dict[int, np.ndarray]:
-        """The values `of` the losses of each model with a step."""
+        """The array that `of` computes from the losses of each model with a step, by step."""
         known = [model for model in self.series.models if model.step is not None]
         return {model.step: of(self.sequences, self.losses[model.name]) for model in known}
 
@@ -125,9 +125,9 @@ def score(
     world: World,
     device: torch.device,
 ) -> Scores:
-    """The scores with the losses of all models, which are kept and not computed again.
+    """The scores with the losses of all models, saved and reused. All processes must call this.
 
-    result: what is printed of the losses of a model. All processes must call it.
+    result: makes a line to print. Raises UserError for a damaged model or unreadable sequences.
     """
     series, title, losses = scores.series, scores.title, {}
     kept = scores.folder / "scores" / sequences.sha256[:16]
@@ -157,7 +157,7 @@ def score(
 
 
 def _kept(model: Model, path: Path) -> tuple[str, np.ndarray | None]:
-    """The identity of a model, and its kept losses if they belong to the same identity."""
+    """The identity of a model, and its saved losses, or None if they have another identity."""
     identity = f"{scoring.VERSION} {model.identity()}"
     try:
         with np.load(path) as stored:
@@ -165,7 +165,7 @@ def _kept(model: Model, path: Path) -> tuple[str, np.ndarray | None]:
             return identity, stored["losses"] if is_same else None
     except FileNotFoundError:
         return identity, None
-    except Exception as error:  # numpy and zipfile have many for a damaged file
+    except Exception as error:  # of many kinds, from numpy and zipfile, for a damaged file
         print(f"{path} is damaged ({error!r}); computing it again", flush=True)
         return identity, None
 

@@ -1,4 +1,4 @@
-"""The loss of every token but the first of a sequence, by a model; losses are kept and reused.
+"""The losses of a model on token sequences: one for every token except the first.
 
 A model reads each sequence by itself: no special token is added before or after it.
 """
@@ -21,8 +21,7 @@ from impossible.text.tokenizer import Tokenizer
 
 # Raised when the same model and sequences give other numbers: older losses are then computed anew.
 VERSION = 1
-# Tokens of a batch: enough for products with the weights to be fast, and not so many that a CPU's
-# caches do not hold them.
+# Tokens of a batch: enough for fast products with the weights, and few enough for a CPU's caches.
 _BATCH_TOKENS, _BATCH_TOKENS_CUDA = 1024, 16384
 _SCORED_ROWS = 512  # rows whose logits exist at one time
 _ROW = 128  # tokens in a row of several sequences, if none is longer
@@ -35,16 +34,16 @@ class Sequences:
     language: str  # a name from the table in perturb.py
     tokenizer: Tokenizer  # of the tokens, with the markers of the language
     sentences: Sentences  # S of them, each of two tokens or more
-    columns: pd.DataFrame  # a row for each sequence, or for what a measure sums up
+    columns: pd.DataFrame  # a row for each sequence, or each unit (such as a word) of a measure
     about: dict[str, Any] = field(default_factory=dict)  # columns of every table, each one value
     counts: dict[Any, int] = field(default_factory=dict)  # of each genre or paradigm: duplicates,
     # or pairs that are left out
     last_instead: np.ndarray | None = None  # (S,) uint16: scored too, in place of the last tokens
-    whole_lengths: np.ndarray | None = None  # (S,), if these are only the beginnings of sentences
-    # What else is measured of a model, and kept after these losses, as a flat array.
+    whole_lengths: np.ndarray | None = None  # (S,), if `sentences` are beginnings of longer ones
+    # Computes further losses of a model as a flat array, which is appended to the others.
     further_losses: Callable[["Scorer", "Sequences", World], np.ndarray] | None = None
-    notes: tuple[str, ...] = ()  # what is printed about them
-    totals: dict[str, float] = field(default_factory=dict)  # columns of all genres together
+    notes: tuple[str, ...] = ()  # lines to print about the sequences
+    totals: dict[str, float] = field(default_factory=dict)  # columns of the row for all genres
 
     @property
     def parts(self) -> list[np.ndarray]:
@@ -58,7 +57,7 @@ class Sequences:
 
     @property
     def sha256(self) -> str:
-        """A hash of all that is scored."""
+        """The SHA-256 of the tokens that are scored and of all lengths."""
         arrays = [(self.sentences.offsets, "<i8"), (self.sentences.tokens, "<u2")]
         arrays += [(self.last_instead, "<u2"), (self.whole_lengths, "<i8")]
         data = [array.astype(kind).tobytes() for array, kind in arrays if array is not None]
@@ -84,7 +83,7 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.head.device
 
 
@@ -101,7 +100,7 @@ def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     extra = 0 if last_instead is None else len(last_instead)
     result = np.full(count + extra, np.nan, np.float32)
     batches = _batches(sentences.lengths, sequences.lengths <= scorer.context, scorer)
-    # The longest first, in turns: equal shares for all.
+    # Batches, the longest first, are dealt out in turn, so that all processes get equal shares.
     own = batches[world.rank :: world.size]
     progress = tqdm(own, "scoring", disable=None if world.is_first else True, leave=False)
     scored = [_score(scorer, sentences, batch, last_instead) for batch in progress]
@@ -149,7 +148,7 @@ def _score(
     rows: list[np.ndarray],
     last_instead: np.ndarray | None,
 ) -> np.ndarray:
-    """The losses of the tokens of sentences but their first, one sentence after another, (N - S,).
+    """The losses of all tokens except each sentence's first, sentence by sentence, (N - S,).
 
     They are followed by those of `last_instead`, (S,), if it is given. rows: the sentences in each
     row of the batch. A token attends only to earlier tokens of its own sentence, and positions
@@ -188,8 +187,8 @@ def sentence_losses(
     """The mean loss of each sentence, in nats, (S,) float64: the logarithm of its perplexity.
 
     It is NaN for a sentence that is too long for the model. of_tokens: as `losses` returns it (the
-    losses of `last_instead` are ignored). with_markers: whether the losses of markers count, which
-    are read in any case; without them, a sentence of which nothing else is left gets NaN.
+    losses of `last_instead` are ignored). with_markers: whether the losses of markers count. If
+    not, markers are still part of the context, and a sentence without other losses gets NaN.
     """
     sentences = sequences.sentences
     is_first = np.zeros(len(sentences.tokens), bool)
@@ -204,7 +203,7 @@ def sentence_losses(
 
 
 def _firsts(sentences: Sentences) -> np.ndarray:
-    """Where the losses of each sentence begin, (S,); n tokens have n - 1 losses."""
+    """The index of the first loss of each sentence, (S,); n tokens have n - 1 losses."""
     return sentences.offsets[:-1] - np.arange(len(sentences.lengths))
 
 

@@ -1,4 +1,4 @@
-"""Sentences of one's own in an impossible language: surprisal by token, word and critical region.
+"""Users' sentences in an impossible language: surprisal by token, word and critical region.
 
 A stimulus is a row of a csv or jsonl file: item, condition and text, and optionally the place of
 the marker (in words), the exact perturbed string, and critical regions. The first token is
@@ -28,16 +28,16 @@ from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import Word, annotated, encoded
 from perturb import PLURAL, REVERSE, SINGULAR, Language
 
-# What precedes and follows whole words: `can` is no word of `can't`, nor `well` of `well-known`.
+# The ends of a whole word: `can` is no word of `can't`, nor `well` of `well-known`.
 _WORD_BEFORE, _WORD_AFTER = r"(?<!\w)(?<!\w['’-])", r"(?!\w|['’-]\w)"
 
 
 class Prepared(NamedTuple):
-    """A stimulus before or after it is perturbed; one that was given perturbed stays as it is."""
+    """A stimulus before or after perturbation; one with the column `perturbed` is not changed."""
 
     stimulus: Stimulus
     tokenizer: Tokenizer
-    sentences: Sentences  # one, of n tokens; before it is perturbed by a *Hop language with verbs
+    sentences: Sentences  # one, of n tokens; with verbs until a *Hop language perturbs it
     text: str
     spelled: list[str]  # the words of the text, without markers
     words: np.ndarray  # (n,) int64: the word of each token, from 0; -1 for one that was inserted
@@ -60,7 +60,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(stimuli: list[Stimulus], language: str, tokenizer: Tokenizer) -> list[Prepared]:
-    """The stimuli in a language, in their order. Raises UserError for one that cannot be made."""
+    """The stimuli in a language, in their order. Raises UserError for an invalid or dropped one."""
     rule = perturb.get(language)
     unperturbed = list(_unperturbed(stimuli, rule, tokenizer))
     lengths = pd.Series([len(rule.starts(x.sentences, tokenizer.ids)) for x in unperturbed])
@@ -93,31 +93,31 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
         region=np.append(base.region, -1)[origins],
         is_placed=draw.is_used,
     )
-    # In the *Reverse languages, words of the original sentence.
+    # If the marker was placed (as in the *Reverse languages), words of the original sentence.
     count = np.append(starts, len(base.tokens))[place] if draw.is_used else 0
     before = base.words[:count] if draw.is_used else made.words[: made.is_marker.argmax()]
     return _with_marker_place(made, before)
 
 
 def _with_marker_place(made: Prepared, before: np.ndarray) -> Prepared:
-    """Set marker_place. before: the words of the tokens before the first marker."""
+    """A copy with marker_place set. before: the words of the tokens before the first marker."""
     return made._replace(marker_place=len({*before} - {-1}) if made.is_marker.any() else None)
 
 
 def _origins(base: Prepared, rule: Language, tokens: np.ndarray, draw: "_Draw") -> np.ndarray:
     """The place in the original sentence of each token of the perturbed one, (n,) int64.
 
-    It is -1 for a token that was inserted. A token that occurs once tells its place. For the places
-    of the others, the language also gets the sentence with random tokens for those that repeat an
-    earlier one. A new token has the place of one that it replaces, in a sentence that stays as
-    long. Raises UserError if the places remain unknown.
+    It is -1 for a token that was inserted. To tell repeated tokens apart, the language is applied
+    again, with `draw`, to the sentence with random tokens in place of the repetitions. If the
+    sentence keeps its length, a new token has the place of the one that it replaces. Raises
+    UserError if the places remain unknown.
     """
     original, ids = base.tokens, base.tokenizer.ids
     repeats = np.setdiff1d(np.arange(len(original)), np.unique(original, return_index=True)[1])
     others = np.setdiff1d(np.arange(base.tokenizer.end_of_text), np.append(original, tokens))
     unique = original.copy()
     rng, begins = np.random.default_rng(0), ids.begins_word & (rule.unit == "words")
-    for kind in (False, True):  # where words move, those that begin one by others that do
+    for kind in (False, True):  # where words move, first tokens of words by other first tokens
         of_kind, pool = repeats[begins[original[repeats]] == kind], others[begins[others] == kind]
         unique[of_kind] = rng.choice(pool, len(of_kind), replace=False)
     try:
@@ -136,7 +136,7 @@ def _origins(base: Prepared, rule: Language, tokens: np.ndarray, draw: "_Draw") 
             is_whole = np.array_equal(np.sort(in_place), np.arange(len(original)))
             return in_place if is_whole else origins
     is_old = np.isin(tokens, original)
-    if np.array_equal(tokens[is_old], original):  # it only inserted some
+    if np.array_equal(tokens[is_old], original):  # the language only inserted tokens
         return np.where(is_old, np.cumsum(is_old) - 1, -1)
     raise UserError(
         f"{base.stimulus.where}: {rule.title} depends on the tokens, and some of {base.text!r} "
@@ -148,7 +148,7 @@ def _origins(base: Prepared, rule: Language, tokens: np.ndarray, draw: "_Draw") 
 def _unperturbed(
     stimuli: list[Stimulus], rule: Language, tokenizer: Tokenizer
 ) -> Iterator[Prepared]:
-    """The tokens of the stimuli, before they are perturbed."""
+    """Yield the stimuli as tokens, not yet perturbed. Raises UserError for an invalid one."""
     of_hops = [s.text for s in stimuli if rule.hops and not s.perturbed]
     words = annotate.words_of(of_hops) if of_hops else iter(())
     for stimulus in stimuli:
@@ -171,7 +171,7 @@ def _located(
     spans: np.ndarray,
     markers: Sequence[str] = (),
 ) -> Prepared:
-    """A stimulus from its tokens. spans: where each is in the text. markers: those in the text."""
+    """A stimulus from its tokens. spans: of the tokens, by `_spans`. markers: those in `text`."""
     unmarked = text
     for marker in markers:  # as many spaces as it has bytes
         unmarked = unmarked.replace(marker, " " * len(marker.encode()))
@@ -192,12 +192,12 @@ def _located(
 def _inside(
     region: Region, stimulus: Stimulus, text: str, spans: np.ndarray, markers: Sequence[str]
 ) -> np.ndarray:
-    """Whether each token lies in a region, (n,) bool. Raises UserError if it is not clear."""
+    """Whether each token lies in a region, (n,) bool. Raises UserError if it cannot be located."""
     part = region.text
-    for marker in markers:  # which takes the space before it
+    for marker in markers:  # the space before a marker is dropped
         part = re.sub(rf"\s+{marker}", marker, part)
     pattern, kind = re.escape(part), ""
-    if not stimulus.perturbed:  # in which words may stand next to each other
+    if not stimulus.perturbed:  # in a perturbed one, there may be no space between words
         before = _WORD_BEFORE if re.match(r"\w", part[0]) else ""
         after = _WORD_AFTER if re.match(r"\w", part[-1]) else ""
         pattern, kind = before + pattern + after, " as whole words"
@@ -240,14 +240,14 @@ def _marker_place(base: Prepared, rng: np.random.Generator, most: int, starts: n
 
 
 def _spans(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    """Where each token, without the space before it, begins and ends in its text: bytes, (n, 2)."""
+    """The start (after its space) and end of each token in the text, in bytes, (n, 2)."""
     pieces = [tokenizer.bytes_of(token) for token in tokens.tolist()]
     ends = np.cumsum([len(piece) for piece in pieces])
     return np.stack([ends - [len(piece.lstrip()) for piece in pieces], ends], axis=1)
 
 
 def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> Prepared:
-    """A stimulus that was given perturbed."""
+    """A stimulus from its column `perturbed`. Raises UserError for wrong markers."""
     for marker in (REVERSE, SINGULAR, PLURAL):
         if marker in stimulus.perturbed and marker not in tokenizer.markers:
             raise UserError(f"{stimulus.where}: {marker} is no marker of {rule.title}.")
@@ -266,7 +266,7 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
 def _with_verbs(
     stimulus: Stimulus, words: list[Word], rule: Language, tokenizer: Tokenizer
 ) -> Prepared:
-    """A stimulus of a *Hop language, joined anew: each token is where its word is in the text."""
+    """A stimulus of a *Hop language, whose tokens have the place of their word in the text."""
     sentence = annotated(words, stimulus.text, annotate.NAME)
     tokens = encoded([sentence], tokenizer, rule.hops)
     joined = _places(sentence.items, tokenizer.decode(tokens.tokens))
@@ -276,7 +276,7 @@ def _with_verbs(
 
 
 def _places(parts: Sequence[str], text: str) -> np.ndarray:
-    """Where some parts of a text begin and end in it, in bytes, (n, 2); they come in order."""
+    """The start and end of some parts of a text, in bytes, (n, 2). parts: in their order."""
     places, at = [], 0
     for part in parts:
         start = text.index(part, at)
@@ -297,7 +297,7 @@ class _Draw(np.random.Generator):
         self.is_used = False
 
     def integers(self, low: Any, high: Any = None, *args: Any, **options: Any) -> Any:
-        """The place of the marker, or else what a generator draws."""
+        """The place of the marker, if that is drawn, or else an ordinary draw."""
         if np.any(low) or high is None or np.any(np.asarray(high) != self._count + 1):
             return super().integers(low, high, *args, **options)
         self.is_used = True
@@ -308,7 +308,7 @@ class _Draw(np.random.Generator):
 
 
 def source(settings: Settings) -> Source:
-    """Where the stimuli come from. Raises UserError if they do not exist."""
+    """The source of the stimuli. Raises UserError if the file does not exist."""
     if not Path(settings.stimuli).is_file():
         raise UserError(f"stimuli = {settings.stimuli!r} is no file. Expected a csv or jsonl file.")
     place = rows.name_by_content(Path(settings.stimuli))
@@ -318,8 +318,8 @@ def source(settings: Settings) -> Source:
 def sequences(settings: Settings, series: Series) -> Sequences:
     """The stimuli that the settings name, each after <|endoftext|>.
 
-    The columns have a row for each token, marker, word and region; `places` are those of its tokens
-    among the losses.
+    The columns have a row for each token, marker, word and region; `places` are the indices of its
+    losses. Raises UserError for an invalid stimulus.
     """
     language = language_of(settings)
     tokenizer = series.tokenizer(perturb.get(language).markers)
@@ -349,7 +349,7 @@ def sequences(settings: Settings, series: Series) -> Sequences:
 
 
 def _units(made: Prepared) -> Iterator[Row]:
-    """The tokens as the model reads them, markers, words in their original order, the regions."""
+    """Yield a row for each token, marker, word (in its original order) and region of a stimulus."""
     names = [region.name for region in made.stimulus.regions] + [""]
 
     def unit(kind: str, text: str, places: np.ndarray, number: int, word: int = -1) -> Row:
@@ -376,7 +376,7 @@ def _units(made: Prepared) -> Iterator[Row]:
 
 
 def notes_on(made: list[Prepared], rule: Language) -> Iterator[str]:
-    """Yield notes on what may surprise about stimuli in a language."""
+    """Yield notes on unexpected properties of the stimuli, such as words without a token."""
     unmarked = sum(not x.is_marker.any() for x in made)
     if rule.hops and unmarked:
         yield (f"no verb is marked in {unmarked} of {len(made)} stimuli; see the column perturbed")
@@ -413,7 +413,7 @@ def on_different_sides(made: list[Prepared]) -> list[str]:
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:
-    """The mean surprisal of a model, for people."""
+    """A line to print: the mean surprisal of a model."""
     return f"{np.nanmean(losses) / np.log(2):.2f} bits per token"
 
 

@@ -1,1 +1,1 @@
-"""Exports to transformers, their model cards, and publishing them."""
+"""Export to transformers, model cards, and publication on the Hub."""

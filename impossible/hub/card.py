@@ -30,14 +30,14 @@ _TEMPLATES = jinja2.Environment(
 )
 _TEMPLATES.filters["commas"] = "{:,}".format
 _TEMPLATES.filters["nats"] = lambda loss: "" if loss is None else f"{loss:.4f}"
-# The languages of the paper, by their names in perturb.py. All others are somebody's own.
+# The languages of the paper, by their names in perturb.py.
 OF_PAPER = (
     *("no_reverse", "partial_reverse", "full_reverse", "no_hop", "token_hop", "word_hop"),
     *("no_shuffle", "nondeterministic_shuffle", "even_odd_shuffle"),
     *("deterministic_shuffle_s21", "deterministic_shuffle_s57", "deterministic_shuffle_s84"),
     *("local_shuffle_w3", "local_shuffle_w5", "local_shuffle_w10"),
 )
-# What a run of the published recipe may choose for itself.
+# The settings that a run of the published recipe is free to choose.
 _FREE = ("language", "seed", "init_seed", "order_seed", "position_embeddings", "dtype")
 _SEGMENTERS = {
     "annotations": "as the annotated files have them",
@@ -53,11 +53,11 @@ def text(
     repo: str = "",
     measured: Sequence[str] = (),
 ) -> str:
-    """The README.md of one revision.
+    """The text of README.md for one revision.
 
-    records: the log of the run. license_name: an identifier of the Hub. repo: USER/NAME; if empty,
-    the example in the card loads the folder of the card. measured: names of the log, tables and
-    pictures that are published beside the model.
+    records: the log of the run. license_name: the Hub's identifier of a licence. repo: USER/NAME;
+    if empty, the example in the card loads the folder of the card. measured: the names of the log,
+    tables and pictures that are published beside the model.
     """
     source = corpus.about(checkpoint.data["corpus"], checkpoint.data["corpus_version"])
     return _TEMPLATES.get_template("card.md.j2").render(
@@ -99,7 +99,7 @@ def _facts(c: Checkpoint, source: corpus.About, records: list[dict[str, Any]]) -
         "devices": dict.fromkeys(devices),
         "kernels": dict.fromkeys(x["attention"] for x in c.sessions if "attention" in x),
         "sessions": c.sessions,
-        # A stretch that a crash cut short counts up to its last checkpoint; what was lost does not.
+        # A session that crashed counts up to its last checkpoint, without the steps it lost.
         "time": duration(60 * sum(session["minutes"] for session in c.sessions)),
         "records": [record for record in records if record["step"] in steps],
         "changed": _changed(s),
@@ -139,7 +139,7 @@ def _example(language: perturb.Language) -> str:
 
 
 def _annotator(data: dict[str, Any]) -> str:
-    """Who marked the verbs of a *Hop language; empty for other languages."""
+    """The annotator of a *Hop language's verbs, with versions; empty for other languages."""
     annotator = data.get("annotator") or {}
     versions = map(" ".join, annotator.get("versions", {}).items())
     return ", ".join(filter(None, [annotator.get("annotator"), annotator.get("model"), *versions]))

@@ -36,7 +36,7 @@ from impossible.text.tokenizer import (
 from model import GPT, GPTConfig
 
 WEIGHTS = "model.safetensors"
-# The largest difference of logits, both in float64, as a share of the largest logit. Right exports
+# The largest allowed difference of float64 logits, as a share of the largest logit. Correct exports
 # of GPT-2 Small gave at most 5e-8 (weights of std 0.02 to 0.3), wrong ones at least 7e-3.
 TOLERANCE = 1e-6
 _CHECKED_TOKENS = 16
@@ -46,10 +46,10 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 
 
 def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
-    """Write one checkpoint into an empty folder for transformers, and compare the two's logits.
+    """Write one checkpoint into an empty folder for transformers, and compare both models' logits.
 
-    path: the checkpoint, for messages. Returns the largest difference of logits, as
-    `logit_difference` does. Raises UserError if it is above TOLERANCE.
+    path: the checkpoint, for messages. Returns the largest difference, as `logit_difference` does.
+    Raises UserError if it is above TOLERANCE, or if the export's tokenizer or weights are wrong.
     """
     tokenizer = open_tokenizer(
         path.parent, loaded.data.get("tokenizer", {}), loaded.data["markers"]
@@ -93,7 +93,7 @@ def write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path`, safe on disk, if the block ends without an error."""
+    """Yield a new folder that replaces `path` when the block ends, or is deleted after an error."""
     temporary = path.with_name(path.name + files.TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -140,7 +140,7 @@ def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def transformers_config(c: GPTConfig) -> dict[str, Any]:
-    """The content of config.json, but for the ids of the end-of-text token."""
+    """The content of config.json, without the ids of the end-of-text token."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -167,19 +167,19 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
 
 
 class Logits(NamedTuple):
-    """The values that an export must give in transformers, in float64 on the CPU.
+    """The values that an export must reproduce in transformers, in float64 on the CPU.
 
     In float32, rounding grows with the logits and hides small mistakes.
     """
 
-    tokens: torch.Tensor  # random ones, (1, T) int64; T is small to save time
+    tokens: torch.Tensor  # random, (1, T) int64; T is small to save time
     logits: torch.Tensor  # of these tokens, (1, T, vocab_size)
     positions: torch.Tensor  # the embeddings of all positions, (block_size, C)
 
 
 @torch.no_grad()
 def our_logits(loaded: Checkpoint, path: Path) -> Logits:
-    """The logits of a checkpoint by our own model. path: the checkpoint, for messages."""
+    """The logits of a checkpoint, computed by our own model. path: its file, for messages."""
     model = checkpoint.build_model(loaded, path).double()
     c = model.config
     generator = torch.Generator().manual_seed(0)
@@ -208,7 +208,7 @@ def logit_difference(ours: Logits, folder: Path) -> float:
 def sample_texts(loaded: Checkpoint, tokenizer: Tokenizer) -> list[str]:
     """Texts on which the tokenizer of an export is checked, at most 1,000.
 
-    Sentences of the test split; if it is no longer in the data_dir of the run, random tokens.
+    They are sentences of the test split or, if data_dir no longer holds it, random tokens.
     """
     data_dir = Path(loaded.settings.data_dir)
     try:
@@ -245,7 +245,7 @@ def require_same_ids(tokenizer: Tokenizer, texts: list[str], folder: Path) -> No
 
 
 def _load_in_transformers(folder: Path) -> torch.nn.Module:
-    """An export as transformers loads it, in float64, without progress bars."""
+    """An export, loaded by transformers in float64. Raises UserError for wrong weights."""
     import transformers
 
     uploads_show_progress = not huggingface_hub.utils.are_progress_bars_disabled()

@@ -12,7 +12,7 @@ from impossible.hub import card, export
 from impossible.settings import UserError
 
 NAME = "manifest.json"
-_NEAR = 10  # steps: fp16 skips those whose gradient overflows
+_NEAR = 10  # steps: in fp16, updates are skipped while gradients overflow
 
 # Name of a checkpoint -> step, source_sha256 (of the checkpoint), max_logit_difference, and files
 # (name -> SHA-256).
@@ -20,9 +20,9 @@ Manifest = dict[str, dict[str, Any]]
 
 
 def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) -> None:
-    """Raise UserError unless these are all checkpoints of a run up to the last of them.
+    """Raise UserError if `paths`, in order of step, lack a checkpoint of the run before `last`.
 
-    is_published: the last must be the end of the run too. paths: by step.
+    is_published: also raise it if `last` is not the end of the run.
     """
     folder, max_steps = paths[0].parent, last.settings.max_steps
     steps = [step for step in checkpoint.kept_steps(last.settings, last.data) if step < last.step]
@@ -40,7 +40,7 @@ def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) ->
 
 
 def read(hf_dir: Path) -> Manifest:
-    """The exports of a run so far. Raises UserError if the file is damaged."""
+    """The manifest of a run; empty before the first export. Raises UserError if it is damaged."""
     path = hf_dir / NAME
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -55,7 +55,7 @@ def write(hf_dir: Path, manifest: Manifest) -> None:
 
 
 def keep_valid(hf_dir: Path, sources: Mapping[str, str]) -> Manifest:
-    """The exports that are as they were written. Others are removed, so that nobody loads them.
+    """Delete exports whose files or checkpoint have changed. Returns the manifest of the others.
 
     sources: the SHA-256 of each checkpoint of the run, by name. Cards are ignored, as they are
     written again.
@@ -76,9 +76,9 @@ def keep_valid(hf_dir: Path, sources: Mapping[str, str]) -> Manifest:
 
 
 def require_new_weights(name: str, new: dict[str, Any], manifest: Manifest, dtype: str) -> None:
-    """Raise UserError if another step has the very same weights. new: the entry of `name`.
+    """Raise UserError if another checkpoint has the same weights. new: the entry of `name`.
 
-    Steps 0 and 1 may have, as the first update has a learning rate of 0; and in fp16, near steps.
+    Steps 0 and 1 may share weights (the first learning rate is 0), as may close steps in fp16.
     """
     for other, entry in manifest.items():
         steps = sorted((entry["step"], new["step"]))

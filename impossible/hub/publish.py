@@ -25,7 +25,7 @@ from impossible.hub.export import WEIGHTS
 from impossible.settings import UserError
 
 _T = TypeVar("_T")
-_OF_THE_HUB = ".gitattributes"  # every repo begins with it
+_OF_THE_HUB = ".gitattributes"  # the Hub adds it to every new repo
 _ERRORS = {
     401: "the Hub does not accept the token ({}). Type: hf auth login (a token in HF_TOKEN takes "
     "precedence).",
@@ -35,7 +35,7 @@ _ERRORS = {
 
 
 def ask(what: str, call: Callable[[], _T]) -> _T:
-    """Like `asking.patiently`, but raises UserError, except for errors of the local disk."""
+    """The result of `asking.patiently`. Raises UserError, or an OSError of the local disk."""
     try:
         return asking.patiently(what, call)
     except asking.ERRORS as error:
@@ -47,7 +47,7 @@ def ask(what: str, call: Callable[[], _T]) -> _T:
 
 
 def sign_in(repo: str) -> HfApi:
-    """Sign in to the Hub with the token in HF_TOKEN or the one stored by `hf auth login`.
+    """A client of the Hub, signed in with the token in HF_TOKEN or that of `hf auth login`.
 
     Raises UserError if `repo` is not a valid name, or if the token is missing, is rejected by the
     Hub, or has no write permission for that name.
@@ -74,7 +74,7 @@ def sign_in(repo: str) -> HfApi:
 
 
 def require_valid(repo: str) -> tuple[str, str]:
-    """The namespace and the name of a repo. Raises UserError if the Hub has no such names."""
+    """The namespace and the name of a repo. Raises UserError unless `repo` is a valid USER/NAME."""
     try:
         huggingface_hub.utils.validate_repo_id(repo)
         namespace, name = repo.split("/")
@@ -94,7 +94,7 @@ class Revision:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The size of all files, in bytes."""
         return sum(path.stat().st_size for path in self.files.values())
 
     def differing(self, listing: list[RepoFile]) -> set[str]:
@@ -122,9 +122,9 @@ class Repository:
     def publish(self, revisions: list[Revision], check: Callable[[], None], dry_run: bool) -> None:
         """Upload the revisions that differ from those on the Hub, one after the other.
 
-        All are compared first: if one must not be replaced, nothing is changed. check: called
-        before the last revision is uploaded, so that a complete last one says that the check was
-        passed. dry_run: only print what would be uploaded.
+        If one of them must not be replaced, nothing is uploaded. check: called before the last
+        revision is uploaded, so a complete last revision means that the check has passed. dry_run:
+        only print what would be uploaded.
         """
         exists = ask(self.name, self._exists)
         pending = [r for r in revisions if not ask(r.branch, partial(self._is_complete, r))]
@@ -206,8 +206,8 @@ class Repository:
             ],
             commit_message=revision.title,
             revision=revision.branch,
-            # With a parent, a commit fails if the branch has moved since, and so does a second
-            # one after an answer that was lost.
+            # With a parent, a commit fails if the branch has moved, even if only by an earlier
+            # attempt whose answer was lost.
             parent_commit=parent,
         )
         if names := revision.differing(self._listing(revision)):
@@ -217,7 +217,7 @@ class Repository:
             )
 
     def _listing(self, revision: Revision) -> list[RepoFile]:
-        """The files of a branch but those of the Hub itself; none if there is no such branch."""
+        """The files of a branch, without the Hub's own; empty if there is no such branch."""
         try:
             tree = self.api.list_repo_tree(self.name, revision=revision.branch, recursive=True)
             return [f for f in tree if isinstance(f, RepoFile) and f.path != _OF_THE_HUB]
@@ -231,8 +231,8 @@ class Repository:
     def _require_replaceable(self, revision: Revision, listing: list[RepoFile]) -> str:
         """The last commit of a branch. Raises UserError if its files must not be replaced.
 
-        They may be if we committed them for the same checkpoint or the same weights, if the branch
-        is new, or if the settings allow it.
+        Files may be replaced if we committed them for the same checkpoint or the same weights, if
+        the branch is new or empty, or if the settings allow it.
         """
         last = self.api.list_repo_commits(self.name, revision=revision.branch)[0]
         is_new = revision.branch != "main" and last.commit_id == self._first_commit
@@ -264,9 +264,9 @@ def _check_card(path: Path) -> None:
 
 
 def gather(api: HfApi, namespace: str, title: str, repos: list[str], private: bool) -> str:
-    """Add repos to the collection of that title, which may not exist yet. Returns its address.
+    """Add repos to the collection with this title, created if need be. Returns its address.
 
-    api: as `sign_in` returns it. Raises UserError if the Hub refuses.
+    Raises UserError if the Hub refuses, or if the collection is public despite `private`.
     """
     create = partial(api.create_collection, title, namespace=namespace, private=private)
     try:

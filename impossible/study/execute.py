@@ -29,17 +29,17 @@ EXIT_STOPPED = 75  # of train.py: the last whole step is saved
 _ATTEMPTS = 3  # of a command that is killed
 _PAUSE = 0.2  # seconds between two looks at the processes
 _NOTICE = 120  # seconds before its time limit in which a job may save the last whole step
-_RESTARTS = 10  # of a job that begins anew each time: it may never end
+_RESTARTS = 10  # of a job that starts from the beginning each time, and so might never end
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before a process is forked
-# What torchrun, whose own exit code is 1, says of a process that was killed or asked to end, after
-# the heading of the process that ended first. (It then asks the others to end.)
+# torchrun itself exits with 1. Its output says, below the heading of the process that ended first,
+# whether that process was killed or asked to end. (torchrun then asks the others to end.)
 _BY_SIGNAL = re.compile(rf"Root Cause(?s:.*)(Signal (9|15) \(SIG|exitcode *: {EXIT_STOPPED}\b)")
 _KILLED = (
     f"killed {_ATTEMPTS} times, perhaps because memory ran out. Use a smaller --batch_size= or "
     "--at_once=, or more --memory_gb= on SLURM."
 )
-# What errors of the commands advise, and what helps in a study.
+# Advice in the errors of commands, which a study replaces with its own.
 _FOLDERS = re.compile(r"--(data|out|eval)_dir=( or --(data|out|eval)_dir=)*")
 _AGAIN = re.compile(r"(R|r)un the same command again")
 
@@ -48,7 +48,7 @@ class Stop:
     """Counts the signals that ask the study to end. The second one ends its processes at once."""
 
     def __init__(self, is_job: bool = False) -> None:
-        """is_job: of SLURM, which may send several signals: each of them asks for the same."""
+        """is_job: in a job of SLURM, which may send several signals; they count as one."""
         self.count = 0
         self._most = 1 if is_job else sys.maxsize
         also = [signal.SIGUSR2] if is_job else []  # before the time limit
@@ -71,7 +71,7 @@ class Attempt(NamedTuple):
 
 
 def perform(task: Task, stop: Stop) -> None:
-    """Execute one task, also if it failed before. Raises UserError if it fails."""
+    """Execute one task, even if it failed before. Raises UserError if it fails now."""
     task.error_file.unlink(missing_ok=True)
     if task.is_repeated:
         task.state_file.unlink(missing_ok=True)
@@ -114,14 +114,14 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
             print(each if signals == 1 else "ending all processes", flush=True)
             for attempt in running:
                 if signals > 1:
-                    os.killpg(attempt.process.pid, signal.SIGKILL)  # torchrun's processes save
+                    os.killpg(attempt.process.pid, signal.SIGKILL)  # torchrun's workers still save
                 else:
-                    attempt.process.terminate()  # as soon as a step is whole
+                    attempt.process.terminate()  # a run saves when its step is complete
         time.sleep(_PAUSE)
 
 
 def _first_free(waiting: list[Task], announced: set[str]) -> Task | None:
-    """The first task whose folder no other process writes to. announced: names of the others."""
+    """The first task whose folder is not in use, or None. announced: those reported before."""
     for task in waiting:
         folder = task.output.parent
         if not files.is_locked(folder):
@@ -133,9 +133,9 @@ def _first_free(waiting: list[Task], announced: set[str]) -> Task | None:
 
 
 def _begin(task: Task, slot: dict[str, str]) -> Attempt:
-    """Start the next command of a task, and record when."""
+    """Start the next command of a task, and record the time."""
     command, state = task.following, task.state
-    if state.since and task.output.exists():  # it was killed with what would have recorded its end
+    if state.since and task.output.exists():  # the study was killed too, and recorded no end
         state.seconds += max(0.0, task.output.stat().st_mtime - state.since)
     state.since = time.time()
     files.write_json(task.state_file, dataclasses.asdict(state))
@@ -147,10 +147,10 @@ def _begin(task: Task, slot: dict[str, str]) -> Attempt:
 def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
     """Record how a command ended. Returns `done`, `interrupted` or `failed` with its error.
 
-    is_stopped: whether it was asked to end. gives_up: whether it fails if it was killed.
+    is_stopped: whether the study was asked to end. gives_up: whether a killed command has failed.
     """
     task, command, code = attempt.task, attempt.command, attempt.process.returncode
-    with contextlib.suppress(ProcessLookupError):  # what a command that was killed has left behind
+    with contextlib.suppress(ProcessLookupError):  # processes that a killed command left behind
         os.killpg(attempt.process.pid, signal.SIGTERM)
     state = task.state
     state.seconds += max(0.0, time.time() - state.since)
@@ -172,8 +172,8 @@ def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
 def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start a command whose output is added to a file.
 
-    It has a process group of its own, so that Ctrl-C on the terminal does not reach it. If this
-    process is killed, Linux sends it SIGTERM, after which train.py saves the last whole step.
+    The command has its own process group, so that Ctrl-C does not reach it. If the study is killed,
+    Linux sends the command SIGTERM, after which train.py saves the last whole step.
     """
     with open(output, "ab") as file:
         file.write(f"\n$ {command}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -191,7 +191,7 @@ def start(command: Command, output: Path, env: dict[str, str]) -> "subprocess.Po
 
 def _end_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has been killed already
+    if os.getppid() != parent:  # the parent was killed before the line above
         os._exit(1)
 
 
@@ -292,13 +292,13 @@ def submit(plan: Plan) -> None:
     unfinished = [run for run in plan.runs if run.following]
     new = [run for run in unfinished if run.name not in jobs and not run.error]
     after = ""
-    if new:  # it does nothing where all is prepared, and refuses data of other text
+    if new:  # `prepare` does nothing if all data are complete, and refuses data of other text
         before = f"afterany:{jobs['prepare'].number}" if "prepare" in jobs else ""
         after = f"afterok:{_submit(plan, 'prepare', before)}"
     submitted = [_submit(plan, run.name, after) for run in new]
     if not submitted and "results" in jobs:
         return
-    if "results" in jobs:  # it waits for fewer runs than there are now
+    if "results" in jobs:  # the old job waits for fewer runs than there are now
         subprocess.run(["scancel", jobs["results"].number], check=False)
     numbers = submitted + [jobs[run.name].number for run in unfinished if run.name in jobs]
     _submit(plan, "results", f"afterany:{':'.join(numbers)}" if numbers else "")
@@ -338,7 +338,7 @@ def _submit(plan: Plan, name: str, dependency: str) -> str:
 
 
 def requeue(is_run: bool) -> None:
-    """Send a job that was asked to end back into the queue, unless it was cancelled."""
+    """Requeue a job that was asked to end, not cancelled. is_run: without a limit of restarts."""
     job = os.environ["SLURM_JOB_ID"]
     command = ["scontrol", "show", "job", job]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()

@@ -125,7 +125,7 @@ class Run(Task):
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """The settings of its commands. Raises UserError."""
+        """The settings of its commands. Raises UserError for invalid ones."""
         return Settings(**self.values)
 
     @property
@@ -215,16 +215,16 @@ class Plan:
 
     @property
     def locked_folder(self) -> Path:
-        """The folder that a process locks while it executes the study; eval.py locks the other."""
+        """The folder that a process locks while it executes the study; eval.py locks `folder`."""
         return self.folder / "runs"
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
+        """The name of the study: that of its folder."""
         return self.folder.resolve().name
 
     def arguments(self, left_out: Collection[str] = ()) -> list[str]:
-        """The arguments that were typed, but for some options."""
+        """The arguments that were typed, without the options in `left_out`."""
         options = {name: v for name, v in self.options.items() if name not in left_out}
         texts = {k: ",".join(map(str, v)) if type(v) is tuple else v for k, v in options.items()}
         return [str(self.config), *(f"--{name}={text}" for name, text in texts.items())]
@@ -265,7 +265,7 @@ class Plan:
 def read(arguments: list[str], usage: str) -> Plan:
     """The plan of a config file and options: [config file] [--name=value ...].
 
-    Raises UserError for mistakes, also for those that a command would find only later.
+    Raises UserError for mistakes, including those that a command would find only later.
     """
     configs, options = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
     if len(configs) != 1:
@@ -340,14 +340,14 @@ def _run(study: Study, shared: dict[str, Any], language: str, seed: int) -> Run:
 
 
 def is_on_gpus(study: Study, device: str) -> bool:
-    """Whether runs are trained on GPUs: on SLURM, if they ask for any. device: as in settings."""
+    """Whether runs are trained on GPUs (on SLURM, if `gpus` is not 0). device: the setting."""
     if study.cluster == "slurm":
         return device != "cpu" and study.gpus > 0
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def missing_controls(plan: Plan) -> list[str]:
-    """The controls that the languages of a study lack, by the titles of both."""
+    """A sentence about each language whose control is not part of the study."""
     languages = [perturb.get(name) for name in plan.settings.languages]
     return [
         f"{language.title} has no control in this study: "

@@ -35,9 +35,9 @@ _MORE = {
 }
 _TABLES = ("differences.csv", "perplexity.csv")
 _OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
-_STATE_SIZE = 3  # a training state: weights and AdamW's two moments; there are two of them
-_IN_PERCENT = 3.0  # nats: a perplexity that is 1,909% higher
-_LEVEL = 0.05  # of the corrected p-value, for a difference that a study shows
+_STATE_SIZE = 3  # a training state holds weights and AdamW's two moments; two states are kept
+_IN_PERCENT = 3.0  # nats, or 1,909% in perplexity; larger differences are not given in percent
+_LEVEL = 0.05  # below this corrected p-value, the study shows a difference
 
 
 def show_plan(plan: Plan) -> None:
@@ -85,7 +85,7 @@ def _time(plan: Plan, unfinished: list[Run]) -> str:
     settings = unfinished[0].settings
     done = progress.loc[[run.name for run in unfinished], "step"].mean()
     tokens = (settings.max_steps - done) * settings.tokens_per_step
-    # Each slot does several runs, one after the other; the last ones may leave others idle.
+    # Each slot does several runs, one after the other; some slots may be idle during the last runs.
     seconds = tokens / speed * math.ceil(len(unfinished) / at_once)
     return (
         f"at least {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
@@ -111,7 +111,7 @@ def _disk(plan: Plan) -> str:
 
 
 def show_states(plan: Plan) -> None:
-    """Print how far each run is."""
+    """Print the state and the progress of each run."""
     table = runs_table(plan)
     forms = {"loss": ".4f", "val_loss": ".4f", "perplexity": ",.1f", "minutes": ".1f"}
     texts = {name: lambda v, form=form: format(v, form) for name, form in forms.items()}
@@ -137,7 +137,7 @@ def _failures(plan: Plan) -> list[str]:
 
 
 def runs_table(plan: Plan) -> pd.DataFrame:
-    """A row for each run: its state, how far it is, its losses, its time and its device."""
+    """A row for each run: its state, progress, losses, time and device."""
     is_open, jobs = files.is_locked(plan.locked_folder), {}
     try:
         jobs = execute.jobs_of(plan)
@@ -167,7 +167,7 @@ def _row(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> dict[str, Any
             row |= read(run)
         except UserError as error:  # a damaged file is a problem of this run alone
             problems.append(execute.adapted(str(error)))
-        except Exception as error:  # libraries have many for a damaged file
+        except Exception as error:  # of many kinds, for a damaged file
             problems.append(f"a file in {run.folder} is damaged: {error!r}")
     return row | {"error": "; ".join(filter(None, problems))}
 
@@ -200,7 +200,7 @@ def state_of(run: Run, is_open: bool, jobs: dict[str, execute.Job]) -> str:
 
 
 def _perplexity(run: Run) -> dict[str, float]:
-    """The test perplexity after the last step, of a run that is done."""
+    """The test perplexity of a run after its last step; empty unless the run is done."""
     path = run.folder / "evaluation" / "perplexity.csv"
     if run.following or not path.exists():
         return {}
@@ -235,8 +235,8 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
     """The report in HTML.
 
     runs: as `runs_table` returns them. names: the files of the joint results, as paths from the
-    folder of the study. is_current: whether these are results of the runs that are done, as they
-    are now.
+    folder of the study. is_current: whether the results are of exactly the runs that are done, in
+    their present state.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -264,7 +264,7 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
 
 
 def _about(plan: Plan) -> dict[str, Any]:
-    """The study itself, its first run, and what somebody needs to repeat it."""
+    """The facts about the study and how to repeat it, by their names in the template."""
     first, study = plan.runs[0], plan.settings
     preparing = plan.preparing.commands[0]._replace(configs=(str(first.config),))
     return {
@@ -298,7 +298,7 @@ def _corpus(plan: Plan) -> str:
 
 
 def _comparisons(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each language beside its control after the last step that all of them have.
+    """The rows that compare each language with its control, at the last step that all have.
 
     table: differences.csv.
     """
@@ -317,10 +317,10 @@ def _comparisons(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def sentence(row: dict[str, Any], compared: int) -> str:
-    """A difference in words; with several seeds, the corrected test decides whether it is one.
+    """A sentence that states a difference in perplexity, and whether this study shows it.
 
-    row: of differences.csv, for one of `compared` languages. A difference or interval of more than
-    _IN_PERCENT nats is in nats of log-perplexity.
+    row: of differences.csv. compared: the number of languages. With several seeds, the corrected
+    test decides. Differences and intervals of more than _IN_PERCENT nats are given in nats.
     """
     language, control = perturb.get(row["language"]).title, perturb.get(row["control"]).title
     low, middle, high = (float(row[name]) for name in ("low", "difference", "high"))

@@ -32,7 +32,7 @@ class Command(NamedTuple):
         return shlex.join([self.script, *self.options])
 
     def __str__(self) -> str:
-        """The line that a person would type."""
+        """The command line that a user would type."""
         start = ["python"]
         if self.processes > 1:
             start = ["torchrun", "--standalone", f"--nproc_per_node={self.processes}"]
@@ -40,7 +40,7 @@ class Command(NamedTuple):
 
     @property
     def line(self) -> list[str]:
-        """The program and the arguments of a process of this Python."""
+        """The program (this Python) and the arguments that start the command."""
         start = [sys.executable, "-u"]
         if self.processes > 1:
             torchrun = ["-m", "torch.distributed.run", "--standalone"]
@@ -76,12 +76,12 @@ class Task:
 
     @property
     def state_file(self) -> Path:
-        """The record of what is done."""
+        """The path of the record of finished commands."""
         return self.output.with_suffix(".json")
 
     @property
     def error_file(self) -> Path:
-        """The error of the command that failed, if one has."""
+        """The path of the file with the error of a failed command."""
         return self.output.with_suffix(".error")
 
     @property
@@ -116,7 +116,7 @@ class Task:
     def inputs(self, command: Command) -> dict[str, str]:
         """A hash of each thing that the result of a command depends on, by name.
 
-        A file or folder that does not exist is left out: what was made from it stays done.
+        A file or folder that no longer exists is left out, and commands that read it stay finished.
         """
         return {}
 
@@ -125,7 +125,7 @@ class Task:
         return True
 
     def results_since(self, time_ns: int) -> dict[str, str]:
-        """The SHA-256 of tables and pictures written since some time, by path from the folder."""
+        """The SHA-256 of tables and pictures written since `time_ns`, by path from the folder."""
         return {}
 
     def unchanged(self, results: dict[str, str]) -> dict[str, str]:
@@ -135,7 +135,7 @@ class Task:
         return dict(results.items() & hashes.items())
 
     def note_finished(self, state: State, command: Command, inputs: dict[str, str]) -> None:
-        """Note in the record that a command is done, and remove older results that none has now."""
+        """Record that a command is done, and delete older results that no command has now."""
         older = {name: sha256 for some in state.results.values() for name, sha256 in some.items()}
         state.finished[command.key] = inputs
         state.results[command.key] = self.results_since(self.state_file.stat().st_mtime_ns)

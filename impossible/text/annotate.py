@@ -56,7 +56,7 @@ _RELATIVE = {"who", "which", "that"}
 def folder_of(settings: Settings, corpus_version: str, heads: bool) -> Path:
     """The folder for annotations of a corpus, beside the folders of prepared data.
 
-    heads: whether the heads of words are needed. Otherwise it may be an older folder without them.
+    heads: whether the heads of words are needed. If not, an older folder without any is reused.
     """
     key = json.dumps([corpus_version, settings.segmenter, NAME])
     name = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).stem
@@ -161,7 +161,7 @@ def _read(
     name: str,
     pool: ProcessPoolExecutor | None = None,
 ) -> Iterator[Part]:
-    """The annotated parts of a split, in order. pool: annotates the missing parts."""
+    """Yield the annotated parts of a split. pool: annotates the missing ones, `most` in advance."""
     (folder / name).mkdir(exist_ok=True)
     number = itertools.count()
 
@@ -275,7 +275,7 @@ def _is_third_plural(verb: "Token") -> bool:
 
 
 def _subject(verb: "Token") -> "Token | None":
-    """The subject of a verb, or of the verb that it is coordinated with."""
+    """The subject of a verb, or of the verb that it is coordinated with; None without one."""
     clause = verb
     while clause.dep_ in ("aux", "auxpass"):
         clause = clause.head

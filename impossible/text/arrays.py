@@ -76,7 +76,7 @@ class Sentences(NamedTuple):
 def word_starts(sentences: Sentences, ids: Ids) -> np.ndarray:
     """The index of the first token of each word, (W,) int64.
 
-    A word is the tokens from one that begins with a space to the next. A marker is a word. Raises
+    A word begins at each token that begins with a space. A marker is a word by itself. Raises
     UserError if the first token of a sentence, or one after a marker, does not begin with a space.
     """
     begins = ids.begins_word[sentences.tokens]

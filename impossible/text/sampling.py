@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 SEED = 0
 _COMPLETE = "sample.json"  # written last
-_PIECES = 64  # row groups that a sample comes from, or more
+_PIECES = 64  # least number of row groups that a sample comes from
 
 
 def of_rows(rows: "datasets.Dataset", column: str, limit: int) -> "datasets.Dataset":
-    """Rows of a dataset, in order, with `limit` bytes of text in a column, or all that it has."""
+    """Random rows, in order, with `limit` bytes of text in a column; all rows if they have less."""
     order = np.random.default_rng(SEED).permutation(len(rows))
     drawn = _first(limit, rows.data[column], order)
     return rows.select(np.sort(drawn)).flatten_indices()
@@ -37,9 +37,9 @@ def of_hub(
 ) -> "dict[str, datasets.Dataset]":
     """A sample of each split of a dataset on the Hub; empty if its files are not parquet.
 
-    options: of load_dataset. columns: those to read, the text first. Samples are stored among the
-    caches of the library, by the commit. Raises what datasets and the Hub raise, and ValueError if
-    a column is missing or holds no text.
+    options: of load_dataset. columns: those to read, the text first. limit: bytes of text in each
+    split. Samples are stored in the library's cache, by commit. Raises the errors of datasets and
+    of the Hub, and ValueError if a column is missing or holds no text.
     """
     import datasets
     import pyarrow as pa
@@ -77,14 +77,14 @@ def require_text(columns: Sequence[str], features: dict[str, Any], where: str) -
 
 
 def sizes(texts: "pa.ChunkedArray") -> np.ndarray:
-    """The bytes of each text, (n,)."""
+    """The size of each text in bytes, (n,)."""
     import pyarrow.compute as pc
 
     return pc.fill_null(pc.binary_length(texts), 0).to_numpy()
 
 
 def _first(limit: int, texts: "pa.ChunkedArray", order: np.ndarray) -> np.ndarray:
-    """The first of the indices in `order` whose texts have `limit` bytes together, or all."""
+    """The first indices in `order` whose texts have `limit` bytes in all; all if they have less."""
     sums = np.cumsum(sizes(texts)[order])
     return order[: np.searchsorted(sums, limit) + 1]
 

@@ -1,4 +1,4 @@
-"""The original sentences of a split as GPT-2 tokens, which several languages can share."""
+"""The original sentences of a split as tokens, which several languages can share."""
 
 import itertools
 import os
@@ -58,9 +58,9 @@ EncodedPart = tuple[Part, Sentences, np.ndarray]
 
 
 def read(split: Split, settings: Settings, tokenizer: Tokenizer, space: str = "") -> Text:
-    """Find the sentences of a split and encode them, in several threads, with a progress bar.
+    """The sentences of a split, found and encoded in several threads, with a progress bar.
 
-    space: what each sentence is encoded after.
+    space: text to encode before each sentence. Raises UserError for text that cannot be read.
     """
     size = corpus.bytes_per_word(settings)
 
@@ -120,7 +120,7 @@ def segmented(lines: list[str], segmenter: str, text_language: str = "en") -> li
     """The sentences of some lines, stripped; none is blank.
 
     segmenter: `line` (each line is a sentence) or `sentencex`, which splits each line on its own.
-    text_language: whose rules sentencex uses, as a code.
+    text_language: the code of the language whose rules sentencex uses.
     """
     if segmenter == "line":
         return lines

