@@ -6,8 +6,8 @@
 
 Writes out_dir/hf/checkpoint-N/ for each checkpoint-N.pt, and out_dir/hf/manifest.json. An export is
 kept only if transformers loads it and computes the same logits as our own model; valid exports are
-not made again. On the Hub, each checkpoint is a branch with the name of the checkpoint, and main is
-the last checkpoint. Revisions that are already complete are skipped. See
+not made again. On the Hub, each checkpoint is a branch with the name of the checkpoint, and main
+holds the last checkpoint. Revisions that are already complete are skipped. See
 docs/export-and-publish.md.
 """
 

@@ -1,9 +1,9 @@
-"""Test perplexity and other measures against training step, for runs or for models on the Hub.
+"""Measure the test perplexity and more of each checkpoint, of runs or of models on the Hub.
 
     python eval.py                                          # out/partial_reverse
     python eval.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py
     python eval.py --test_language=no_reverse               # on another language's sentences
-    python eval.py --pairs=blimp                            # minimal pairs, made impossible
+    python eval.py --pairs=blimp                            # minimal pairs, perturbed
     python eval.py --model=USER/NAME --revisions=checkpoint-100,checkpoint-200
     torchrun --nproc_per_node=2 eval.py config/partial_reverse.py
 

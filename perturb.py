@@ -7,8 +7,8 @@
 A language is a row of LANGUAGES. Its function gets the sentences, the ids of its markers and a
 random generator whose state is kept between calls, and returns the same number of perturbed
 sentences in the same order. Its inverse turns the tokens of one sentence into the original ones.
-Definitions and random numbers are exactly those of Kallini et al. 2024 (section 3, table 1) and its
-code; PhraseHop and languages that move words are not in the paper.
+For the languages of Kallini et al. 2024 (section 3, table 1), rules and random numbers are exactly
+those of the paper's code. docs/languages.md names the languages that are not in the paper.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Text -> sentences -> tokens -> an impossible language -> token files.
+"""Turn a text into token files: text -> sentences -> tokens -> impossible language -> files.
 
     python prepare.py                                   # BabyLM as PartialReverse
     python prepare.py config/full_reverse.py
@@ -7,8 +7,8 @@
     python prepare.py --tokenizer=train --vocab_size=8192 --data_dir=data/own_tokenizer
     python prepare.py config/demo_partial_reverse.py    # small, and needs no network
 
-Writes train.bin, val.bin, test.bin, test_ids.bin and meta.json to data_dir. Sentences of train and
-val are permuted by data_seed; test keeps its order, for evaluation by genre. See docs/data.md.
+Writes train.bin, val.bin, test.bin, test_ids.bin and meta.json to data_dir. The sentences of train
+and val are shuffled with data_seed; those of test stay in order, by genre. See docs/data.md.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
 """Continue a prompt with checkpoints of a run, exported models, or revisions on the Hub.
 
-    python sample.py                                            # last one in out/partial_reverse
+    python sample.py                                            # the last of out/partial_reverse
     python sample.py config/demo_partial_reverse.py --checkpoint=all --prompt="The people"
     python sample.py --checkpoint=500,3000 --samples=3 --temperature=0.8 --top_k=50 --seed=1
     python sample.py --undo                                     # also undo the perturbation
     python sample.py --model=USER/NAME --checkpoint=checkpoint-500
 
-Prints the continuations of all checkpoints one below the other. Write the prompt in the language of
+Prints the continuations of the checkpoints one below the other. Write the prompt in the language of
 the model: a marker (🅁) in it is read as a marker token.
 """
 

@@ -1,4 +1,4 @@
-"""Languages x seeds from one command: prepare, train, export, evaluate and report all of them.
+"""Prepare, train, export, evaluate and report all runs of a study: languages x seeds.
 
     python study.py config/study_reverse.py               # on the GPUs or cores of this machine
     python study.py config/study_reverse.py --dry_run     # runs, commands, tokens and disk
@@ -7,8 +7,8 @@
     python study.py config/study_reverse.py --publish=USER/PREFIX
 
 Run the same command again to continue a study: what is done is not repeated, and what was
-interrupted is resumed. --retry tries again what failed. At Ctrl-C, every run finishes its current
-step and saves it. Tables, pictures and report.html are written to study_dir. See docs/study.md.
+interrupted is resumed. --retry tries again what failed. After Ctrl-C, every run saves its last
+whole step. Tables, pictures and report.html are written to study_dir. See docs/study.md.
 """
 
 import shutil

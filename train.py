@@ -5,8 +5,8 @@
     python train.py --batch_size=4 --dtype=float16                    # a smaller GPU
 
 Writes checkpoint-N.pt, training_state.pt and log.jsonl to out_dir. The same command resumes a run
-from its last training state. Ctrl-C, SIGTERM and the signals that schedulers send before they stop
-a job save the last whole step and end with exit code 75. See docs/training.md.
+from its last training state. After Ctrl-C, SIGTERM or another signal that schedulers send before
+they stop a job, the run saves its last whole step and exits with code 75. See docs/training.md.
 """
 
 import contextlib

@@ -12,12 +12,11 @@ HEAD = """# Settings
 
 Write settings as `name = value` in a config file (`config/*.py`) or as `--name=value` on the
 command line. The command line takes precedence. Config files are parsed but never executed. All
-commands can share one config file; each command reads only its own settings. `python train.py
---help` lists the settings of a command. Separate the items of a list by commas on the command line;
-a list in a config file may have items that contain a comma. A study (`study.py`) also takes the
-settings of the commands that it runs, and gives them to all its runs; settings that all commands
-except `study.py` read are marked *all*. Settings marked *fixed* cannot be changed when a run is
-resumed.
+commands can share one config file; each command reads only its own settings. To list the settings
+of a command, type, for example, `python train.py --help`. On the command line, the items of a list
+are separated by commas; only in a config file may an item contain a comma. `study.py` also takes
+the settings of the commands that it runs, and gives them to all its runs. *all* stands for all
+commands except `study.py`. Settings marked *fixed* cannot be changed when a run is resumed.
 
 This page is written by `python docs/settings.py` from the tables of settings in
 `impossible/settings.py` and `impossible/study/plan.py`.

@@ -91,7 +91,7 @@ class Recipe:
 
     # read by all
     language: str = "partial_reverse"  # name of a language in the table of perturb.py
-    position_embeddings: bool = True  # false: the variant without positional encodings
+    position_embeddings: bool = True  # False: the variant without positional encodings
     # read by train.py, batch_viewer.py
     block_size: Annotated[int, at_least(2)] = 1024  # context length, in tokens
     # number of tokens in one optimizer step, over all processes
@@ -168,7 +168,7 @@ class Settings(Recipe):
     segmenter: Literal["sentencex", "line"] = "sentencex"
     # gpt2, or train (learn one from the training text), or a folder with vocab.json and merges.txt
     tokenizer: str = "gpt2"
-    vocab_size: Annotated[int, at_least(257, 65535)] = 16384  # for train: its bytes and merges
+    vocab_size: Annotated[int, at_least(257, 65535)] = 16384  # for train: count of bytes and merges
     # error: stop at bytes that are not UTF-8; replace: replace them with U+FFFD and count them
     invalid_utf8: Literal["error", "replace"] = "error"
     # for the Hop languages: a folder of CoNLL-U files, used instead of a corpus and spaCy
@@ -177,7 +177,7 @@ class Settings(Recipe):
     workers: Size = 0
     data_seed: Seed = 41  # seed of the sentence order in the training and validation data
     # read by train.py
-    verify_data: bool = False  # compare the token files with the hashes in meta.json first
+    verify_data: bool = False  # first compare the token files with the hashes in meta.json
     batch_size: Count = 8  # number of blocks in a micro-batch (per process)
     # how the processes divide a step: equal, auto (by their speed, which is measured first), or
     # fixed shares such as 2,3
@@ -189,7 +189,7 @@ class Settings(Recipe):
     device: Annotated[str, _DEVICE] = "auto"
     # read by train.py
     compile: bool = True  # compile the model with torch.compile
-    # the kernel of attention; auto: flash, or else efficient or math, but never cudnn
+    # the attention kernel (auto: flash, or else efficient, or else math; never cudnn)
     attention: Literal["auto", "flash", "efficient", "math", "cudnn"] = "auto"
     # also log to Weights & Biases, or to Trackio, which is local (pip install NAME)
     tracker: Literal["none", "wandb", "trackio"] = "none"
@@ -200,8 +200,8 @@ class Settings(Recipe):
     # read by convert_to_hf.py
     push_to_hub: str = ""  # publish the exports as revisions of this repo: USER/NAME
     private: bool = False  # make the repo (or all repos of a study) private
-    overwrite: bool = False  # replace revisions on the Hub even if they belong to another run
-    dry_run: bool = False  # export, and show what would be published; or show a study's plan
+    overwrite: bool = False  # replace revisions that were changed by hand or are of another run
+    dry_run: bool = False  # show what would be published (after exporting), or a study's plan
     model_license: str = "mit"  # the Hub's name for the licence of the published model
     # read by eval.py
     revisions: str = ""  # checkpoints by name or step, comma-separated (if empty: all checkpoint-N)
@@ -218,21 +218,19 @@ class Settings(Recipe):
     drop_duplicates: bool = False  # leave out test sentences whose text was sampled before
     sentences: bool = False  # also write a table of all sentences and their perplexities
     surprisals: bool = False  # also write a table of the surprisal of every token, in bits
-    # also measure how predictable each test language is for n-gram models
-    entropies: bool = False
-    # instead of perplexities, measure the surprisal of each sentence's first marker (Hop only)
+    entropies: bool = False  # also measure how predictable each language is for n-gram models
+    # instead of perplexities, measure the surprisal at each first marker (Hop languages only)
     markers: bool = False
-    # instead of perplexities, exchange the number of the subject within the model (Hop only)
+    # instead of perplexities, exchange the subject's number in NoHop, TokenHop or WordHop
     interventions: bool = False
-    # for interventions: the published pattern of sentences, which no token id with a 0 matches
+    # for interventions: use the published pattern, which matches no token id that contains a 0
     published_pattern: bool = False
     # instead of perplexities, score minimal pairs: `blimp`, multiblimp:CODE or hf:NAME:CONFIG (all
     # from the Hub), or jsonl files (one file, or a folder of them)
     pairs: str = ""
-    # the columns of minimal pairs: that of the grammatical and that of the ungrammatical sentence
+    # for pairs: the columns of the grammatical and of the ungrammatical sentence
     pairs_columns: Annotated[str, _TWO_NAMES] = "sentence_good,sentence_bad"
-    # encode the sentences of minimal pairs after a space, as lm-evaluation-harness does
-    leading_space: bool = False
+    leading_space: bool = False  # put a space before minimal pairs, as lm-evaluation-harness does
     # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with item,
     # condition and text, and optionally marker_place, perturbed, region and occurrence
     stimuli: str = ""

@@ -68,33 +68,33 @@ _PREFIX = matches(
 class Study(Settings):
     """The settings of study.py. Those of its runs are in the same config file."""
 
-    # of the study
+    # the languages to train, by their names in perturb.py
     languages: Annotated[tuple[str, ...], _SOME] = ("no_reverse", "partial_reverse", "full_reverse")
-    # for each language, one run for each `seed`
+    # values of `seed`: each language is trained once with each
     seeds: Annotated[tuple[int, ...], _SOME, _SEEDS] = (0, 14, 41, 53, 96)
-    vary_data: bool = False  # each seed also sets `data_seed`, so that it has its own token files
+    vary_data: bool = False  # each seed also sets `data_seed`, and has its own token files
     # folder of the study: data, runs and results
     study_dir: Annotated[str, matches(r".*\S.*", "the name of a folder")] = "out/study"
     # what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for eval.py)
     evaluations: Annotated[tuple[str, ...], _SOME, _EVALUATIONS] = ("perplexity",)
     # where the runs are executed: on this machine, or as jobs of SLURM
     cluster: Literal["local", "slurm"] = "local"
-    # number of GPUs for each run (a machine without GPUs: one core instead; SLURM, 0: none)
+    # number of GPUs for each run (on a machine without GPUs: one core; 0 on SLURM: no GPU)
     gpus: Size = 1
-    at_once: Size = 0  # on this machine, runs at a time (0: one for each GPU or core)
+    at_once: Size = 0  # runs at a time on this machine (0: one for each GPU or core)
     partition: str = ""  # for SLURM: the partition of the jobs
     account: str = ""  # for SLURM: the account of the jobs
-    # for SLURM: time limit of each job; a job that reaches it is resumed in another one
+    # for SLURM: time limit of each job; a job that reaches it is requeued and resumed
     hours: Annotated[float, _HOURS] = 24.0
     cpus: Count = 4  # for SLURM: CPU cores of each job
     memory_gb: Count = 32  # for SLURM: memory of each job, in GB
-    # within a job of SLURM, which sets it: the part to execute (prepare, a run, or results)
+    # set within the jobs of SLURM: the part to execute (prepare, a run, or results)
     job: str = ""
-    # when all is done, publish each run as a repo named USER/PREFIX-LANGUAGE-seed-N, and all of
-    # them in one collection on the Hub: USER/PREFIX
+    # when all is done, publish each run as the repo USER/PREFIX-LANGUAGE-seed-N, and put all of
+    # them into one collection on the Hub: USER/PREFIX
     publish: Annotated[str, _PREFIX] = ""
-    retry: bool = False  # run again what failed
-    status: bool = False  # show the state of all runs, and do nothing
+    retry: bool = False  # try runs that failed again
+    status: bool = False  # only show the state of all runs
 
     def __post_init__(self) -> None:
         super().__post_init__()

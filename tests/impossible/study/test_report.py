@@ -144,7 +144,7 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(make: Make) -> 
 @pytest.mark.parametrize(
     ("state", "is_current", "text"),
     [
-        ("interrupted", True, "The results below are from the 1 runs that are done."),
+        ("interrupted", True, "The results below are from the runs that are done."),
         ("interrupted", False, "The results below are from an earlier evaluation"),
         ("done", False, "The results below are from an earlier evaluation"),
         ("done", True, ""),
@@ -192,7 +192,7 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(
     assert ("sentences that are not compared" in shown) == (drawn == 2000)
     assert "+0.500" not in shown, "only the last step"
     assert "<th>p (Holm)</th>" in shown
-    assert "The last step is the test" in shown
+    assert "This study tests only the last step" in shown
 
     more = [{**row, "label": "O - N", "step": step} for row in rows[:2] for step in (1, 2, 3)]
     pd.DataFrame(rows + more).assign(p_holm=0.75).to_csv(tmp_path / "differences.csv")
