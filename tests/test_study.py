@@ -271,7 +271,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == execute.EXIT_STOPPED
     assert "train.py interrupted" in printed
-    assert "stopping: each run finishes its current step" in printed
+    assert "stopping: each run saves its last whole step" in printed
     for run in runs:
         if checkpoint.load(checkpoint.state_path(run)).step < LONG["max_steps"]:
             assert words(folder)[run.name] == "interrupted"

@@ -110,7 +110,7 @@ def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
             running.append(_begin(task, slots.pop(0)))
         if stop.count > signals:
             signals = stop.count
-            each = "stopping: each run finishes its current step"
+            each = "stopping: each run saves its last whole step"
             print(each if signals == 1 else "ending all processes", flush=True)
             for attempt in running:
                 if signals > 1:
