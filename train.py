@@ -156,9 +156,6 @@ def open_run(settings: Settings, world: World) -> Run:
     device = distributed.pick_device(settings.device, world)
     dtype = distributed.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
-    kernel = distributed.choose_attention(
-        settings.attention, device, dtype, settings.dropout, settings.n_embd // settings.n_head
-    )
 
     data_dir = Path(settings.data_dir)
     meta = token_files.read_meta(data_dir, settings.language)
@@ -180,7 +177,7 @@ def open_run(settings: Settings, world: World) -> Run:
         meta=meta,
         world=world,
         device=device,
-        attention=kernel,
+        attention=distributed.choose_attention(settings, device, dtype),
         train_blocks=train_blocks,
         val_blocks=val_blocks[: settings.eval_blocks or None],
         model=model,

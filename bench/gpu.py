@@ -13,7 +13,7 @@ from bench import evaluating, training, turns
 from impossible import distributed
 from impossible.distributed import World
 from impossible.hub import export
-from impossible.settings import UserError
+from impossible.settings import Settings, UserError
 
 _SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB, from docs/performance.md
 _ATTENTION = (8, 12, 1024, 64)  # blocks, heads, tokens and width of a head, in GPT-2 Small
@@ -52,11 +52,11 @@ def kernels(*_: Any) -> Iterator[dict[str, Any]]:
     dtype = distributed.pick_dtype("auto", device)
     torch.manual_seed(0)
     inputs = torch.randn(3, *_ATTENTION, device=device, dtype=dtype)
-    distributed.choose_attention("math", device, torch.float32, 0.0)
+    distributed.choose_attention(_attending("math", 0.0), device, torch.float32)
     exact = _attention(inputs.float(), 0.0)
     for name in ("math", "flash", "efficient", "cudnn"):
         try:
-            distributed.choose_attention(name, device, dtype, _DROPOUT)
+            distributed.choose_attention(_attending(name), device, dtype)
         except UserError:
             yield {"kernel": name, "ms": "", "error": "", "verdict": "not available"}
             continue
@@ -70,7 +70,11 @@ def kernels(*_: Any) -> Iterator[dict[str, Any]]:
         verdict = "as exact as 16 bits" if error < _ERROR else "WRONG: do not use it"
         row = {"kernel": name, "ms": f"{1000 * statistics.median(seconds):.1f}"}
         yield row | {"error": f"{error:.1e}", "verdict": verdict}
-    distributed.choose_attention("auto", device, dtype, _DROPOUT)
+    distributed.choose_attention(_attending("auto"), device, dtype)
+
+
+def _attending(kernel: str, dropout: float = _DROPOUT) -> Settings:
+    return Settings(attention=kernel, dropout=dropout)
 
 
 def _attention(inputs: torch.Tensor, dropout: float) -> torch.Tensor:

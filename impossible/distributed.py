@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend
 
-from impossible.settings import UserError
+from impossible.settings import Settings, UserError
 
 # Dense 16-bit peak with fp32 accumulation, TFLOP/s, from the makers' data sheets.
 _PEAKS_16_BIT = {
@@ -220,15 +220,14 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return getattr(torch, wanted)
 
 
-def choose_attention(
-    wanted: str, device: torch.device, dtype: torch.dtype, dropout: float, width: int = 64
-) -> str:
+def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtype) -> str:
     """Choose the kernel of causal attention in this process, and return its name.
 
-    width: of a head. `auto` is the first of flash, efficient and math that supports these, and
-    never cudnn, whose dropout was wrong in several versions (pytorch/pytorch#163903). Raises
-    UserError if the kernel that is wanted does not support them.
+    `auto` is the first of flash, efficient and math that supports the dtype, dropout and the width
+    of a head. It is never cudnn, whose dropout was wrong in several versions (pytorch/pytorch
+    #163903). Raises UserError if the kernel that is wanted does not support them.
     """
+    wanted, dropout = settings.attention, settings.dropout
     if wanted == "auto" and device.type == "mps":
         return "mps"  # it has one kernel
     names = ("flash", "efficient", "math") if wanted == "auto" else (wanted,)
@@ -236,7 +235,7 @@ def choose_attention(
     torch.backends.cuda.enable_mem_efficient_sdp("efficient" in names)
     torch.backends.cuda.enable_math_sdp("math" in names)
     torch.backends.cuda.enable_cudnn_sdp("cudnn" in names)
-    q = torch.empty(1, 1, 64, width, device=device, dtype=dtype)
+    q = torch.empty(1, 1, 64, settings.n_embd // settings.n_head, device=device, dtype=dtype)
     try:
         backend = SDPBackend(torch._fused_sdp_choice(q, q, q, None, dropout, is_causal=True))
     except RuntimeError as error:

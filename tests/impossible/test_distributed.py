@@ -8,7 +8,7 @@ import torch
 
 from impossible import distributed
 from impossible.distributed import World
-from impossible.settings import UserError
+from impossible.settings import Settings, UserError
 
 
 @pytest.fixture
@@ -172,26 +172,30 @@ def kernels() -> Iterator[None]:
         getattr(torch.backends.cuda, f"enable_{name}_sdp")(True)
 
 
+def chosen(wanted: str, dropout: float) -> str:
+    settings = Settings(attention=wanted, dropout=dropout)
+    return distributed.choose_attention(settings, torch.device("cpu"), torch.float32)
+
+
 @pytest.mark.usefixtures("kernels")
 def test_the_kernel_of_attention_is_chosen_and_named() -> None:
-    cpu = torch.device("cpu")
     for wanted, dropout, name in (
         ("auto", 0.0, "flash"),
         ("auto", 0.1, "math"),
         ("math", 0, "math"),
     ):
-        assert distributed.choose_attention(wanted, cpu, torch.float32, dropout) == name
+        assert chosen(wanted, dropout) == name
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     for wanted, dropout in (("efficient", 0.0), ("flash", 0.1)):
         message = f"attention = {wanted} does not work with float32 and dropout {dropout:g} on cpu"
         with pytest.raises(UserError, match=message):
-            distributed.choose_attention(wanted, cpu, torch.float32, dropout)
+            chosen(wanted, dropout)
 
 
 @pytest.mark.usefixtures("kernels")
 def test_the_kernels_of_attention_agree() -> None:
     q, results = torch.randn(2, 2, 32, 16), []
     for wanted in ("flash", "math"):
-        assert distributed.choose_attention(wanted, q.device, q.dtype, 0.0, 16) == wanted
+        assert chosen(wanted, 0.0) == wanted
         results.append(torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True))
     torch.testing.assert_close(*results)
