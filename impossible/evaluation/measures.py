@@ -50,11 +50,11 @@ class Results:
         self.contents[f"{name}.csv"] = f"{rows:,} rows"
 
     def picture(
-        self, name: str, curves: pd.DataFrame, label: str, draw: Draw = plots.draw, **options: Any
+        self, name: str, curves: pd.DataFrame, label: str, draw: Draw | None = None, **options: Any
     ) -> None:
-        """Write a picture of curves as NAME.png. options: of `draw`."""
+        """Write a picture of curves as NAME.png. options: of `draw` (plots.draw)."""
         path = self._folder / f"{name}.png"
-        self.contents[path.name] = draw(curves, label, path, **options)
+        self.contents[path.name] = (draw or plots.draw)(curves, label, path, **options)
 
 
 class Measure(NamedTuple):

@@ -11,6 +11,7 @@ from conftest import ROOT, fail, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impossible.evaluation.measures import MEASURES
 from impossible.settings import (
     LARGEST_SEED,
     READS,
@@ -280,6 +281,7 @@ def test_every_setting_is_read_and_explained() -> None:
     read = set(re.findall(r"\b(?:s|t|settings|self|study|own)(?=\.(\w+))", code))
     # These reach the model as a whole, by name, through checkpoint.model_config.
     read |= {field.name for field in dataclasses.fields(GPTConfig)}
+    read |= set(MEASURES)  # by name, to choose the measure
     assert set(NAMES) <= read
     assert all(explanations(Study)[name] for name in NAMES)
     assert {name for names in COMMANDS.values() for name in names} == set(NAMES)
