@@ -275,6 +275,7 @@ def kill_after_first_state(path: Path, out_dir: Path, processes: int = 1) -> Non
     kill(process)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_may_take_a_run_up(
     config: Config, whole: Whole, tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ def test_every_setting_is_read_and_explained() -> None:
     assert {name for names in COMMANDS.values() for name in names} == set(NAMES)
 
 
+@pytest.mark.slow
 def test_each_process_but_the_first_leaves_it_time_to_tell(tmp_path: Path) -> None:
     """A mistake that one process alone meets is told all the same."""
     script = tmp_path / "one.py"
