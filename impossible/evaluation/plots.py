@@ -147,7 +147,7 @@ def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
     It shows up to six steps. curves: with `layer`, `position`, `role`. label: of the colour bar.
     """
     labelled = _labelled(curves)
-    figure = _empty((12.0, 0.8 + 2.6 * len(labelled)))
+    figure = _empty((2.1 * _WIDTH, 0.6 + 2.3 * len(labelled)))
     grid = figure.subplots(len(labelled), len(_SHOWN), squeeze=False)
     for row, (name, rows) in zip(grid, labelled, strict=True):
         row[0].set_ylabel(textwrap.fill(name, 26) + "\nlayer", parse_math=False)
