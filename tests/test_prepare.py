@@ -409,6 +409,8 @@ def undone(name: str, sentence: list[int]) -> list[int]:
         }[name]
     if name == "nondeterministic_shuffle":
         return sentence
+    if name.endswith("_negation"):
+        return [token for token in sentence if token != plain.MARKER]
     order = plain.perturb(name, [list(range(len(sentence)))])[0]
     old = [0] * len(sentence)
     for new, place in enumerate(order):
