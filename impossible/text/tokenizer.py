@@ -44,6 +44,7 @@ class Tokenizer:
         """Read the files in a folder (None: GPT-2's own). Raises UserError for other layouts."""
         self.paths = _gpt2_files() if folder is None else [folder / name for name in TOKENIZER]
         ranks = _ranks(*self.paths)
+        self._tokens = list(ranks)  # their bytes, in the order of their ids
         self.end_of_text = len(ranks)  # the id of <|endoftext|>; the markers have the next ones
         self.markers = {marker: self.end_of_text + i for i, marker in enumerate(markers, 1)}
         self.vocab_size = self.end_of_text + 1 + len(self.markers)
@@ -67,8 +68,8 @@ class Tokenizer:
 
         Markers and <|endoftext|> do not count.
         """
-        tokens = map(self.bytes_of, range(self.end_of_text))
-        return hashlib.sha256(b"".join(b"%d %s" % (len(t), t) for t in tokens)).hexdigest()
+        tokens = (b"%d %s" % (len(token), token) for token in self._tokens)
+        return hashlib.sha256(b"".join(tokens)).hexdigest()
 
     def bytes_of(self, token: int) -> bytes:
         """The text of one token, in UTF-8; a token may be a part of a character."""
@@ -77,13 +78,13 @@ class Tokenizer:
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """The length in bytes of each token, (vocab_size,) int64: 0 for special tokens."""
-        lengths = [len(self.bytes_of(token)) for token in range(self.end_of_text)]
+        lengths = list(map(len, self._tokens))
         return np.array(lengths + [0] * (self.vocab_size - self.end_of_text), np.int64)
 
     @functools.cached_property
     def ids(self) -> Ids:
         """The ids of the markers, and which tokens begin a word."""
-        begins_word = [self.bytes_of(token).startswith(b" ") for token in range(self.end_of_text)]
+        begins_word = [token.startswith(b" ") for token in self._tokens]
         begins_word += [False, *(True for _ in self.markers)]
         return Ids(list(self.markers.values()), np.array(begins_word))
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, fail, succeed, write_config
+from documented import require_explained
 from hub import Hub, asked_here, serve
 
 import perturb
@@ -294,6 +295,8 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     assert both_means.loc["partial_reverse"].nunique() == 1
     count = sum(map(len, PAIRS.values()))
     assert f"{both} of {count} pairs are evaluated in all languages" in printed
+    names = {"pairs.csv", "pair_items.csv", "pairs_means.csv"}
+    assert names == require_explained(tmp_path)
 
 
 def test_results_in_another_language_do_not_replace_those_in_the_own(
