@@ -217,7 +217,7 @@ def figure_of(
         _set_logarithmic(axes)
     if level is not None:
         axes.axhline(level, color="black", linewidth=0.8, zorder=0)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(textwrap.fill(y_label, 36))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(loc="outside lower center", frameon=False)  # where it hides no curve

@@ -98,8 +98,10 @@ def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path) -> None:
 
 def test_the_legend_covers_nothing_and_a_picture_is_written_twice_the_same(tmp_path: Path) -> None:
     curves = pd.concat([curve([1, 2], label=f"Language {i}") for i in range(3)])
-    figure = plots.figure_of(curves, "y")
+    figure = plots.figure_of(curves, "share of minimal pairs right (thin line: chance)")
     figure.canvas.draw()
+    extent = figure.axes[0].yaxis.label.get_window_extent()
+    assert extent.y0 >= 0 and extent.y1 <= figure.bbox.height, "nothing is cut off"
     (legend,) = figure.legends
     assert legend.get_window_extent().y1 < figure.axes[0].get_window_extent().y0
     texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
