@@ -41,17 +41,22 @@ def commands() -> list[str]:
     return [line.split("#")[0].strip() for line in lines if re.search(r"\b\w+\.py\b", line)]
 
 
+def require_understood(line: str) -> None:
+    """Read the arguments of a command, as the command itself does. Raises UserError."""
+    words = shlex.split(line)
+    (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
+    name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
+    assert (ROOT / f"{name}.py").is_file(), line
+    if name == "study":
+        plans.read(arguments, "usage")
+    elif name != "perturb":
+        load(f"{name}.py", [a for a in arguments if a != "--help"])
+
+
 def test_every_command_of_the_documents_is_understood() -> None:
     assert len(commands()) > 20
     for line in commands():
-        words = shlex.split(line)
-        (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
-        name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
-        assert (ROOT / f"{name}.py").is_file(), line
-        if name == "study":
-            plans.read(arguments, "usage")
-        elif name != "perturb":
-            load(f"{name}.py", [a for a in arguments if a != "--help"])
+        require_understood(line)
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:
