@@ -158,7 +158,9 @@ class Settings(Recipe):
     # babylm, babylm_10M, babybabel:CODE (45 languages), sotu, speeches:tr, hf:NAME (a dataset), or
     # a folder of texts
     corpus: str = "babylm"
-    text_language: str = "en"  # the natural language of the text: a code of ISO 639-1 or 639-3
+    # the natural language of the text: a code of ISO 639-1 or 639-3 (if empty: the language of the
+    # corpus if it is known, else English)
+    text_language: str = ""
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text
     genre_column: str = ""  # for hf:NAME: the column that holds the genre (if empty: one genre)

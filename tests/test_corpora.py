@@ -176,7 +176,7 @@ def test_a_sample_larger_than_the_dataset_is_all_of_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--corpus=babybabel:tur", "--text_language=de"], "tr or left out, as the corpus"),
+        (["--corpus=babybabel:tur", "--text_language=en"], "tr or left out, as the corpus"),
         (["--corpus=babybabel:tr"], "Expected babybabel:CODE with a code of ISO 639-3"),
         (["--corpus=babybabel:srp:10M"], "optionally with a tier"),
         (["--corpus=babybabel:xho"], "the dataset BabyLM-community/babylm-xho could not be loaded"),
@@ -185,6 +185,7 @@ def test_a_sample_larger_than_the_dataset_is_all_of_it(
         (["--corpus=sotu", "--genre_column=category"], "or combined with --corpus=hf:NAME"),
         (["--corpus=sotu", "--corpus_limit=9"], "or combined with --corpus=hf:NAME"),
         (["--corpus=sotu", "--text_language=tr"], "en or left out, as the corpus sotu is in Engl"),
+        (["--corpus=speeches:tr", "--text_language=en"], "tr or left out, as the corpus speech"),
         (["--text_language=turkish"], "not a language code of .* such as tr \\(Turkish\\)"),
     ],
 )

@@ -127,6 +127,9 @@ class Split(NamedTuple):
                 yield Part(document.genre, lines, size, replaced)
 
 
+Open = Callable[[Settings], dict[str, Split]]  # open_corpus, or the same with a cache
+
+
 def _paragraphs(chunks: Lines) -> Lines:
     """Join the lines between two blank lines into a paragraph, with spaces."""
     paragraph: list[str] = []
@@ -174,7 +177,7 @@ def normal(settings: Settings) -> Settings:
     its columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
     contain it, and for a code that is unknown or is not that of the corpus.
     """
-    name, code, changes = settings.corpus, natural.code_of(settings.text_language), {}
+    name, changes = settings.corpus, {}
     own = _LANGUAGES.get(name, "")
     if name.startswith("babybabel:"):
         own, changes = _babybabel(name)
@@ -182,10 +185,10 @@ def normal(settings: Settings) -> Settings:
         changes = {"corpus": f"hf:{files.require_utf8(path)}"}
     elif not own and not name.startswith("hf:"):
         changes = {"corpus": str(files.require_utf8(Path(name).expanduser().absolute()))}
-    fits = not own or code in (own, Settings.text_language)
+    code = natural.code_of(settings.text_language or own or "en")
     expected = f"{own} or left out, as the corpus {name} is in {natural.name_of(own)}"
-    settings.require(fits, "text_language", expected)
-    return dataclasses.replace(settings, text_language=own or code, **changes)
+    settings.require(code == (own or code), "text_language", expected)
+    return dataclasses.replace(settings, text_language=code, **changes)
 
 
 def open_corpus(settings: Settings) -> dict[str, Split]:
