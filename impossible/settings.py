@@ -232,7 +232,7 @@ class Settings(Recipe):
     pairs: str = ""
     # for pairs: the columns of the grammatical and of the ungrammatical sentence
     pairs_columns: Annotated[str, _TWO_NAMES] = "sentence_good,sentence_bad"
-    leading_space: bool = False  # put a space before minimal pairs, as the harness does for BLiMP
+    leading_space: bool = False  # put a space before pairs, as lm-evaluation-harness does for BLiMP
     # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with item,
     # condition and text, and optionally marker_place, perturbed, region and occurrence
     stimuli: str = ""

@@ -28,6 +28,7 @@ from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Ids, Sentences, from_lengths
 from impossible.text.corpus import on_hub
+from impossible.text.sampling import commit_of
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import annotated, encoded
@@ -134,12 +135,9 @@ def _of_blimp() -> Iterator[_Line]:
 @functools.lru_cache
 def _on_hub(name: str) -> tuple[str, str | None, str]:
     """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
-    import huggingface_hub
-
     repo, options = on_hub(name)
-    api = huggingface_hub.HfApi()
-    info = functools.partial(api.dataset_info, repo, revision=options["revision"])
-    commit = _asked(name, functools.partial(asking.patiently, repo, info)).sha
+    find = functools.partial(commit_of, repo, options["revision"])
+    commit = _asked(name, functools.partial(asking.patiently, repo, find))
     if options["revision"] != commit:
         print(f"to read the same pairs later: --pairs={name.partition('@')[0]}@{commit}")
     return repo, options["name"], commit
@@ -160,15 +158,16 @@ def _of_dataset(name: str) -> Iterator[_Line]:
 
 def _asked(name: str, call: Callable[[], Any]) -> Any:
     """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.utils import httpx
 
     try:
         return call()
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"the dataset {name} could not be read from the Hub ({asking.text_of(error)}). "
-            "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out. Check the name and the "
-            "network; without one, name jsonl files: --pairs=FOLDER"
+            "Expected hf:USER/NAME:CONFIG (CONFIG may be left out), with no empty split. Check the "
+            "name and the network; without one, name jsonl files: --pairs=FOLDER"
         )
 
 

@@ -507,7 +507,7 @@ def _loading(what: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
     except (httpx.HTTPError, OSError, *kinds) as error:
         while error.__cause__ is not None:
             error = error.__cause__
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
             f"{HF_HOME}, which must be writable and have free space."
@@ -652,8 +652,8 @@ def _read_dataset(settings: Settings) -> Documents:
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     advice = (
         "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a local "
-        "folder or file that datasets.load_dataset reads, with a train split and text in the "
-        "column that --text_column= names."
+        "folder or file that datasets.load_dataset reads, with a train split, no empty split, and "
+        "text in the column that --text_column= names."
     )
     name = f"the dataset {settings.corpus}"
     with _loading(name, advice, ValueError, RuntimeError, DatasetsError):

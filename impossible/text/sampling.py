@@ -43,10 +43,8 @@ def of_hub(
     """
     import datasets
     import pyarrow as pa
-    from huggingface_hub import dataset_info
 
-    if not re.fullmatch("[0-9a-f]{40}", options["revision"] or ""):
-        options = options | {"revision": dataset_info(repo, revision=options["revision"]).sha}
+    options = options | {"revision": commit_of(repo, options["revision"])}
     schema = pa.schema([(column, pa.large_string()) for column in columns])
     key = json.dumps([repo, options, columns, limit, SEED])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -66,6 +64,17 @@ def of_hub(
             files.write_json(folder / _COMPLETE, {"sample": key})
     paths = folder.glob("*.arrow")
     return {path.stem: datasets.Dataset.from_file(str(path)) for path in paths}
+
+
+def commit_of(repo: str, revision: str | None) -> str:
+    """The commit of a revision of a dataset on the Hub (None: the latest).
+
+    If it is a commit already, the Hub is not asked. Raises the errors of the Hub.
+    """
+    from huggingface_hub import dataset_info
+
+    is_commit = re.fullmatch("[0-9a-f]{40}", revision or "")
+    return revision if is_commit else dataset_info(repo, revision=revision).sha
 
 
 def require_text(columns: Sequence[str], features: dict[str, Any], where: str) -> None:

@@ -264,21 +264,34 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     rows = [{"sen": a, "wrong_sen": b, "phenomenon": "SV"} for a, b in TURKISH]
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table, tmp_path / "x.parquet")
+    tree, table = {}, pa.Table.from_pylist(rows)
+    for config, some in {"tur": table, "deu": table[:0]}.items():
+        pq.write_table(some, tmp_path / "x.parquet")
+        tree[f"{config}/train-00000-of-00001.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    card = "".join(f"- config_name: {x}\n  data_files: {x}/*.parquet\n" for x in ("tur", "deu"))
+    tree["README.md"] = f"---\nconfigs:\n{card}---\n".encode()
     commit, made = "b" * 40, Hub()
-    tree = {"tur/train-00000-of-00001.parquet": (tmp_path / "x.parquet").read_bytes()}
-    card = "configs:\n- config_name: tur\n  data_files: tur/*.parquet\n"
-    tree["README.md"] = f"---\n{card}---\n".encode()
     made.add_dataset("jumelet/multiblimp", commit, tree)
-    made.repos["datasets", "jumelet/multiblimp"].branches["main"] = commit
+    repo = made.repos["datasets", "jumelet/multiblimp"]
+    repo.branches["main"] = commit
     copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
     command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
     with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
         printed = succeed(*command, "--pairs=multiblimp:tur")
         assert f"--pairs=hf:jumelet/multiblimp:tur@{commit}" in printed
         error = fail(*command, "--pairs=multiblimp:tur", "--pairs_columns=good,bad")
-    assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
+        assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
+        assert "Available: ['tur', 'deu']" in fail(*command, "--pairs=multiblimp:tr")
+        assert "with no empty split" in fail(*command, "--pairs=multiblimp:deu")
+        now = repo.commit("main", "other", repo.commits[commit].tree)
+        module._on_hub.cache_clear()
+        assert f"@{now}" in succeed(*command, "--pairs=multiblimp:tur")
+    (made := Hub()).url = "http://127.0.0.1:9"
+    with asked_here(made, tmp_path / "cache"):
+        module._on_hub.cache_clear()
+        succeed(*command, f"--pairs=multiblimp:tur@{commit}")
+    names = {path.name for path in (copy / "evaluation").iterdir()}
+    assert names == {f"pairs_multiblimp-tur-{x[:8]}" for x in (commit, now)}
     found = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}" / "pairs.csv")
     assert found.paradigm.tolist() == ["SV", "all"] and found.pairs.tolist() == [2, 2]
     items = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}/pair_items.csv")
