@@ -158,8 +158,7 @@ class Settings(Recipe):
     # babylm, babylm_10M, babybabel:CODE (45 languages), sotu, speeches:tr, hf:NAME (a dataset), or
     # a folder of texts
     corpus: str = "babylm"
-    # the natural language of the text: a code of ISO 639-1 or 639-3 (if empty: the language of the
-    # corpus if it is known, else English)
+    # code of the text's natural language, in ISO 639-1 or 639-3 (if empty: the corpus's own, or en)
     text_language: str = ""
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text

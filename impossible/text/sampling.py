@@ -67,10 +67,7 @@ def of_hub(
 
 
 def commit_of(repo: str, revision: str | None) -> str:
-    """The commit of a revision of a dataset on the Hub (None: the latest).
-
-    If it is a commit already, the Hub is not asked. Raises the errors of the Hub.
-    """
+    """The commit of a dataset's revision (None: the latest); a commit needs no network."""
     from huggingface_hub import dataset_info
 
     is_commit = re.fullmatch("[0-9a-f]{40}", revision or "")

@@ -130,12 +130,9 @@ class Tokenizer:
 
         Spaces before a marker are dropped. Nothing else becomes a special token.
         """
-        tokens: list[int] = []
-        pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
-        for part in re.split(f"({pattern})", text):
-            marker = self.markers.get(part.strip())
-            tokens += self.encode_ordinary(part) if marker is None else [marker]
-        return tokens
+        pattern = "|".join(map(re.escape, self.markers)) or "(?!)"
+        text = re.sub(rf"\s+({pattern})", r"\1", text)
+        return self._encode(text, set(self.markers)).tolist()
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; bytes that are not a whole character become U+FFFD."""

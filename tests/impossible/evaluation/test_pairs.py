@@ -257,7 +257,7 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     module.read.cache_clear()
     with serve(Hub()) as hub, asked_here(hub, tmp_path / "empty"):
         error = fail(*command)
-    assert "name a folder of its jsonl files: --pairs=FOLDER" in error
+    assert "name a folder of jsonl files: --pairs=FOLDER" in error
 
 
 def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
