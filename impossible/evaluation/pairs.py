@@ -6,7 +6,6 @@ right if the log-probabilities of the grammatical sentence have the higher sum.
 """
 
 import functools
-import itertools
 import re
 import zlib
 from collections import Counter
@@ -142,11 +141,9 @@ def _of_dataset(name: str) -> Iterator[_Line]:
 
     repo, config, commit = _on_hub(name)
     load = functools.partial(datasets.load_dataset, repo, config, revision=commit)
-    number = itertools.count()
-    for split, of_split in _asked(name, load).items():
-        for row in of_split:
-            item = next(number)
-            yield f"{repo}, {split}, row {item}", row, config or repo.partition("/")[2], str(item)
+    places = ((split, row) for split, table in _asked(name, load).items() for row in table)
+    for item, (split, row) in enumerate(places):
+        yield f"{repo}, {split}, row {item}", row, config or repo.partition("/")[2], str(item)
 
 
 def _asked(name: str, call: Callable[[], Any]) -> Any:

@@ -28,8 +28,7 @@ _PIECES = 64  # least number of row groups that a sample comes from
 def of_rows(rows: "datasets.Dataset", column: str, limit: int) -> "datasets.Dataset":
     """Random rows, in order, with `limit` bytes of text in a column; all rows if they have less."""
     order = np.random.default_rng(SEED).permutation(len(rows))
-    drawn = _first(limit, rows.data[column], order)
-    return rows.select(np.sort(drawn)).flatten_indices()
+    return rows.select(np.sort(_first(limit, rows.data[column], order))).flatten_indices()
 
 
 def of_hub(
@@ -62,8 +61,7 @@ def of_hub(
                     for table in _tables(urls, columns, limit):
                         writer.write_table(table.cast(schema))
             files.write_json(folder / _COMPLETE, {"sample": key})
-    paths = folder.glob("*.arrow")
-    return {path.stem: datasets.Dataset.from_file(str(path)) for path in paths}
+    return {path.stem: datasets.Dataset.from_file(str(path)) for path in folder.glob("*.arrow")}
 
 
 def commit_of(repo: str, revision: str | None) -> str:

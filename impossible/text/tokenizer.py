@@ -174,9 +174,8 @@ def write_transformers_files(folder: Path, tokenizer: Tokenizer, context: int) -
     added = {}
     for content, token in ({END_OF_TEXT: tokenizer.end_of_text} | tokenizer.markers).items():
         is_marker = content != END_OF_TEXT
-        flags = {"single_word": False, "lstrip": is_marker, "rstrip": False}
-        flags |= {"normalized": is_marker, "special": not is_marker}
-        added[token] = {"content": content} | flags
+        added[token] = {"content": content, "single_word": False, "lstrip": is_marker}
+        added[token] |= {"rstrip": False, "normalized": is_marker, "special": not is_marker}
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
