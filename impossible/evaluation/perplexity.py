@@ -191,7 +191,7 @@ def _prepare_command(settings: Settings, data_dir: Path) -> str:
         options.append(f"--corpus={own.corpus}")
         if own.segmenter != Settings.segmenter:
             options.append(f"--segmenter={own.segmenter}")
-        if own.text_language != Settings.text_language:
+        if own.text_language != "en":
             options.append(f"--text_language={own.text_language}")
         if own.tokenizer:
             options.append(f"--tokenizer={settings.data_dir}")

