@@ -21,8 +21,8 @@ HOPS = {"no_hop", "token_hop", "word_hop", "phrase_hop"}
 ON_TOKENS = sorted(plain.LANGUAGES)
 IN_WORDS = sorted(f"{name}_words" for name in ON_TOKENS)
 NAMES = st.sampled_from(ON_TOKENS)
-ONE = Ids([MARKER], np.empty(0, bool))  # tokens that move one by one need not begin a word
-TWO = Ids([MARKER, MARKER + 1], np.empty(0, bool))
+NONE = np.empty(0, bool)  # tokens that move one by one need not begin a word
+ONE, TWO = (Ids(ids, NONE, NONE) for ids in ([MARKER], [MARKER, MARKER + 1]))
 TOKENIZER = Tokenizer([perturb.REVERSE])
 
 

@@ -82,10 +82,11 @@ class Tokenizer:
 
     @functools.cached_property
     def ids(self) -> Ids:
-        """The ids of the markers, and which tokens begin a word."""
-        begins_word = [self.bytes_of(token).startswith(b" ") for token in range(self.end_of_text)]
+        """The ids of the markers, which tokens begin a word, and the text of each."""
+        text = np.array(self.pieces(range(self.vocab_size)), object)
+        begins_word = [piece.startswith(" ") for piece in text[: self.end_of_text]]
         begins_word += [False, *(True for _ in self.markers)]
-        return Ids(list(self.markers.values()), np.array(begins_word))
+        return Ids(list(self.markers.values()), np.array(begins_word), text)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.
