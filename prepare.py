@@ -177,7 +177,7 @@ def identity_of(
     if language.hops:
         annotator = {"annotator": "files"}
         if not settings.annotations:
-            folder = annotate.folder_of(settings, version, language.reads_heads)
+            folder = annotate.folder_of(settings, version, heads=language.hops == "phrases")
             annotator = annotate.identity_of(folder)
     return {
         "language": settings.language,
@@ -233,7 +233,7 @@ def prepare(jobs: list[Job], open_corpus: corpus.Open) -> None:
 def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
     """Yield a function that returns the original sentences of a split, given its name."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
-    heads = job.language.reads_heads
+    heads = hops == "phrases"
     if not hops:
         yield lambda split: sentences.read(splits[split], settings, tokenizer, job.language.space)
         return

@@ -96,14 +96,17 @@ def test_a_language_of_ones_own_is_a_function_and_a_row(
     corpus_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     languages = PAGES["languages.md"]
-    (snippet,) = re.findall(r"```python\n(def swapped.*?)```", languages, flags=re.DOTALL)
+    snippets = re.findall(r"```python\n(def .*?)```", languages, flags=re.DOTALL)
     project = shutil.copytree(ROOT / "impossible", tmp_path / "project" / "impossible").parent
     for path in ROOT.glob("*.py"):
         shutil.copy(path, project)
     with open(project / "perturb.py", "a", encoding="utf-8") as file:
-        file.write(f"\n\n{snippet}")
-    shown = succeed(project / "perturb.py").splitlines()[-1]
-    assert " ".join(shown.split()) == "Swapped . cleans his very messy books he lf He"
+        file.write("\n\n".join(["", *snippets]))
+    shown = [" ".join(line.split()) for line in succeed(project / "perturb.py").splitlines()]
+    assert shown[-2:] == [
+        "Swapped . cleans his very messy books he lf He",
+        "VowelsLast He cleans his very messy books he lf .",
+    ]
     checked = succeed(project / "perturb.py", "--check", "swapped")
     assert "inverse    gives the original sentences\ncontrol    NoShuffle" in checked
     config = tmp_path / "swapped.py"

@@ -25,12 +25,11 @@ from impossible.evaluation.scores import Scores, Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
-from impossible.text.arrays import Ids, Sentences, from_lengths
+from impossible.text.arrays import Ids, Sentences
 from impossible.text.corpus import on_hub
 from impossible.text.sampling import commit_of
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import Tokenizer
-from impossible.text.verbs import annotated, encoded
 
 _REPO, COMMIT = "nyu-mll/blimp", "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
 _BLIMP = f"hf:{_REPO}@{COMMIT}"  # Warstadt et al. 2020
@@ -239,8 +238,8 @@ def perturbed(
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
     space = rule.space or " " * leading_space
-    good = _encoded([space + pair.good for pair in pairs], rule, tokenizer)
-    bad = _encoded([space + pair.bad for pair in pairs], rule, tokenizer)
+    good = annotate.encoded([space + pair.good for pair in pairs], tokenizer, rule.hops)
+    bad = annotate.encoded([space + pair.bad for pair in pairs], tokenizer, rule.hops)
     ids, kept, parts = tokenizer.ids, [], []
     for i in np.flatnonzero(_can_be_compared(rule, good, bad, ids)).tolist():
         # The draw of a pair is the same whatever other pairs there are.
@@ -269,14 +268,6 @@ def _can_be_compared(
         lengths = (np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
         is_kept &= np.equal(*lengths)
     return is_kept
-
-
-def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
-    if not rule.hops:
-        return from_lengths(*tokenizer.encode(texts))
-    words = zip(annotate.words_of(texts), texts, strict=True)
-    sentences = [annotated(words_of, text, annotate.NAME) for words_of, text in words]
-    return encoded(sentences, tokenizer, rule.hops)
 
 
 def on_common(scores: list[Scores]) -> list[Scores]:

@@ -83,10 +83,12 @@ class Tokenizer:
 
     @functools.cached_property
     def ids(self) -> Ids:
-        """The ids of the markers, and which tokens begin a word."""
-        begins_word = [token.startswith(b" ") for token in self._tokens]
+        """The ids of the markers, which tokens begin a word, and the text of each."""
+        pieces = [token.decode("utf-8", "replace") for token in self._tokens]
+        text = np.array([*pieces, END_OF_TEXT, *self.markers], object)
+        begins_word = [piece.startswith(" ") for piece in pieces]
         begins_word += [False, *(True for _ in self.markers)]
-        return Ids(list(self.markers.values()), np.array(begins_word))
+        return Ids(list(self.markers.values()), np.array(begins_word), text)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.
