@@ -123,10 +123,9 @@ def test_the_r_lines_of_the_documents_test_languages_against_runs(
         ["Rscript", "-"], input=lines, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert "Type III Analysis of Variance Table with Satterthwaite's method" in done.stdout
     assert "Number of obs: 72, groups:  item, 6; run, 6; seed, 3" in done.stdout
     assert "\nconditionsingular:languagepartial_reverse " in done.stdout, "an effect in bits"
-    degrees = float(re.search(r"^language +(\S+ +){3}(\S+)", done.stdout, flags=re.MULTILINE)[2])
-    assert degrees < 6, "those of the runs, not of the sentences"
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:
