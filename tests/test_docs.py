@@ -62,12 +62,12 @@ def test_every_command_of_the_documents_is_understood() -> None:
 
 
 def write_surprisals(folder: Path, *runs: str | Path) -> None:
-    """Evaluate runs on six items, and put the table where the documents look for it.
+    """Evaluate runs on seven items, and put the table where the documents look for it.
 
     folder: of the documents' paths. A table of one run is there already if its out_dir is `out`.
     """
     rows = ["item,condition,text,region,region_spillover"]
-    for noun, verb in product(("key", "dog", "law", "man", "war", "tax"), ("is", "are")):
+    for noun, verb in product(("key", "dog", "law", "man", "war", "tax", "bank"), ("is", "are")):
         condition = "singular" if verb == "is" else "plural"
         rows.append(f"{noun},{condition},The {noun} of the houses {verb} here.,{verb},here")
     (folder / "mine.csv").write_text("\n".join(rows), encoding="utf-8")
@@ -97,7 +97,7 @@ def test_every_python_line_of_the_documents_runs(
         else:
             exec(lines, names := dict(vars(perturb)))
             if "d" in names:
-                assert len(names["d"]) == 2 * 12, "two checkpoints, one region of each sentence"
+                assert len(names["d"]) == 2 * 14, "two checkpoints, one region of each sentence"
     assert re.search(r"^tensor\(1[01]\.\d", capsys.readouterr().out, flags=re.MULTILINE)
 
 
@@ -124,7 +124,7 @@ def test_the_r_lines_of_the_documents_test_languages_against_runs(
     )
     assert done.returncode == 0, done.stderr
     assert "Type III Analysis of Variance Table with Satterthwaite's method" in done.stdout
-    assert "Number of obs: 72, groups:  item, 6; run, 6; seed, 3" in done.stdout
+    assert "Number of obs: 84, groups:  item, 7; run, 6; seed, 3" in done.stdout
     assert "\nconditionsingular:languagepartial_reverse " in done.stdout, "an effect in bits"
 
 
