@@ -147,8 +147,6 @@ def open_run(settings: Settings, world: World) -> Run:
 
     data_dir = Path(settings.data_dir)
     meta = token_files.read_meta(data_dir, settings.language)
-    if settings.verify_data:
-        token_files.verify(data_dir, meta)
     train_blocks, val_blocks = (
         token_files.open_blocks(data_dir, meta, split, settings.block_size)
         for split in ("train", "val")

@@ -30,7 +30,7 @@ BABYLM = {
     f"chck_{millions}M": millions * 10**6
     for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
 }
-_FORMER = ("shares",)  # settings of earlier versions, in their checkpoints
+_FORMER = ("shares", "verify_data")  # settings of earlier versions, in their checkpoints
 # What loading a damaged file may raise.
 _DAMAGE = (RuntimeError, ValueError, TypeError, KeyError, EOFError, zlib.error)
 _DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile)

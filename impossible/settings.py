@@ -173,7 +173,6 @@ class Settings(Recipe):
     workers: Size = 0
     data_seed: Seed = 41  # seed of the sentence order in the training and validation data
     # read by train.py
-    verify_data: bool = False  # first compare the token files with the hashes in meta.json
     batch_size: Count = 8  # number of blocks in a micro-batch (per process)
     eval_interval: Count = 100  # steps between validations (there is also one at each checkpoint)
     log_interval: Count = 1  # steps between log lines

@@ -81,13 +81,11 @@ def test_files_that_do_not_fit_their_meta_are_refused(tmp_path: Path) -> None:
         token_files.open_blocks(tmp_path, meta, "train", 101)
     path = tmp_path / "train.bin"
     path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(UserError, match=r"has 194 bytes, not 200"):
+    advice = r"train\.bin is missing or damaged: .* Type: python prepare\.py, with the same config"
+    with pytest.raises(UserError, match=advice):
         token_files.open_blocks(tmp_path, meta, "train", 10)
     path.unlink()
-    with pytest.raises(UserError, match=r"train\.bin is missing"):
-        token_files.open_blocks(tmp_path, meta, "train", 10)
-    meta = write(tmp_path, [5] * 70 + [50258] + [5] * 9)
-    with pytest.raises(UserError, match="has the id 50258 at token 70, beyond the"):
+    with pytest.raises(UserError, match=advice):
         token_files.open_blocks(tmp_path, meta, "train", 10)
     (tmp_path / "meta.json").write_text("{")
     with pytest.raises(UserError, match=r"meta\.json is damaged"):
