@@ -30,6 +30,7 @@ BABYLM = {
     f"chck_{millions}M": millions * 10**6
     for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
 }
+_FORMER = ("shares", "verify_data")  # settings of earlier versions, in their checkpoints
 # What loading a damaged file may raise.
 _DAMAGE = (RuntimeError, ValueError, TypeError, KeyError, EOFError, zlib.error)
 _DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile)
@@ -95,7 +96,8 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
             if is_checked and (bad := archive.testzip()):
                 raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        return Checkpoint(**values | {"settings": Settings(**values["settings"])})
+        settings = {n: v for n, v in values["settings"].items() if n not in _FORMER}
+        return Checkpoint(**values | {"settings": Settings(**settings)})
     except (*_DAMAGE, OSError, UserError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise

@@ -69,11 +69,6 @@ class World:
             dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def broadcast(self, value: torch.Tensor) -> None:
-        """Copy the first process's tensor into that of every other process, in place."""
-        if self.size > 1:
-            dist.broadcast(value, 0)
-
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.size > 1:

@@ -680,16 +680,8 @@ def test_what_cannot_be_evaluated_is_told(run: Path, copied: Path, tmp_path: Pat
     error = refused(copied, f"--model={tmp_path / 'cut'}")
     assert "of the kind ['GPT2NoPositionalEncodingLMHeadModel']. Expected a plain" in error
     shutil.copytree(run / "data", tmp_path / "data")
-    ids = (tmp_path / "data" / "test_ids.bin").read_bytes()
     (tmp_path / "data" / "test_ids.bin").unlink()
     error = refused(copied, f"--test_data_dir={tmp_path / 'data'}")
     assert "test_ids.bin is missing or damaged" in error
-    (tmp_path / "data" / "test_ids.bin").write_bytes(ids)
-    meta = (tmp_path / "data" / "meta.json").read_text(encoding="utf-8")
-    counted = token_files.read_meta(run / "data").splits["test"]["genres"]["first"]["sentences"]
-    changed = meta.replace(f'"sentences": {counted},', f'"sentences": {counted + 1},')
-    (tmp_path / "data" / "meta.json").write_text(changed, encoding="utf-8")
-    error = refused(copied, f"--test_data_dir={tmp_path / 'data'}")
-    assert "sentences; meta.json says" in error
     shutil.copy(tmp_path / "out" / "checkpoint-2.pt", tmp_path / "out" / "checkpoint-3.pt")
     assert "checkpoint-3.pt holds step 2: it was renamed or copied" in refused(copied)
