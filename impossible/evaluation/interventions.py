@@ -158,13 +158,10 @@ def _of_chunk(scorer: Scorer, pairs: torch.Tensor, markers: list[int]) -> np.nda
     pairs: bases and sources, (B, 2, T) int64.
     """
     (base, source), length = pairs.unbind(1), pairs.shape[-1]
-    positions = torch.arange(length, device=scorer.device).expand_as(base)
-    mask = torch.full((length, length), -torch.inf, device=scorer.device).triu(1)
-    mask = mask.expand(len(base), 1, -1, -1)
     targets = torch.tensor(markers, device=scorer.device).repeat_interleave(len(base))
 
     def of_markers(tokens: torch.Tensor) -> torch.Tensor:
-        last = scorer.body(tokens, positions, mask)[:, -1]  # (B, C)
+        last = scorer.body(tokens)[:, -1]  # (B, C)
         return scoring.token_losses(last.repeat(2, 1), scorer.head, targets).view(2, -1)
 
     kept: list[torch.Tensor] = []  # the output of each block for the sources, (B, T, C)

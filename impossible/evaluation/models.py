@@ -267,10 +267,8 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
         )
     model.to(device).eval()
 
-    def body(tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return model.transformer(
-            tokens, position_ids=positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+    def body(tokens: torch.Tensor) -> torch.Tensor:
+        return model.transformer(tokens, use_cache=False).last_hidden_state
 
     return Scorer(body, model.lm_head.weight, model.config.n_positions, model.transformer.h)
 
