@@ -346,7 +346,8 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert f"checkpoint-4 (2 of 2): perplexity {expected[0]:,.2f}" in second
         assert "as computed before" not in second
         error = refused(copied, *SAMPLE, "--model=ada/other")
-        assert "'ada/other' is neither a local folder nor a model repo on the Hub" in error
+        assert "ada/other could not be read from the Hub (404 " in error
+        assert "It is no local folder either. Expected --model=FOLDER or --model=USER/NAME" in error
 
 
 def test_a_model_is_evaluated_on_another_language(

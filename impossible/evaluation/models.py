@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import torch
 
 import perturb
 from impossible import checkpoint, files
-from impossible.asking import patiently
+from impossible.asking import ask
 from impossible.evaluation.scoring import Scorer
 from impossible.settings import RECIPE, Settings, UserError
 from impossible.text.token_files import TOKENIZER
@@ -28,6 +29,10 @@ _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetens
 # The version whose forward pass gives the numbers of exported models.
 _TRANSFORMERS = f"transformers {importlib.metadata.version('transformers')}"
 _QUANTIZED = ("quantization_config", "compression_config")  # keys of config.json
+_NOT_ON_HUB = (
+    "It is no local folder either. Expected --model=FOLDER or --model=USER/NAME. Check the name "
+    "and the network, and run the same command again."
+)
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
 
@@ -278,10 +283,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
 
 def _of_repo(repo: str, revisions: list[str]) -> Series:
     """The series of a repo's branches and tags, and of the commits among `revisions`."""
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi()
-    refs = _ask(repo, lambda: api.list_repo_refs(repo))
+    refs = ask(repo, partial(huggingface_hub.list_repo_refs, repo), _NOT_ON_HUB)
     commits = {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
     commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
     models = [_revision(repo, name, commit) for name, commit in commits.items()]
@@ -302,27 +304,6 @@ def _revision(repo: str, name: str, commit: str) -> Model:
 
 def _fetched(repo: str, commit: str, patterns: Sequence[str]) -> Path:
     """The folder of a revision, with the files that match some patterns. Raises UserError."""
-    import huggingface_hub
-
     options = {"revision": commit, "allow_patterns": list(patterns)}
-    return Path(_ask(repo, partial(huggingface_hub.snapshot_download, repo, **options)))
-
-
-def _ask(repo: str, call: Callable[[], Any]) -> Any:
-    """The answer of the Hub to a call. Raises UserError."""
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx
-
-    try:
-        return patiently(repo, call)
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"{repo!r} is neither a local folder nor a model repo on the Hub that you can read "
-            f"({next(iter(str(error).splitlines()))}). Expected --model=FOLDER or --model=USER/NAME"
-        )
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{repo} is not a folder here, and could not be read from the Hub ({reason}). Check "
-            "the name and the network, and run the same command again."
-        )
+    fetch = partial(huggingface_hub.snapshot_download, repo, **options)
+    return Path(ask(repo, fetch, _NOT_ON_HUB))

@@ -10,10 +10,11 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 
@@ -37,6 +38,10 @@ COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
 _FILES, _PARADIGMS = "*/*.parquet", 67
 _GOOD, _BAD = "sentence_good", "sentence_bad"
 _MULTIBLIMP, _MULTIBLIMP_COLUMNS = "hf:jumelet/multiblimp:", "sen,wrong_sen"  # Jumelet et al. 2025
+_NOT_ON_HUB = (
+    "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out. Check the name and the network; "
+    "without one, name jsonl files: --pairs=FOLDER"
+)
 
 
 class Pair(NamedTuple):
@@ -111,18 +116,13 @@ def _of_files(source: Path) -> Iterator[_Line]:
 
 def _of_blimp() -> Iterator[_Line]:
     import pyarrow.parquet as pq
-    from huggingface_hub.utils import httpx
 
     def is_complete(folder: Path) -> bool:
         return len(list(folder.glob(_FILES))) == _PARADIGMS
 
-    try:
-        folder = asking.dataset_folder(_REPO, COMMIT, [_FILES], is_complete)
-    except (httpx.HTTPError, OSError) as error:
-        raise UserError(
-            f"BLiMP could not be fetched from the Hub ({asking.text_of(error)}). Without a "
-            "network, name a folder of its jsonl files: --pairs=FOLDER"
-        )
+    fetch = functools.partial(asking.dataset_folder, _REPO, COMMIT, [_FILES], is_complete)
+    advice = "Without a network, name a folder of its jsonl files: --pairs=FOLDER"
+    folder = asking.ask("BLiMP", fetch, advice)
     for path in sorted(folder.glob(_FILES)):
         with open(path, "rb") as file:  # pyarrow takes every path for UTF-8
             table = pq.read_table(file).to_pylist()
@@ -134,13 +134,11 @@ def _of_blimp() -> Iterator[_Line]:
 @functools.lru_cache
 def _on_hub(name: str) -> tuple[str, str | None, str]:
     """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
-    import huggingface_hub
-
     repo, options = on_hub(name)
-    api = huggingface_hub.HfApi()
-    info = functools.partial(api.dataset_info, repo, revision=options["revision"])
-    commit = _asked(name, functools.partial(asking.patiently, repo, info)).sha
-    if options["revision"] != commit:
+    revision = options["revision"]
+    info = functools.partial(huggingface_hub.dataset_info, repo, revision=revision)
+    commit = asking.ask(f"the dataset {name}", info, _NOT_ON_HUB).sha
+    if revision != commit:
         print(f"to read the same pairs later: --pairs={name.partition('@')[0]}@{commit}")
     return repo, options["name"], commit
 
@@ -152,24 +150,10 @@ def _of_dataset(name: str) -> Iterator[_Line]:
     repo, config, commit = _on_hub(name)
     load = functools.partial(datasets.load_dataset, repo, config, revision=commit)
     number = itertools.count()
-    for split, of_split in _asked(name, load).items():
+    for split, of_split in asking.ask(f"the dataset {name}", load, _NOT_ON_HUB).items():
         for row in of_split:
             item = next(number)
             yield f"{repo}, {split}, row {item}", row, config or repo.partition("/")[2], str(item)
-
-
-def _asked(name: str, call: Callable[[], Any]) -> Any:
-    """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
-    from huggingface_hub.utils import httpx
-
-    try:
-        return call()
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"the dataset {name} could not be read from the Hub ({asking.text_of(error)}). "
-            "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out. Check the name and the "
-            "network; without one, name jsonl files: --pairs=FOLDER"
-        )
 
 
 def _pair(

@@ -271,7 +271,10 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
         printed = succeed(*command, "--pairs=multiblimp:tur")
         assert f"--pairs=hf:jumelet/multiblimp:tur@{commit}" in printed
         error = fail(*command, "--pairs=multiblimp:tur", "--pairs_columns=good,bad")
-    assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
+        assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
+        error = fail(*command, "--pairs=hf:ada/none")
+    assert "the dataset hf:ada/none could not be read from the Hub (404 " in error
+    assert "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out." in error
     found = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}" / "pairs.csv")
     assert found.paradigm.tolist() == ["SV", "all"] and found.pairs.tolist() == [2, 2]
     items = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}/pair_items.csv")
