@@ -157,13 +157,7 @@ def name_of(folder: Path) -> str:
 
 def _of_run(settings: Settings) -> Series:
     out_dir, language = Path(settings.out_dir), settings.language
-    paths = checkpoint.list_checkpoints(out_dir)
-    if not paths:
-        raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
-            "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
-        )
-    last = checkpoint.check_series(paths, language)
+    paths, last = checkpoint.series(out_dir, language)
     run, data = last.settings, last.data
     # The settings that results depend on, without the language and the seeds.
     others = [name for name in RECIPE if name != "language" and "seed" not in name]
