@@ -395,6 +395,12 @@ def test_seeds_of_one_language_are_drawn_as_their_mean(copied: Path, tmp_path: P
     assert "losses.png: PartialReverse, training (n = 3 seeds); PartialReverse, val" in printed
     found = table(tmp_path / "joint")
     assert found[found.genre == "all"].groupby("seed").size().to_dict() == {1: 2, 2: 2, 41: 2}
+    for row in table(tmp_path / "joint", "perplexity_means.csv").itertuples():
+        own = found[(found.genre == "all") & (found.step == row.step)].perplexity
+        half = 4.302653 * own.std(ddof=1) / 3**0.5  # t(0.975, 2) by tables
+        assert (row.label, row.n, row.interval) == ("PartialReverse", 3, "over seeds")
+        assert row.mean == pytest.approx(own.mean())
+        assert (row.low, row.high) == pytest.approx((own.mean() - half, own.mean() + half))
     used = found.groupby("seed")[["init_seed", "order_seed", "data_seed"]].first()
     assert used.to_numpy().tolist() == [[1, 0, 41], [7, 2, 41], [41, 41, 41]], "else as seed"
     printed = evaluated(copied, *paths, "--sentences_per_genre=40")  # each with its own sample

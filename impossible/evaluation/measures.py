@@ -70,7 +70,7 @@ class Measure(NamedTuple):
     point: Table | None = None
     label: str = ""  # of the picture
     picture: Mapping[str, Any] = {}  # options of plots.draw
-    across: Mapping[str, Any] = {}  # other values of these three if tokenizers differ
+    across: Mapping[str, Any] = {}  # other values of these fields if tokenizers differ
     over_seeds: Interval = t_interval  # the interval of the mean of several runs
     has_means: bool = True  # whether there is a table of these means
     compared: Mapping[str, Values] = {}  # values of sentences, compared with those of a control
@@ -134,8 +134,12 @@ MEASURES = {
         point=perplexity.point,
         label="test perplexity (geometric mean)",
         picture={"logarithmic": True},
-        across={"point": perplexity.point_in_bits, "label": "test bits per byte", "picture": {}},
-        has_means=False,
+        across={
+            "point": perplexity.point_in_bits,
+            "label": "test bits per byte",
+            "picture": {},
+            "has_means": False,  # of perplexities that cannot be compared
+        },
         compared={
             "perplexity": sentence_losses,
             "perplexity_without_markers": partial(sentence_losses, with_markers=False),

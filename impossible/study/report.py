@@ -14,7 +14,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import scipy.stats
 import torch
 
 import perturb
@@ -33,7 +32,8 @@ _MORE = {
     "pairs.png": "Share of minimal pairs that the models get right, against training step",
     "markers.png": "Surprisal at the marker against training step",
 }
-_TABLES = ("differences.csv", "perplexity.csv")
+_MEANS = "perplexity_means.csv"
+_TABLES = ("differences.csv", _MEANS)
 _OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
 _STATE_SIZE = 3  # a training state holds weights and AdamW's two moments; two states are kept
 _IN_PERCENT = 3.0  # nats, or 1,909% in perplexity; larger differences are not given in percent
@@ -257,7 +257,7 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
         devices=[device for device in runs["device"].unique() if device],
         runs=runs.to_dict("records"),
         comparisons=_comparisons(tables["differences.csv"]) if "differences.csv" in tables else [],
-        perplexities=_perplexities(tables["perplexity.csv"]) if "perplexity.csv" in tables else [],
+        perplexities=_perplexities(tables[_MEANS]) if _MEANS in tables else [],
         pictures={name: _data_uri(plan.folder / name) for name in names if name.endswith(".png")},
         captions=_MORE,
     )
@@ -378,18 +378,10 @@ def _p(value: float) -> str:
 def _perplexities(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The test perplexity of each language after the last step: its mean over runs.
 
-    table: perplexity.csv. The interval is NaN for one run.
+    table: perplexity_means.csv. The interval is NaN for one run.
     """
-    last = table["step"].max()
-    table = table[(table["genre"] == "all") & (table["step"] == last)]
-    rows = []
-    for language, values in table.groupby("model", sort=False)["perplexity"]:
-        low, high = math.nan, math.nan
-        if len(values) > 1:
-            low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
-        row = {"language": language, "step": int(last), "mean": values.mean(), "n": len(values)}
-        rows.append(row | {"low": low, "high": high})
-    return rows
+    rows = table[table["step"] == table["step"].max()]
+    return rows.rename(columns={"label": "language"}).to_dict("records")
 
 
 def _data_uri(picture: Path) -> str:
