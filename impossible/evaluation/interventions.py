@@ -208,13 +208,13 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 def cells(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The rows to draw: the IIA at each layer and position, without intervals."""
-    return table(sequences, losses).rename(columns={"iia": "value"}).assign(low=np.nan, high=np.nan)
+    return table(sequences, losses).rename(columns={"iia": "value"})
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The row to draw: the mean over layers of the IIA at the best position, without interval."""
     value = table(sequences, losses).groupby("layer")["iia"].max().mean()
-    return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
+    return pd.DataFrame({"value": [value]})
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:

@@ -66,7 +66,7 @@ class Measure(NamedTuple):
     table: Table
     more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
     together: Callable[[list[Scores]], list[Scores]] = list  # adds values that need all series
-    # The row of a model that is drawn, with its `value`, `low` and `high`.
+    # The row of a model that is drawn: its `value`, and the `low` and `high` of its interval.
     point: Table | None = None
     label: str = ""  # of the picture
     picture: Mapping[str, Any] = {}  # options of plots.draw

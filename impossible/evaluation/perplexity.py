@@ -219,15 +219,13 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The row to draw: the perplexity, without an interval."""
-    value = _mean(sentence_losses(sequences, losses))
-    return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
+    return pd.DataFrame({"value": [_mean(sentence_losses(sequences, losses))]})
 
 
 def point_in_bits(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The row to draw if tokenizers differ: the bits per byte, without an interval."""
     bits, sizes = _bits_and_bytes(sequences, losses)
-    value = np.nansum(bits) / sizes[~np.isnan(bits)].sum()
-    return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
+    return pd.DataFrame({"value": [np.nansum(bits) / sizes[~np.isnan(bits)].sum()]})
 
 
 def bits_per_byte(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
