@@ -31,10 +31,9 @@ def test_batches_are_hardly_padded_and_no_sentence_sees_the_padding() -> None:
         World(),
     )
     scored = lengths[lengths <= 1101] - 1
-    assert scored.sum() <= sum(rows * width for rows, width in shapes) < 1.05 * scored.sum()
-    assert len(shapes) < 1.1 * scored.sum() / 1024
+    assert scored.sum() <= sum(rows * width for rows, width in shapes) < 1.1 * scored.sum()
     assert shapes[:2] == [(1, 1100), (1, 1099)], "one long sentence makes no others long"
-    assert all(rows * width <= 1024 for rows, width in shapes[2:])
+    assert all(1024 - width < rows * width <= 1024 for rows, width in shapes[2:-1]), "all full"
     starts = sentences.offsets[:-1] - np.arange(len(lengths))
     for s, (first, n) in enumerate(zip(starts, lengths, strict=True)):
         ids = torch.from_numpy(sentences.tokens[sentences.offsets[s] :][:n].astype(np.int64))
