@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is s
 import numpy as np
 
 from impossible.settings import WORDS, UserError, is_utf8, unknown
-from impossible.text.arrays import Ids, Sentences, from_lengths, span_positions, word_starts
+from impossible.text.arrays import Hops, Ids, Sentences, from_lengths, span_positions, word_starts
 
 if TYPE_CHECKING:
     from impossible.text.tokenizer import Tokenizer
 
-Perturb = Callable[[Sentences, list[int], np.random.Generator], Sentences]
-Invert = Callable[[np.ndarray, list[int]], np.ndarray]
-Hops = Literal["", "tokens", "words", "phrases"]
+# From sentences, the ids of the markers and a generator, with `text=` for a language that reads it.
+Perturb = Callable[..., Sentences]
+Invert = Callable[..., np.ndarray]  # likewise, from the tokens of one sentence (n,) and the markers
 
 
 class NoWayBack(Exception):  # noqa: N818
@@ -51,16 +51,11 @@ class Language:
     min_tokens: int = 2  # shorter sentences are dropped, after their random draw
     max_tokens: int | None = None  # longer sentences are dropped too
     any_length: bool = False  # whether a token's place does not depend on the sentence's length
-    # For a *Hop language, which reads annotated verbs: what it counts from verb to marker.
-    hops: Hops = ""
+    hops: Hops = ""  # not empty for a *Hop language, which reads annotated verbs
+    reads_text: bool = False  # whether the functions get the text of each token (or word)
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
     control: str = ""  # the language of its family that is nearest to English; of a control, itself
     unit: Literal["tokens", "words"] = "tokens"  # what the function moves
-
-    @property
-    def reads_heads(self) -> bool:
-        """Whether the annotated words need their heads."""
-        return self.hops == "phrases"
 
     @property
     def space(self) -> str:
@@ -83,7 +78,7 @@ class Language:
         token ids.
         """
         tokens, offsets, *_ = self._in_units(
-            sentences, ids, lambda s, markers: self.perturb(s, markers, rng)
+            sentences, ids, lambda s, markers, **text: self.perturb(s, markers, rng, **text)
         )
         count = len(sentences.lengths)
         if len(offsets) != count + 1 or offsets[-1] != len(tokens):
@@ -103,22 +98,24 @@ class Language:
         return result.take(self.keeps(sentences)) if drop else result
 
     def _in_units(
-        self, sentences: Sentences, ids: Ids, change: Callable[[Sentences, list[int]], Sentences]
+        self, sentences: Sentences, ids: Ids, change: Callable[..., Sentences]
     ) -> Sentences:
         """Apply a function of sentences and marker ids to tokens or, if words move, to words.
 
-        Of words, the function gets their numbers in place of tokens, and -1, -2, ... as markers.
+        Of words, the function gets their numbers in place of tokens, and -1, -2, ... as markers. If
+        the language reads text, the function gets the text of each id (or number) as well.
         """
         if self.unit == "tokens":
-            return change(sentences, ids.markers)
+            return change(sentences, ids.markers, **{"text": ids.text} if self.reads_text else {})
         starts, markers = word_starts(sentences, ids), [-1 - i for i in range(len(ids.markers))]
         words = Sentences(np.arange(len(starts)), starts.searchsorted(sentences.offsets))
         for number, marker in zip(markers, ids.markers, strict=True):
             words.tokens[sentences.tokens[starts] == marker] = number
-        order, offsets, *_ = change(words, markers)
         # The markers stand after all words, so that their numbers count from the end.
         tokens = np.append(sentences.tokens, np.array(ids.markers[::-1], sentences.tokens.dtype))
         starts = np.append(starts, np.arange(len(sentences.tokens), len(tokens)))
+        text = {"text": np.add.reduceat(ids.text[tokens], starts)} if self.reads_text else {}
+        order, offsets, *_ = change(words, markers, **text)
         lengths = np.diff(starts, append=len(tokens))[order]
         offsets = np.append(0, lengths.cumsum())[offsets]
         return Sentences(tokens[span_positions(starts[order], lengths)], offsets)
@@ -149,10 +146,14 @@ class Language:
         sentence = Sentences(tokens, np.array([0, len(tokens)]))
         try:  # Only the tokens are read: the result may be shorter.
             return self._in_units(
-                sentence, ids, lambda s, markers: Sentences(self.invert(s.tokens, markers), [0])
+                sentence,
+                ids,
+                lambda s, markers, **text: Sentences(self.invert(s.tokens, markers, **text), [0]),
             ).tokens
-        except UserError as reason:
+        except (NoWayBack, UserError) as reason:
             raise NoWayBack(str(reason))
+        except Exception as error:  # of a function that expects a sentence of the language
+            raise NoWayBack(f"the inverse ended in {type(error).__name__}: {error}")
 
     def check(self, sentences: Sentences, kept: Sentences, tokenizer: "Tokenizer") -> None:
         """Check that ids are within the vocabulary, and undo some sentences, evenly spaced.
@@ -368,12 +369,7 @@ def token_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sen
 
 
 def word_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """Insert a marker four words after each verb, or at the end of the sentence."""
-    return _mark(s, markers, s.verbs.hop)
-
-
-def phrase_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """Insert a marker after the phrase that follows each verb."""
+    """Insert a marker after the four words or, in PhraseHop, the phrase that follow each verb."""
     return _mark(s, markers, s.verbs.hop)
 
 
@@ -507,7 +503,7 @@ LANGUAGES: dict[str, Language] = {
     "no_hop": _hop("NoHop", no_hop, 0, "tokens", "directly after each"),
     "token_hop": _hop("TokenHop", token_hop, _HOP, "tokens", "4 tokens later"),
     "word_hop": _hop("WordHop", word_hop, _HOP, "words", "4 words later"),
-    "phrase_hop": _hop("PhraseHop", phrase_hop, 0, "phrases", _AFTER_PHRASE),
+    "phrase_hop": _hop("PhraseHop", word_hop, 0, "phrases", _AFTER_PHRASE),
 }
 LANGUAGES |= {name + WORDS: in_words(row) for name, row in LANGUAGES.items() if not row.hops}
 

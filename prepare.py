@@ -72,12 +72,13 @@ class Job:
 def main(runs: list[Settings]) -> None:
     """Prepare the token files of each language, unless they exist already."""
     common = ("corpus", "corpus_version", "text_language", "segmenter", "annotator", "tokenizer")
+    open_corpus = functools.cache(corpus.open_corpus)  # training a tokenizer opens it, too
     groups: dict[str, list[Job]] = {}
-    for job in unfinished(jobs_of(runs)):
+    for job in unfinished(jobs_of(runs, open_corpus)):
         key = str([job.language.hops, job.language.unit, *(job.identity[name] for name in common)])
         groups.setdefault(key, []).append(job)
     for jobs in groups.values():
-        prepare(jobs)
+        prepare(jobs, open_corpus)
 
 
 def unfinished(jobs: list[Job]) -> list[Job]:
@@ -116,7 +117,7 @@ def is_done(job: Job) -> bool:
     return True
 
 
-def jobs_of(runs: list[Settings]) -> list[Job]:
+def jobs_of(runs: list[Settings], open_corpus: corpus.Open) -> list[Job]:
     """A job for each language. Raises UserError if two of them have the same data_dir."""
     version = functools.cache(version_of)  # each corpus is hashed once
     jobs: dict[Path, Job] = {}
@@ -124,7 +125,7 @@ def jobs_of(runs: list[Settings]) -> list[Job]:
         language = perturb.get(settings.language)
         settings = with_corpus(settings, language)
         text = Settings(**{name: getattr(settings, name) for name in _OF_TEXT})
-        folder = tokenizer_training.folder_of(settings, version(text))
+        folder = tokenizer_training.folder_of(settings, version(text), open_corpus)
         tokenizer = Tokenizer(language.markers, folder)
         identity = identity_of(settings, language, tokenizer, version(text))
         identity["tokenizer"] = tokenizer_training.record_of(tokenizer, folder)
@@ -176,7 +177,7 @@ def identity_of(
     if language.hops:
         annotator = {"annotator": "files"}
         if not settings.annotations:
-            folder = annotate.folder_of(settings, version, language.reads_heads)
+            folder = annotate.folder_of(settings, version, heads=language.hops == "phrases")
             annotator = annotate.identity_of(folder)
     return {
         "language": settings.language,
@@ -193,11 +194,11 @@ def identity_of(
     }
 
 
-def prepare(jobs: list[Job]) -> None:
+def prepare(jobs: list[Job], open_corpus: corpus.Open) -> None:
     """Write the token files of languages that read the same sentences, and then each meta.json."""
     start = time.perf_counter()
     settings = jobs[0].settings
-    splits = {} if settings.annotations else corpus.open_corpus(settings)
+    splits = {} if settings.annotations else open_corpus(settings)
     if settings.segmenter == "sentencex" and (rules := natural.about_rules(settings.text_language)):
         print(rules)
     with contextlib.ExitStack() as stack:
@@ -232,7 +233,7 @@ def prepare(jobs: list[Job]) -> None:
 def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
     """Yield a function that returns the original sentences of a split, given its name."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
-    heads = job.language.reads_heads
+    heads = hops == "phrases"
     if not hops:
         yield lambda split: sentences.read(splits[split], settings, tokenizer, job.language.space)
         return

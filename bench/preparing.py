@@ -27,7 +27,7 @@ _CHUNK = 50_000  # sentences encoded in one go
 
 def text_of(corpus: str, megabytes: int) -> str:
     """The lines of a corpus, repeated to about `megabytes` MB (0: all of them, once)."""
-    splits = corpora.open_corpus(Settings(corpus=corpus)).values()
+    splits = corpora.open_corpus(corpora.normal(Settings(corpus=corpus))).values()
     parts = (part for split in splits for part in split.parts())
     text = "".join(f"{line}\n" for part in parts for line in part.lines)
     return text * max(1, megabytes * 10**6 // len(text.encode()))

@@ -56,14 +56,15 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
     return attempts(call)
 
 
-def ask(what: str, call: Callable[[], _T], advice: str) -> _T:
+def ask(what: str, call: Callable[[], _T], advice: str, *kinds: type[Exception]) -> _T:
     """The result of `patiently`, for a call that reads from the Hub.
 
-    Raises UserError with the reason and the advice if it fails, or an OSError of the local disk.
+    Raises UserError with the reason and the advice if it fails or raises an error of these kinds,
+    or an OSError of the local disk.
     """
     try:
         return patiently(what, call)
-    except ERRORS as error:
+    except (*ERRORS, *kinds) as error:
         if is_of_disk(error):
             raise
         raise UserError(f"{what} could not be read from the Hub ({text_of(error)}). {advice}")

@@ -46,6 +46,20 @@ def require_own(folder: Path, record: Path, names: Iterable[str] = ()) -> None:
             )
 
 
+def recorded_in(folder: Path, since_ns: int = 0) -> dict[str, str]:
+    """The SHA-256 of the records in a folder and its subfolders, and of the files that they list.
+
+    By path from the folder. since_ns: the time from which on the records were written.
+    """
+    results = {}
+    for record in [*folder.glob(".*.json"), *folder.glob("*/.*.json")]:
+        if record.stat().st_mtime_ns >= since_ns:
+            _, hashes = read_record(record)
+            for name, sha256 in {record.name: files.sha256(record), **hashes}.items():
+                results[(record.parent / name).relative_to(folder).as_posix()] = sha256
+    return results
+
+
 def read_record(record: Path) -> tuple[str, dict[str, str]]:
     """The source and the SHA-256 of each recorded file; empty if the record is not readable."""
     try:

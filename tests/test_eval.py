@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from conftest import fail, kill, start, succeed, write_config
+from documented import require_explained
 from hub import Hub, asked_here, serve
 
 import perturb
@@ -487,6 +488,8 @@ def test_tables_of_sentences_and_tokens_are_long_and_joint(copied: Path, tmp_pat
         assert set(joint["drop_duplicates"]) == {0}, "no word for a number"
     for path in tmp_path.rglob("*.csv"):
         assert str(tmp_path) not in path.read_text(encoding="utf-8"), "no local path"
+    names = ("perplexity", "perplexity_means", "sentences", "surprisals", "entropies")
+    assert {f"{name}.csv" for name in names} == require_explained(tmp_path / "joint")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

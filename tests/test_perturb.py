@@ -21,8 +21,8 @@ HOPS = {"no_hop", "token_hop", "word_hop", "phrase_hop"}
 ON_TOKENS = sorted(plain.LANGUAGES)
 IN_WORDS = sorted(f"{name}_words" for name in ON_TOKENS)
 NAMES = st.sampled_from(ON_TOKENS)
-ONE = Ids([MARKER], np.empty(0, bool))  # tokens that move one by one need not begin a word
-TWO = Ids([MARKER, MARKER + 1], np.empty(0, bool))
+NONE = np.empty(0, bool)  # tokens that move one by one need not begin a word
+ONE, TWO = (Ids(ids, NONE, NONE) for ids in ([MARKER], [MARKER, MARKER + 1]))
 TOKENIZER = Tokenizer([perturb.REVERSE])
 
 
@@ -204,6 +204,29 @@ def test_a_sentence_encoded_without_a_space_is_refused_where_words_move() -> Non
         LANGUAGES["no_shuffle_words"].apply(
             from_lengths(tokens, lengths), TOKENIZER.ids, np.random.default_rng(0)
         )
+
+
+def test_a_language_reads_the_text_of_tokens_or_words_in_any_tokenizer() -> None:
+    def by_text(s: Sentences, markers: list[int], rng: object, text: np.ndarray) -> Sentences:
+        parts = [[*sorted(part, key=lambda i: text[i]), *markers] for part in nested(s)]
+        return from_lengths(np.concatenate(parts), np.array(list(map(len, parts))))
+
+    def undone(tokens: np.ndarray, markers: list[int], text: np.ndarray) -> np.ndarray:
+        assert text[markers[0]] == "🅇"
+        kept = tokens.tolist()
+        kept.remove(markers[0])
+        return np.array(sorted(kept, key=lambda i: text[i], reverse=True))
+
+    text = np.array(["c", " b", "a", " a", "", "🅇"], object)
+    ids = Ids([5], np.array([False, True, False, True, False, True]), text)
+    mine = Language("Mine", by_text, "in order", ("🅇",), reads_text=True, invert=undone)
+    original = flat([[1, 0, 3, 2], [3, 1]])  # " bc aa", " a b"
+    assert nested(mine.apply(original, ids, None)) == [[3, 1, 2, 0, 5], [3, 1, 5]]
+    mine = perturb.in_words(mine)
+    assert nested(mine.apply(original, ids, None)) == [[3, 2, 1, 0, 5], [3, 1, 5]]
+    assert mine.undo(np.array([3, 2, 1, 0, 5]), ids).tolist() == [1, 0, 3, 2]
+    with pytest.raises(NoWayBack, match="the inverse ended in ValueError"):
+        mine.undo(np.array([3, 2, 1, 0]), ids)
 
 
 def test_a_language_in_words_is_a_row_of_its_own_with_a_control_of_its_own() -> None:

@@ -225,7 +225,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_nothing_that_looks_whole(
     tmp_path: Path,
 ) -> None:
     def command(name: Path) -> tuple[str, ...]:
-        return ("prepare.py", "--corpus=sotu", "--sotu_years=1850-2020", f"--data_dir={name}")
+        return ("prepare.py", "--corpus=sotu", "--sotu_years=1930-2020", f"--data_dir={name}")
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
@@ -409,6 +409,8 @@ def undone(name: str, sentence: list[int]) -> list[int]:
         }[name]
     if name == "nondeterministic_shuffle":
         return sentence
+    if name.endswith("_negation"):
+        return [token for token in sentence if token != plain.MARKER]
     order = plain.perturb(name, [list(range(len(sentence)))])[0]
     old = [0] * len(sentence)
     for new, place in enumerate(order):

@@ -175,7 +175,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.references += [value or "" for name, value in attrs if name == "src"]
         if tag not in ("meta", "img"):
             self.open.append(tag)
 

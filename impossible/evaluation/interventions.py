@@ -10,13 +10,11 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from pluralizer import Pluralizer
-from torch import nn
 
 from impossible.distributed import World
 from impossible.evaluation import perplexity, scoring
@@ -30,7 +28,6 @@ CELL = ["step", "layer", "position", "role"]
 _ROLES = np.array(["determiner", "subject", "verb", *(f"verb + {i}" for i in range(1, 5))])
 _READ = {"no_hop": 3, "token_hop": 7, "word_hop": 7}  # tokens before the marker
 _ENOUGH = 50  # pairs
-_CHUNK = 256  # pairs at a time: 66 MB of outputs of the blocks of GPT-2 Small
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
@@ -137,53 +134,35 @@ def plural_of(ids: list[int], tokenizer: Tokenizer, pluralizer: Pluralizer) -> l
     return plural if len(plural) == len(ids) and plural != ids else []
 
 
+@torch.inference_mode()
 def _interchanged(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     """The losses of both markers after each base, (1 + L * T, 2, N), flattened.
 
-    Row 0 is without an intervention, the others by layer and position. All processes take part.
+    Row 0 is without an intervention, the others by layer and position. Each process computes all:
+    there are too few tokens to divide.
     """
-    grid = torch.from_numpy(np.stack(sequences.parts).astype(np.int64))[:, :-1].to(scorer.device)
-    chunks = torch.stack(grid.chunk(2), 1).split(_CHUNK)  # each (B, 2, T)
-    markers = [*sequences.tokenizer.markers.values()]
-    own = [_of_chunk(scorer, chunk, markers) for chunk in chunks[world.rank :: world.size]]
-    parts = world.gather(own)
-    ordered = [parts[i % world.size][i // world.size] for i in range(len(chunks))]
-    return np.concatenate(ordered, axis=-1).ravel()
-
-
-@torch.inference_mode()
-def _of_chunk(scorer: Scorer, pairs: torch.Tensor, markers: list[int]) -> np.ndarray:
-    """The losses of both markers after each base, (1 + L * T, 2, B).
-
-    pairs: bases and sources, (B, 2, T) int64.
-    """
-    (base, source), length = pairs.unbind(1), pairs.shape[-1]
-    targets = torch.tensor(markers, device=scorer.device).repeat_interleave(len(base))
+    grid = torch.from_numpy(np.stack(sequences.parts).astype(np.int64)).to(scorer.device)
+    (base, source), markers = grid[:, :-1].chunk(2), grid[:, -1]  # (N, T) each, and (2 * N,)
 
     def of_markers(tokens: torch.Tensor) -> torch.Tensor:
-        last = scorer.body(tokens)[:, -1]  # (B, C)
-        return scoring.token_losses(last.repeat(2, 1), scorer.head, targets).view(2, -1)
+        last = scorer.body(tokens)[:, -1]  # (N, C)
+        return scoring.token_losses(last.repeat(2, 1), scorer.head, markers).view(2, -1)
 
-    kept: list[torch.Tensor] = []  # the output of each block for the sources, (B, T, C)
+    def exchanged(
+        block: torch.nn.Module, of_source: torch.Tensor, is_here: torch.Tensor
+    ) -> torch.Tensor:
+        with block.register_forward_hook(lambda *of: torch.where(is_here, of_source, of[-1])):
+            return of_markers(base)
+
+    kept: list[torch.Tensor] = []  # the output of each block for the sources, (N, T, C)
     hooks = [b.register_forward_hook(lambda *of: kept.append(of[-1])) for b in scorer.blocks]
     of_markers(source)
     for hook in hooks:
         hook.remove()
-    losses = [of_markers(base)]
-    for block, output in zip(scorer.blocks, kept, strict=True):
-        for position in range(length):
-            with block.register_forward_hook(partial(_replace, output, position)):
-                losses.append(of_markers(base))
-    return torch.stack(losses).cpu().numpy()
-
-
-def _replace(
-    values: torch.Tensor, position: int, block: nn.Module, inputs: tuple, output: torch.Tensor
-) -> torch.Tensor:
-    """A hook that replaces the output of a block, (B, T, C), with `values` at one position."""
-    output = output.clone()
-    output[:, position] = values[:, position]
-    return output
+    blocks = zip(scorer.blocks, kept, strict=True)
+    places = torch.eye(base.shape[1], dtype=torch.bool, device=scorer.device).unsqueeze(2)
+    losses = [exchanged(*block, is_here) for block in blocks for is_here in places]
+    return torch.stack([of_markers(base), *losses]).cpu().numpy().ravel()
 
 
 def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:

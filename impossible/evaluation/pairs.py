@@ -6,15 +6,13 @@ right if the log-probabilities of the grammatical sentence have the higher sum.
 """
 
 import functools
-import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 
@@ -27,21 +25,17 @@ from impossible.evaluation.scores import Scores, Source, language_of
 from impossible.evaluation.scoring import Sequences, sentence_losses, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
-from impossible.text.arrays import Ids, Sentences, from_lengths
+from impossible.text.arrays import Ids, Sentences
 from impossible.text.corpus import on_hub
+from impossible.text.sampling import commit_of
 from impossible.text.token_files import ALL_GENRES as TOTAL
 from impossible.text.tokenizer import Tokenizer
-from impossible.text.verbs import annotated, encoded
 
-BLIMP, _REPO = "blimp", "nyu-mll/blimp"  # Warstadt et al. 2020
-COMMIT = "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
+_REPO, COMMIT = "nyu-mll/blimp", "877fba0801ffb7cbd8c39c1ff314a46f053f6036"
+_BLIMP = f"hf:{_REPO}@{COMMIT}"  # Warstadt et al. 2020
 _FILES, _PARADIGMS = "*/*.parquet", 67
 _GOOD, _BAD = "sentence_good", "sentence_bad"
 _MULTIBLIMP, _MULTIBLIMP_COLUMNS = "hf:jumelet/multiblimp:", "sen,wrong_sen"  # Jumelet et al. 2025
-_NOT_ON_HUB = (
-    "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out. Check the name and the network; "
-    "without one, name jsonl files: --pairs=FOLDER"
-)
 
 
 class Pair(NamedTuple):
@@ -59,13 +53,13 @@ class Pair(NamedTuple):
 
 @functools.lru_cache(1)
 def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list[Pair]:
-    """The pairs of a dataset on the Hub (`blimp`, hf:...), of a jsonl file or a folder of them.
+    """The pairs of a dataset on the Hub (hf:...), of a jsonl file or a folder of them.
 
     place: a name that depends on the content, so that files that have changed are read again.
     columns: the names of both sentences' columns, as GOOD,BAD. Raises UserError if there are no
     pairs, for a line that is not a pair, and for two of one paradigm with the same name.
     """
-    if source == BLIMP:
+    if source == _BLIMP:
         lines = list(_of_blimp())
     elif source.startswith("hf:"):
         lines = list(_of_dataset(source))
@@ -74,8 +68,8 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
     if not lines:
         raise UserError(f"pairs = {source!r} holds no minimal pair. Expected jsonl files.")
     first: dict[tuple[str, str], str] = {}
-    good, _, bad = columns.partition(",")
-    pairs = [_pair(*line, good.strip(), bad.strip()) for line in lines]
+    names = [name.strip() for name in columns.split(",")]
+    pairs = [_pair(*line, *names) for line in lines]
     for pair, (where, *_) in zip(pairs, lines, strict=True):
         before = first.setdefault((pair.paradigm, pair.item), where)
         if before != where:
@@ -85,7 +79,7 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
                 "paradigms, give each file a UID or a name of its own: the paradigm is the UID, or "
                 "else the name of the file."
             )
-    texts = ((where, row[name.strip()]) for where, row, *_ in lines for name in (good, bad))
+    texts = ((where, row[name]) for where, row, *_ in lines for name in names)
     rows.print_replaced_spaces(texts)
     return pairs
 
@@ -121,9 +115,7 @@ def _of_blimp() -> Iterator[_Line]:
         return len(list(folder.glob(_FILES))) == _PARADIGMS
 
     fetch = functools.partial(asking.dataset_folder, _REPO, COMMIT, [_FILES], is_complete)
-    advice = "Without a network, name a folder of its jsonl files: --pairs=FOLDER"
-    folder = asking.ask("BLiMP", fetch, advice)
-    for path in sorted(folder.glob(_FILES)):
+    for path in sorted(_asked(_BLIMP, fetch).glob(_FILES)):
         with open(path, "rb") as file:  # pyarrow takes every path for UTF-8
             table = pq.read_table(file).to_pylist()
         for number, row in enumerate(table):
@@ -135,10 +127,9 @@ def _of_blimp() -> Iterator[_Line]:
 def _on_hub(name: str) -> tuple[str, str | None, str]:
     """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
     repo, options = on_hub(name)
-    revision = options["revision"]
-    info = functools.partial(huggingface_hub.dataset_info, repo, revision=revision)
-    commit = asking.ask(f"the dataset {name}", info, _NOT_ON_HUB).sha
-    if revision != commit:
+    find = functools.partial(commit_of, repo, options["revision"])
+    commit = _asked(name, find)
+    if options["revision"] != commit:
         print(f"to read the same pairs later: --pairs={name.partition('@')[0]}@{commit}")
     return repo, options["name"], commit
 
@@ -149,11 +140,18 @@ def _of_dataset(name: str) -> Iterator[_Line]:
 
     repo, config, commit = _on_hub(name)
     load = functools.partial(datasets.load_dataset, repo, config, revision=commit)
-    number = itertools.count()
-    for split, of_split in asking.ask(f"the dataset {name}", load, _NOT_ON_HUB).items():
-        for row in of_split:
-            item = next(number)
-            yield f"{repo}, {split}, row {item}", row, config or repo.partition("/")[2], str(item)
+    places = ((split, row) for split, table in _asked(name, load).items() for row in table)
+    for item, (split, row) in enumerate(places):
+        yield f"{repo}, {split}, row {item}", row, config or repo.partition("/")[2], str(item)
+
+
+def _asked(name: str, call: Callable[[], Any]) -> Any:
+    """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
+    from datasets.exceptions import DatasetsError
+
+    advice = "Check the name (for hf:, USER/NAME:CONFIG, no split empty) and the network. Without "
+    advice += "a network, name a folder of jsonl files: --pairs=FOLDER"
+    return asking.ask(f"the dataset {name}", call, advice, DatasetsError)
 
 
 def _pair(
@@ -186,9 +184,7 @@ def _pair(
 def source(settings: Settings) -> Source:
     """The source of the pairs that the settings name. Raises UserError if it does not exist."""
     name = _name_of(settings)
-    if name == BLIMP:
-        place = f"{BLIMP}-{COMMIT[:8]}"
-    elif name.startswith("hf:"):
+    if name.startswith("hf:"):
         repo, config, commit = _on_hub(name)
         place = "-".join(filter(None, [repo.partition("/")[2] or repo, config, commit[:8]]))
     else:
@@ -199,8 +195,10 @@ def source(settings: Settings) -> Source:
 
 
 def _name_of(settings: Settings) -> str:
-    """The setting `pairs`; for multiblimp:CODE, the name of the dataset and its configuration."""
-    return re.sub("^multiblimp:", _MULTIBLIMP, settings.pairs)
+    """The setting `pairs`, with the names of the datasets for blimp and multiblimp:CODE."""
+    return (
+        _BLIMP if settings.pairs == "blimp" else re.sub("^multiblimp:", _MULTIBLIMP, settings.pairs)
+    )
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
@@ -234,8 +232,8 @@ def perturbed(
     if leading_space and rule.hops:
         raise UserError("the *Hop languages join words anew: leave --leading_space out.")
     space = rule.space or " " * leading_space
-    good = _encoded([space + pair.good for pair in pairs], rule, tokenizer)
-    bad = _encoded([space + pair.bad for pair in pairs], rule, tokenizer)
+    good = annotate.encoded([space + pair.good for pair in pairs], tokenizer, rule.hops)
+    bad = annotate.encoded([space + pair.bad for pair in pairs], tokenizer, rule.hops)
     ids, kept, parts = tokenizer.ids, [], []
     for i in np.flatnonzero(_can_be_compared(rule, good, bad, ids)).tolist():
         # The draw of a pair is the same whatever other pairs there are.
@@ -264,14 +262,6 @@ def _can_be_compared(
         lengths = (np.diff(rule.starts(s, ids).searchsorted(s.offsets)) for s in (good, bad))
         is_kept &= np.equal(*lengths)
     return is_kept
-
-
-def _encoded(texts: list[str], rule: perturb.Language, tokenizer: Tokenizer) -> Sentences:
-    if not rule.hops:
-        return from_lengths(*tokenizer.encode(texts))
-    words = zip(annotate.words_of(texts), texts, strict=True)
-    sentences = [annotated(words_of, text, annotate.NAME) for words_of, text in words]
-    return encoded(sentences, tokenizer, rule.hops)
 
 
 def on_common(scores: list[Scores]) -> list[Scores]:

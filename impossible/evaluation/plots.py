@@ -151,7 +151,7 @@ def draw_heat_maps(curves: pd.DataFrame, label: str, path: Path) -> str:
     figure = _empty((2.1 * _WIDTH, 0.6 + 2.3 * len(labelled)))
     grid = figure.subplots(len(labelled), len(_SHOWN), squeeze=False)
     for row, (name, rows) in zip(grid, labelled, strict=True):
-        row[0].set_ylabel(textwrap.fill(name, 26) + "\nlayer", parse_math=False)
+        row[0].set_ylabel(_wrapped(name, 26) + "\nlayer", parse_math=False)
         roles, steps = rows["role"].unique(), _shown(rows["step"].unique())
         for axes, step in zip(row, steps, strict=False):
             values = rows[rows["step"] == step].pivot(index="layer", columns="position")["mean"]
@@ -172,7 +172,10 @@ def _write(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG and, for print, beside it as PDF."""
     with files.atomic_write(path) as file:
         figure.canvas.print_png(file)
-    with files.atomic_write(path.with_suffix(".pdf")) as file:
+    from matplotlib import rc_context
+
+    # TrueType: publishers refuse Type 3 fonts, matplotlib's default.
+    with files.atomic_write(path.with_suffix(".pdf")) as file, rc_context({"pdf.fonttype": 42}):
         figure.savefig(file, format="pdf", metadata={"CreationDate": None})
 
 
@@ -192,11 +195,17 @@ def _labelled(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return list(curves.groupby(labels, sort=False))
 
 
+def _wrapped(label: str, width: int) -> str:
+    """A label in lines of up to `width` characters, in which the number of seeds is not split."""
+    head, number, tail = label.partition("(n = ")
+    return textwrap.fill(head + (number + tail).replace(" ", "\xa0"), width)
+
+
 def figure_of(
     curves: pd.DataFrame, y_label: str, logarithmic: bool = False, level: float | None = None
 ) -> "Figure":
     """The figure of `draw`, not yet written, with an Agg canvas."""
-    labelled = [(textwrap.fill(label, 50), rows) for label, rows in _labelled(curves)]
+    labelled = [(_wrapped(label, 50), rows) for label, rows in _labelled(curves)]
     lines = sum(label.count("\n") + 1 for label, _ in labelled)
     figure = _empty((_WIDTH, 3.0 + 0.2 * lines))
     axes = figure.add_subplot()
@@ -209,7 +218,7 @@ def figure_of(
         _set_logarithmic(axes)
     if level is not None:
         axes.axhline(level, color="black", linewidth=0.8, zorder=0)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(textwrap.fill(y_label, 36))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(loc="outside lower center", frameon=False)  # where it hides no curve

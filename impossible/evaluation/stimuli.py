@@ -6,7 +6,6 @@ predicted from <|endoftext|>. In all conditions of an item, the marker has the s
 tokens of sentences of one length are shuffled alike.
 """
 
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import regex
 
 import perturb
 from impossible.evaluation import rows
@@ -24,12 +24,13 @@ from impossible.evaluation.scoring import Sequences, sentences_of
 from impossible.settings import Settings, UserError
 from impossible.text import annotate
 from impossible.text.arrays import Sentences
+from impossible.text.natural import OF_WORD
 from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import Word, annotated, encoded
 from perturb import PLURAL, REVERSE, SINGULAR, Language
 
 # The ends of a whole word: `can` is no word of `can't`, nor `well` of `well-known`.
-_WORD_BEFORE, _WORD_AFTER = r"(?<!\w)(?<!\w['’-])", r"(?!\w|['’-]\w)"
+_WORD_BEFORE, _WORD_AFTER = rf"(?<!{OF_WORD})(?<!{OF_WORD}['’-])", rf"(?!{OF_WORD}|['’-]{OF_WORD})"
 
 
 class Prepared(NamedTuple):
@@ -195,13 +196,13 @@ def _inside(
     """Whether each token lies in a region, (n,) bool. Raises UserError if it cannot be located."""
     part = region.text
     for marker in markers:  # the space before a marker is dropped
-        part = re.sub(rf"\s+{marker}", marker, part)
-    pattern, kind = re.escape(part), ""
+        part = regex.sub(rf"\s+{marker}", marker, part)
+    pattern, kind = regex.escape(part), ""
     if not stimulus.perturbed:  # in a perturbed one, there may be no space between words
-        before = _WORD_BEFORE if re.match(r"\w", part[0]) else ""
-        after = _WORD_AFTER if re.match(r"\w", part[-1]) else ""
+        before = _WORD_BEFORE if regex.match(OF_WORD, part[0]) else ""
+        after = _WORD_AFTER if regex.match(OF_WORD, part[-1]) else ""
         pattern, kind = before + pattern + after, " as whole words"
-    starts = [match.start() for match in re.finditer(f"(?={pattern})", text)]
+    starts = [match.start() for match in regex.finditer(f"(?={pattern})", text)]
     number = region.occurrence or int(len(starts) == 1)
     if not 1 <= number <= len(starts):
         known = f"{region.counted} = {region.occurrence}" if region.occurrence else "none"

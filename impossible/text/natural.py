@@ -116,5 +116,13 @@ def _scripts(code: str) -> list[str]:
 
 def _count(letters: str, scripts: Iterable[str]) -> int:
     """The number of letters that are in one of the scripts."""
-    parts = [part for script in scripts for part in _PARTS.get(script, [script])]
-    return len(regex.findall("|".join(rf"\p{{Script={part}}}" for part in parts), letters))
+    return len(regex.findall(f"[{_pattern(scripts)}]", letters))
+
+
+def _pattern(scripts: Iterable[str]) -> str:
+    """Scripts as a part of a set of characters in a pattern of `regex`."""
+    parts = (part for script in scripts for part in _PARTS.get(script, [script]))
+    return "".join(rf"\p{{Script={part}}}" for part in parts)
+
+
+OF_WORD = rf"[^\W{_pattern(_WITHOUT_SPACES)}]"  # a character of a word between spaces

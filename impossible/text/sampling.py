@@ -28,8 +28,7 @@ _PIECES = 64  # least number of row groups that a sample comes from
 def of_rows(rows: "datasets.Dataset", column: str, limit: int) -> "datasets.Dataset":
     """Random rows, in order, with `limit` bytes of text in a column; all rows if they have less."""
     order = np.random.default_rng(SEED).permutation(len(rows))
-    drawn = _first(limit, rows.data[column], order)
-    return rows.select(np.sort(drawn)).flatten_indices()
+    return rows.select(np.sort(_first(limit, rows.data[column], order))).flatten_indices()
 
 
 def of_hub(
@@ -43,10 +42,8 @@ def of_hub(
     """
     import datasets
     import pyarrow as pa
-    from huggingface_hub import dataset_info
 
-    if not re.fullmatch("[0-9a-f]{40}", options["revision"] or ""):
-        options = options | {"revision": dataset_info(repo, revision=options["revision"]).sha}
+    options = options | {"revision": commit_of(repo, options["revision"])}
     schema = pa.schema([(column, pa.large_string()) for column in columns])
     key = json.dumps([repo, options, columns, limit, SEED])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -64,8 +61,15 @@ def of_hub(
                     for table in _tables(urls, columns, limit):
                         writer.write_table(table.cast(schema))
             files.write_json(folder / _COMPLETE, {"sample": key})
-    paths = folder.glob("*.arrow")
-    return {path.stem: datasets.Dataset.from_file(str(path)) for path in paths}
+    return {path.stem: datasets.Dataset.from_file(str(path)) for path in folder.glob("*.arrow")}
+
+
+def commit_of(repo: str, revision: str | None) -> str:
+    """The commit of a dataset's revision (None: the latest); a commit needs no network."""
+    from huggingface_hub import dataset_info
+
+    is_commit = re.fullmatch("[0-9a-f]{40}", revision or "")
+    return revision if is_commit else dataset_info(repo, revision=revision).sha
 
 
 def require_text(columns: Sequence[str], features: dict[str, Any], where: str) -> None:

@@ -44,6 +44,7 @@ class Tokenizer:
         """Read the files in a folder (None: GPT-2's own). Raises UserError for other layouts."""
         self.paths = _gpt2_files() if folder is None else [folder / name for name in TOKENIZER]
         ranks = _ranks(*self.paths)
+        self._tokens = list(ranks)  # their bytes, in the order of their ids
         self.end_of_text = len(ranks)  # the id of <|endoftext|>; the markers have the next ones
         self.markers = {marker: self.end_of_text + i for i, marker in enumerate(markers, 1)}
         self.vocab_size = self.end_of_text + 1 + len(self.markers)
@@ -67,8 +68,8 @@ class Tokenizer:
 
         Markers and <|endoftext|> do not count.
         """
-        tokens = map(self.bytes_of, range(self.end_of_text))
-        return hashlib.sha256(b"".join(b"%d %s" % (len(t), t) for t in tokens)).hexdigest()
+        tokens = (b"%d %s" % (len(token), token) for token in self._tokens)
+        return hashlib.sha256(b"".join(tokens)).hexdigest()
 
     def bytes_of(self, token: int) -> bytes:
         """The text of one token, in UTF-8; a token may be a part of a character."""
@@ -77,15 +78,17 @@ class Tokenizer:
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """The length in bytes of each token, (vocab_size,) int64: 0 for special tokens."""
-        lengths = [len(self.bytes_of(token)) for token in range(self.end_of_text)]
+        lengths = list(map(len, self._tokens))
         return np.array(lengths + [0] * (self.vocab_size - self.end_of_text), np.int64)
 
     @functools.cached_property
     def ids(self) -> Ids:
-        """The ids of the markers, and which tokens begin a word."""
-        begins_word = [self.bytes_of(token).startswith(b" ") for token in range(self.end_of_text)]
+        """The ids of the markers, which tokens begin a word, and the text of each."""
+        pieces = [token.decode("utf-8", "replace") for token in self._tokens]
+        text = np.array([*pieces, END_OF_TEXT, *self.markers], object)
+        begins_word = [piece.startswith(" ") for piece in pieces]
         begins_word += [False, *(True for _ in self.markers)]
-        return Ids(list(self.markers.values()), np.array(begins_word))
+        return Ids(list(self.markers.values()), np.array(begins_word), text)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode each sentence on its own, with no leading space and no special tokens.
@@ -130,12 +133,9 @@ class Tokenizer:
 
         Spaces before a marker are dropped. Nothing else becomes a special token.
         """
-        tokens: list[int] = []
-        pattern = "|".join(rf"\s*{re.escape(marker)}" for marker in self.markers) or "(?!)"
-        for part in re.split(f"({pattern})", text):
-            marker = self.markers.get(part.strip())
-            tokens += self.encode_ordinary(part) if marker is None else [marker]
-        return tokens
+        pattern = "|".join(map(re.escape, self.markers)) or "(?!)"
+        text = re.sub(rf"\s+({pattern})", r"\1", text)
+        return self._encode(text, set(self.markers)).tolist()
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; bytes that are not a whole character become U+FFFD."""
@@ -177,9 +177,8 @@ def write_transformers_files(folder: Path, tokenizer: Tokenizer, context: int) -
     added = {}
     for content, token in ({END_OF_TEXT: tokenizer.end_of_text} | tokenizer.markers).items():
         is_marker = content != END_OF_TEXT
-        flags = {"single_word": False, "lstrip": is_marker, "rstrip": False}
-        flags |= {"normalized": is_marker, "special": not is_marker}
-        added[token] = {"content": content} | flags
+        added[token] = {"content": content, "single_word": False, "lstrip": is_marker}
+        added[token] |= {"rstrip": False, "normalized": is_marker, "special": not is_marker}
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,

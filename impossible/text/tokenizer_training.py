@@ -12,8 +12,7 @@ from typing import Any
 
 from impossible import files
 from impossible.settings import Settings, UserError
-from impossible.text import corpus
-from impossible.text.corpus import Split
+from impossible.text.corpus import Open, Split
 from impossible.text.token_files import TOKENIZER
 from impossible.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -21,7 +20,7 @@ ABOUT = "tokenizer_training.json"  # describes the training text; beside TOKENIZ
 _MOST = 1 << 27  # bytes of text to train on: of a larger corpus, parts at equal distances
 
 
-def folder_of(settings: Settings, corpus_version: str) -> Path | None:
+def folder_of(settings: Settings, corpus_version: str, open_corpus: Open) -> Path | None:
     """The folder with the tokenizer that the settings name, trained if need be; None: GPT-2's.
 
     Raises UserError for a folder without a tokenizer, and if the text is too short.
@@ -43,7 +42,7 @@ def folder_of(settings: Settings, corpus_version: str) -> Path | None:
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         if not (folder / ABOUT).exists():  # it is written last
-            split = corpus.open_corpus(settings)["train"]
+            split = open_corpus(settings)["train"]
             print(f"training a tokenizer of {settings.vocab_size:,} tokens in {folder}", flush=True)
             size = _train(split, settings.vocab_size, folder)
             files.write_json(folder / ABOUT, about | {"bytes": size, "corpus_bytes": split.size})

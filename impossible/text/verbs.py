@@ -7,12 +7,12 @@ is encoded from "Hello , world ." and not from the original text.
 
 import string
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from impossible.settings import UserError
-from impossible.text.arrays import Sentences, Verbs, from_lengths
+from impossible.text.arrays import Hops, Sentences, Verbs, from_lengths
 from impossible.text.corpus import Part
 from impossible.text.sentences import EncodedPart
 from impossible.text.tokenizer import Tokenizer
@@ -28,8 +28,6 @@ _HOP = 4  # words, of which the verb itself is the first
 # Relations that begin no phrase of a verb, in spaCy's labels and in Universal Dependencies:
 # punctuation, and what is coordinated with the verb.
 _NO_PHRASE = ("punct", "cc", "conj")
-
-Hops = Literal["tokens", "words", "phrases"]  # what a language counts from verb to marker
 
 
 class Word(NamedTuple):
@@ -210,13 +208,17 @@ def _phrase_end(
             break
     else:
         return end
-    words = [i for i, relation in enumerate(relations) if relation != "punct"]
-    phrase: set[int] = set()
-    growing = {first}
-    while growing:
-        phrase |= growing
-        growing = {i for i in words if heads[i] - 1 in phrase} - phrase
-    return _unit_end(items, max(phrase))
+    words = [number for number, relation in enumerate(relations, 1) if relation != "punct"]
+    return _unit_end(items, max(with_dependents(first + 1, words, heads)) - 1)
+
+
+def with_dependents(top: int, words: Iterable[int], heads: Sequence[int | None]) -> set[int]:
+    """The number of a word (0: the root) and of all `words` that depend on it, even indirectly."""
+    result, new = set(), {top}
+    while new:
+        result |= new
+        new = {number for number in words if heads[number - 1] in result} - result
+    return result
 
 
 def _unit_end(items: Sequence[str], place: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import fail, succeed, write_config
+from documented import require_explained
 
 from impossible.evaluation import markers, perplexity
 from impossible.evaluation.models import Series
@@ -101,6 +102,8 @@ def test_seeds_are_summarized_and_paired_with_those_of_the_control(
     table = pd.read_csv(tmp_path / "joint" / "markers.csv")
     values = table.pivot_table(values="difference", index="seed", columns="test_language")
     means = pd.read_csv(tmp_path / "joint" / "markers_means.csv")
+    names = {f"markers{kind}.csv" for kind in ("", "_means", "_differences")}
+    assert names == require_explained(tmp_path / "joint")
     for row in means.itertuples():
         own = values["no_hop" if row.label == "NoHop" else "token_hop"]
         half = 12.706205 * own.std(ddof=1) / 2**0.5  # t(0.975, 1) by tables

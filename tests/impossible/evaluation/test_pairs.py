@@ -1,4 +1,4 @@
-"""Minimal pairs: English ones as the harness scores them, others as a plain implementation does."""
+"""Minimal pairs, compared with lm-evaluation-harness and, if reversed, a plain implementation."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, fail, succeed, write_config
+from documented import require_explained
 from hub import Hub, asked_here, serve
 
 import perturb
@@ -45,6 +46,7 @@ PAIRS = {
         (f"Some {noun}s saw Mary.", f"Saw Mary some quite old {noun}s.") for noun in NOUNS
     ],  # of unequal length
 }
+TURKISH = [("Köpek uyuyor.", "Köpek uyuyoruz."), ("Kediler uyuyor.", "Kediler uyuyorsun.")]
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +98,28 @@ def evaluated(config: Path, *options: str, tmp_path: Path) -> pd.DataFrame:
 
 
 @pytest.mark.timeout(240)
-def test_english_pairs_get_what_lm_evaluation_harness_gives_them(
+def test_pairs_get_what_lm_evaluation_harness_gives_them(
     runs: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
+    """For BLiMP, the harness puts a space before each sentence; for MultiBLiMP, it does not."""
+    turkish = tmp_path / "mine" / "multiblimp_tur.jsonl"
+    write_pairs(turkish, *({"sen": good, "wrong_sen": bad} for good, bad in TURKISH))
     config = runs["no_shuffle"]
-    table = evaluated(config, f"--pairs={folder}", "--leading_space", tmp_path=tmp_path)
+    options = [f"--pairs={folder}", "--leading_space"]
+    tables = dict.fromkeys(PAIRS, evaluated(config, *options, tmp_path=tmp_path / "blimp"))
+    options = [f"--pairs={turkish.parent}", "--pairs_columns=sen,wrong_sen"]
+    tables[turkish.stem] = evaluated(config, *options, tmp_path=tmp_path / "multiblimp")
     export = config.parent / "out" / "hf" / "checkpoint-6"
-    files = [folder / f"{name}.jsonl" for name in PAIRS]
+    files = [*(folder / f"{name}.jsonl" for name in PAIRS), turkish]
     env = {"PYTHONPATH": str(Path(sys.prefix) / "lm-eval")}
     printed = succeed(ROOT / "tests" / "lm_eval_scores.py", export, *files, env=env)
     theirs = json.loads(printed.splitlines()[-1])
-    items = table.attrs["items"]
-    items = items[items.checkpoint == "checkpoint-6"]
-    for name, scores in theirs.items():
-        good, bad, right = np.array(scores).T
-        ours = items[items.paradigm == name]
-        assert len(ours) == len(PAIRS[name])
+    assert theirs.keys() == tables.keys()
+    for name, table in tables.items():
+        good, bad, right = np.array(theirs[name]).T
+        items = table.attrs["items"]
+        ours = items[(items.checkpoint == "checkpoint-6") & (items.paradigm == name)]
+        assert len(ours) == len(PAIRS.get(name, TURKISH))
         np.testing.assert_allclose(ours.log_probability_good, good, atol=1e-3)
         np.testing.assert_allclose(ours.log_probability_bad, bad, atol=1e-3)
         assert ours.is_right.tolist() == right.astype(bool).tolist()
@@ -250,21 +258,23 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
     module.read.cache_clear()
     with serve(Hub()) as hub, asked_here(hub, tmp_path / "empty"):
         error = fail(*command)
-    assert "name a folder of its jsonl files: --pairs=FOLDER" in error
+    assert "name a folder of jsonl files: --pairs=FOLDER" in error
 
 
 def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    texts = [("Köpek uyuyor.", "Köpek uyuyoruz."), ("Kediler uyuyor.", "Kediler uyuyorsun.")]
-    table = pa.Table.from_pylist([{"sen": a, "wrong_sen": b, "phenomenon": "SV"} for a, b in texts])
-    pq.write_table(table, tmp_path / "x.parquet")
+    rows = [{"sen": a, "wrong_sen": b, "phenomenon": "SV"} for a, b in TURKISH]
+    tree, table = {}, pa.Table.from_pylist(rows)
+    for config, some in {"tur": table, "deu": table[:0]}.items():
+        pq.write_table(some, tmp_path / "x.parquet")
+        tree[f"{config}/train-00000-of-00001.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    card = "".join(f"- config_name: {x}\n  data_files: {x}/*.parquet\n" for x in ("tur", "deu"))
+    tree["README.md"] = f"---\nconfigs:\n{card}---\n".encode()
     commit, made = "b" * 40, Hub()
-    tree = {"tur/train-00000-of-00001.parquet": (tmp_path / "x.parquet").read_bytes()}
-    card = "configs:\n- config_name: tur\n  data_files: tur/*.parquet\n"
-    tree["README.md"] = f"---\n{card}---\n".encode()
     made.add_dataset("jumelet/multiblimp", commit, tree)
-    made.repos["datasets", "jumelet/multiblimp"].branches["main"] = commit
+    repo = made.repos["datasets", "jumelet/multiblimp"]
+    repo.branches["main"] = commit
     copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
     command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
     with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
@@ -272,13 +282,21 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
         assert f"--pairs=hf:jumelet/multiblimp:tur@{commit}" in printed
         error = fail(*command, "--pairs=multiblimp:tur", "--pairs_columns=good,bad")
         assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
-        error = fail(*command, "--pairs=hf:ada/none")
-    assert "the dataset hf:ada/none could not be read from the Hub (404 " in error
-    assert "Expected hf:USER/NAME:CONFIG, where CONFIG may be left out." in error
+        assert "Available: ['tur', 'deu']" in fail(*command, "--pairs=multiblimp:tr")
+        assert "no split empty" in fail(*command, "--pairs=multiblimp:deu")
+        now = repo.commit("main", "other", repo.commits[commit].tree)
+        module._on_hub.cache_clear()
+        assert f"@{now}" in succeed(*command, "--pairs=multiblimp:tur")
+    (made := Hub()).url = "http://127.0.0.1:9"
+    with asked_here(made, tmp_path / "cache"):
+        module._on_hub.cache_clear()
+        succeed(*command, f"--pairs=multiblimp:tur@{commit}")
+    names = {path.name for path in (copy / "evaluation").iterdir()}
+    assert names == {f"pairs_multiblimp-tur-{x[:8]}" for x in (commit, now)}
     found = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}" / "pairs.csv")
     assert found.paradigm.tolist() == ["SV", "all"] and found.pairs.tolist() == [2, 2]
     items = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}/pair_items.csv")
-    assert list(zip(items.good, items.bad, strict=True)) == texts
+    assert list(zip(items.good, items.bad, strict=True)) == TURKISH
 
 
 def test_languages_are_compared_on_the_pairs_that_all_have(
@@ -297,6 +315,8 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     assert both_means.loc["partial_reverse"].nunique() == 1
     count = sum(map(len, PAIRS.values()))
     assert f"{both} of {count} pairs are evaluated in all languages" in printed
+    names = {"pairs.csv", "pair_items.csv", "pairs_means.csv"}
+    assert names == require_explained(tmp_path)
 
 
 def test_results_in_another_language_do_not_replace_those_in_the_own(

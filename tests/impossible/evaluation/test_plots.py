@@ -73,6 +73,13 @@ def test_a_dollar_in_the_name_of_a_folder_is_a_dollar(count: int) -> None:
     figure.canvas.draw()  # as mathtext, this raises an error
 
 
+def test_the_number_of_seeds_stays_in_one_line() -> None:
+    label = "PartialReverse(words) - NoReverse(words)"
+    figure = plots.figure_of(curve([1, 2], label=label).assign(n=5), "y")
+    (text,) = figure.legends[0].get_texts()
+    assert text.get_text().replace("\xa0", " ") == f"{label}\n(n = 5 seeds)"
+
+
 def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path) -> None:
     code = (
         "import pathlib, pandas as pd\n"
@@ -84,13 +91,17 @@ def test_the_backend_of_a_notebook_does_not_matter(tmp_path: Path) -> None:
     env = os.environ | {"MPLBACKEND": "module://no_such_package.backend_inline"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
     assert matplotlib.image.imread(tmp_path / "x.png").shape[2] == 4
-    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+    pdf = (tmp_path / "x.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/CIDFontType2" in pdf, "TrueType"
 
 
 def test_the_legend_covers_nothing_and_a_picture_is_written_twice_the_same(tmp_path: Path) -> None:
     curves = pd.concat([curve([1, 2], label=f"Language {i}") for i in range(3)])
-    figure = plots.figure_of(curves, "y")
+    figure = plots.figure_of(curves, "share of minimal pairs right (thin line: chance)")
     figure.canvas.draw()
+    extent = figure.axes[0].yaxis.label.get_window_extent()
+    assert extent.y0 >= 0 and extent.y1 <= figure.bbox.height, "nothing is cut off"
     (legend,) = figure.legends
     assert legend.get_window_extent().y1 < figure.axes[0].get_window_extent().y0
     texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]

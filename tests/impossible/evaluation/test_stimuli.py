@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, succeed
+from documented import require_explained
 
 import perturb
 from impossible.evaluation import stimuli
@@ -145,6 +146,7 @@ def test_surprisals_are_those_of_transformers(suffix: str, trained: Path, tmp_pa
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
     succeed("eval.py", f"--out_dir={out_dir}", f"--stimuli={path}")
     (place,) = out_dir.glob("evaluation/stimuli_mine-*/stimuli.csv")
+    assert require_explained(place.parent) == {"stimuli.csv"}
     table = pd.read_csv(place)
     assert table.step.unique().tolist() == [3, 6]
     for step in (3, 6):
@@ -377,6 +379,8 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
         ("The dog's here.", "dog's", 1),
         ("The dog's here.", "'s", 1),
         ("So-called it is.", "is", 1),
+        ("किताबें नई हैं।", "किताब", 0),
+        ("我们去公园吧。", "公园", 1),
     ],
 )
 def test_a_region_is_no_part_of_a_word(text: str, region: str, count: int) -> None:

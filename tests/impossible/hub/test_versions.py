@@ -15,6 +15,7 @@ from test_convert_to_hf import made_up, write_folder
 from impossible import checkpoint
 from impossible.settings import Settings
 from impossible.text import tokenizer_training
+from impossible.text.corpus import open_corpus
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 
 MARKER = "🅁"
@@ -54,8 +55,8 @@ def plain_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 def trained_tokenizer(folder: Path) -> Tokenizer:
     """A tokenizer of one's own, of some State of the Union addresses."""
     options = {"tokenizer": "train", "vocab_size": 2048, "data_dir": str(folder / "data")}
-    settings = Settings(corpus="sotu", sotu_years="1980-2000", **options)
-    return Tokenizer([MARKER], tokenizer_training.folder_of(settings, "speeches"))
+    settings = Settings(corpus="sotu", text_language="en", sotu_years="1980-2000", **options)
+    return Tokenizer([MARKER], tokenizer_training.folder_of(settings, "speeches", open_corpus))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from impossible import checkpoint, files
+from impossible.evaluation import interventions
 from impossible.settings import Settings, UserError, load, read_config
 from impossible.study import plan as plans
 from impossible.study.plan import OF_ONE_START, Plan
@@ -69,6 +70,20 @@ def test_evaluations_are_commands_of_the_runs_that_they_are_for(tmp_path: Path) 
     assert markers.options == ("--markers", "--device=cpu")
 
 
+def test_interventions_are_for_three_languages_and_find_the_sentences_of_two(
+    tmp_path: Path,
+) -> None:
+    assert tuple(interventions._READ) == plans._INTERVENED
+    languages = "--languages=no_hop,word_hop,phrase_hop"
+    options = ("--evaluations=perplexity,interventions", "--published_pattern", "--vary_data")
+    no_hop, _, word_hop, _, phrase_hop, _ = plan(tmp_path, languages, *options).runs
+    for run in (no_hop, word_hop):
+        assert run.commands[-1].options == ("--interventions", "--published_pattern")
+    assert phrase_hop.commands[-1].options == ()
+    # Where eval.py looks for them.
+    assert word_hop.settings.data_dir.replace("word_hop", "no_hop") == no_hop.settings.data_dir
+
+
 def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
     def first(*options: str) -> Command:
         return plan(tmp_path, *options).runs[0].commands[0]
@@ -122,6 +137,10 @@ def test_a_missing_control_is_told(tmp_path: Path) -> None:
         ("publish = 'ada/-x'", "is not the name of a repo"),
         ("publish = 'ada/" + 60 * "x" + "'", "PREFIX has up to 59 characters"),
         ("evaluations = ['stimuli=gone.csv']", "there is no file gone.csv"),
+        (
+            "languages = ['no_hop']\nevaluations = ['interventions']",
+            "Add word_hop to the languages",
+        ),
         ("device = 'cuda:1'", "device = cuda:1 names one GPU"),
         ("private = True", "combined with --publish="),
         ("hours = 0.01", "5 minutes or more"),

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import documented
 import pandas as pd
@@ -19,7 +21,8 @@ from impossible.study.execute import Job
 from impossible.study.plan import Plan
 
 NAN = math.nan
-ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000}
+ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000, "sentences": 1998}
+ON = ", 1,998 test sentences"
 ONE = "over test sentences of this one model:"
 NONE = "this study does not show a difference"
 
@@ -27,30 +30,29 @@ NONE = "this study does not show a difference"
 @pytest.mark.parametrize(
     ("low", "difference", "high", "n", "p", "expected"),
     [
-        (0.05, 0.1, 0.15, 5, 0.001, "10.5% higher ... (95% interval 5.1% to 16.2%, 5 seeds)"),
+        (0.05, 0.1, 0.15, 5, 0.001, f"10.5% higher ... (95% interval 5.1% to 16.2%, 5 seeds{ON})"),
         (
-            -0.15,
-            -0.1,
-            -0.05,
-            1,
-            NAN,
-            f"9.5% lower ... (95% interval {ONE} 4.9% to 13.9%, one seed)",
+            *(-0.15, -0.1, -0.05, 1, NAN),
+            f"9.5% lower ... (95% interval {ONE} 4.9% to 13.9%, one seed{ON})",
         ),
         (
             *(-0.01, 0.01, 0.03, 1, NAN),
-            f"1.0% higher ... (95% interval {ONE} -1.0% to +3.0%, one seed), but the interval "
+            f"1.0% higher ... (95% interval {ONE} -1.0% to +3.0%, one seed{ON}), but the interval "
             f"includes zero: {NONE}",
         ),
-        (NAN, 0.1, NAN, 1, NAN, "10.5% higher ... (one seed; too few sentences for an interval)"),
-        (0.4, 0.5, math.inf, 1, NAN, "0.50 nats higher ... (one seed; no finite interval)"),
+        (
+            *(NAN, 0.1, NAN, 1, NAN),
+            f"10.5% higher ... (one seed{ON}; too few sentences for an interval)",
+        ),
+        (0.4, 0.5, math.inf, 1, NAN, f"0.50 nats higher ... (one seed{ON}; no finite interval)"),
         (
             *(700.0, 800.0, 900.0, 5, 0.04999),
-            "800.00 nats higher ... (95% interval 700.00 to 900.00 nats, 5 seeds)",
+            f"800.00 nats higher ... (95% interval 700.00 to 900.00 nats, 5 seeds{ON})",
         ),
         (
             *(-800.0, 0.5, 800.0, 2, 0.5),
-            "0.50 nats higher ... (95% interval -800.00 to +800.00 nats, 2 seeds), but p (Holm) is "
-            f"0.5000: {NONE}",
+            "0.50 nats higher ... (95% interval -800.00 to +800.00 nats, 2 seeds"
+            f"{ON}), but p (Holm) is 0.5000: {NONE}",
         ),
     ],
 )
@@ -69,7 +71,7 @@ def test_a_difference_of_nearly_zero_and_one_that_is_no_number_are_told_in_words
     start = "After step 2,000, the perplexity of FullReverse"
     assert report.sentence(row, 1) == (
         f"{start} differs from that of NoReverse by less than 0.1% (95% interval -1.0% to +1.0%, 5 "
-        f"seeds), but p (Holm) is 1.0000: {NONE}."
+        f"seeds{ON}), but p (Holm) is 1.0000: {NONE}."
     )
     for low, difference in ((NAN, NAN), (-math.inf, math.inf)):
         row |= {"low": low, "difference": difference, "high": difference}
@@ -91,10 +93,11 @@ def test_among_several_languages_the_corrected_test_decides_and_not_the_interval
 ) -> None:
     row = ROW | {"low": 0.01, "difference": 0.1, "high": 0.19, "n": 5, "p": 0.03, "p_holm": p}
     kind = "not corrected for the number of languages"
-    end = f"(95% interval, {kind}: 1.0% to 20.9%, 5 seeds){verdict}."
+    end = f"(95% interval, {kind}: 1.0% to 20.9%, 5 seeds{ON}){verdict}."
     assert report.sentence(row, 2).endswith(end)
 
 
+PARADIGMS = (("some", 200), ("all", 1200))
 COMMON = {"step": 3, "max_steps": 9, "val_loss": math.nan, "perplexity": math.nan, "minutes": 1.5}
 COMMON |= {"tokens_per_second": math.nan, "device": "", "error": ""}
 NO_RUNS = pd.DataFrame(columns=["run", "state", "error", "device"])
@@ -153,9 +156,12 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(make: Make) -> 
 def test_the_page_does_not_pass_old_results_off_as_new_ones(
     state: str, is_current: bool, text: str, make: Make, tmp_path: Path
 ) -> None:
+    counts = {"model": "NoReverse", "genre": "all", "sentences": 9}
+    pd.DataFrame(counts, [0]).to_csv(tmp_path / "perplexity.csv")
     row = {"label": "NoReverse", "step": 1, "mean": 9.0, "low": NAN, "high": NAN, "n": 1}
-    pd.DataFrame([row]).to_csv(tmp_path / "perplexity_means.csv")
-    shown = page(make([1]), table(a="done", b=state), ["perplexity_means.csv"], is_current)
+    pd.DataFrame(row, [0]).to_csv(tmp_path / "perplexity_means.csv")
+    names = ["perplexity.csv", "perplexity_means.csv"]
+    shown = page(make([1]), table(a="done", b=state), names, is_current)
     assert text in shown
     assert ("The results below" in shown) == bool(text)
 
@@ -181,10 +187,18 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(
         for step in (1, 2)
     ]
     pd.DataFrame(perplexities).assign(n=2).to_csv(tmp_path / "perplexity_means.csv")
-    names = ["differences.csv", "perplexity_means.csv"]
+    counts = [
+        {"model": model, "genre": genre, "sentences": count}
+        for model, counts in (("NoReverse", (1000, 1010)), ("FullReverse", (900, 900)))
+        for count in counts
+        for genre in ("all", "first")
+    ]
+    pd.DataFrame(counts).to_csv(tmp_path / "perplexity.csv")
+    names = ["differences.csv", "perplexity.csv", "perplexity_means.csv"]
     shown = page(plan, NO_RUNS, names)
     cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2"]
     cells += ["998" if drawn == 998 else "998 of 2,000"]
+    cells += ["1,000 to 1,010"]
     for cell in (*cells, "+0.125", "107.0", "212.0", "97.0 to 113.0"):
         assert f"<td>{cell}</td>" in shown, cell
     assert ("sentences that are not compared" in shown) == (drawn == 2000)
@@ -198,16 +212,52 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(
     assert shown.count("<td>0.7500</td>") == 2
     assert "After step 2, " in shown, "the last that all have"
     assert "After step 3, " not in shown
-    text = "not corrected for the number of languages: 27.1% to 29.7%, 2 seeds), but p (Holm) is"
+    text = "the number of languages: 27.1% to 29.7%, 2 seeds, 998 test sentences), but p (Holm) is"
     assert text in shown
 
     of_one = pd.DataFrame(rows).assign(n=1, interval="bootstrap, over sentences", p_holm=math.nan)
     of_one.to_csv(tmp_path / "differences.csv")
     shown = page(plan, NO_RUNS, names)
-    assert "over test sentences of this one model: 27.1% to 29.7%, one seed)." in shown
+    assert "this one model: 27.1% to 29.7%, one seed, 998 test sentences)." in shown
     assert shown.count("other seeds would differ") == 1, "explained once, below the table"
     shown = page(plan, NO_RUNS, [])
     assert "one seed" not in shown, "files that the study did not write are not its results"
+
+
+def test_every_table_and_picture_is_linked_with_what_it_rests_on(
+    make: Make, tmp_path: Path
+) -> None:
+    plan = make([1], "evaluations = ['pairs=a b']")
+    (run, other), place = plan.runs, "pairs_a b-1"
+    rows = [{"run": r, "paradigm": p, "pairs_common": n} for r in "ab" for p, n in PARADIGMS]
+    for folder in (tmp_path / place, run.folder / "evaluation" / place):
+        folder.mkdir(parents=True)
+        pd.DataFrame(rows).to_csv(folder / "pairs.csv")
+        for ending in ("png", "pdf"):
+            (folder / f"pairs.{ending}").write_text(str(folder))
+        hashes = {path.name: files.sha256(path) for path in folder.iterdir()}
+        files.write_json(folder / ".pairs.json", {"source": "", "files": hashes})
+    joint = plan.joint(plan.runs)
+    results = {joint.commands[0].key: joint.results_since(0)}
+    other.folder.mkdir()
+    for one in plan.runs:
+        finish(one)
+
+    def links() -> set[str]:
+        files.write_json(joint.state_file, {"results": results})
+        report.write(plan)
+        paths = set(re.findall('href="(.*?)"', (tmp_path / "report.html").read_text()))
+        assert all((tmp_path / unquote(path)).is_file() for path in paths)
+        return paths
+
+    places = (quote(place), f"runs/no_reverse-seed-1/evaluation/{quote(place)}")
+    expected = {f"{p}/pairs.{ending}" for p in places for ending in ("csv", "pdf", "png")}
+    assert links() == {"runs.csv", *expected}
+    shown = (tmp_path / "report.html").read_text()
+    assert f"chance is the thin line (1,200 pairs for each model). <code>{place}/pairs.png" in shown
+    (run.folder / "evaluation" / place / "pairs.csv").write_text("changed")
+    (tmp_path / place / "pairs.csv").unlink()
+    assert links() == {"runs.csv", *expected} - {f"{p}/pairs.csv" for p in places}
 
 
 def test_the_state_of_a_run_in_a_word(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ def write(folder: Path, texts: Mapping[str, str | bytes]) -> Path:
 
 def opened(name: object, **values: str) -> dict[str, Split]:
     """The splits of a corpus; each line is a sentence, if `values` does not say otherwise."""
-    return corpus.open_corpus(Settings(corpus=str(name), **({"segmenter": "line"} | values)))
+    values = {"segmenter": "line", "text_language": "en"} | values
+    return corpus.open_corpus(Settings(corpus=str(name), **values))
 
 
 def version(name: object) -> str:

@@ -43,7 +43,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         places = {"data_dir": str(folder / "data" / language), "out_dir": str(folder / language)}
         configs.append(write_config(folder / f"{language}.py", language=language, **places))
     printed = succeed("prepare.py", *configs, f"--corpus={folder / 'corpus'}", *OPTIONS)
-    assert printed.count("training a tokenizer of 400 tokens") == 1, "once for both languages"
+    for line in ("training a tokenizer of 400 tokens", "train: train.txt", "val: val.txt"):
+        assert printed.count(line) == 1, "once for both languages"
     return folder
 
 

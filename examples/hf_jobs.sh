@@ -1,0 +1,30 @@
+#!/bin/bash
+# A full-size run as a job on Hugging Face, which can be resumed by the same command:
+#
+#     examples/hf_jobs.sh ADDRESS_OF_THIS_CODE USER/NAME config/partial_reverse.py
+#
+# It needs `hf auth login` and credit. Not run yet: only `hf jobs run --dry-run` has read it.
+# The disk of a job vanishes with it. So the run is copied to the bucket USER/NAME every ten minutes,
+# and at the end the models are published in the repo USER/NAME. Further options go to hf jobs run.
+set -eu
+usage="usage: examples/hf_jobs.sh ADDRESS_OF_THIS_CODE USER/NAME CONFIG [OPTION ...]"
+code=${1:?$usage} name=${2:?$usage} config=${3:?$usage}
+shift 3
+exec hf jobs run --flavor a100-large --timeout 12h --secrets HF_TOKEN "$@" \
+    --env CODE="$code" --env NAME="$name" --env CONFIG="$config" \
+    python:3.12-bookworm bash -euc '
+git clone --quiet "$CODE" code
+cd code
+pip install --quiet -c constraints.txt -r requirements.txt
+save() { hf buckets sync out/run "hf://buckets/$NAME" --exclude "*.unfinished" --exclude .lock; }
+hf buckets create "$NAME" --private --exist-ok
+mkdir -p out/run
+hf buckets sync "hf://buckets/$NAME" out/run
+python prepare.py "$CONFIG"
+(while sleep 600; do save || true; done) &
+saving=$!
+python train.py "$CONFIG" --out_dir=out/run
+kill $saving
+save
+python convert_to_hf.py --out_dir=out/run --push_to_hub="$NAME"
+'
