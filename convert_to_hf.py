@@ -36,13 +36,7 @@ _READERS = 4  # checkpoints that are hashed at a time
 def main(settings: Settings) -> None:
     """Export all checkpoints of out_dir that have no valid export yet; publish them if asked to."""
     out_dir, repo = Path(settings.out_dir), settings.push_to_hub
-    paths = checkpoint.list_checkpoints(out_dir)
-    if not paths:
-        raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
-            "and --out_dir as here)."
-        )
-    last = checkpoint.check_series(paths, settings.language)
+    paths, last = checkpoint.series(out_dir, settings.language)
     manifests.require_complete(paths, last, is_published=bool(repo))
     api = publish.sign_in(repo) if repo else None  # before the work of exporting: this may fail
     hf_dir = checkpoint.hf_dir(out_dir)

@@ -194,8 +194,6 @@ def pick_device(wanted: str, world: World) -> torch.device:
             "--nproc_per_node= to the number of GPUs, or --device=cpu."
         )
     torch.cuda.set_device(first + world.local_rank)
-    # Evaluation has masks, for which cuDNN's attention gave NaN (pytorch/pytorch#196678).
-    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", first + world.local_rank)
 
 

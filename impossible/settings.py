@@ -531,7 +531,7 @@ def guarded(call: Callable[[], Any]) -> None:
         elif isinstance(error, OSError) and error.filename and error.strerror:
             message = (
                 f"{error.filename}: {error.strerror}. Free some disk space, or choose another "
-                "folder with --data_dir= or --out_dir="
+                "folder with --data_dir=, --out_dir= or --eval_dir="
             )
         else:
             traceback.print_exc()

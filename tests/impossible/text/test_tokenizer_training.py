@@ -212,5 +212,6 @@ def test_models_with_different_tokenizers_meet_in_bits_per_byte_alone(
     succeed("eval.py", own, config, f"--eval_dir={tmp_path / 'joint'}")
     assert drawn.count("test perplexity (geometric mean)") == 2, "of each run"
     assert drawn.count("test bits per byte") == 1, "of both together"
+    assert not (tmp_path / "joint" / "perplexity_means.csv").exists()
     table = pd.read_csv(tmp_path / "joint" / "perplexity.csv").query("genre == 'all'")
     assert table.bits_per_byte.between(1, 12).all() and len(table) == 4
