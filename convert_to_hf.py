@@ -26,7 +26,7 @@ from impossible.hub import card, export, publish
 from impossible.hub import manifest as manifests
 from impossible.hub.manifest import Manifest
 from impossible.hub.publish import Repository, Revision
-from impossible.settings import Settings, UserError, run_command
+from impossible.settings import Settings, run_command
 
 # Tables without text of the corpus. (Others may be large, or hold texts that are not free.)
 _TABLES = ("perplexity.csv", "pairs.csv", "markers.csv", "entropies.csv", "differences.csv")
