@@ -8,17 +8,20 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from impossible.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -61,28 +64,19 @@ def speeches(*names: str) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
-def write_config(path: Path, **values: str) -> Path:
-    """A config file of the tiny model, with other values for some settings."""
+def write_config(path: Path, **values: object) -> Path:
+    """A config file of the tiny model, with other values (or the texts of them) for settings."""
     lines = []
-    for key, value in (TINY | values).items():
-        is_text = key in (
-            "language",
-            "corpus",
-            "segmenter",
-            "device",
-            "dtype",
-            "data_dir",
-            "out_dir",
-        )
-        text = repr(value) if is_text else value.capitalize() if value.isalpha() else value
-        lines.append(f"{key} = {text}\n")
+    for name, value in (TINY | values).items():
+        is_text = isinstance(getattr(Settings, name, ""), str)
+        lines.append(f"{name} = {repr(value) if is_text else str(value).capitalize()}\n")
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def launcher(processes: int) -> list[str]:
     """python, or torchrun for more than one process."""
-    if processes == 1:
+    if processes < 2:
         return [sys.executable]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return [sys.executable, *torchrun]
@@ -122,18 +116,18 @@ def start(
 
 
 def run(
-    *command: str | Path, timeout: int | None = None, **options: object
+    *command: str | Path, processes: int = 0, timeout: int = 240, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the commands to its end.
 
-    Within this process if no option is given and no timeout (processes=1 gives it one of its own):
-    to start Python and torch takes longer than most commands do.
+    Within this process if no option is set (processes=1 gives it one of its own) and the command
+    is one of this checkout: to start Python and torch takes longer than most commands do.
     """
-    if not options and timeout is None and command[0] in {path.name for path in ROOT.glob("*.py")}:
+    if not options and not processes and (ROOT / command[0]).parent == ROOT:
         return _run_here(*map(str, command))
-    process = start(*command, **options)
+    process = start(*command, processes=processes, **options)
     try:
-        stdout, stderr = process.communicate(timeout=timeout or 240)
+        stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill(process)
         raise
@@ -143,14 +137,13 @@ def run(
 def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As a process of its own would, but for what libraries keep in mind within a process."""
     torch.set_num_threads(1)
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    handlers = {n: signal.getsignal(n) for n in (getattr(signal, name) for name in names)}
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(ROOT),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
         unittest.mock.patch.object(sys, "argv", [script, *arguments]),
+        own_signals(),
     ):
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -159,13 +152,23 @@ def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             torch.set_float32_matmul_precision("highest")  # train.py lowers it on a GPU
             torch.compiler.reset()
     return subprocess.CompletedProcess(
         [script, *arguments], status, stdout.getvalue(), stderr.getvalue()
     )
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Let a command within this process handle signals while the block runs."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    handlers = {n: signal.getsignal(n) for n in (getattr(signal, name) for name in names)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -183,29 +186,51 @@ def settled_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
     return export.new_folder(path)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    command = ["pgrep", "-P", str(pid), "--runstates", "RSD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return list(map(int, done.stdout.split()))
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """kill -9 a command and the processes that it started."""
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-    )
-    for pid in [process.pid, *map(int, children.stdout.split())]:
+    for pid in [process.pid, *children(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.communicate()
 
 
-def succeed(*command: str | Path, **options: object) -> str:
-    """Run a command that must succeed; what it printed."""
-    done = run(*command, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def start_each(
+    *command: str | Path, options: Sequence[str] = (), processes: int = 2
+) -> list[subprocess.Popen[str]]:
+    """Start the processes of a run without torchrun, each with an option of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    world = address | {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [
+        start(*command, *options[i : i + 1], env=world | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(processes)
+    ]
+
+
+def succeed(*command: str | Path, processes: int = 0, **options: object) -> str:
+    """Run a command that must succeed; what it (the first of several processes) printed."""
+    if processes < 2:
+        done = run(*command, processes=processes, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    started = start_each(*command, processes=processes)
+    outputs = [process.communicate(timeout=390) for process in started]
+    assert not any(process.returncode for process in started), outputs
+    return outputs[0][0]
 
 
 def fail(*command: str | Path, **options: object) -> str:
     """Run a command that must end in one clear error; that error."""
     done = run(*command, **options)
     assert done.returncode == 1, done.stdout + done.stderr
-    if options.get("processes", 1) == 1:  # torchrun adds its own
+    if options.get("processes", 0) < 2:  # torchrun adds its own
         assert "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
@@ -239,20 +264,11 @@ def data_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def config(data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a config file of the tiny model on that data, with an out_dir of the test's own."""
 
-    def write(**values: str) -> Path:
+    def write(name: str = "config", **values: object) -> Path:
         places = {"data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
-        return write_config(tmp_path / "config.py", **(places | values))
+        return write_config(tmp_path / f"{name}.py", **(places | values))
 
     return write
-
-
-@pytest.fixture(scope="session")
-def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The out_dir of a finished tiny run with two checkpoints. Not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    places = {"data_dir": str(data_dir), "out_dir": str(folder / "out")}
-    succeed("train.py", write_config(folder / "config.py", **places))
-    return folder / "out"
 
 
 @pytest.fixture(scope="session")
@@ -260,14 +276,20 @@ def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """The out_dir of a finished run with some settings, trained once. Not to be changed."""
 
     @functools.cache
-    def train(processes: int | None = None, **values: str) -> Path:
+    def train(processes: int = 0, **values: str) -> Path:
         folder = tmp_path_factory.mktemp("whole")
         places = {"data_dir": str(data_dir), "out_dir": str(folder / "out")}
-        options = {"processes": processes} if processes else {}
-        succeed("train.py", write_config(folder / "config.py", **places, **values), **options)
+        path = write_config(folder / "config.py", **places, **values)
+        succeed("train.py", path, processes=processes)
         return folder / "out"
 
     return train
+
+
+@pytest.fixture(scope="session")
+def trained(whole: Callable[..., Path]) -> Path:
+    """The out_dir of a finished tiny run with two checkpoints. Not to be changed."""
+    return whole(processes=0)
 
 
 @pytest.fixture(autouse=True)
