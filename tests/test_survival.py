@@ -3,18 +3,27 @@
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, fail, launcher, run, start, succeed, wait_for
-from test_train import kill_after_first_state, require_same, same, weights
+from conftest import (
+    ROOT,
+    children,
+    fail,
+    launcher,
+    own_signals,
+    run,
+    start,
+    start_each,
+    succeed,
+    wait_for,
+)
+from test_train import require_same, same, weights
 
 import model
 import train
@@ -27,11 +36,6 @@ START = 8.0  # seconds that a start takes, and a little more
 LONG = {"max_steps": "18", "checkpoint_interval": "2", "eval_interval": "10"}
 OFTEN = {"checkpoint_interval": "1", "batch_size": "2"}
 ENDLESS = {"max_steps": "2000", "checkpoint_interval": "2000", "eval_interval": "2000"}
-
-
-def children(pid: int) -> list[int]:
-    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in done.stdout.split()]
 
 
 def alive(pid: int) -> bool:
@@ -100,16 +104,16 @@ SLOW_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, 
 def test_a_signal_saves_the_last_whole_step_and_the_run_goes_on(
     number: signal.Signals, config: Config, whole: Whole, tmp_path: Path
 ) -> None:
-    options, out_dir = LONG | {"checkpoint_interval": "60", "max_steps": "60"}, tmp_path / "out"
+    options, out_dir = LONG | {"checkpoint_interval": "30", "max_steps": "30"}, tmp_path / "out"
     path = config(**options)
     process = start("train.py", path)
-    wait_for_step(out_dir, 7)
+    wait_for_step(out_dir, 2)
     process.send_signal(number)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == train.EXIT_STOPPED == 75, errors
     assert f"{number.name}: stopping, and saving the last whole step" in errors
     state = checkpoint.load(checkpoint.state_path(out_dir))
-    assert state.step == last_step(out_dir) >= 7
+    assert state.step == last_step(out_dir) >= 2
     assert f"stopped after step {state.step}, as requested" in printed.splitlines()[-1]
     assert not list(out_dir.glob("checkpoint-*.pt"))
     succeed("train.py", path)
@@ -147,9 +151,7 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
         return validate(run)
 
     monkeypatch.setattr(train, "validate", interrupted)
-    numbers = [getattr(signal, name) for name in train.STOP_SIGNALS]
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
+    with own_signals():
         with pytest.raises(SystemExit) as end:
             train.main(settings)
         assert end.value.code == train.EXIT_STOPPED
@@ -159,9 +161,6 @@ def test_a_run_that_is_stopped_while_validating_goes_on_there(
             assert last_step(out_dir) < at, "its record waits for the loss"
             assert not checkpoint.path_of(out_dir, at).exists()
         train.main(settings)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     require_same(out_dir, whole(**options))
 
 
@@ -184,52 +183,41 @@ def test_processes_that_are_stopped_while_validating_agree(
     require_same(tmp_path / "out", whole(processes=2, **options))
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "one worker",
-        pytest.param("the launcher", marks=pytest.mark.slow),
-        pytest.param("all, by Ctrl-C", marks=pytest.mark.slow),
-    ],
-)
-def test_all_processes_stop_after_the_same_step(
-    target: str, config: Config, tmp_path: Path
+@pytest.mark.parametrize(("interval", "to_all"), [("2000", False), ("1", True)])
+def test_all_processes_stop_with_75_after_the_same_step(
+    interval: str, to_all: bool, config: Config, tmp_path: Path
 ) -> None:
-    out_dir = tmp_path / "out"
-    process = start("train.py", config(**ENDLESS, batch_size="2"), processes=2)
-    wait_for_step(out_dir, 5)
-    if target == "one worker":
-        os.kill(children(process.pid)[-1], signal.SIGUSR1)
-    elif target == "all, by Ctrl-C":
-        for pid in [*children(process.pid), process.pid]:
-            os.kill(pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
+    """Without torchrun, each has its own exit code. With 1, the last step is saved already."""
+    path = config(**ENDLESS | {"checkpoint_interval": interval}, batch_size="2")
+    processes = start_each("train.py", path)
+    wait_for_step(tmp_path / "out", 2)
+    for process in processes if to_all else processes[1:]:
+        process.send_signal(signal.SIGUSR1)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    require_stopped(tmp_path / "out", outputs[0][0])
+
+
+def require_stopped(out_dir: Path, printed: str) -> None:
+    """The last step that a stopped run has logged is saved."""
     step = checkpoint.load(checkpoint.state_path(out_dir)).step
     assert f"stopped after step {step}, as requested" in printed
     assert step == last_step(out_dir)
 
 
-def test_all_processes_stop_with_75_right_after_a_saved_step(
-    config: Config, tmp_path: Path
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_of_torchrun_stop_after_the_same_step(
+    number: signal.Signals, config: Config, tmp_path: Path
 ) -> None:
-    """Two processes without torchrun, so that each has an exit code of its own."""
-    path = config(**ENDLESS | {"checkpoint_interval": "1"}, batch_size="2")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    world = address | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    places = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    processes = [start("train.py", path, env=place) for place in places]
-    wait_for_step(tmp_path / "out", 3)
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [75, 75], outputs
-    step = checkpoint.load(checkpoint.state_path(tmp_path / "out")).step
-    assert f"stopped after step {step}, as requested" in outputs[0][0]
-    assert checkpoint.path_of(tmp_path / "out", step).exists()
+    """SIGTERM goes to the launcher alone; Ctrl-C goes to all."""
+    process = start("train.py", config(**ENDLESS, batch_size="2"), processes=2)
+    wait_for_step(tmp_path / "out", 5)
+    for pid in [*(children(process.pid) if number == signal.SIGINT else []), process.pid]:
+        os.kill(pid, number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    require_stopped(tmp_path / "out", printed)
 
 
 def test_a_second_ctrl_c_ends_the_processes_of_torchrun(config: Config, tmp_path: Path) -> None:
@@ -328,30 +316,26 @@ def test_a_damaged_checkpoint_is_named_and_not_exported(trained: Path, tmp_path:
     assert "Restore it from a copy; delete it if training_state.pt has the same step" in error
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
 @pytest.mark.parametrize(
-    ("megabytes", "processes"), [(9, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+    ("megabytes", "processes"), [(9, 0), pytest.param(1, 2, marks=pytest.mark.slow)]
 )
 def test_a_disk_that_takes_no_more_costs_nothing_that_was_saved(
-    megabytes: int, processes: int, config: Config, whole: Whole, tmp_path: Path
+    megabytes: int, processes: int, is_resumed: bool, config: Config, whole: Whole, tmp_path: Path
 ) -> None:
     """No file may grow beyond a size: a checkpoint has 3 MB here, a training state 10 MB."""
-    path, full = config(**LONG), tmp_path / "out"
-    limits = {"largest_file": megabytes << 20, "processes": processes}
-    assert "training_state.pt: File too large" in fail("train.py", path, **limits)
-    assert not list(full.glob("*.pt*")), "no file that looks whole"
-
-    kill_after_first_state(path, full)
-    before = {p.name: files.sha256(p) for p in full.glob("*.pt")}
-    step = checkpoint.load(checkpoint.state_path(full)).step
-    # Of the next state; or of the checkpoint that the kill came before, if there is no room for it.
-    error = fail("train.py", path, **limits)
-    assert re.search(r"(training_state|checkpoint-2)\.pt: File too large", error)
-    after = {p.name: files.sha256(p) for p in full.glob("*.pt*")}
-    for names in (before, after):
-        names.pop("checkpoint-2.pt", None)
-    assert after == before
-    assert f"resuming at step {step}" in succeed("train.py", path)
-    require_same(full, whole(**LONG))
+    path, out_dir = config(), tmp_path / "out"
+    if is_resumed:  # as after a kill in step 6
+        shutil.copytree(whole(processes=processes), out_dir)
+        (out_dir / "checkpoint-6.pt").unlink()
+        (out_dir / "training_state.previous.pt").replace(out_dir / "training_state.pt")
+    before = {path.name: files.sha256(path) for path in out_dir.glob("*.pt*")}
+    error = fail("train.py", path, largest_file=megabytes << 20, processes=processes)
+    assert "training_state.pt: File too large" in error
+    assert {path.name: files.sha256(path) for path in out_dir.glob("*.pt*")} == before
+    beginning = "resuming at step 3" if is_resumed else "starting from scratch"
+    assert beginning in succeed("train.py", path, processes=processes)
+    require_same(out_dir, whole(processes=processes))
 
 
 def test_the_last_line_of_a_crash_says_how_to_go_on(
