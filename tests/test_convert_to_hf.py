@@ -271,37 +271,33 @@ def test_what_cannot_be_exported_is_named(copy: Path, tmp_path: Path) -> None:
     assert not (copy / "hf" / "checkpoint-3").exists()
 
 
-def take_from_another_run(folder: Path) -> None:
-    settings = checkpoint.load(folder / THREE, mmap=False).settings.read_by("train.py")
-    change(folder / THREE, settings=settings | {"seed": 7})
+def change_seed(path: Path) -> None:
+    settings = checkpoint.load(path, mmap=False).settings.read_by("train.py")
+    change(path, settings=settings | {"seed": 7})
 
 
-@pytest.mark.parametrize(
-    ("spoil", "error"),
-    [
-        (
-            lambda folder: shutil.copy(folder / SIX, folder / THREE),
-            "checkpoint-3.pt holds step 6: it was renamed or copied",
-        ),
-        (
-            lambda folder: (folder / THREE).unlink(),
-            "lacks checkpoint-3.pt, which a run of 6 steps with these settings must have",
-        ),
-        (
-            take_from_another_run,
-            "checkpoint-3.pt belongs to another run than checkpoint-6.pt: seed = 7, not 41",
-        ),
-        (
-            lambda folder: change(folder / THREE, model=checkpoint.load(folder / SIX).model),
-            "checkpoint-6.pt has the same weights as checkpoint-3.pt",
-        ),
-    ],
-)
+SPOILT = {
+    "checkpoint-3.pt holds step 6: it was renamed or copied": (
+        lambda three, six: shutil.copy(six, three)
+    ),
+    "lacks checkpoint-3.pt, which a run of 6 steps with these settings must have": (
+        lambda three, six: three.unlink()
+    ),
+    "checkpoint-3.pt belongs to another run than checkpoint-6.pt: seed = 7, not 41": (
+        lambda three, six: change_seed(three)
+    ),
+    "checkpoint-6.pt has the same weights as checkpoint-3.pt": (
+        lambda three, six: change(three, model=checkpoint.load(six).model)
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "spoil"), SPOILT.items())
 def test_checkpoints_that_are_not_one_series_are_refused(
-    spoil: Callable[[Path], None], error: str, trained: Path, tmp_path: Path
+    error: str, spoil: Callable[[Path, Path], None], trained: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(trained, tmp_path / "out")
-    spoil(folder)
+    spoil(folder / THREE, folder / SIX)
     assert error in fail("convert_to_hf.py", f"--out_dir={folder}")
     assert not (folder / "hf" / "checkpoint-6").exists()
 
