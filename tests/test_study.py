@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY, fail, kill, start, succeed, wait_for
+from conftest import children, fail, kill, start, succeed, wait_for, write_config
 from hub import Hub, serve
 from test_slurm import cluster, shown  # noqa: F401 (a fixture)
 
@@ -28,22 +28,10 @@ def study(corpus_dir: Path, tmp_path: Path) -> Config:
     """Writes the config of a study of tiny models; its folder is `study`."""
 
     def write(name: str = "study", **values: object) -> Path:
-        tiny = {
-            key: value if key in ("segmenter", "device", "dtype") else eval(value.capitalize())
-            for key, value in TINY.items()
-        }
-        given = {
-            "languages": ["no_reverse", "partial_reverse"],
-            "seeds": [1, 2],
-            "study_dir": str(tmp_path / name),
-            "corpus": str(corpus_dir),
-            "sentences_per_genre": 20,
-            **tiny,
-            **values,
-        }
-        path = tmp_path / f"{name}.py"
-        path.write_text("".join(f"{key} = {value!r}\n" for key, value in given.items()))
-        return path
+        places = {"study_dir": str(tmp_path / name), "corpus": str(corpus_dir)}
+        scope = {"languages": ["no_reverse", "partial_reverse"], "seeds": [1, 2]}
+        options = places | scope | {"sentences_per_genre": 20} | values
+        return write_config(tmp_path / f"{name}.py", **options)
 
     return write
 
@@ -260,13 +248,13 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
 
     # The study and all that it has started; one run, which goes on by itself; and Ctrl-C.
     process = start("study.py", broken)
-    wait_for(lambda: len(children_of(process)) == 2)
+    wait_for(lambda: len(children(process.pid)) == 2)
     kill(process)
     process = start("study.py", broken)
-    wait_for(lambda: len(children_of(process)) == 2)
-    first, second = children_of(process)
+    wait_for(lambda: len(children(process.pid)) == 2)
+    first, second = children(process.pid)
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: set(children_of(process)) - {first, second}, seconds=60)
+    wait_for(lambda: set(children(process.pid)) - {first, second}, seconds=60)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == execute.EXIT_STOPPED
@@ -278,13 +266,6 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
 
     succeed("study.py", broken, processes=1, timeout=400)
     require_equal(folder, tmp_path / "whole")
-
-
-def children_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that a study has started and that have not ended."""
-    command = ["pgrep", "-P", str(process.pid), "--runstates", "RSD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return list(map(int, found.stdout.split()))
 
 
 @pytest.mark.slow
