@@ -92,50 +92,45 @@ def results_of_a_run(out_dir: Path) -> dict[str, str]:
     assert [record["step"] for record in records] == list(range(21)), "each step once"
     names = ("step", "loss", "grad_norm", "learning_rate", "val_loss")
     kept = [[record.get(name) for name in names] for record in records]
-    found = {"losses, gradient norms": digest(json.dumps(kept).encode())}
+    hashes = {"losses, gradient norms": digest(json.dumps(kept).encode())}
     for path in sorted(out_dir.glob("checkpoint-*.pt")):
         weights = torch.load(path, weights_only=True)["model"]
         content = b"".join(n.encode() + t.numpy().tobytes() for n, t in sorted(weights.items()))
-        found[f"weights, {path.stem}"] = digest(content)
-    return found
+        hashes[f"weights, {path.stem}"] = digest(content)
+    return hashes
 
 
 def languages(tree: Path) -> set[str]:
-    """The languages of a checkout."""
-    return {p.stem for p in (tree / "config").glob("*.py") if not p.stem.startswith("demo")}
+    """The languages of a checkout, without the configs of demos and studies."""
+    names = {path.stem for path in (tree / "config").glob("*.py")}
+    return {name for name in names if not name.startswith(("demo_", "study_"))}
 
 
 def results(tree: Path, place: Path, names: list[str]) -> dict[str, str]:
     """Everything that is compared: a name and a hash for each."""
-    found = {}
+    values = {}
     (place / "config.py").write_text(CONFIG)
     for language in names:
         data_dir = f"data/{language}"
-        run(
-            tree,
-            place,
-            "prepare.py",
-            "config.py",
-            f"--language={language}",
-            f"--data_dir={data_dir}",
-        )
+        options = (f"--language={language}", f"--data_dir={data_dir}")
+        run(tree, place, "prepare.py", "config.py", *options)
         for split in ("train", "val", "test"):
             tokens = (place / data_dir / f"{split}.bin").read_bytes()
-            found[f"{language}, {split}.bin"] = digest(tokens)
+            values[f"{language}, {split}.bin"] = digest(tokens)
     for processes in (1, 2):
         out_dir = f"out/{processes}"
         train(tree, place, out_dir, processes)
         for name, value in results_of_a_run(place / out_dir).items():
-            found[f"{processes} process(es), {name}"] = value
+            values[f"{processes} process(es), {name}"] = value
     run(tree, place, "convert_to_hf.py", "config.py", "--out_dir=out/1")
     for path in sorted((place / "out/1/hf").glob("checkpoint-*/*")):
         if path.name != "README.md":
-            found[f"export, {path.parent.name}/{path.name}"] = digest(path.read_bytes())
+            values[f"export, {path.parent.name}/{path.name}"] = digest(path.read_bytes())
     run(tree, place, "eval.py", "config.py", "--out_dir=out/1", "--device=cpu")
     with open(place / "out/1/evaluation/perplexity.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found[f"perplexity, {row['checkpoint']}, {row['genre']}"] = row["perplexity"]
-    return found
+            values[f"perplexity, {row['checkpoint']}, {row['genre']}"] = row["perplexity"]
+    return values
 
 
 def main(other: Path) -> int:
@@ -144,12 +139,12 @@ def main(other: Path) -> int:
     for tree in (other.resolve(), ROOT):
         with tempfile.TemporaryDirectory() as place:
             tables.append(results(tree, Path(place), names))
-    there, here = tables
-    differences = [name for name in there | here if there.get(name) != here.get(name)]
-    for name in there | here:
+    others, ours = tables
+    differences = [name for name in others | ours if others.get(name) != ours.get(name)]
+    for name in others | ours:
         mark = "DIFFERS" if name in differences else "same"
-        print(f"{mark:8}{name}: {there.get(name)} {here.get(name) if name in differences else ''}")
-    print(f"{len(there | here)} results compared, {len(differences)} differ")
+        print(f"{mark:8}{name}: {others.get(name)} {ours.get(name) if name in differences else ''}")
+    print(f"{len(others | ours)} results compared, {len(differences)} differ")
     return min(1, len(differences))
 
 
