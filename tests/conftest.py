@@ -264,9 +264,9 @@ def data_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def config(data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a config file of the tiny model on that data, with an out_dir of the test's own."""
 
-    def write(name: str = "config", **values: object) -> Path:
+    def write(**values: object) -> Path:
         places = {"data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
-        return write_config(tmp_path / f"{name}.py", **(places | values))
+        return write_config(tmp_path / "config.py", **(places | values))
 
     return write
 
