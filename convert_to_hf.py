@@ -12,11 +12,8 @@ docs/export-and-publish.md.
 """
 
 import dataclasses
-import random
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
@@ -29,7 +26,7 @@ from impossible.hub import card, export, publish
 from impossible.hub import manifest as manifests
 from impossible.hub.manifest import Manifest
 from impossible.hub.publish import Repository, Revision
-from impossible.settings import Settings, UserError, run_command
+from impossible.settings import Settings, run_command
 
 # Tables without text of the corpus. (Others may be large, or hold texts that are not free.)
 _TABLES = ("perplexity.csv", "pairs.csv", "markers.csv", "entropies.csv", "differences.csv")
@@ -39,13 +36,7 @@ _READERS = 4  # checkpoints that are hashed at a time
 def main(settings: Settings) -> None:
     """Export all checkpoints of out_dir that have no valid export yet; publish them if asked to."""
     out_dir, repo = Path(settings.out_dir), settings.push_to_hub
-    paths = checkpoint.list_checkpoints(out_dir)
-    if not paths:
-        raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
-            "and --out_dir as here)."
-        )
-    last = checkpoint.check_series(paths, settings.language)
+    paths, last = checkpoint.series(out_dir, settings.language)
     manifests.require_complete(paths, last, is_published=bool(repo))
     api = publish.sign_in(repo) if repo else None  # before the work of exporting: this may fail
     hf_dir = checkpoint.hf_dir(out_dir)
@@ -107,7 +98,7 @@ def write_card(folder: Path, text: str) -> str:
 def publish_all(
     repository: Repository, manifest: Manifest, last: Checkpoint, settings: Settings
 ) -> None:
-    """Publish all exports, then main, once a randomly drawn export is downloaded and tested."""
+    """Publish all exports, then main."""
     hf_dir = checkpoint.hf_dir(Path(settings.out_dir))
     series = [revision_of(hf_dir / name, manifest[name]) for name in manifest]
     steps = checkpoint.kept_steps(last.settings, last.data)
@@ -116,11 +107,8 @@ def publish_all(
         for revision, entry in zip(series, manifest.values(), strict=True)
         for branch in steps.get(entry["step"], [])
     ]
-    main_revision = revision_of_main(series[-1], last, settings)
-    # The same export each time, so that one that failed the test is tested again.
-    drawn = random.Random(main_revision.title).choice(series)
-    revisions = [*series, *aliases, main_revision]
-    repository.publish(revisions, partial(try_one, repository, drawn, hf_dir), settings.dry_run)
+    revisions = [*series, *aliases, revision_of_main(series[-1], last, settings)]
+    repository.publish(revisions, settings.dry_run)
     if not settings.dry_run:
         print(f"{repository.name} holds all {len(revisions)} revisions")
 
@@ -148,27 +136,6 @@ def revision_of_main(newest: Revision, last: Checkpoint, settings: Settings) -> 
     hf_dir = checkpoint.hf_dir(out_dir)  # beside the exports, for main alone
     paths[card.NAME], sha256[card.NAME] = hf_dir / card.NAME, write_card(hf_dir, text)
     return Revision("main", newest.title, newest.files | paths, newest.sha256 | sha256)
-
-
-def try_one(repository: Repository, revision: Revision, hf_dir: Path) -> None:
-    """Download a revision, and raise UserError unless it gives the logits of its checkpoint."""
-    folder = hf_dir / ("download" + files.TEMPORARY)
-    path = hf_dir.parent / f"{revision.branch}.pt"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        repository.download(revision, folder)
-        ours = export.our_logits(checkpoint.load(path), path)
-        difference = export.logit_difference(ours, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not difference <= export.TOLERANCE:
-        raise UserError(
-            f"the revision {revision.branch} of {repository.name}, downloaded, gives other logits "
-            f"than {path} (largest difference {difference:.3g} of the largest logit). Run the same "
-            "command again; it tests this revision again. If the test fails again, delete the "
-            "branch on the Hub, and run the command once more."
-        )
-    print(f"{revision.branch}, downloaded, gives the logits of {path} (to {difference:.1e})")
 
 
 if __name__ == "__main__":

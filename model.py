@@ -54,13 +54,13 @@ class Attention(nn.Module):
         divisor = layer + 1 if config.scale_attn_by_inverse_layer_idx else 1
         self.scale = 1.0 / math.sqrt(config.n_embd // config.n_head) / divisor
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale
+            q, k, v, dropout_p=dropout, is_causal=True, scale=self.scale
         )  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
@@ -90,8 +90,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -108,25 +108,14 @@ class Transformer(nn.Module):
         self.dropout = config.dropout
         self.position_embeddings = config.position_embeddings
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Hidden states (B, T, C), before the head.
-
-        tokens: (B, T) int64. positions: (B, T) int64, unless each row counts from 0.
-        mask: (B, 1, T, T), added to the attention scores; if None, attention is causal.
-        """
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, T, C) of tokens (B, T) int64, before the head."""
         x = self.wte(tokens)
         if self.position_embeddings:
-            if positions is None:
-                positions = torch.arange(tokens.shape[1], device=tokens.device)
-            x = x + self.wpe(positions)
+            x = x + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
-            x = block(x, mask)
+            x = block(x)
         return self.ln_f(x)  # (B, T, C)
 
 

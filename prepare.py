@@ -108,7 +108,7 @@ def is_done(job: Job) -> bool:
         )
     try:
         for split in token_files.SPLITS:
-            token_files.check_size(job.data_dir, meta, split)
+            token_files.require_undamaged(job.data_dir, meta, split)
         token_files.read_test_ids(job.data_dir, meta)
         open_tokenizer(job.data_dir, meta.tokenizer)
     except UserError as error:

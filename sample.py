@@ -75,10 +75,7 @@ def generate(scorer: Scorer, prompt: list[int], end_of_text: int, settings: Sett
     """The token ids of the prompt and its continuation, which ends at an end-of-text token."""
     tokens = list(prompt)
     for _ in range(settings.new_tokens):
-        batch = torch.tensor([tokens], device=scorer.device)  # (1, T)
-        positions = torch.arange(len(tokens), device=scorer.device)[None]  # (1, T)
-        mask = torch.full((len(tokens), len(tokens)), -torch.inf, device=scorer.device).triu(1)
-        hidden = scorer.body(batch, positions, mask[None, None])  # (1, T, C)
+        hidden = scorer.body(torch.tensor([tokens], device=scorer.device))  # (1, T, C)
         token = pick(F.linear(hidden[0, -1], scorer.head), settings)
         if token == end_of_text:
             break

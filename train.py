@@ -14,11 +14,9 @@ import dataclasses
 import math
 import os
 import signal
-import statistics
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +46,6 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 _SMALLEST_SCALE = 2.0**-20
 # Settings that may differ between the processes of a run.
 _PER_PROCESS = ("device", "data_dir", "out_dir", "tracker", "tracker_project")
-_MEASURED = 3  # micro-batches that are timed, after a first one that compiles the model
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
@@ -71,15 +68,12 @@ class Run:
     scaler: torch.amp.GradScaler
     wrapped: nn.Module  # the model, compiled and connected to the other processes
     kept_steps: dict[int, list[str]]  # step with a checkpoint -> BabyLM's names for it
-    # The number of micro-batches of each process in a step; empty until it is measured.
-    accumulation_steps: list[int]
     step: int = 0
     val_loss: float = math.nan  # the latest, in nats per token
     # The log record of this step, until its validation loss is measured.
     record: dict[str, float] | None = field(default_factory=lambda: {"step": 0})
     saved_step: int = 0
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
-    device_names: list[str] = field(default_factory=list)  # by rank
     stop_signals: list[int] = field(default_factory=list)  # received by this process
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     saving: Future[None] | None = None  # the state that is being written in the background
@@ -103,11 +97,6 @@ class Run:
     def is_checkpoint(self) -> bool:
         """Whether the current step is complete and is to be saved as a checkpoint."""
         return self.step in self.kept_steps and self.record is None
-
-    @property
-    def micro_batches(self) -> int:
-        """The number of micro-batches in one optimizer step, over all processes."""
-        return self.settings.blocks_per_step // self.settings.batch_size
 
     def blocks(self, step: int) -> np.ndarray:
         """Indices of the blocks that step `step` (from 0) reads, (blocks_per_step,) int64."""
@@ -138,7 +127,6 @@ def main(settings: Settings) -> None:
         resume(run)
         if not run.is_done:
             wrap(run)
-            measure_shares(run)
             listen(run)
             train(run)
         elif run.world.is_first:
@@ -152,15 +140,13 @@ def open_run(settings: Settings, world: World) -> Run:
 
     Raises UserError if the settings, the data and the devices do not fit together.
     """
-    accumulation_steps = given_shares(settings, world.size)
+    require_equal_shares(settings, world.size)
     device = distributed.pick_device(settings.device, world)
     dtype = distributed.pick_dtype(settings.dtype, device)
     settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))
 
     data_dir = Path(settings.data_dir)
     meta = token_files.read_meta(data_dir, settings.language)
-    if settings.verify_data:
-        token_files.verify(data_dir, meta)
     train_blocks, val_blocks = (
         token_files.open_blocks(data_dir, meta, split, settings.block_size)
         for split in ("train", "val")
@@ -185,8 +171,19 @@ def open_run(settings: Settings, world: World) -> Run:
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         wrapped=model,
         kept_steps=checkpoint.kept_steps(settings, dataclasses.asdict(meta)),
-        accumulation_steps=accumulation_steps,
     )
+
+
+def require_equal_shares(settings: Settings, processes: int) -> None:
+    """Raise UserError unless all processes can compute equally many micro-batches of a step."""
+    blocks = settings.blocks_per_step
+    if blocks % (settings.batch_size * processes):
+        sizes = [str(n) for n in range(1, 65) if blocks % (n * processes) == 0]
+        size = f"a --batch_size= of {', '.join(sizes)}, or " if sizes else ""
+        raise UserError(
+            f"{processes} processes cannot take equal shares of a step of {blocks} blocks in "
+            f"micro-batches of {settings.batch_size}. Use {size}another number of processes."
+        )
 
 
 def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
@@ -315,28 +312,22 @@ def update(run: Run, learning_rate: float) -> torch.Tensor:
     s, world = run.settings, run.world
     # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
     torch.manual_seed(dropout_seed(s.seed, run.step, world.rank))
-    owners = owners_of_micro_batches(run.accumulation_steps)
-    micro_batches = run.blocks(run.step).reshape(-1, s.batch_size)[owners == world.rank]
-    stops = stopping_points(run.accumulation_steps, world.rank)
-    # Processes are averaged first, then micro-batches.
-    mean_steps = sum(run.accumulation_steps) / world.size
+    micro_batches = run.blocks(run.step).reshape(-1, s.batch_size)[world.rank :: world.size]
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
-        if i in stops:  # all processes at the same part of the step
-            run.stop_if_asked()
+        run.stop_if_asked()
         # A GPU still works on the micro-batch before while this one is fetched.
         batch = load(run.train_blocks, indices, run.device)  # (B, T)
         is_last = i == len(micro_batches) - 1
         # Gradients of the processes meet in the last micro-batch only.
         with contextlib.nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
-            loss = run.loss(batch, next_tokens(batch)) / mean_steps
+            loss = run.loss(batch, next_tokens(batch)) / len(micro_batches)
             run.scaler.scale(loss).backward()
         total += loss.detach()
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.scaler.unscale_(run.optimizer)
     grad_norm = nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
-    world.broadcast(grad_norm)  # GPUs of different kinds may round it differently
     nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
@@ -432,13 +423,11 @@ def announce(run: Run, log: Log) -> float:
     s, world = run.settings, run.world
     peak = sum(world.gather(distributed.peak_flops(run.device, getattr(torch, s.dtype))))
     devices = ", ".join(f"{n} x {name}" for name, n in run.sessions[-1]["devices"].items())
-    # One number if all processes take the same number of micro-batches, else one for each.
-    is_equal = len(set(run.accumulation_steps)) == 1
-    steps = "/".join(map(str, run.accumulation_steps[: 1 if is_equal else None]))
+    count = s.blocks_per_step // s.batch_size // world.size
     log.say(
         f"{run.meta.language} from {run.meta.corpus_version}: {len(run.train_blocks):,} blocks of "
         f"{s.block_size} tokens to train on, {len(run.val_blocks):,} to validate on\n"
-        f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {steps} micro-batches "
+        f"a step of {s.tokens_per_step:,} tokens: {world.size} process(es) x {count} micro-batches "
         f"x {s.batch_size} blocks, {s.dtype}, {run.attention} attention, on {devices}. "
         f"MFU is relative to {peak / 1e12:.2f} TFLOP/s"
     )
@@ -450,89 +439,6 @@ def announce(run: Run, log: Log) -> float:
     return peak
 
 
-# How the processes divide a step
-
-
-def given_shares(settings: Settings, processes: int) -> list[int]:
-    """The number of micro-batches of each process in a step; empty if it must be measured.
-
-    Raises UserError if the blocks of a step cannot be divided as `shares` says.
-    """
-    total = settings.blocks_per_step // settings.batch_size
-    if settings.shares == "auto" and processes > 1 and total >= processes:
-        return []
-    is_explicit = settings.shares not in ("equal", "auto")
-    shares = settings.shares.split(",") if is_explicit else [1.0] * processes
-    if len(shares) != processes:
-        raise UserError(
-            f"shares = {settings.shares!r} is for {len(shares)} processes, but there are "
-            f"{processes}. Give one number for each process, or set --shares=auto"
-        )
-    if total < processes or (settings.shares == "equal" and total % processes):
-        blocks = settings.blocks_per_step
-        sizes = [str(n) for n in range(1, 65) if blocks % (n * processes) == 0]
-        raise UserError(
-            f"a step has {total} micro-batches of {settings.batch_size} blocks, which {processes} "
-            f"processes cannot share (shares = {settings.shares}). Use --shares=auto, another "
-            f"number of processes, or a --batch_size= of {', '.join(sizes) or 'less'}."
-        )
-    return divide(list(map(float, shares)), total)
-
-
-def divide(shares: Sequence[float], total: int) -> list[int]:
-    """Divide `total` micro-batches in proportion to the shares of the processes, at least one each.
-
-    total: at least the number of shares. Returns the number of micro-batches of each process.
-    """
-    exact = np.array(shares) / sum(shares) * total
-    steps = np.ones(len(shares), int)
-    for _ in range(total - len(shares)):
-        steps[(exact - steps).argmax()] += 1  # the one that is furthest below its share
-    return steps.tolist()
-
-
-def measure_shares(run: Run) -> None:
-    """Divide a step among the processes by their measured speed, unless it is already divided."""
-    if run.accumulation_steps:
-        return
-    blocks = np.arange(run.settings.batch_size) % len(run.train_blocks)
-    batch = load(run.train_blocks, blocks, run.device)  # (B, T)
-    seconds = []
-    with run.wrapped.no_sync():
-        for _ in range(1 + _MEASURED):
-            run.world.gather(None)  # all begin together
-            start = time.perf_counter()
-            run.scaler.scale(run.loss(batch, next_tokens(batch))).backward()
-            distributed.synchronize(run.device)
-            seconds.append(time.perf_counter() - start)
-    run.optimizer.zero_grad(set_to_none=False)
-    speeds = [1 / median for median in run.world.gather(statistics.median(seconds[1:]))]
-    run.accumulation_steps = divide(speeds, run.micro_batches)
-
-
-def owners_of_micro_batches(accumulation_steps: Sequence[int]) -> np.ndarray:
-    """The rank of the process that computes each micro-batch of a step, evenly interleaved.
-
-    Shape (sum of accumulation_steps,). For two equal processes: 0, 1, 0, 1, ...
-    """
-    total, owners = sum(accumulation_steps), []
-    credit = np.zeros(len(accumulation_steps), np.int64)
-    for _ in range(total):
-        credit += accumulation_steps
-        owners.append(int(credit.argmax()))
-        credit[owners[-1]] -= total
-    return np.array(owners)
-
-
-def stopping_points(accumulation_steps: Sequence[int], rank: int) -> set[int]:
-    """Indices of a process's micro-batches before which all processes agree whether to stop.
-
-    Each process has equally many, evenly spread over its work, so that none waits for a slower one.
-    """
-    parts = np.array_split(np.arange(accumulation_steps[rank]), min(accumulation_steps))
-    return {int(part[0]) for part in parts}
-
-
 # Resuming and saving
 
 
@@ -541,7 +447,6 @@ def resume(run: Run) -> None:
 
     Raises UserError if it is damaged, belongs to another run or differs between processes.
     """
-    run.device_names = run.world.gather(distributed.describe(run.device))
     path = checkpoint.state_path(run.out_dir)
     if path.exists():
         load_state(run, path)
@@ -555,7 +460,8 @@ def resume(run: Run) -> None:
         for name in token_files.TOKENIZER:
             files.copy(Path(run.settings.data_dir) / name, run.out_dir)
     session = {"from_step": run.step, "to_step": run.step, "minutes": 0.0}
-    session |= {"devices": dict(Counter(run.device_names)), "torch": str(torch.__version__)}
+    devices = Counter(run.world.gather(distributed.describe(run.device)))
+    session |= {"devices": dict(devices), "torch": str(torch.__version__)}
     run.sessions.append(session | {"attention": run.attention})
 
 
@@ -596,10 +502,6 @@ def load_state(run: Run, path: Path) -> None:
     if run.world.is_first and run.is_checkpoint and not kept.exists():
         # a crash came between the two writes
         checkpoint.save(kept, dataclasses.replace(saved, state=None))
-    steps, measured_on = saved.state["accumulation_steps"], saved.state["measured_on"]
-    is_valid = measured_on == run.device_names and sum(steps) == run.micro_batches
-    if not run.accumulation_steps and is_valid:
-        run.accumulation_steps = steps
 
 
 def save(run: Run, minutes: float) -> None:
@@ -608,14 +510,12 @@ def save(run: Run, minutes: float) -> None:
     The files are written in the background, from a copy. minutes: training time in this session.
     Raises UserError, and writes nothing, if a weight is not a finite number.
     """
-    compare_replicas(run)
     run.saved_step = run.step  # in all processes: in `finish`, they agree whether to save
     if not run.world.is_first:
         return
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
     require_finite(run, run.step, "largest weight", float(largest))
     run.sessions[-1] |= {"to_step": run.step, "minutes": minutes}
-    is_measured = run.settings.shares == "auto"
     state = Checkpoint(
         step=run.step,
         model=copied(run.model.state_dict()),
@@ -627,8 +527,6 @@ def save(run: Run, minutes: float) -> None:
             "optimizer": copied(run.optimizer.state_dict()),
             "scaler": run.scaler.state_dict(),
             "unfinished_record": copied(run.record),
-            "accumulation_steps": run.accumulation_steps if is_measured else [],
-            "measured_on": run.device_names if is_measured else [],
         },
     )
     wait_for_saving(run)
@@ -660,19 +558,6 @@ def wait_for_saving(run: Run) -> None:
     saving, run.saving = run.saving, None  # a second Ctrl-C ends the wait for good
     if saving:
         saving.result()
-
-
-def compare_replicas(run: Run) -> None:
-    """Warn if the weights of the processes are no longer the same."""
-    # Sums of the bits as whole numbers: exact, in whatever order a device adds them up.
-    sums = [p.detach().view(torch.int32).sum() for p in run.model.parameters()]
-    first, *others = run.world.gather(torch.stack(sums).tolist())
-    if run.world.is_first and any(other != first for other in others):
-        print(
-            f"warning: step {run.step}: the weights are no longer the same in all processes. "
-            "Checkpoints hold the weights of process 0. GPUs of different kinds may round "
-            "differently; if yours are alike, please report it."
-        )
 
 
 def finish(run: Run, pending: list[torch.Tensor], log: Log) -> None:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,42 +157,22 @@ def table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
 
 
 def processes_table(folder: Path, _: str) -> Iterator[dict[str, Any]]:
-    """The speed of short runs by one and two processes, and of two where one is slower."""
-    on_gpus = torch.cuda.device_count() > 1
-    cases = [(1, "equal", False), (2, "equal", False)] + [(2, "auto", False)] * on_gpus
-    if not torch.cuda.is_available():
-        cases += [(2, "equal", True), (2, "auto", True)]
-    for processes, shares, is_slowed in cases[: 1 if torch.cuda.device_count() == 1 else None]:
-        yield {
-            "processes": processes,
-            "shares": shares,
-            "another program takes half of the second core": "yes" if is_slowed else "no",
-            "tokens/s": f"{speed_of_run(folder, processes, shares, is_slowed):,.0f}",
-        }
+    """The speed of short runs by one and two processes."""
+    for processes in (1,) if torch.cuda.device_count() == 1 else (1, 2):
+        yield {"processes": processes, "tokens/s": f"{speed_of_run(folder, processes):,.0f}"}
 
 
-def speed_of_run(folder: Path, processes: int, shares: str, is_slowed: bool) -> float:
-    """The median tokens per second of a run of train.py after its first two steps.
-
-    is_slowed: bind each process to a core of its own, and run another program on the last core.
-    """
+def speed_of_run(folder: Path, processes: int) -> float:
+    """The median tokens per second of a run of train.py after its first two steps."""
     m, steps = turns.MODEL, 8
     shape = (f"--{name}={getattr(m, name)}" for name in ("n_layer", "n_head", "n_embd"))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    bind = "taskset -c $LOCAL_RANK" if is_slowed else ""
-    launcher += ["--no-python", "sh", "-c", f'exec {bind} {sys.executable} "$@"', "sh"]
-    busy = ["taskset", "-c", str(processes - 1), sys.executable, "-c", "while True: pass"]
-    other = subprocess.Popen(busy) if is_slowed else None
     with tempfile.TemporaryDirectory() as out_dir:
-        try:
-            turns.printed(
-                *(*launcher, "train.py", f"--data_dir={folder}", f"--out_dir={out_dir}"),
-                *(f"--dtype={_DTYPE}", f"--shares={shares}", "--batch_size=1", "--eval_blocks=1"),
-                *(f"--block_size={m.block_size}", f"--tokens_per_step={6 * m.block_size}", *shape),
-                *(f"--max_steps={steps}", "--warmup_steps=1", f"--compile={m.compile}"),
-            )
-        finally:
-            if other:
-                other.kill()
+        turns.printed(
+            *(*launcher, "train.py", f"--data_dir={folder}", f"--out_dir={out_dir}"),
+            *(f"--dtype={_DTYPE}", "--batch_size=1", "--eval_blocks=1"),
+            *(f"--block_size={m.block_size}", f"--tokens_per_step={6 * m.block_size}", *shape),
+            *(f"--max_steps={steps}", "--warmup_steps=1", f"--compile={m.compile}"),
+        )
         records = [record for record in log.read(Path(out_dir)) if record["step"] > 2]
     return statistics.median(record["tokens_per_second"] for record in records)

@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
+from impossible.settings import UserError
+
 _T = TypeVar("_T")
 ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
 TIMEOUT = 60  # seconds without a byte until a request counts as lost
@@ -52,6 +54,20 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
         reraise=True,
     )
     return attempts(call)
+
+
+def ask(what: str, call: Callable[[], _T], advice: str, *kinds: type[Exception]) -> _T:
+    """The result of `patiently`, for a call that reads from the Hub.
+
+    Raises UserError with the reason and the advice if it fails or raises an error of these kinds,
+    or an OSError of the local disk.
+    """
+    try:
+        return patiently(what, call)
+    except (*ERRORS, *kinds) as error:
+        if is_of_disk(error):
+            raise
+        raise UserError(f"{what} could not be read from the Hub ({text_of(error)}). {advice}")
 
 
 def dataset_folder(

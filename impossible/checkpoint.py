@@ -30,6 +30,7 @@ BABYLM = {
     f"chck_{millions}M": millions * 10**6
     for millions in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100))
 }
+_FORMER = ("shares", "verify_data")  # settings of earlier versions, in their checkpoints
 # What loading a damaged file may raise.
 _DAMAGE = (RuntimeError, ValueError, TypeError, KeyError, EOFError, zlib.error)
 _DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile)
@@ -95,7 +96,8 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
             if is_checked and (bad := archive.testzip()):
                 raise zipfile.BadZipFile(f"the checksum of its part {bad} is wrong")
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        return Checkpoint(**values | {"settings": Settings(**values["settings"])})
+        settings = {n: v for n, v in values["settings"].items() if n not in _FORMER}
+        return Checkpoint(**values | {"settings": Settings(**settings)})
     except (*_DAMAGE, OSError, UserError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
@@ -152,13 +154,13 @@ def differences(
     return [f"{name} = {old}, not {new}" for name, (old, new) in pairs.items() if old != new]
 
 
-def check_series(paths: list[Path], language: str) -> Checkpoint:
-    """Check that files are checkpoints of one run, each named after its step. Returns the last one.
+def series(out_dir: Path, language: str) -> tuple[list[Path], Checkpoint]:
+    """The paths of a run's checkpoints, sorted by step, and the last checkpoint.
 
-    paths: sorted by step. Raises UserError for a checkpoint of another run, step or language, which
+    Raises UserError if there is none, and for a checkpoint of another run, step or language, which
     would otherwise go unnoticed.
     """
-    last = load(paths[-1])
+    paths, last = _paths_and_last(out_dir)
     if last.data["language"] != language:
         raise UserError(
             f"{paths[-1]} is a model of {last.data['language']}, but the settings say "
@@ -176,7 +178,18 @@ def check_series(paths: list[Path], language: str) -> Checkpoint:
                 f"{path} {problem}. Keep only checkpoints of one run in a folder, each with its "
                 "original name."
             )
-    return last
+    return paths, last
+
+
+def _paths_and_last(out_dir: Path) -> tuple[list[Path], Checkpoint]:
+    """As `series`, but all checkpoints except the last are unread."""
+    paths = list_checkpoints(out_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
+            "and --out_dir= as here), or set --out_dir= to the folder of a run."
+        )
+    return paths, load(paths[-1])
 
 
 def settings_of_run(out_dir: Path) -> dict[str, Any]:
@@ -184,12 +197,7 @@ def settings_of_run(out_dir: Path) -> dict[str, Any]:
 
     Raises UserError if the run has no checkpoint.
     """
-    paths = list_checkpoints(out_dir)
-    if not paths:
-        raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Name the folder of a run, or train one (train.py)."
-        )
-    settings = load(paths[-1]).settings
+    settings = _paths_and_last(out_dir)[1].settings
     return {name: getattr(settings, name) for name in (*RECIPE, "data_dir")}
 
 

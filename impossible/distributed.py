@@ -69,11 +69,6 @@ class World:
             dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def broadcast(self, value: torch.Tensor) -> None:
-        """Copy the first process's tensor into that of every other process, in place."""
-        if self.size > 1:
-            dist.broadcast(value, 0)
-
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.size > 1:
@@ -199,8 +194,6 @@ def pick_device(wanted: str, world: World) -> torch.device:
             "--nproc_per_node= to the number of GPUs, or --device=cpu."
         )
     torch.cuda.set_device(first + world.local_rank)
-    # Evaluation has masks, for which cuDNN's attention gave NaN (pytorch/pytorch#196678).
-    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", first + world.local_rank)
 
 

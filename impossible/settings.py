@@ -79,10 +79,6 @@ Seed = Annotated[int, at_least(0, LARGEST_SEED)]
 OwnSeed = Annotated[int, at_least(-1, LARGEST_SEED)]
 _DEVICE = matches(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
 _TWO_NAMES = matches("[^,]+,[^,]+", "two names with a comma between them")
-_POSITIVE = r"(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)"  # a number such as 2 or 0.5
-_SHARES = matches(
-    rf"equal|auto|{_POSITIVE}(,{_POSITIVE})*", "equal, auto, or positive numbers such as 2,3"
-)
 
 
 @dataclass(frozen=True)
@@ -177,11 +173,7 @@ class Settings(Recipe):
     workers: Size = 0
     data_seed: Seed = 41  # seed of the sentence order in the training and validation data
     # read by train.py
-    verify_data: bool = False  # first compare the token files with the hashes in meta.json
     batch_size: Count = 8  # number of blocks in a micro-batch (per process)
-    # how the processes divide a step: equal, auto (by their speed, which is measured first), or
-    # fixed shares such as 2,3
-    shares: Annotated[str, _SHARES] = "equal"
     eval_interval: Count = 100  # steps between validations (there is also one at each checkpoint)
     log_interval: Count = 1  # steps between log lines
     # read by train.py, eval.py, sample.py
@@ -539,7 +531,7 @@ def guarded(call: Callable[[], Any]) -> None:
         elif isinstance(error, OSError) and error.filename and error.strerror:
             message = (
                 f"{error.filename}: {error.strerror}. Free some disk space, or choose another "
-                "folder with --data_dir= or --out_dir="
+                "folder with --data_dir=, --out_dir= or --eval_dir="
             )
         else:
             traceback.print_exc()

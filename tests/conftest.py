@@ -73,7 +73,6 @@ def write_config(path: Path, **values: str) -> Path:
             "dtype",
             "data_dir",
             "out_dir",
-            "shares",
         )
         text = repr(value) if is_text else value.capitalize() if value.isalpha() else value
         lines.append(f"{key} = {text}\n")

@@ -53,12 +53,12 @@ def test_training_is_measured(small: tuple[Path, str], monkeypatch: pytest.Monke
     assert [row["s per step"] for row in rows] == ["2.00", "3.00", "4.00", "5.00"] * 2
     assert rows[0]["share of the GEMM limit"] == "250%"
     monkeypatch.setattr(training, "speed_of_run", lambda *_: 1.0)
-    assert [row["processes"] for row in training.processes_table(*small)] == [1, 2, 2, 2]
+    assert [row["processes"] for row in training.processes_table(*small)] == [1, 2]
 
 
 @pytest.mark.slow
-def test_a_slowed_run_of_two_processes_has_a_speed(small: tuple[Path, str]) -> None:
-    assert training.speed_of_run(small[0], 2, "auto", is_slowed=True) > 0
+def test_a_run_of_two_processes_has_a_speed(small: tuple[Path, str]) -> None:
+    assert training.speed_of_run(small[0], 2) > 0
 
 
 def test_preparing_is_measured(small: tuple[Path, str]) -> None:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import fail
 
@@ -23,20 +22,13 @@ def cut_short(data_dir: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def put_a_large_id(data_dir: Path) -> None:
-    ids = np.fromfile(data_dir / "val.bin", np.uint16)
-    ids[7] = 60000
-    ids.tofile(data_dir / "val.bin")
-
-
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         (shutil.rmtree, [], "no prepared data in .*: python prepare.py"),
         (None, ["--language=full_reverse"], "contains partial_reverse, but .* full_reverse"),
         (None, ["--language=full_reverse"], "python prepare.py --language=full_reverse"),
-        (cut_short, [], "train.bin has 1,000 bytes, not 24,192"),
-        (put_a_large_id, [], "has the id 60000 at token 7, beyond the vocabulary of 50258"),
+        (cut_short, [], "train.bin is missing or damaged: it is not the file that meta.json"),
         (None, ["--out_dir=TRAINED", "--n_layer=3"], "n_layer = 2, not 3"),
     ],
 )

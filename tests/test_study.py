@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, object]:
             found[str(path.relative_to(folder))] = path.read_bytes()
         records = [(r["step"], r.get("loss"), r.get("val_loss")) for r in log.read(run)]
         found[f"{run.name} log"] = records
-    for name in ("perplexity.csv", "differences.csv"):
+    for name in ("perplexity.csv", "perplexity_means.csv", "differences.csv"):
         found[name] = (folder / name).read_text(encoding="utf-8")
     return found
 

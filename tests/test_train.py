@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -144,14 +145,10 @@ class Alone(World):
     def any(self, value: bool) -> bool:
         return value
 
-    def broadcast(self, value: torch.Tensor) -> None:
-        pass
-
 
 def loss_of(run: train.Run, step: int, rank: int = 0, size: int = 1) -> float:
     """The loss of a step in one of some processes; the weights stay as they are."""
     run.step, run.world = step, Alone(rank, size)
-    run.accumulation_steps = train.given_shares(run.settings, size)
     return train.update(run, learning_rate=0.0)[0].item()
 
 
@@ -221,24 +218,24 @@ def test_a_run_leaves_its_log_its_checkpoints_and_its_state(trained: Path) -> No
 # Losses of ten steps, fp32, without dropout.
 GOLDEN = [10.8307, 10.8229, 10.8124, 10.7112, 10.5862, 10.5068, 10.4014, 10.348, 10.2851, 10.2592]
 TEN = {"max_steps": "10", "eval_interval": "5", "dropout": "0.0"}
-LAYOUTS = [("2", 1, "equal"), ("4", 2, "equal"), ("1", 2, "1,2.5"), ("1", 2, "auto")]
 
 
-def test_losses_do_not_depend_on_processes_micro_batches_and_shares(
+def test_losses_do_not_depend_on_processes_and_micro_batches(
     config: Config, whole: Whole, tmp_path: Path
 ) -> None:
     expected = log.read(whole(**TEN, batch_size="8"))
     golden = pytest.approx(GOLDEN, abs=1e-3)
     assert [r["loss"] for r in expected[1:]] == golden, "not meant to change: the results"
-    for batch_size, processes, shares in LAYOUTS:
-        out_dir = tmp_path / f"{batch_size}-{processes}-{shares}"
+    for batch_size, processes in (("2", 1), ("4", 2), ("1", 2)):
+        out_dir = tmp_path / f"{batch_size}-{processes}"
         path = config(**TEN, batch_size=batch_size, out_dir=str(out_dir))
         several = {"processes": processes} if processes > 1 else {}
-        printed = succeed("train.py", path, f"--shares={shares}", **several)
-        assert ("2 process(es) x 2/6 micro-batches" in printed) == (shares == "1,2.5")
+        printed = succeed("train.py", path, **several)
+        count = 8 // int(batch_size) // processes
+        assert f"{processes} process(es) x {count} micro-batches x {batch_size} blocks" in printed
         for name, tolerance in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-3)):
             values, others = ([r.get(name, 0) for r in rs] for rs in (log.read(out_dir), expected))
-            assert values == pytest.approx(others, rel=tolerance), (name, shares)
+            assert values == pytest.approx(others, rel=tolerance), out_dir.name
 
 
 @pytest.mark.parametrize(
@@ -426,12 +423,40 @@ def test_processes_with_another_option_are_refused(config: Config, tmp_path: Pat
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
-def test_processes_that_cannot_share_a_step_are_told_what_would_do(config: Config) -> None:
-    settings = load("train.py", [str(config(batch_size="8"))])[0]
-    with pytest.raises(UserError, match=r"1 micro-batches of 8 blocks, which 2 processes cannot s"):
-        train.given_shares(settings, 2)
-    with pytest.raises(UserError, match=r"or a --batch_size= of 1, 2, 4\."):
-        train.given_shares(settings, 2)
+def test_processes_take_turns_at_the_micro_batches_of_a_step(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, read, load_blocks = opened_run(config(batch_size="2")), [], train.load
+
+    def noted(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch.Tensor:
+        read.append(indices.tolist())
+        return load_blocks(blocks, indices, device)
+
+    monkeypatch.setattr(train, "load", noted)
+    monkeypatch.setattr(run.model, "no_sync", contextlib.nullcontext, raising=False)
+    for rank in (0, 1):
+        loss_of(run, 3, rank, size=2)
+    first, second, third, fourth = run.blocks(3).reshape(4, 2).tolist()
+    assert read == [first, third, second, fourth]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "advice"),
+    [
+        ("8", 2, "Use a --batch_size= of 1, 2, 4, or another number of processes."),
+        ("4", 3, "Use another number of processes."),
+    ],
+)
+def test_processes_that_cannot_share_a_step_are_told_what_would_do(
+    batch_size: str, processes: int, advice: str, config: Config
+) -> None:
+    settings = load("train.py", [str(config(batch_size=batch_size))])[0]
+    with pytest.raises(UserError) as error:
+        train.open_run(settings, World(size=processes, local_size=processes))
+    assert str(error.value) == (
+        f"{processes} processes cannot take equal shares of a step of 8 blocks in micro-batches "
+        f"of {batch_size}. {advice}"
+    )
 
 
 @pytest.mark.slow

@@ -143,13 +143,10 @@ def _interchanged(scorer: Scorer, sequences: Sequences, world: World) -> np.ndar
     """
     grid = torch.from_numpy(np.stack(sequences.parts).astype(np.int64)).to(scorer.device)
     (base, source), markers = grid[:, :-1].chunk(2), grid[:, -1]  # (N, T) each, and (2 * N,)
-    count, length = base.shape
-    positions = torch.arange(length, device=scorer.device)
-    mask = torch.full((length, length), -torch.inf, device=scorer.device).triu(1)
 
     def of_markers(tokens: torch.Tensor) -> torch.Tensor:
-        hidden = scorer.body(tokens, positions.expand_as(base), mask.expand(count, 1, -1, -1))
-        return scoring.token_losses(hidden[:, -1].repeat(2, 1), scorer.head, markers).view(2, -1)
+        last = scorer.body(tokens)[:, -1]  # (N, C)
+        return scoring.token_losses(last.repeat(2, 1), scorer.head, markers).view(2, -1)
 
     def exchanged(
         block: torch.nn.Module, of_source: torch.Tensor, is_here: torch.Tensor
@@ -163,7 +160,7 @@ def _interchanged(scorer: Scorer, sequences: Sequences, world: World) -> np.ndar
     for hook in hooks:
         hook.remove()
     blocks = zip(scorer.blocks, kept, strict=True)
-    places = (positions == positions[:, None])[..., None]  # (T, T, 1)
+    places = torch.eye(base.shape[1], dtype=torch.bool, device=scorer.device).unsqueeze(2)
     losses = [exchanged(*block, is_here) for block in blocks for is_here in places]
     return torch.stack([of_markers(base), *losses]).cpu().numpy().ravel()
 
@@ -190,13 +187,13 @@ def table(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
 
 def cells(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The rows to draw: the IIA at each layer and position, without intervals."""
-    return table(sequences, losses).rename(columns={"iia": "value"}).assign(low=np.nan, high=np.nan)
+    return table(sequences, losses).rename(columns={"iia": "value"})
 
 
 def point(sequences: Sequences, losses: np.ndarray) -> pd.DataFrame:
     """The row to draw: the mean over layers of the IIA at the best position, without interval."""
     value = table(sequences, losses).groupby("layer")["iia"].max().mean()
-    return pd.DataFrame({"value": [value], "low": [np.nan], "high": [np.nan]})
+    return pd.DataFrame({"value": [value]})
 
 
 def result(sequences: Sequences, losses: np.ndarray) -> str:

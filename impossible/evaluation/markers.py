@@ -20,8 +20,9 @@ from impossible.settings import Settings, UserError
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
-    """Test sentences up to their first marker, and the token that follows it (or <|endoftext|>).
+    """Two sequences for each test sentence with a marker: its beginning up to the first marker.
 
+    The first ends in that marker, and the second in the token after it (or <|endoftext|>) instead.
     Raises UserError for a language that is not a *Hop language.
     """
     language = language_of(settings)
@@ -30,25 +31,22 @@ def sequences(settings: Settings, series: Series) -> Sequences:
             f"--markers works only for the *Hop languages (such as no_hop), not for {language}."
         )
     sampled = perplexity.sequences(settings, series, marked_only=True)
-    parts, following = [], []
-    end_of_text = sampled.tokenizer.end_of_text
+    parts, end_of_text = [], sampled.tokenizer.end_of_text
     for tokens in sampled.parts:
-        end = int(np.argmax(tokens > end_of_text)) + 1
-        parts.append(tokens[:end])
-        following.append(tokens[end] if end < len(tokens) else end_of_text)
+        place = int(np.argmax(tokens > end_of_text))
+        following = np.append(tokens, end_of_text)[place + 1]
+        parts += [tokens[: place + 1], np.append(tokens[:place], following)]
     return dataclasses.replace(
         sampled,
         sentences=sentences_of(parts),
-        last_instead=np.array(following, np.uint16),
-        whole_lengths=sampled.sentences.lengths,
+        whole_lengths=np.repeat(sampled.sentences.lengths, 2),
     )
 
 
 def _surprisals(sequences: Sequences, losses: np.ndarray) -> np.ndarray:
     """Surprisals of marker and next token in bits, (S, 2); NaN for sentences that are too long."""
     last = np.cumsum(sequences.sentences.lengths - 1) - 1
-    both = np.stack([losses[last], losses[-len(last) :]], axis=1)
-    return both.astype(np.float64) / np.log(2)
+    return losses[last].astype(np.float64).reshape(-1, 2) / np.log(2)
 
 
 def differences(sequences: Sequences, losses: np.ndarray) -> np.ndarray:

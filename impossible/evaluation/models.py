@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import torch
 
 import perturb
 from impossible import checkpoint, files
-from impossible.asking import patiently
+from impossible.asking import ask
 from impossible.evaluation.scoring import Scorer
 from impossible.settings import RECIPE, Settings, UserError
 from impossible.text.token_files import TOKENIZER
@@ -28,6 +29,10 @@ _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetens
 # The version whose forward pass gives the numbers of exported models.
 _TRANSFORMERS = f"transformers {importlib.metadata.version('transformers')}"
 _QUANTIZED = ("quantization_config", "compression_config")  # keys of config.json
+_NOT_ON_HUB = (
+    "It is no local folder either. Expected --model=FOLDER or --model=USER/NAME. Check the name "
+    "and the network, and run the same command again."
+)
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
 
@@ -152,13 +157,7 @@ def name_of(folder: Path) -> str:
 
 def _of_run(settings: Settings) -> Series:
     out_dir, language = Path(settings.out_dir), settings.language
-    paths = checkpoint.list_checkpoints(out_dir)
-    if not paths:
-        raise UserError(
-            f"no checkpoint-N.pt in {out_dir}. Train first (train.py, with the same config file "
-            "and --out_dir as here), or name a model: --model=FOLDER or --model=USER/NAME"
-        )
-    last = checkpoint.check_series(paths, language)
+    paths, last = checkpoint.series(out_dir, language)
     run, data = last.settings, last.data
     # The settings that results depend on, without the language and the seeds.
     others = [name for name in RECIPE if name != "language" and "seed" not in name]
@@ -267,10 +266,8 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
         )
     model.to(device).eval()
 
-    def body(tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return model.transformer(
-            tokens, position_ids=positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+    def body(tokens: torch.Tensor) -> torch.Tensor:
+        return model.transformer(tokens, use_cache=False).last_hidden_state
 
     return Scorer(body, model.lm_head.weight, model.config.n_positions, model.transformer.h)
 
@@ -280,10 +277,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
 
 def _of_repo(repo: str, revisions: list[str]) -> Series:
     """The series of a repo's branches and tags, and of the commits among `revisions`."""
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi()
-    refs = _ask(repo, lambda: api.list_repo_refs(repo))
+    refs = ask(repo, partial(huggingface_hub.list_repo_refs, repo), _NOT_ON_HUB)
     commits = {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
     commits |= {name: name for name in revisions if re.fullmatch("[0-9a-f]{40}", name)}
     models = [_revision(repo, name, commit) for name, commit in commits.items()]
@@ -304,27 +298,6 @@ def _revision(repo: str, name: str, commit: str) -> Model:
 
 def _fetched(repo: str, commit: str, patterns: Sequence[str]) -> Path:
     """The folder of a revision, with the files that match some patterns. Raises UserError."""
-    import huggingface_hub
-
     options = {"revision": commit, "allow_patterns": list(patterns)}
-    return Path(_ask(repo, partial(huggingface_hub.snapshot_download, repo, **options)))
-
-
-def _ask(repo: str, call: Callable[[], Any]) -> Any:
-    """The answer of the Hub to a call. Raises UserError."""
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx
-
-    try:
-        return patiently(repo, call)
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"{repo!r} is neither a local folder nor a model repo on the Hub that you can read "
-            f"({next(iter(str(error).splitlines()))}). Expected --model=FOLDER or --model=USER/NAME"
-        )
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{repo} is not a folder here, and could not be read from the Hub ({reason}). Check "
-            "the name and the network, and run the same command again."
-        )
+    fetch = partial(huggingface_hub.snapshot_download, repo, **options)
+    return Path(ask(repo, fetch, _NOT_ON_HUB))

@@ -128,7 +128,7 @@ def _on_hub(name: str) -> tuple[str, str | None, str]:
     """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
     repo, options = on_hub(name)
     find = functools.partial(commit_of, repo, options["revision"])
-    commit = _asked(name, functools.partial(asking.patiently, repo, find))
+    commit = _asked(name, find)
     if options["revision"] != commit:
         print(f"to read the same pairs later: --pairs={name.partition('@')[0]}@{commit}")
     return repo, options["name"], commit
@@ -148,16 +148,10 @@ def _of_dataset(name: str) -> Iterator[_Line]:
 def _asked(name: str, call: Callable[[], Any]) -> Any:
     """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.utils import httpx
 
-    try:
-        return call()
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(
-            f"the dataset {name} could not be read from the Hub ({asking.text_of(error)}). "
-            "Check the name (for hf:, USER/NAME:CONFIG, no split empty) and the network. Without "
-            "a network, name a folder of jsonl files: --pairs=FOLDER"
-        )
+    advice = "Check the name (for hf:, USER/NAME:CONFIG, no split empty) and the network. Without "
+    advice += "a network, name a folder of jsonl files: --pairs=FOLDER"
+    return asking.ask(f"the dataset {name}", call, advice, DatasetsError)
 
 
 def _pair(

@@ -74,16 +74,17 @@ def curves_of(
 ) -> pd.DataFrame:
     """A curve for each group: the mean of its runs, with an interval over runs or within one run.
 
-    point: maps the losses of a model to a row with its `value`, `low` and `high`. interval: of the
-    mean of several runs. A model without a step becomes a horizontal line. keys: the columns that
-    identify a row of a run, if `point` returns several rows for a model.
+    point: maps the losses of a model to a row with its `value`, and the `low` and `high` of its
+    interval, if it has one. interval: of the mean of several runs. A model without a step becomes a
+    horizontal line. keys: the columns that identify a row of a run, if `point` returns several rows
+    for a model.
     """
     curves = []
     for style, (label, group) in enumerate(groups):
         tables = [pd.concat(s.tables(point)) for s in group]
         stepped = [table.dropna(subset="step").set_index([*keys]) for table in tables]
         curve = _curve(label, [table["value"] for table in stepped], interval)
-        if len(group) == 1:
+        if len(group) == 1 and "low" in stepped[0]:
             within = stepped[0].sort_index()  # as the curve is
             curve[["low", "high"]] = within[["low", "high"]].to_numpy()
         how = "over seeds" if len(group) > 1 else "within one run"

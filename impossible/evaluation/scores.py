@@ -132,7 +132,7 @@ def score(
     series, title, losses = scores.series, scores.title, {}
     kept = scores.folder / "scores" / sequences.sha256[:16]
     if world.is_first:
-        _make_folder(kept)
+        kept.mkdir(parents=True, exist_ok=True)
         if series.language and not _is_writable(Path(series.place) / series.folder):
             print(f"{series.place} cannot be written to: its results go to {scores.folder}")
         for note in sequences.notes:
@@ -197,17 +197,6 @@ def _computed(
             "weights are damaged or training had diverged. Leave it out with --revisions="
         )
     return losses
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder for results. Raises UserError if permission is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be created ({error.strerror}). Set --eval_dir= to a folder for the "
-            "results that you have permission to write to."
-        )
 
 
 @functools.cache

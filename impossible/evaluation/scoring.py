@@ -3,7 +3,6 @@
 A model reads each sequence by itself: no special token is added before or after it.
 """
 
-import bisect
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from impossible.distributed import World
@@ -20,11 +20,10 @@ from impossible.text.arrays import Sentences, from_lengths, span_positions
 from impossible.text.tokenizer import Tokenizer
 
 # Raised when the same model and sequences give other numbers: older losses are then computed anew.
-VERSION = 1
+VERSION = 2
 # Tokens of a batch: enough for fast products with the weights, and few enough for a CPU's caches.
 _BATCH_TOKENS, _BATCH_TOKENS_CUDA = 1024, 16384
 _SCORED_ROWS = 512  # rows whose logits exist at one time
-_ROW = 128  # tokens in a row of several sequences, if none is longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,6 @@ class Sequences:
     about: dict[str, Any] = field(default_factory=dict)  # columns of every table, each one value
     counts: dict[Any, int] = field(default_factory=dict)  # of each genre or paradigm: duplicates,
     # or pairs that are left out
-    last_instead: np.ndarray | None = None  # (S,) uint16: scored too, in place of the last tokens
     whole_lengths: np.ndarray | None = None  # (S,), if `sentences` are beginnings of longer ones
     # Computes further losses of a model as a flat array, which is appended to the others.
     further_losses: Callable[["Scorer", "Sequences", World], np.ndarray] | None = None
@@ -58,8 +56,8 @@ class Sequences:
     @property
     def sha256(self) -> str:
         """The SHA-256 of the tokens that are scored and of all lengths."""
-        arrays = [(self.sentences.offsets, "<i8"), (self.sentences.tokens, "<u2")]
-        arrays += [(self.last_instead, "<u2"), (self.whole_lengths, "<i8")]
+        offsets, tokens, _ = self.sentences
+        arrays = [(offsets, "<i8"), (tokens, "<u2"), (self.whole_lengths, "<i8")]
         data = [array.astype(kind).tobytes() for array, kind in arrays if array is not None]
         return hashlib.sha256(b"".join(data)).hexdigest()
 
@@ -74,9 +72,7 @@ def sentences_of(parts: list[np.ndarray]) -> Sentences:
 class Scorer:
     """The interface of a model: hidden states, and the head that turns them into logits."""
 
-    # Tokens and their positions (B, T) int64, and the mask of attention (B, 1, T, T) float32, which
-    # is 0 where a token sees another and -inf elsewhere -> hidden states (B, T, C)
-    body: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    body: Callable[[torch.Tensor], torch.Tensor]  # tokens (B, T) int64 -> hidden states (B, T, C)
     head: torch.Tensor  # (V, C)
     context: int  # the most tokens that a sentence may have
     blocks: Sequence[torch.nn.Module] = ()  # each returns hidden states (B, T, C)
@@ -91,94 +87,56 @@ def losses(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     """The loss of each token but the first of each sentence, in nats, (N - S,) float32.
 
     The losses are in the order of the sentences. If a (whole) sentence is longer than the model's
-    context, its losses are NaN; sentences are never truncated. The losses of `last_instead`, if it
-    is given, come after the others, (N,) in all; then the `further_losses`. The processes share the
-    work: all must call this function, and all get the complete result.
+    context, its losses are NaN; sentences are never truncated. The `further_losses` come after the
+    others. The processes share the work: all must call this function, and all get the complete
+    result.
     """
-    sentences, last_instead = sequences.sentences, sequences.last_instead
-    count = len(sentences.tokens) - len(sentences.lengths)
-    extra = 0 if last_instead is None else len(last_instead)
-    result = np.full(count + extra, np.nan, np.float32)
-    batches = _batches(sentences.lengths, sequences.lengths <= scorer.context, scorer)
+    parts, lengths = sequences.parts, sequences.sentences.lengths
+    batches = _batches(lengths, sequences.lengths <= scorer.context, scorer.device)
     # Batches, the longest first, are dealt out in turn, so that all processes get equal shares.
     own = batches[world.rank :: world.size]
     progress = tqdm(own, "scoring", disable=None if world.is_first else True, leave=False)
-    scored = [_score(scorer, sentences, batch, last_instead) for batch in progress]
-    firsts = _firsts(sentences)
+    scored = [_score(scorer, [parts[i] for i in batch]) for batch in progress]
+    result = np.full(lengths.sum() - len(lengths), np.nan, np.float32)
+    firsts = _firsts(sequences.sentences)
     for rank, of_rank in enumerate(world.gather(scored)):
         for batch, values in zip(batches[rank :: world.size], of_rank, strict=True):
-            chosen = np.concatenate(batch)
-            lengths = sentences.lengths[chosen] - 1
-            result[span_positions(firsts[chosen], lengths)] = values[: lengths.sum()]
-            if extra:
-                result[count + chosen] = values[lengths.sum() :]
+            result[span_positions(firsts[batch], lengths[batch] - 1)] = values
     further = sequences.further_losses
     return np.append(result, further(scorer, sequences, world)) if further else result
 
 
-def _batches(lengths: np.ndarray, fits: np.ndarray, scorer: Scorer) -> list[list[np.ndarray]]:
-    """The sentences that fit the context, as batches of rows of sentences, the longest first.
+def _batches(lengths: np.ndarray, fits: np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """The numbers of the sentences in each batch, the longest sentences first.
 
-    lengths: (S,). fits: whether each sentence fits, (S,) bool.
-
-    The rows of a batch have room for its longest sentence, or for _ROW tokens. Each row is filled
-    with the longest remaining sentences that fit, so there is hardly any padding.
+    lengths: (S,). fits: whether each sentence fits the context, (S,) bool; the others are left out.
+    Sentences of similar length share a batch, so that little of it is padding. With its padding, it
+    has up to _BATCH_TOKENS tokens, or one sentence.
     """
-    budget = _BATCH_TOKENS_CUDA if scorer.device.type == "cuda" else _BATCH_TOKENS
-    inputs = lengths - 1  # the last token of a sentence predicts nothing
-    remaining = [i for i in np.argsort(lengths, kind="stable").tolist() if fits[i]]
-    batches = []
-    while remaining:
-        width = max(int(inputs[remaining[-1]]), _ROW)
-        rows: list[np.ndarray] = []
-        while remaining and len(rows) < max(1, budget // width):
-            row, room = [], width
-            while fitting := bisect.bisect_right(remaining, room, key=lambda i: inputs[i]):
-                row.append(remaining.pop(fitting - 1))
-                room -= inputs[row[-1]]
-            rows.append(np.array(row))
-        batches.append(rows)
+    budget = _BATCH_TOKENS_CUDA if device.type == "cuda" else _BATCH_TOKENS
+    order, batches = np.argsort(-lengths, kind="stable"), []
+    order = order[fits[order]]
+    while len(order):
+        # The last token of a sentence predicts nothing.
+        size = max(1, budget // int(lengths[order[0]] - 1))
+        batches.append(order[:size])
+        order = order[size:]
     return batches
 
 
 @torch.inference_mode()
-def _score(
-    scorer: Scorer,
-    sentences: Sentences,
-    rows: list[np.ndarray],
-    last_instead: np.ndarray | None,
-) -> np.ndarray:
+def _score(scorer: Scorer, parts: list[np.ndarray]) -> np.ndarray:
     """The losses of all tokens except each sentence's first, sentence by sentence, (N - S,).
 
-    They are followed by those of `last_instead`, (S,), if it is given. rows: the sentences in each
-    row of the batch. A token attends only to earlier tokens of its own sentence, and positions
-    count from the start of the sentence: other sentences in the row have no effect.
+    parts: the tokens of each sentence. Each has a row of its own, padded on the right: attention is
+    causal, so no token sees the padding.
     """
-    batch = sentences.take(np.concatenate(rows))
-    inputs = batch.lengths - 1
-    sentence = np.repeat(np.arange(len(inputs)), inputs)
-    position = np.arange(len(sentence)) - _firsts(batch)[sentence]
-    index = batch.offsets[sentence] + position  # in batch.tokens
-    filled = np.array([(sentences.lengths[row] - 1).sum() for row in rows])
-    is_token = np.arange(filled.max()) < filled[:, None]  # (B, T)
-
-    def in_rows(values: np.ndarray) -> torch.Tensor:  # (N - S,) -> (B, T)
-        grid = np.zeros(is_token.shape, np.int64)
-        grid[is_token] = values
-        return torch.from_numpy(grid).to(scorer.device)
-
-    owner = in_rows(sentence + 1)  # 0: padding, which sees itself, so that its softmax is a number
-    sees = (owner[:, :, None] == owner[:, None, :]).tril()
-    mask = torch.zeros(sees.shape, device=scorer.device).masked_fill(~sees, -torch.inf)
-    hidden = scorer.body(in_rows(batch.tokens[index]), in_rows(position), mask[:, None])
-    targets = torch.from_numpy(batch.tokens[index + 1].astype(np.int64)).to(scorer.device)
-    is_token = torch.from_numpy(is_token).to(scorer.device)
-    hidden = hidden[is_token]  # (N - S, C)
-    if last_instead is not None:
-        others = last_instead[np.concatenate(rows)].astype(np.int64)
-        hidden = torch.cat([hidden, hidden[np.cumsum(inputs) - 1]])
-        targets = torch.cat([targets, torch.from_numpy(others).to(scorer.device)])
-    return token_losses(hidden, scorer.head, targets).cpu().numpy()
+    rows = [torch.from_numpy(part.astype(np.int64)) for part in parts]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=-1).to(scorer.device)  # (S, T)
+    targets = tokens[:, 1:]
+    is_target = targets >= 0
+    hidden = scorer.body(tokens[:, :-1].clamp(min=0))[is_target]  # (N - S, C)
+    return token_losses(hidden, scorer.head, targets[is_target]).cpu().numpy()
 
 
 def sentence_losses(
@@ -187,7 +145,7 @@ def sentence_losses(
     """The mean loss of each sentence, in nats, (S,) float64: the logarithm of its perplexity.
 
     It is NaN for a sentence that is too long for the model. of_tokens: as `losses` returns it (the
-    losses of `last_instead` are ignored). with_markers: whether the losses of markers count. If
+    `further_losses` are ignored). with_markers: whether the losses of markers count. If
     not, markers are still part of the context, and a sentence without other losses gets NaN.
     """
     sentences = sequences.sentences

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,7 @@ from typing import Any, NamedTuple
 import huggingface_hub
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from impossible import checkpoint, files
 from impossible.checkpoint import Checkpoint
@@ -55,13 +53,15 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
         path.parent, loaded.data.get("tokenizer", {}), loaded.data["markers"]
     )
     end = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
+    model = checkpoint.build_model(loaded, path)
+    data = save(transformers_weights(model), metadata={"format": "pt"})  # for transformers 4.44
+    (folder / WEIGHTS).write_bytes(data)
+    del data  # as large as the weights
     with ThreadPoolExecutor(1) as pool:
-        ours = pool.submit(our_logits, loaded, path)  # while the files are written
-        model = checkpoint.build_model(loaded, path)
+        ours = pool.submit(our_logits, loaded, path)  # while the other files are written
         _write_json(folder / "config.json", transformers_config(model.config) | end)
         _write_json(folder / "generation_config.json", end)
         write_transformers_files(folder, tokenizer, model.config.block_size)
-        write_weights(transformers_weights(model), folder / WEIGHTS)
         made = tuple(files.sha256(folder / name) for name in TOKENIZER_FILES)
         if made not in _CHECKED:  # they are the same for all checkpoints of a run
             require_same_ids(tokenizer, sample_texts(loaded, tokenizer), folder)
@@ -74,21 +74,6 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
             "written. Please report this as a bug, with the versions of torch and transformers."
         )
     return difference
-
-
-def write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions of any other new file. Raises OSError."""
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        # transformers 4.44 cannot load a file without this metadata.
-        save_file(weights, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        if match := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path))
-        raise
-    with contextlib.suppress(OSError):  # a disk without permissions
-        path.chmod(mode)  # safetensors ignores the umask
 
 
 @contextlib.contextmanager

@@ -119,12 +119,11 @@ class Repository:
     private: bool  # create it as a private repo
     overwrite: bool  # replace branches that were changed by hand or hold another run
 
-    def publish(self, revisions: list[Revision], check: Callable[[], None], dry_run: bool) -> None:
+    def publish(self, revisions: list[Revision], dry_run: bool) -> None:
         """Upload the revisions that differ from those on the Hub, one after the other.
 
-        If one of them must not be replaced, nothing is uploaded. check: called before the last
-        revision is uploaded, so a complete last revision means that the check has passed. dry_run:
-        only print what would be uploaded.
+        If one of them must not be replaced, nothing is uploaded. dry_run: only print what would be
+        uploaded.
         """
         exists = ask(self.name, self._exists)
         pending = [r for r in revisions if not ask(r.branch, partial(self._is_complete, r))]
@@ -144,8 +143,6 @@ class Repository:
             print(f"created the {kind} repo {self.name}", flush=True)
         for number, revision in enumerate(pending):
             try:
-                if revision is revisions[-1]:
-                    check()
                 start = time.perf_counter()
                 ask(revision.branch, partial(self._upload, revision))
             except UserError as error:
@@ -159,11 +156,6 @@ class Repository:
                 f"{revision.size / 1e6:,.1f} MB, {time.perf_counter() - start:.1f} s",
                 flush=True,
             )
-
-    def download(self, revision: Revision, folder: Path) -> None:
-        """Fetch a revision's files into a folder."""
-        fetch = partial(self.api.snapshot_download, self.name, revision=revision.branch)
-        ask(f"download of {revision.branch}", partial(fetch, local_dir=folder))
 
     def _exists(self) -> bool:
         """Whether the repo exists. Raises UserError if it is public but should be private."""

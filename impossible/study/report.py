@@ -14,7 +14,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import scipy.stats
 import torch
 
 import perturb
@@ -38,6 +37,7 @@ _CAPTIONS = {
     "averaged over layers, against training step",
     "interventions_heat_maps": "Accuracy of interchange interventions by layer and position",
 }
+_MEANS = "perplexity_means.csv"
 # For tables by name: the column with the number of sentences or pairs that a model was scored on.
 _COUNTS = {"pairs": "pairs_common", "markers": "sentences", "interventions": "pairs"}
 _OF_LOG = ["step", "loss", "val_loss", "tokens_per_second"]
@@ -257,7 +257,7 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
     templates.filters["p"] = _p
     paths = [PurePosixPath(name) for name in (RUNS, *names) if "/." not in f"/{name}"]
     joint = {str(path): plan.folder / path for path in paths if path.parts[0] != "runs"}
-    read = {"differences.csv", "perplexity.csv", *(f"{measure}.csv" for measure in _COUNTS)}
+    read = {"differences.csv", "perplexity.csv", _MEANS, *(f"{measure}.csv" for measure in _COUNTS)}
     tables = {name: pd.read_csv(path) for name, path in joint.items() if path.name in read}
     pictures = {name: path for name, path in joint.items() if path.suffix == ".png"}
     return templates.get_template("report.html.j2").render(
@@ -270,7 +270,7 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
         devices=[device for device in runs["device"].unique() if device],
         runs=runs.to_dict("records"),
         comparisons=_comparisons(tables["differences.csv"]) if "differences.csv" in tables else [],
-        perplexities=_perplexities(tables["perplexity.csv"]) if "perplexity.csv" in tables else [],
+        perplexities=_perplexities(tables) if {"perplexity.csv", _MEANS} <= {*tables} else [],
         pictures={name: _data_uri(path) for name, path in pictures.items()},
         captions={name: _caption(PurePosixPath(name), tables) for name in pictures},
     )
@@ -389,21 +389,15 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _perplexities(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _perplexities(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """The test perplexity of each language after the last step: its mean over runs.
 
-    table: perplexity.csv. The interval is NaN for one run.
+    The interval is NaN for one run.
     """
-    last = table["step"].max()
-    table = table[(table["genre"] == "all") & (table["step"] == last)]
-    rows = []
-    for language, of_runs in table.groupby("model", sort=False):
-        values, low, high = of_runs["perplexity"], math.nan, math.nan
-        if len(values) > 1:
-            low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
-        row = {"language": language, "step": int(last), "mean": values.mean(), "n": len(values)}
-        rows.append(row | {"low": low, "high": high, "sentences": _range(of_runs["sentences"])})
-    return rows
+    means, runs = tables[_MEANS], tables["perplexity.csv"]
+    counts = runs[runs["genre"] == "all"].groupby("model")["sentences"].agg(_range)
+    rows = means[means["step"] == means["step"].max()].rename(columns={"label": "language"})
+    return rows.assign(sentences=rows["language"].map(counts).fillna("–")).to_dict("records")
 
 
 def _range(counts: pd.Series) -> str:

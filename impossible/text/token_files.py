@@ -26,7 +26,6 @@ META = "meta.json"
 TOKENIZER = ("vocab.json", "merges.txt")  # the files of a tokenizer, by transformers' names
 ALL_GENRES = "all"  # in tables: all genres together, so no genre may have this name
 TEST_IDS, _ID_DTYPE = "test_ids.bin", np.dtype("<u4")
-_CHECK_CHUNK = 1 << 24  # tokens checked at a time
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,8 @@ def write_test_ids(data_dir: Path, ids: np.ndarray) -> str:
 def read_test_ids(data_dir: Path, meta: Meta) -> np.ndarray:
     """Read test_ids.bin, (S,) uint32. Raises UserError if the file is damaged or missing."""
     path = data_dir / TEST_IDS
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != meta.splits["test"]["ids_sha256"]:
-        raise _damaged(path, "is missing or damaged")
-    return np.frombuffer(data, _ID_DTYPE)
+    _require_same(path, meta.splits["test"]["ids_sha256"])
+    return np.fromfile(path, _ID_DTYPE)
 
 
 def write_meta(data_dir: Path, meta: Meta) -> None:
@@ -121,44 +118,33 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
     return meta
 
 
-def check_size(data_dir: Path, meta: Meta, split: str) -> None:
-    """Raise UserError if a token file has another size than meta.json records, or is missing.
+def require_undamaged(data_dir: Path, meta: Meta, split: str) -> None:
+    """Raise UserError unless a split's token file is the one that meta.json describes.
 
     The same holds if a file of its tokenizer is missing.
     """
+    _require_same(path_of(data_dir, split), meta.splits[split]["sha256"])
     for name in TOKENIZER if meta.tokenizer else ():  # else it is GPT-2's
-        if not (data_dir / name).is_file():
-            raise _damaged(data_dir / name, "is missing")
-    path, expected = path_of(data_dir, split), meta.splits[split]["tokens"] * DTYPE.itemsize
-    size = path.stat().st_size if path.is_file() else None
-    if size != expected:
-        raise _damaged(
-            path, "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
+        _require_same(data_dir / name)
+
+
+def _require_same(path: Path, sha256: str | None = None) -> None:
+    """Raise UserError if a file is missing or, if a SHA-256 is given, has another one."""
+    if not path.is_file() or (sha256 is not None and files.sha256(path) != sha256):
+        raise UserError(
+            f"{path} is missing or damaged: it is not the file that {META} describes. Type: python "
+            "prepare.py, with the same config file and --data_dir as here. It makes the same files "
+            "again."
         )
-
-
-def verify(data_dir: Path, meta: Meta) -> None:
-    """Raise UserError if a token file does not have the SHA-256 that meta.json records."""
-    for split in SPLITS:
-        path, expected = path_of(data_dir, split), meta.splits[split]["sha256"]
-        if (digest := files.sha256(path)) != expected:
-            raise _damaged(path, f"has SHA-256 {digest}, not {expected}")
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} {what}: it is not the file that {META} describes. Delete {path.parent} and "
-        "prepare the data again (prepare.py); undamaged token files stay the same."
-    )
 
 
 def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.ndarray:
     """The whole blocks of a split, memory-mapped, (n_blocks, block_size) uint16.
 
-    Raises UserError if the files do not agree with meta.json, if an id is outside the vocabulary,
-    or if the split is shorter than one block.
+    Raises UserError if the file is not the one that meta.json describes, or if the split is shorter
+    than one block.
     """
-    check_size(data_dir, meta, split)
+    require_undamaged(data_dir, meta, split)
     path, count = path_of(data_dir, split), meta.splits[split]["tokens"]
     if count < block_size:
         raise UserError(
@@ -166,12 +152,6 @@ def open_blocks(data_dir: Path, meta: Meta, split: str, block_size: int) -> np.n
             "corpus, or set a smaller --block_size."
         )
     tokens = np.memmap(path, DTYPE, mode="r")
-    for start in range(0, count, _CHECK_CHUNK):
-        chunk = tokens[start : start + _CHECK_CHUNK]
-        if chunk.max() >= meta.vocab_size:
-            place = start + int(np.argmax(chunk >= meta.vocab_size))
-            what = f"has the id {tokens[place]} at token {place:,}, beyond the vocabulary of "
-            raise _damaged(path, f"{what}{meta.vocab_size}")
     return tokens[: count // block_size * block_size].reshape(-1, block_size)
 
 

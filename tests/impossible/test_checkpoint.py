@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def test_what_cannot_change_when_a_run_is_resumed() -> None:
         unequal = checkpoint.differences(before, data, before, other)
         expected = [f"the SHA-256 of {split}.bin = {split}, not another"]
         assert unequal == (expected if split != "test" else [])
+
+
+def test_a_run_of_an_earlier_version_is_resumed(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    """Its files hold settings that no longer exist."""
+    shutil.copytree(trained, tmp_path / "out")
+    path = checkpoint.state_path(tmp_path / "out")
+    values = torch.load(path, weights_only=True)
+    values["settings"] |= {"shares": "auto", "verify_data": False}
+    values["state"] |= {"accumulation_steps": [2], "measured_on": ["cpu"]}
+    torch.save(values, path)
+    assert "is trained already: 6 of 6 steps" in succeed("train.py", config())
 
 
 class Elsewhere(torch.Tensor):

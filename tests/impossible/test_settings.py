@@ -104,7 +104,7 @@ def test_the_folder_of_a_run_is_enough_where_there_is_no_config() -> None:
     assert (s.language, s.data_dir) == ("no_hop", "other")
     s = load("eval.py", ["--out_dir=", "--sample_seed=3"], of_run)
     assert s.language == "partial_reverse"
-    assert load("train.py", ["--tracker_project", "my.py", "--verify_data=true"]).verify_data
+    assert not load("train.py", ["--tracker_project", "my.py", "--compile=false"]).compile
     s = load("eval.py", ["config/full_reverse.py", "--out_dir=mine"], of_run)
     assert s.language == "full_reverse"
 

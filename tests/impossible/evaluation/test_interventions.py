@@ -302,7 +302,7 @@ def test_a_missing_language_is_named_with_the_command_that_prepares_it(
         (copy / path.name).symlink_to(path)
     error = fail("eval.py", config, "--interventions", f"--data_dir={copy}")
     assert f"there are no prepared sentences of word_hop in {tmp_path}/else/my_word_hop" in error
-    assert "python prepare.py --language=word_hop" in error
+    assert "(prepare.py, with the config file of the model, --language=word_hop and" in error
     renamed = copy.rename(tmp_path / "else" / "mine")
     error = fail("eval.py", config, "--interventions", f"--data_dir={renamed}")
     assert f"beside {renamed}, in a folder" in error

@@ -137,6 +137,6 @@ def test_a_marker_may_end_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = Sequences("no_hop", Tokenizer("🅂🄿"), sentences, pd.DataFrame())
     monkeypatch.setattr(perplexity, "sequences", lambda *_, **__: sampled)
     found = markers.sequences(Settings(language="no_hop"), Series("", "", "", "", []))
-    assert [part.tolist() for part in found.parts] == [[5, 6, 50257], [7, 50258]]
-    assert found.last_instead.tolist() == [50256, 50258], "what follows the first marker"
-    assert found.lengths.tolist() == [3, 5], "of the whole sentences"
+    parts = [[5, 6, 50257], [5, 6, 50256], [7, 50258], [7, 50258]]
+    assert [part.tolist() for part in found.parts] == parts, "what follows the first marker"
+    assert found.lengths.tolist() == [3, 3, 5, 5], "of the whole sentences"

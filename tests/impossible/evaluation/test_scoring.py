@@ -1,4 +1,4 @@
-"""Losses are those of one sentence at a time, whatever shares a row with it."""
+"""Losses are those of one sentence at a time, whatever shares a batch with it."""
 
 import numpy as np
 import pandas as pd
@@ -11,34 +11,36 @@ from impossible.text.arrays import from_lengths
 from impossible.text.tokenizer import Tokenizer
 
 
-def test_sentences_are_scored_in_full_rows_and_do_not_see_each_other() -> None:
+def test_batches_are_hardly_padded_and_no_sentence_sees_the_padding() -> None:
     rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 30, 1000)
-    scored = lengths[lengths <= 28] - 1
+    lengths = np.append(rng.integers(2, 30, 1000), [1100, 1101, 1300])
     sentences = from_lengths(rng.integers(0, 90, lengths.sum()).astype(np.uint16), lengths)
-    seen = []
+    shapes = []
 
-    def body(ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def body(ids: torch.Tensor) -> torch.Tensor:
         """What has been seen until here, on the average, and how much it is."""
-        seen.append(ids.numel())
-        words = torch.nn.functional.one_hot(ids, 90).float()
-        return torch.cat([mask.squeeze(1).softmax(2) @ words, positions.unsqueeze(2) / 28], 2)
+        shapes.append(ids.shape)
+        count = torch.arange(1, ids.shape[1] + 1).unsqueeze(1)
+        average = torch.nn.functional.one_hot(ids, 90).cumsum(1) / count
+        return torch.cat([average, (count / 28).expand(len(ids), -1, 1)], 2)
 
     head = torch.randn(90, 91)
     found = scoring.losses(
-        Scorer(body, head, context=28),
+        Scorer(body, head, context=1101),
         Sequences("", Tokenizer(), sentences, pd.DataFrame()),
         World(),
     )
-    assert scored.sum() <= sum(seen) < 1.02 * scored.sum()
-    assert len(seen) < 1.1 * scored.sum() / 1024
-    starts = sentences.offsets[:-1] - np.arange(1000)
+    scored = lengths[lengths <= 1101] - 1
+    assert scored.sum() <= sum(rows * width for rows, width in shapes) < 1.1 * scored.sum()
+    assert shapes[:2] == [(1, 1100), (1, 1099)], "one long sentence makes no others long"
+    assert all(1024 - width < rows * width <= 1024 for rows, width in shapes[2:-1]), "all full"
+    starts = sentences.offsets[:-1] - np.arange(len(lengths))
     for s, (first, n) in enumerate(zip(starts, lengths, strict=True)):
         ids = torch.from_numpy(sentences.tokens[sentences.offsets[s] :][:n].astype(np.int64))
-        count = torch.arange(n - 1).unsqueeze(1)
-        average = torch.nn.functional.one_hot(ids[:-1], 90).cumsum(0) / (count + 1)
+        count = torch.arange(1, n).unsqueeze(1)
+        average = torch.nn.functional.one_hot(ids[:-1], 90).cumsum(0) / count
         logits = torch.cat([average, count / 28], 1) @ head.T
         expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
-        if n > 28:
+        if n > 1101:
             expected = np.full(n - 1, np.nan)
         np.testing.assert_allclose(found[first : first + n - 1], expected, rtol=1e-4)

@@ -156,9 +156,12 @@ def test_the_page_says_what_is_missing_and_shows_no_text_as_html(make: Make) -> 
 def test_the_page_does_not_pass_old_results_off_as_new_ones(
     state: str, is_current: bool, text: str, make: Make, tmp_path: Path
 ) -> None:
-    columns = {"model": "NoReverse", "genre": "all", "step": 1, "perplexity": 9.0, "sentences": 9}
-    pd.DataFrame(columns, [0]).to_csv(tmp_path / "perplexity.csv")
-    shown = page(make([1]), table(a="done", b=state), ["perplexity.csv"], is_current)
+    counts = {"model": "NoReverse", "genre": "all", "sentences": 9}
+    pd.DataFrame(counts, [0]).to_csv(tmp_path / "perplexity.csv")
+    row = {"label": "NoReverse", "step": 1, "mean": 9.0, "low": NAN, "high": NAN, "n": 1}
+    pd.DataFrame(row, [0]).to_csv(tmp_path / "perplexity_means.csv")
+    names = ["perplexity.csv", "perplexity_means.csv"]
+    shown = page(make([1]), table(a="done", b=state), names, is_current)
     assert text in shown
     assert ("The results below" in shown) == bool(text)
 
@@ -179,20 +182,24 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(
     rows[-1]["difference"] = 0.125
     pd.DataFrame(rows).to_csv(tmp_path / "differences.csv")
     perplexities = [
-        {"model": model, "genre": genre, "step": step, "perplexity": value + step}
-        | {"sentences": 900 + value}
-        for model, values in (("NoReverse", (100, 110)), ("FullReverse", (200, 220)))
-        for value in values
-        for genre in ("all", "first")
+        {"label": label, "step": step, "mean": mean + step, "low": mean - 8, "high": mean + 8}
+        for label, mean in (("NoReverse", 105), ("FullReverse", 210))
         for step in (1, 2)
     ]
-    pd.DataFrame(perplexities).to_csv(tmp_path / "perplexity.csv")
-    names = ["differences.csv", "perplexity.csv"]
+    pd.DataFrame(perplexities).assign(n=2).to_csv(tmp_path / "perplexity_means.csv")
+    counts = [
+        {"model": model, "genre": genre, "sentences": count}
+        for model, counts in (("NoReverse", (1000, 1010)), ("FullReverse", (900, 900)))
+        for count in counts
+        for genre in ("all", "first")
+    ]
+    pd.DataFrame(counts).to_csv(tmp_path / "perplexity.csv")
+    names = ["differences.csv", "perplexity.csv", "perplexity_means.csv"]
     shown = page(plan, NO_RUNS, names)
     cells = ["+0.250", "+0.240 to +0.260", "&lt; 0.0001", "2"]
     cells += ["998" if drawn == 998 else "998 of 2,000"]
     cells += ["1,000 to 1,010"]
-    for cell in (*cells, "+0.125", "107.0", "212.0", "43.5 to 170.5"):  # 107 +- 12.706 * 5
+    for cell in (*cells, "+0.125", "107.0", "212.0", "97.0 to 113.0"):
         assert f"<td>{cell}</td>" in shown, cell
     assert ("sentences that are not compared" in shown) == (drawn == 2000)
     assert "+0.500" not in shown, "only the last step"

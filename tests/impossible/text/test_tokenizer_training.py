@@ -138,7 +138,7 @@ def test_damaged_files_of_prepared_data_are_made_again(prepared: Path, tmp_path:
     (out_dir := tmp_path / "out").mkdir()
     options = (f"--data_dir={data / 'no_reverse'}", f"--out_dir={out_dir}")
     error = fail("train.py", prepared / "no_reverse.py", *options)
-    assert "vocab.json is missing" in error and "prepare the data again" in error
+    assert "vocab.json is missing or damaged" in error and "Type: python prepare.py" in error
     assert not any(out_dir.iterdir())
     shutil.copy(Tokenizer().paths[1], data / "partial_reverse" / "merges.txt")
     options = (f"--corpus={prepared / 'corpus'}", *OPTIONS)
@@ -212,5 +212,6 @@ def test_models_with_different_tokenizers_meet_in_bits_per_byte_alone(
     succeed("eval.py", own, config, f"--eval_dir={tmp_path / 'joint'}")
     assert drawn.count("test perplexity (geometric mean)") == 2, "of each run"
     assert drawn.count("test bits per byte") == 1, "of both together"
+    assert not (tmp_path / "joint" / "perplexity_means.csv").exists()
     table = pd.read_csv(tmp_path / "joint" / "perplexity.csv").query("genre == 'all'")
     assert table.bits_per_byte.between(1, 12).all() and len(table) == 4
