@@ -32,9 +32,9 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "Two small GPT-2 models were trained on State of the Union addresses: one reads them as"
 	@echo "PartialReverse, the other as NoReverse, its control. Their checkpoints were exported,"
-	@echo "checked and evaluated. out/demo_evaluation/differences.png shows how much harder"
-	@echo "PartialReverse is to predict at each step. It cannot show whether this holds for other"
-	@echo "seeds, other texts or larger models. Next, several seeds of each language:"
+	@echo "checked and evaluated. In out/demo_evaluation/differences.png, PartialReverse is harder to"
+	@echo "predict than NoReverse where the curve is above 0. The picture cannot show whether this"
+	@echo "holds for other seeds, other texts or larger models. Next, several seeds of each language:"
 	@echo "    $(RUN)/python study.py config/study_laptop.py --dry_run"
 
 test: $(VENV)/.installed-dev

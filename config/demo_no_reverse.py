@@ -9,7 +9,7 @@ out_dir = "out/demo_no_reverse"
 eval_dir = "out/demo_evaluation"
 
 block_size = 128
-n_layer = 4
+n_layer = 2
 n_head = 4
 n_embd = 128
 tokens_per_step = 1024
