@@ -150,7 +150,9 @@ RELATIONS = st.sampled_from(["punct", "cc", "cc:preconj", "conj", "obj", "nsubj"
 @st.composite
 def trees(draw: st.DrawFn) -> list[plain_hop.Word]:
     """A sentence whose words have heads: any tree, or several."""
-    words = draw(st.lists(WORDS.map(lambda w: plain_hop.Word(*w)), min_size=1, max_size=12))
+    texts = draw(st.lists(WORDS, min_size=1, max_size=5))
+    texts += draw(st.lists(st.tuples(TEXTS), min_size=draw(st.sampled_from([0, 5])), max_size=9))
+    words = [plain_hop.Word(*text) for text in texts]
     order = draw(st.permutations(range(len(words))))
     for rank, i in enumerate(order):
         head = draw(st.sampled_from([0, *(above + 1 for above in order[:rank])]))
