@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import io
 import os
+import random
 import resource
 import runpy
 import signal
@@ -290,6 +291,60 @@ def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def trained(whole: Callable[..., Path]) -> Path:
     """The out_dir of a finished tiny run with two checkpoints. Not to be changed."""
     return whole(processes=0)
+
+
+NOUNS = ("dog", "cat", "boy", "girl", "king", "sheep", "bookshelf")  # the last: 2 tokens, books
+Spoken = tuple[str, str, str, str, bool]  # determiner, subject, verb, what follows, is plural
+
+
+def spoken(rng: random.Random) -> Spoken:
+    verb, following = rng.choice(("like", "see")), rng.choice(("the big red cat", "all of the men"))
+    return rng.choice(("The", "A")), rng.choice(NOUNS), verb, following, rng.random() < 0.3
+
+
+def conllu(sentence: Spoken) -> str:
+    determiner, subject, verb, following, is_plural = sentence
+    feats = f"Number={'Plur' if is_plural else 'Sing'}|Person=3|Tense=Pres|VerbForm=Fin"
+    words = [(determiner, "_", "_"), (subject, "_", "_"), (verb + "s", verb, feats)]
+    words += [(word, "_", "_") for word in (*following.split(), ".")]
+    lines = (
+        f"{i}\t{w}\t{lemma}\t_\t_\t{f}\t_\t_\t_\t_\n" for i, (w, lemma, f) in enumerate(words, 1)
+    )
+    return "".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def hop_sentences() -> list[Spoken]:
+    """The test sentences of `hop_runs`. The last two are longer than the context."""
+    rng = random.Random(0)
+    long = [("A", noun, "like", "all of the men " * 10, False) for noun in NOUNS[:2]]
+    return [spoken(rng) for _ in range(60)] + long
+
+
+@pytest.fixture(scope="session")
+def hop_runs(
+    hop_sentences: list[Spoken], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Path]]:
+    """language -> the configs of tiny runs with exports; of NoHop two seeds."""
+    folder, rng = tmp_path_factory.mktemp("hops"), random.Random(1)
+    for split, count in {"100M": 300, "dev": 60, "test": None}.items():
+        (folder / "made" / split).mkdir(parents=True)
+        sentences = [spoken(rng) for _ in range(count)] if count else hop_sentences
+        text = "".join(map(conllu, sentences))
+        (folder / "made" / split / "genre.conllu").write_text(text, encoding="utf-8")
+    configs: dict[str, list[Path]] = {}
+    for language, seeds in {"no_hop": "12", "token_hop": "1", "word_hop": "1"}.items():
+        for seed in seeds:
+            name = f"{language}-{seed}"
+            places = {"data_dir": str(folder / f"my_{language}"), "out_dir": str(folder / name)}
+            path = folder / f"{name}.py"
+            write_config(path, **places, language=language, seed=seed, segmenter="sentencex")
+            if seed == "1":
+                succeed("prepare.py", path, f"--annotations={folder / 'made'}")
+            succeed("train.py", path)
+            succeed("convert_to_hf.py", path)
+            configs.setdefault(language, []).append(path)
+    return configs
 
 
 @pytest.fixture(autouse=True)

@@ -31,13 +31,13 @@ def main(export: str, *files: str) -> None:
     model = HFLM(pretrained=export, device="cpu", dtype="float32", batch_size=16)
     loaded = TaskManager(include_defaults=False).load(list(tasks.values()))
     results = evaluate(model, loaded, bootstrap_iters=0, log_samples=True)
-    found = {}
+    scores = {}
     for name, task in tasks.items():
         samples = sorted(results["samples"][task.config.task], key=lambda s: s["doc_id"])
-        found[name] = [
+        scores[name] = [
             [*(float(score) for score, _ in s["filtered_resps"]), s["acc"]] for s in samples
         ]
-    print(json.dumps(found))
+    print(json.dumps(scores))
 
 
 if __name__ == "__main__":

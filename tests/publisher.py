@@ -113,10 +113,12 @@ def run_jobs() -> None:
     import convert_to_hf
     from impossible import asking, checkpoint
     from impossible.settings import run_command
+    from impossible.text.tokenizer import Tokenizer
 
     torch.set_num_threads(1)
     asking.TIMEOUT = 2
     _ = transformers.GPT2LMHeadModel  # imported when named
+    Tokenizer()  # reads the vocabulary once
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

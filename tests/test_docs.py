@@ -167,26 +167,28 @@ def test_every_language_has_a_config_of_its_name() -> None:
 
 
 def test_a_language_of_ones_own_is_a_function_and_a_row(
-    corpus_dir: Path, data_dir: Path, tmp_path: Path
+    corpus_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    languages = PAGES["languages.md"]
-    snippets = re.findall(r"```python\n(def .*?)```", languages, flags=re.DOTALL)
-    project = shutil.copytree(ROOT / "impossible", tmp_path / "project" / "impossible").parent
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, project)
-    with open(project / "perturb.py", "a", encoding="utf-8") as file:
-        file.write("\n\n".join(["", *snippets]))
-    shown = [" ".join(line.split()) for line in succeed(project / "perturb.py").splitlines()]
+    snippets = re.findall(r"```python\n(def .*?)```", PAGES["languages.md"], flags=re.DOTALL)
+    monkeypatch.setattr(perturb, "LANGUAGES", dict(perturb.LANGUAGES))
+    exec("\n".join(snippets), dict(vars(perturb)))  # as if they stood at the end of perturb.py
+    perturb.main([])
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert shown[-2:] == [
         "Swapped . cleans his very messy books he lf He",
         "VowelsLast He cleans his very messy books he lf .",
     ]
-    checked = succeed(project / "perturb.py", "--check", "swapped")
+    perturb.main(["--check", "swapped"])
+    checked = capsys.readouterr().out
     assert "inverse    gives the original sentences\ncontrol    NoShuffle" in checked
     config = tmp_path / "swapped.py"
     config.write_text('language = "swapped"\n')
     options = (config, f"--corpus={corpus_dir}", "--segmenter=line")
-    succeed(project / "prepare.py", *options, f"--data_dir={tmp_path / 'data'}")
+    succeed("prepare.py", *options, f"--data_dir={tmp_path / 'data'}")
     plain, swapped = (sentences(folder / "test.bin") for folder in (data_dir, tmp_path / "data"))
     assert len(plain) == len(swapped)
     for ours, theirs in zip(swapped, plain, strict=True):

@@ -153,7 +153,7 @@ def early(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_config(out_dir.parent / "config.py", **places)
     succeed("train.py", path, "--extra_checkpoints=0,1,2")
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
-    succeed("eval.py", f"--out_dir={out_dir}", "--device=cpu")
+    succeed("eval.py", f"--out_dir={out_dir}", "--device=cpu", "--sentences_per_genre=5")
     return out_dir
 
 

@@ -87,8 +87,8 @@ def test_the_peak_of_a_gpu_is_that_of_its_name(
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:
-    found = distributed.peak_flops(torch.device("cpu"), torch.float32)
-    assert 1e9 < found < 1e14
+    peak = distributed.peak_flops(torch.device("cpu"), torch.float32)
+    assert 1e9 < peak < 1e14
 
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

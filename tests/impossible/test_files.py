@@ -35,11 +35,6 @@ def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
-
-
 def is_locked_for_a_reader(folder: Path) -> bool:
     """files.is_locked, where every attempt to open a file for writing is refused."""
     real = os.open

@@ -25,9 +25,8 @@ def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("after", ["> /dev/full", ">&-"])
-def test_a_command_whose_output_is_lost_ends_quietly(after: str) -> None:
-    done = shell(f"{PERTURB} {after}")
+def test_a_command_without_an_output_ends_quietly() -> None:
+    done = shell(f"{PERTURB} >&-")
     assert done.returncode == 0
     assert done.stderr == ""
 
@@ -38,7 +37,7 @@ def test_characters_that_an_encoding_lacks_are_escaped() -> None:
     assert "\\U0001f141" in done.stdout
 
 
-@pytest.mark.parametrize("after", ["| head -1", "> /dev/full 2>&1"])
+@pytest.mark.parametrize("after", ["2>&1 | head -1", "> /dev/full"])
 def test_training_goes_on_without_its_output(
     after: str, config: Config, trained: Path, tmp_path: Path
 ) -> None:

@@ -78,11 +78,11 @@ def test_one_seed_gives_the_mean_over_sentences_and_its_bootstrap_interval(
     scored: Make,
 ) -> None:
     control, other = scored("no_reverse", 5), scored("partial_reverse", 5.5)
-    found = table([other, control])
+    compared = table([other, control])
     measures = ("perplexity", "perplexity_without_markers", "bits_per_byte")
-    assert found["measure"].tolist() == [name for name in measures for _ in range(2)]
+    assert compared["measure"].tolist() == [name for name in measures for _ in range(2)]
     decode = Tokenizer(["🅁"]).decode
-    for row in found.itertuples():
+    for row in compared.itertuples():
         unscored = [50257] if row.measure == "perplexity_without_markers" else []
         means = []
         for e in (other, control):
@@ -115,10 +115,12 @@ def test_several_seeds_are_paired(scored: Make, capsys: pytest.CaptureFixture[st
         for seed in seeds
     ]
     alone = scored("partial_reverse", 9, 96)
-    found = table([*runs, alone])
-    told = "(seed 96, init_seed 96, order_seed 96, data_seed 0) is not compared with its control: 0"
-    assert told in capsys.readouterr().out
-    row = found.iloc[1]
+    compared = table([*runs, alone])
+    message = (
+        "(seed 96, init_seed 96, order_seed 96, data_seed 0) is not compared with its control: 0"
+    )
+    assert message in capsys.readouterr().out
+    row = compared.iloc[1]
     control, other = np.array([np.nanmean(means(s, 20)) for s in runs]).reshape(2, 3)
     test = scipy.stats.ttest_rel(other, control)
     assert row.difference == pytest.approx((other - control).mean())
@@ -151,29 +153,29 @@ def test_sentences_are_paired_by_their_ids(
     )
     monkeypatch.setitem(perturb.LANGUAGES, "partial_reverse", wrong)
     count = len(other.sequences.columns)
-    found = table([control, other])
-    assert (found["sentences"] == count).all()
+    compared = table([control, other])
+    assert (compared["sentences"] == count).all()
     assert "warning" not in capsys.readouterr().out
     columns = control.sequences.columns.copy()
     columns.loc[: count // 2 - 1, "id"] += 10_000  # half of them are not those of the language
     few = control.with_sequences(columns=columns)
-    found = table([few, other])
-    assert (found["sentences"] == count - count // 2).all()
-    assert (found["sentences_drawn"] == count).all()
-    told = f"warning: partial_reverse - NoReverse: only {count - count // 2} of {count} test"
-    assert capsys.readouterr().out.count(told) == 1
+    compared = table([few, other])
+    assert (compared["sentences"] == count - count // 2).all()
+    assert (compared["sentences_drawn"] == count).all()
+    message = f"warning: partial_reverse - NoReverse: only {count - count // 2} of {count} test"
+    assert capsys.readouterr().out.count(message) == 1
     expected = [
         np.nanmean((means(other, step) - means(few, step))[count // 2 :]) for step in (10, 20)
     ]
-    assert found["difference"].tolist()[:2] == pytest.approx(expected)
+    assert compared["difference"].tolist()[:2] == pytest.approx(expected)
 
 
 def test_the_last_step_is_tested_with_holms_correction(scored: Make) -> None:
     languages = {"no_reverse": 5.0, "partial_reverse": 5.3, "full_reverse": 5.0}
     runs = [scored(name, mean, seed) for name, mean in languages.items() for seed in (1, 2, 3)]
-    found = table(runs)
-    assert found["p"].notna().tolist() == (found["step"] == 20).tolist(), "steps 10 and 20"
-    for _, rows in found[found["step"] == 20].groupby("measure"):
+    compared = table(runs)
+    assert compared["p"].notna().tolist() == (compared["step"] == 20).tolist(), "steps 10 and 20"
+    for _, rows in compared[compared["step"] == 20].groupby("measure"):
         smaller, larger = sorted(rows["p"])
         expected = [min(1, 2 * smaller), min(1, max(2 * smaller, larger))]
         assert sorted(rows["p_holm"]) == pytest.approx(expected)
@@ -208,9 +210,9 @@ def test_only_runs_that_differ_in_their_seeds_are_averaged(
         for language in ("no_reverse", "partial_reverse")
         for recipe in ("2 layers", "3 layers")
     ]
-    found = table(runs)
-    assert (found["n"] == 1).all()
-    assert found["label"].nunique() == 2
+    compared = table(runs)
+    assert (compared["n"] == 1).all()
+    assert compared["label"].nunique() == 2
     again = scored("no_reverse", 4, recipe="2 layers", place="again")
     assert len(differences.pairs_of([*runs, again])) == 1
     assert "2 runs of NoReverse have the same seeds" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """Interchange interventions are those of a plain implementation with hooks of its own."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import fail, succeed, write_config
+from conftest import Spoken, fail, succeed
 from documented import require_explained
 
 from impossible.evaluation import interventions, perplexity
@@ -19,57 +18,6 @@ from impossible.settings import Settings, UserError
 from impossible.text.tokenizer import Tokenizer
 
 READ = {"no_hop": 3, "token_hop": 7, "word_hop": 7}
-NOUNS = ("dog", "cat", "boy", "girl", "king", "sheep", "bookshelf")  # the last: 2 tokens, books
-Spoken = tuple[str, str, str, str, bool]  # determiner, subject, verb, what follows, is plural
-
-
-def spoken(rng: random.Random) -> Spoken:
-    verb, following = rng.choice(("like", "see")), rng.choice(("the big red cat", "all of the men"))
-    return rng.choice(("The", "A")), rng.choice(NOUNS), verb, following, rng.random() < 0.3
-
-
-def conllu(sentence: Spoken) -> str:
-    determiner, subject, verb, following, is_plural = sentence
-    feats = f"Number={'Plur' if is_plural else 'Sing'}|Person=3|Tense=Pres|VerbForm=Fin"
-    words = [(determiner, "_", "_"), (subject, "_", "_"), (verb + "s", verb, feats)]
-    words += [(word, "_", "_") for word in (*following.split(), ".")]
-    lines = (
-        f"{i}\t{w}\t{lemma}\t_\t_\t{f}\t_\t_\t_\t_\n" for i, (w, lemma, f) in enumerate(words, 1)
-    )
-    return "".join(lines) + "\n"
-
-
-@pytest.fixture(scope="module")
-def test_sentences() -> list[Spoken]:
-    rng = random.Random(0)
-    return [spoken(rng) for _ in range(60)]
-
-
-@pytest.fixture(scope="module")
-def runs(
-    test_sentences: list[Spoken], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[Path]]:
-    """language -> the configs of tiny runs; of NoHop two seeds, and exports of the first run."""
-    folder, rng = tmp_path_factory.mktemp("runs"), random.Random(1)
-    for split, count in {"100M": 300, "dev": 60, "test": None}.items():
-        (folder / "made" / split).mkdir(parents=True)
-        sentences = [spoken(rng) for _ in range(count)] if count else test_sentences
-        text = "".join(map(conllu, sentences))
-        (folder / "made" / split / "genre.conllu").write_text(text, encoding="utf-8")
-    configs: dict[str, list[Path]] = {}
-    for language, seeds in {"no_hop": "12", "token_hop": "1", "word_hop": "1"}.items():
-        for seed in seeds:
-            name = f"{language}-{seed}"
-            places = {"data_dir": str(folder / f"my_{language}"), "out_dir": str(folder / name)}
-            path = folder / f"{name}.py"
-            write_config(path, **places, language=language, seed=seed, segmenter="sentencex")
-            if seed == "1":
-                succeed("prepare.py", path, f"--annotations={folder / 'made'}")
-            succeed("train.py", path)
-            configs.setdefault(language, []).append(path)
-    succeed("convert_to_hf.py", configs["no_hop"][0])
-    succeed("convert_to_hf.py", configs["word_hop"][0])
-    return configs
 
 
 def expected_pairs(sentences: list[Spoken]) -> list[tuple[str, str]]:
@@ -106,18 +54,20 @@ def plain(
 
 @pytest.mark.parametrize("language", ["no_hop", "word_hop"])
 def test_interventions_are_those_of_transformers(
-    language: str, runs: dict[str, list[Path]], test_sentences: list[Spoken]
+    language: str, hop_runs: dict[str, list[Path]], hop_sentences: list[Spoken]
 ) -> None:
-    config = runs[language][0]
+    config = hop_runs[language][0]
     out_dir = config.with_suffix("")
     printed = succeed("eval.py", config, "--interventions")
     results = out_dir / "evaluation"
     pairs = pd.read_csv(results / "interventions_pairs.csv")
     assert list(zip(pairs["singular"], pairs["plural"], strict=True)) == expected_pairs(
-        test_sentences
+        hop_sentences
     )
     assert len(pairs) > 10
     assert "warning: fewer than 50 pairs" in printed
+    card = (out_dir / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
+    assert "The verbs were marked by files" in card
     table = pd.read_csv(results / "interventions.csv")
     assert set(table["pattern"]) == {"corrected"} and set(table["pairs"]) == {len(pairs)}
     encode, length = Tokenizer().encode_ordinary, READ[language]
@@ -144,16 +94,19 @@ def test_interventions_are_those_of_transformers(
     assert table["role"].unique().tolist() == roles[:length]
 
 
-def test_the_joint_table_has_means_over_seeds(runs: dict[str, list[Path]], tmp_path: Path) -> None:
-    paths = [path for language in runs.values() for path in language]
-    printed = succeed("eval.py", *paths, "--interventions", f"--eval_dir={tmp_path}")
+def test_the_joint_table_has_means_over_seeds(
+    hop_runs: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    paths = [path for language in hop_runs.values() for path in language]
+    options = ("--interventions", "--revisions=6", f"--eval_dir={tmp_path}")
+    printed = succeed("eval.py", *paths, *options)
     assert (
         f"{tmp_path}/interventions_heat_maps.png: NoHop (n = 2 seeds); TokenHop; WordHop" in printed
     )
     assert f"{tmp_path}/interventions.png: NoHop (n = 2 seeds); TokenHop; WordHop" in printed
     table = pd.read_csv(tmp_path / "interventions.csv")
     means = pd.read_csv(tmp_path / "interventions_means.csv")
-    assert len(means) == 2 * 2 * (3 + 7 + 7)
+    assert len(means) == 2 * (3 + 7 + 7)
     assert means["layer"].dtype == means["position"].dtype == "int64"
     cell = ["step", "layer", "position", "role"]
     seeds = table[table["model"] == "NoHop"].groupby(cell)["iia"].agg(["mean", "std"])
@@ -169,9 +122,9 @@ def test_the_joint_table_has_means_over_seeds(runs: dict[str, list[Path]], tmp_p
 
 @pytest.mark.slow
 def test_processes_and_exports_give_the_same_numbers(
-    runs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hop_runs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = runs["no_hop"][0]
+    config = hop_runs["no_hop"][0]
     succeed("eval.py", config, "--interventions")
     exports = config.with_suffix("") / "hf"
     options = ("--interventions", f"--eval_dir={tmp_path}", f"--model={exports}")
@@ -290,9 +243,9 @@ def test_only_three_languages_have_the_patterns(trained: Path) -> None:
 
 
 def test_a_missing_language_is_named_with_the_command_that_prepares_it(
-    runs: dict[str, list[Path]], tmp_path: Path
+    hop_runs: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    config = runs["no_hop"][0]
+    config = hop_runs["no_hop"][0]
     data = config.parent / "my_no_hop"
     (tmp_path / "only_no_hop").symlink_to(data)
     (tmp_path / "else").mkdir()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import fail, succeed, write_config
+from conftest import fail, succeed
 from documented import require_explained
 
 from impossible.evaluation import markers, perplexity
@@ -19,57 +19,37 @@ from impossible.text import token_files
 from impossible.text.arrays import from_lengths
 from impossible.text.tokenizer import Tokenizer
 
-LANGUAGES = ("no_hop", "token_hop")
-SAMPLE = ("--sentences_per_genre=30", "--sample_seed=3")
-
-
-@pytest.fixture(scope="module")
-def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """language -> the config of a tiny run with exports."""
-    folder, found = tmp_path_factory.mktemp("hops"), {}
-    for language in LANGUAGES:
-        places = {"data_dir": str(folder / language), "out_dir": str(folder / "out" / language)}
-        options = {"language": language, "corpus": str(corpus_dir), "block_size": "64"}
-        path = folder / f"{language}.py"
-        found[language] = write_config(path, **places, **options, tokens_per_step="512")
-    succeed("prepare.py", *found.values())
-    for path in found.values():
-        succeed("train.py", path)
-        succeed("convert_to_hf.py", path)
-    return found
-
 
 def plain(export: Path, test: Sequences) -> np.ndarray:
     """The surprisals of each sentence's first marker and of the next token, in bits, (S, 2)."""
-    model, found = transformers.GPT2LMHeadModel.from_pretrained(export).eval(), []
+    model, surprisals = transformers.GPT2LMHeadModel.from_pretrained(export).eval(), []
     for tokens in test.parts:
         ids = [*tokens.tolist(), 50256]
         place = next(i for i, token in enumerate(ids) if token in (50257, 50258))
-        if len(tokens) > 64:
-            found.append([np.nan, np.nan])
+        if len(tokens) > 32:
+            surprisals.append([np.nan, np.nan])
             continue
         with torch.no_grad():
             logits = model(torch.tensor([ids[:place]])).logits[0, -1].double()
         bits = -logits.log_softmax(-1) / np.log(2)
-        found.append([bits[ids[place]].item(), bits[ids[place + 1]].item()])
-    return np.array(found)
+        surprisals.append([bits[ids[place]].item(), bits[ids[place + 1]].item()])
+    return np.array(surprisals)
 
 
 def test_surprisals_of_markers_are_those_of_transformers(
-    runs: dict[str, Path], tmp_path: Path
+    hop_runs: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    printed = succeed("eval.py", *runs.values(), *SAMPLE, "--markers", f"--eval_dir={tmp_path}")
-    joint = pd.read_csv(tmp_path / "markers.csv")
-    assert joint.model.unique().tolist() == ["NoHop", "TokenHop"]
-    assert f"{tmp_path}/markers.png: NoHop; TokenHop" in printed
-    means = pd.read_csv(tmp_path / "markers_means.csv")
-    assert means["mean"].tolist() == joint["difference"].tolist()
-    assert (means[["interval", "n"]] == ["within one run", 1]).all(axis=None)
-    for language, config in runs.items():
-        data, out_dir = config.parent / language, config.parent / "out" / language
-        meta = token_files.read_meta(data)
-        test = perplexity.draw(data, meta, 30, 3, marked_only=True)
-        assert len(test.columns) > 20
+    configs = [*hop_runs["no_hop"], *hop_runs["token_hop"]]
+    sample = ("--sentences_per_genre=40", "--sample_seed=3")
+    printed = succeed("eval.py", *configs, *sample, "--markers", f"--eval_dir={tmp_path}")
+    assert f"{tmp_path}/markers.png: NoHop (n = 2 seeds); TokenHop" in printed
+    names = {f"markers{kind}.csv" for kind in ("", "_means", "_differences")}
+    assert names == require_explained(tmp_path)
+    for config in (configs[0], configs[2]):
+        data = config.parent / f"my_{config.stem.removesuffix('-1')}"
+        test = perplexity.draw(data, token_files.read_meta(data), 40, 3, marked_only=True)
+        assert len(test.columns) == 40
+        out_dir = config.with_suffix("")
         table = pd.read_csv(out_dir / "evaluation" / "markers.csv").set_index("step")
         for step in (3, 6):
             expected = plain(out_dir / "hf" / f"checkpoint-{step}", test)
@@ -83,40 +63,22 @@ def test_surprisals_of_markers_are_those_of_transformers(
             assert row.sentences == len(scored)
             assert row.too_long == len(expected) - len(scored) > 0
 
-
-def test_seeds_are_summarized_and_paired_with_those_of_the_control(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
-    paths = []
-    for language, config in runs.items():
-        for seed in ("1", "2"):
-            name = f"{language}-{seed}"
-            places = {"data_dir": str(config.parent / language), "out_dir": str(tmp_path / name)}
-            shape = {"block_size": "64", "tokens_per_step": "512", "max_steps": "3"}
-            made = write_config(
-                tmp_path / f"{name}.py", **places, **shape, language=language, seed=seed
-            )
-            succeed("train.py", made)
-            paths.append(made)
-    succeed("eval.py", *paths, *SAMPLE, "--markers", f"--eval_dir={tmp_path / 'joint'}")
-    table = pd.read_csv(tmp_path / "joint" / "markers.csv")
-    values = table.pivot_table(values="difference", index="seed", columns="test_language")
-    means = pd.read_csv(tmp_path / "joint" / "markers_means.csv")
-    names = {f"markers{kind}.csv" for kind in ("", "_means", "_differences")}
-    assert names == require_explained(tmp_path / "joint")
-    for row in means.itertuples():
-        own = values["no_hop" if row.label == "NoHop" else "token_hop"]
-        half = 12.706205 * own.std(ddof=1) / 2**0.5  # t(0.975, 1) by tables
-        assert (row.step, row.n, row.interval, row.seeds) == (3, 2, "over seeds", "1 2")
-        assert (row.mean, row.low, row.high) == pytest.approx(
-            (own.mean(), own.mean() - half, own.mean() + half), abs=1e-6
-        )
-    assert means.label.tolist() == ["NoHop", "TokenHop"]
-    (row,) = pd.read_csv(tmp_path / "joint" / "markers_differences.csv").itertuples()
-    paired = values["token_hop"] - values["no_hop"]
-    assert (row.label, row.measure, row.n) == ("TokenHop - NoHop", "surprisal_difference", 2)
-    assert row.difference == pytest.approx(paired.mean(), abs=1e-6), "on the same sentences"
-    assert row.p == row.p_holm
+    table = pd.read_csv(tmp_path / "markers.csv").query("step == 6")
+    no_hop, token_hop = (table[table.model == name].difference for name in ("NoHop", "TokenHop"))
+    means = pd.read_csv(tmp_path / "markers_means.csv").query("step == 6")
+    of_seeds, of_one = means.itertuples()
+    half = 12.706205 * no_hop.std(ddof=1) / 2**0.5  # t(0.975, 1) by tables
+    assert (of_seeds.label, of_seeds.n, of_seeds.interval) == ("NoHop", 2, "over seeds")
+    assert (of_seeds.mean, of_seeds.low, of_seeds.high) == pytest.approx(
+        (no_hop.mean(), no_hop.mean() - half, no_hop.mean() + half), abs=1e-6
+    )
+    assert (of_one.label, of_one.n, of_one.interval) == ("TokenHop", 1, "within one run")
+    assert of_one.mean == token_hop.item()
+    differences = pd.read_csv(tmp_path / "markers_differences.csv").query("step == 6")
+    (row,) = differences.itertuples()
+    assert (row.label, row.measure, row.n) == ("TokenHop - NoHop", "surprisal_difference", 1)
+    paired = token_hop.item() - no_hop.iloc[0]
+    assert row.difference == pytest.approx(paired, abs=1e-6), "on the same sentences"
     assert {row.sentences} == set(table.sentences)
     assert {row.sentences_drawn} == set(table.sentences + table.too_long)
 
@@ -136,7 +98,7 @@ def test_a_marker_may_end_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = from_lengths(tokens, np.array([3, 5]))
     sampled = Sequences("no_hop", Tokenizer("🅂🄿"), sentences, pd.DataFrame())
     monkeypatch.setattr(perplexity, "sequences", lambda *_, **__: sampled)
-    found = markers.sequences(Settings(language="no_hop"), Series("", "", "", "", []))
+    made = markers.sequences(Settings(language="no_hop"), Series("", "", "", "", []))
     parts = [[5, 6, 50257], [5, 6, 50256], [7, 50258], [7, 50258]]
-    assert [part.tolist() for part in found.parts] == parts, "what follows the first marker"
-    assert found.lengths.tolist() == [3, 3, 5, 5], "of the whole sentences"
+    assert [part.tolist() for part in made.parts] == parts, "what follows the first marker"
+    assert made.lengths.tolist() == [3, 3, 5, 5], "of the whole sentences"

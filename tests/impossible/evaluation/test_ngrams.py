@@ -24,11 +24,11 @@ def sampled(transitions: np.ndarray, count: int, seed: int) -> np.ndarray:
 def test_independent_tokens_have_the_entropy_of_their_distribution() -> None:
     p = np.arange(1, 21) / np.arange(1, 21).sum()
     tokens = sampled(np.tile(p, (20, 1)), 300_000, 0)
-    found = ngrams.entropies(tokens[:250_000], tokens[250_000:], VOCAB, END)
+    entropies = ngrams.entropies(tokens[:250_000], tokens[250_000:], VOCAB, END)
     expected = -(p * np.log2(p)).sum()
-    assert found[1].all == pytest.approx(expected, abs=0.01)
-    assert found[2].all == pytest.approx(expected, abs=0.01)
-    assert found[2].local == pytest.approx(expected, abs=0.01)
+    assert entropies[1].all == pytest.approx(expected, abs=0.01)
+    assert entropies[2].all == pytest.approx(expected, abs=0.01)
+    assert entropies[2].local == pytest.approx(expected, abs=0.01)
 
 
 def test_a_markov_chain_has_its_entropy_rate_from_two_tokens_on() -> None:
@@ -37,10 +37,10 @@ def test_a_markov_chain_has_its_entropy_rate_from_two_tokens_on() -> None:
     single = -(stationary * np.log2(stationary)).sum()
     rate = -(stationary[:, None] * transitions * np.log2(transitions)).sum()
     tokens = sampled(transitions, 400_000, 2)
-    found = ngrams.entropies(tokens[:350_000], tokens[350_000:], VOCAB, END)
-    assert found[1].all == pytest.approx(single, abs=0.02)
-    assert found[2].all == pytest.approx(rate, abs=0.02)
-    assert found[3].local == pytest.approx(rate, abs=0.04)
+    entropies = ngrams.entropies(tokens[:350_000], tokens[350_000:], VOCAB, END)
+    assert entropies[1].all == pytest.approx(single, abs=0.02)
+    assert entropies[2].all == pytest.approx(rate, abs=0.02)
+    assert entropies[3].local == pytest.approx(rate, abs=0.04)
     assert single - rate > 0.5
 
 
@@ -69,9 +69,9 @@ class Plain:
         n = Counter(counts)
         if all(n[i] for i in range(1, 5)):
             y = n[1] / (n[1] + 2 * n[2])
-            found = [i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)]
-            if all(0 <= d <= i for i, d in enumerate(found, 1)):
-                return [0, *found]
+            discounts = [i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)]
+            if all(0 <= d <= i for i, d in enumerate(discounts, 1)):
+                return [0, *discounts]
         return [0, 0.5, 1, 1.5]
 
     def p(self, token: object, context: tuple[object, ...]) -> float:
@@ -99,8 +99,8 @@ def test_it_is_modified_kneser_ney(count: int, kinds: int) -> None:
             tokens[i] = (int(tokens[i - 1]) * 7 + int(tokens[i - 2])) % kinds
     tokens[rng.random(count) < 0.08] = END
     train, test = tokens[: count * 3 // 4], tokens[count * 3 // 4 :]
-    found = ngrams.entropies(train, test, VOCAB, END)
-    for n, (every, local) in found.items():
+    entropies = ngrams.entropies(train, test, VOCAB, END)
+    for n, (every, local) in entropies.items():
         model, bits, local_bits = Plain(split(train), n), [], []
         for s in split(test):
             for i in range(1, len(s)):
@@ -113,7 +113,7 @@ def test_it_is_modified_kneser_ney(count: int, kinds: int) -> None:
 
 def test_a_split_without_a_long_sentence_has_no_entropy_of_long_ones() -> None:
     train = np.array([1, 2, END] * 50, np.uint16)
-    found = ngrams.entropies(train, train[:9], VOCAB, END)
-    assert found[3].local > 0
-    assert math.isnan(found[5].local)
-    assert not math.isnan(found[5].all)
+    entropies = ngrams.entropies(train, train[:9], VOCAB, END)
+    assert entropies[3].local > 0
+    assert math.isnan(entropies[5].local)
+    assert not math.isnan(entropies[5].all)

@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """language -> the config of a tiny run with exports. Not to be changed."""
-    found = {}
+    """language -> the config of a tiny run with exports, whose evaluations are added to it."""
+    configs = {}
     for language in ("no_shuffle", "partial_reverse"):
         place = tmp_path_factory.mktemp(language)
         places = {"data_dir": str(place / "data"), "out_dir": str(place / "out")}
@@ -75,24 +75,17 @@ def runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         path = write_config(place / "config.py", **places, **options, learning_rate="0.05")
         for command in ("prepare.py", "train.py", "convert_to_hf.py"):
             succeed(command, path)
-        found[language] = path
-    return found
+        configs[language] = path
+    return configs
 
 
-def copied(config: Path, folder: Path) -> Path:
-    """The config of a copy of a run."""
-    shutil.copytree(config.parent / "out", folder / "out")
-    text = config.read_text(encoding="utf-8").replace(f"{config.parent}/out", f"{folder}/out")
-    (folder / "config.py").write_text(text, encoding="utf-8")
-    return folder / "config.py"
-
-
-def evaluated(config: Path, *options: str, tmp_path: Path) -> pd.DataFrame:
-    out_dir = shutil.copytree(config.parent / "out", tmp_path / "results", dirs_exist_ok=True)
-    succeed("eval.py", config, f"--out_dir={out_dir}", *options)
-    (place,) = out_dir.glob("evaluation/pairs_mine*")
-    table = pd.read_csv(place / "pairs.csv").set_index(["checkpoint", "paradigm"])
+def evaluated(config: Path, source: Path, *options: str) -> pd.DataFrame:
+    """The table of a run's pairs, with that of its items."""
+    succeed("eval.py", config, f"--pairs={source}", *options)
+    name = name_of(source, "--leading_space" in options)
+    place = config.parent / "out" / "evaluation" / name
     assert (place / "pairs.png").stat().st_size > 10_000
+    table = pd.read_csv(place / "pairs.csv").set_index(["checkpoint", "paradigm"])
     table.attrs["items"] = pd.read_csv(place / "pair_items.csv")
     return table
 
@@ -105,10 +98,9 @@ def test_pairs_get_what_lm_evaluation_harness_gives_them(
     turkish = tmp_path / "mine" / "multiblimp_tur.jsonl"
     write_pairs(turkish, *({"sen": good, "wrong_sen": bad} for good, bad in TURKISH))
     config = runs["no_shuffle"]
-    options = [f"--pairs={folder}", "--leading_space"]
-    tables = dict.fromkeys(PAIRS, evaluated(config, *options, tmp_path=tmp_path / "blimp"))
-    options = [f"--pairs={turkish.parent}", "--pairs_columns=sen,wrong_sen"]
-    tables[turkish.stem] = evaluated(config, *options, tmp_path=tmp_path / "multiblimp")
+    tables = dict.fromkeys(PAIRS, evaluated(config, folder, "--leading_space"))
+    columns = "--pairs_columns=sen,wrong_sen"
+    tables[turkish.stem] = evaluated(config, turkish.parent, columns)
     export = config.parent / "out" / "hf" / "checkpoint-6"
     files = [*(folder / f"{name}.jsonl" for name in PAIRS), turkish]
     env = {"PYTHONPATH": str(Path(sys.prefix) / "lm-eval")}
@@ -129,10 +121,10 @@ def test_pairs_get_what_lm_evaluation_harness_gives_them(
 
 
 def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
-    runs: dict[str, Path], folder: Path, tmp_path: Path
+    runs: dict[str, Path], folder: Path
 ) -> None:
     config = runs["partial_reverse"]
-    table = evaluated(config, f"--pairs={folder}", tmp_path=tmp_path)
+    table = evaluated(config, folder)
     model = transformers.GPT2LMHeadModel.from_pretrained(
         config.parent / "out" / "hf" / "checkpoint-3"
     ).eval()
@@ -153,8 +145,8 @@ def test_reversed_pairs_get_what_a_plain_implementation_gives_them(
         expected.append(sums)
     items = table.attrs["items"]
     ours = items[items.checkpoint == "checkpoint-3"]
-    found = ours[["log_probability_good", "log_probability_bad"]].to_numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    scores = ours[["log_probability_good", "log_probability_bad"]].to_numpy()
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
     right = [good > bad for good, bad in expected]
     assert ours.is_right.tolist() == right
     rows = table.loc["checkpoint-3"]
@@ -187,10 +179,10 @@ def test_both_sentences_of_a_pair_are_perturbed_alike(language: str) -> None:
             f"The {noun} clearly liked that very small {noun} over there.",
         )
     ]
-    found = perturbed(tuple(pairs), language)
-    assert len(found.columns) == (len(pairs) if rule.any_length else len(pairs) // 2)
-    assert found.counts == {("p", "f"): len(pairs) - len(found.columns)}
-    for good, bad in zip(found.parts[::2], found.parts[1::2], strict=True):
+    made = perturbed(tuple(pairs), language)
+    assert len(made.columns) == (len(pairs) if rule.any_length else len(pairs) // 2)
+    assert made.counts == {("p", "f"): len(pairs) - len(made.columns)}
+    for good, bad in zip(made.parts[::2], made.parts[1::2], strict=True):
         assert good[0] == bad[0] == 50256
         if not rule.any_length:
             assert (good != bad).sum() == 1, "they differ in nothing but the verb"
@@ -201,13 +193,13 @@ def test_pairs_with_as_many_words_are_compared_where_words_move() -> None:
     shorter = Pair("p", "f", "1", "The dogs like it.", "The dogs do like it.")
     same_tokens = Pair("p", "f", "2", "The bookshelf is so.", "The very is so so.")
     for leading_space in (False, True):
-        found = perturbed(
+        made = perturbed(
             (longer, shorter, same_tokens),
             "even_odd_shuffle_words",
             leading_space=leading_space,
         )
-        assert found.columns["item"].tolist() == ["0"]
-        good, bad = (Tokenizer().decode(part[1:]) for part in found.parts)
+        assert made.columns["item"].tolist() == ["0"]
+        good, bad = (Tokenizer().decode(part[1:]) for part in made.parts)
         assert (good, bad) == (" The likes dog it.", " The unhesitatinglys dog it.")
     with pytest.raises(UserError, match="no pair"):
         perturbed((longer,), "even_odd_shuffle")
@@ -216,8 +208,8 @@ def test_pairs_with_as_many_words_are_compared_where_words_move() -> None:
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     same = Pair("p", "f", "0", "It is so.", "It is so.")
     other = Pair("p", "f", "1", "It is so.", "It are so.")
-    found = perturbed((same, other), "no_shuffle")
-    assert (found.columns["item"].tolist(), found.counts) == (["1"], {("p", "f"): 1})
+    made = perturbed((same, other), "no_shuffle")
+    assert (made.columns["item"].tolist(), made.counts) == (["1"], {("p", "f"): 1})
     with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
         perturbed((same,), "no_shuffle", place="mine")
     with pytest.raises(UserError, match="leave --leading_space out"):
@@ -248,13 +240,13 @@ def test_blimp_comes_from_the_hub_at_a_pinned_commit(
         tree[f"{path.stem}/train-00000-of-00001.parquet"] = packed
     made = Hub()
     made.add_dataset("nyu-mll/blimp", module.COMMIT, tree)
-    copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
-    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6", "--pairs=blimp")
+    results = runs["no_shuffle"].parent / "out" / "evaluation"
+    command = ("eval.py", runs["no_shuffle"], "--revisions=6", "--pairs=blimp")
     with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
         succeed(*command)
-    found = pd.read_csv(copy / "evaluation" / f"pairs_blimp-{module.COMMIT[:8]}" / "pairs.csv")
-    assert found.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
-    assert found.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
+    table = pd.read_csv(results / f"pairs_blimp-{module.COMMIT[:8]}" / "pairs.csv")
+    assert table.paradigm.tolist() == [ORDER, AGREEMENT, "all"]
+    assert table.pairs.tolist()[:2] == [len(PAIRS[ORDER]), len(PAIRS[AGREEMENT])]
     module.read.cache_clear()
     with serve(Hub()) as hub, asked_here(hub, tmp_path / "empty"):
         error = fail(*command)
@@ -275,8 +267,8 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     made.add_dataset("jumelet/multiblimp", commit, tree)
     repo = made.repos["datasets", "jumelet/multiblimp"]
     repo.branches["main"] = commit
-    copy = shutil.copytree(runs["no_shuffle"].parent / "out", tmp_path / "out")
-    command = ("eval.py", runs["no_shuffle"], f"--out_dir={copy}", "--revisions=6")
+    results = runs["no_shuffle"].parent / "out" / "evaluation"
+    command = ("eval.py", runs["no_shuffle"], "--revisions=6")
     with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
         printed = succeed(*command, "--pairs=multiblimp:tur")
         assert f"--pairs=hf:jumelet/multiblimp:tur@{commit}" in printed
@@ -291,20 +283,20 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     with asked_here(made, tmp_path / "cache"):
         module._on_hub.cache_clear()
         succeed(*command, f"--pairs=multiblimp:tur@{commit}")
-    names = {path.name for path in (copy / "evaluation").iterdir()}
+    names = {path.name for path in results.glob("pairs_multiblimp*")}
     assert names == {f"pairs_multiblimp-tur-{x[:8]}" for x in (commit, now)}
-    found = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}" / "pairs.csv")
-    assert found.paradigm.tolist() == ["SV", "all"] and found.pairs.tolist() == [2, 2]
-    items = pd.read_csv(copy / "evaluation" / f"pairs_multiblimp-tur-{commit[:8]}/pair_items.csv")
+    results /= f"pairs_multiblimp-tur-{commit[:8]}"
+    table = pd.read_csv(results / "pairs.csv")
+    assert table.paradigm.tolist() == ["SV", "all"] and table.pairs.tolist() == [2, 2]
+    items = pd.read_csv(results / "pair_items.csv")
     assert list(zip(items.good, items.bad, strict=True)) == TURKISH
 
 
 def test_languages_are_compared_on_the_pairs_that_all_have(
     runs: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
-    configs = [copied(config, tmp_path / name) for name, config in runs.items()]
     options = (f"--pairs={folder}", f"--eval_dir={tmp_path}")
-    printed = succeed("eval.py", *configs, *options)
+    printed = succeed("eval.py", *runs.values(), *options)
     table = pd.read_csv(tmp_path / name_of(folder) / "pairs.csv")
     table = table[(table.paradigm == "all") & (table.step == 6)].set_index("test_language")
     both = table.loc["partial_reverse"].pairs
@@ -316,19 +308,22 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     count = sum(map(len, PAIRS.values()))
     assert f"{both} of {count} pairs are evaluated in all languages" in printed
     names = {"pairs.csv", "pair_items.csv", "pairs_means.csv"}
-    assert names == require_explained(tmp_path)
+    places = (tmp_path, *(config.parent / "out" / "evaluation" for config in runs.values()))
+    assert names == set().union(*map(require_explained, places))
 
 
 def test_results_in_another_language_do_not_replace_those_in_the_own(
     runs: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
     options = (f"--pairs={folder}", "--revisions=6")
-    runs = {name: copied(config, tmp_path / name) for name, config in runs.items()}
     succeed("eval.py", runs["partial_reverse"], *options)
     succeed("eval.py", runs["partial_reverse"], *options, "--test_language=no_shuffle")
-    names = sorted(path.name for path in tmp_path.rglob("pairs_*"))
-    name = name_of(folder)
-    assert names == [name, f"{name}_on_no_shuffle"]
+    results, name = runs["partial_reverse"].parent / "out" / "evaluation", name_of(folder)
+    languages = [
+        pd.read_csv(results / place / "pairs.csv").test_language.unique().tolist()
+        for place in (name, f"{name}_on_no_shuffle")
+    ]
+    assert languages == [["partial_reverse"], ["no_shuffle"]]
     export = runs["partial_reverse"].parent / "out" / "hf" / "checkpoint-6"
     printed = succeed(
         "eval.py", *runs.values(), *options, f"--model={export}", f"--eval_dir={tmp_path}"
@@ -346,8 +341,8 @@ def write_pairs(path: Path, *rows: dict[str, object]) -> Path:
 def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> None:
     rows = [{"pairID": None, "UID": None, "field": None}, {"pairID": 7.0}, {"UID": 5}]
     path = write_pairs(tmp_path / "x.jsonl", *rows)
-    found = [(p.paradigm, p.field, p.item) for p in module.read(str(path))]
-    assert found == [("x", "", "0"), ("x", "", "7"), ("5", "", "2")]
+    made = [(p.paradigm, p.field, p.item) for p in module.read(str(path))]
+    assert made == [("x", "", "0"), ("x", "", "7"), ("5", "", "2")]
     for folder in ("morphology", "syntax"):
         write_pairs(tmp_path / "two" / folder / "agreement.jsonl", {}, {})
     with pytest.raises(UserError) as error:
@@ -363,24 +358,21 @@ def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("[]", "line 2 is no JSON object"),
-        ("{", "line 2 is no JSON object"),
         ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
         ('{"sentence_good": "A.", "sentence_bad": " "}', "line 2: .* is empty"),
         ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),
-        ('{"sentence_good": "A.", "sentence_bad": ["A"]}', r'sentence_bad = \["A"\]. Expected a'),
-        ('{"sentence_good": "A.", "sentence_bad": null}', "line 2: .* is empty"),
         ('{"sentence_good": "A\u200b.", "sentence_bad": "B"}', r"character 2 of .*U\+200B"),
         ('{"sentence_good": "A.", "sentence_bad": "B", "UID": "all"}', "has the name that tables"),
         ('{"sentence_good": "A.", "sentence_bad": "B", "UID": ["a"]}', r'UID = \["a"\]. Expected'),
         ("", "holds no minimal pair"),
     ],
 )
-def test_what_is_no_pair_is_told(line: str, told: str, tmp_path: Path) -> None:
+def test_what_is_no_pair_is_told(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("\n" + line, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         module.read(str(tmp_path))
     with pytest.raises(UserError, match=r"does not exist\. Expected blimp, multiblimp"):
         module.read(str(tmp_path / "none"))
@@ -429,17 +421,17 @@ def test_both_sentences_get_the_same_draw_in_a_language_of_ones_own_too(
 def test_the_total_gives_the_mean_over_pairs_and_the_mean_over_paradigms() -> None:
     good, bad = "It is so.", "It are so."
     pairs = [Pair(p, "", str(i), good, bad) for i, p in enumerate("aaab")]
-    found = perturbed(tuple(pairs), "no_shuffle")
+    made = perturbed(tuple(pairs), "no_shuffle")
 
     def losses(*sums: tuple[float, float]) -> np.ndarray:
         """Of all tokens of a sentence the same, so that they have these sums."""
         return np.repeat(np.ravel(sums) / 4, 4).astype(np.float32)
 
     sums = [(1, 2), (2, 2), (2, 1), (1, 2)]  # a tie is not right
-    assert module.log_probabilities(found, losses(*sums)).tolist() == (-np.array(sums)).tolist()
+    assert module.log_probabilities(made, losses(*sums)).tolist() == (-np.array(sums)).tolist()
     expected = "50.0% of pairs right (mean over paradigms: 66.7%)"
-    assert module.result(found, losses(*sums)) == expected
-    table = module.table(found, losses((1, 2), (np.nan, 1), (2, 1), (1, 2)))
+    assert module.result(made, losses(*sums)) == expected
+    table = module.table(made, losses((1, 2), (np.nan, 1), (2, 1), (1, 2)))
     assert table["pairs"].tolist() == [2, 1, 3], "one is too long"
     assert table["left_out"].tolist() == [1, 0, 1]
     assert table["accuracy"].tolist() == pytest.approx([1 / 2, 1, 2 / 3])

@@ -25,7 +25,7 @@ def test_batches_are_hardly_padded_and_no_sentence_sees_the_padding() -> None:
         return torch.cat([average, (count / 28).expand(len(ids), -1, 1)], 2)
 
     head = torch.randn(90, 91)
-    found = scoring.losses(
+    losses = scoring.losses(
         Scorer(body, head, context=1101),
         Sequences("", Tokenizer(), sentences, pd.DataFrame()),
         World(),
@@ -43,4 +43,4 @@ def test_batches_are_hardly_padded_and_no_sentence_sees_the_padding() -> None:
         expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
         if n > 1101:
             expected = np.full(n - 1, np.nan)
-        np.testing.assert_allclose(found[first : first + n - 1], expected, rtol=1e-4)
+        np.testing.assert_allclose(losses[first : first + n - 1], expected, rtol=1e-4)

@@ -247,63 +247,54 @@ def test_a_language_of_ones_own_gets_the_real_tokens(monkeypatch: pytest.MonkeyP
     assert made.words.tolist() == [0, 1, 2, 2, 3, 4, 5, 5, 5, 5]
 
 
-@pytest.mark.parametrize(
-    ("function", "token", "order"),
-    [
-        (replaced, THE, range(9)),
-        (replaced, 0, range(9)),
-        (replaced_in_reverse, THE, range(8, -1, -1)),
-    ],
-)
+@pytest.mark.parametrize("token", [THE, 0])
 def test_a_token_that_replaces_another_one_has_its_place(
-    function: Callable[..., Sentences],
-    token: int,
-    order: range,
-    monkeypatch: pytest.MonkeyPatch,
+    token: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stimulus = Stimulus("1", "a", TEXT, regions=regions("messy"))
-    own(monkeypatch, function, token)
-    (made,) = prepared([stimulus], "own")
-    assert made.words.tolist() == [[0, 1, 2, 3, 4, 5, 5, 5, 5][place] for place in order]
-    assert made.region.tolist() == [0 if place == 4 else -1 for place in order]
-    original = np.array(Tokenizer().encode_ordinary(TEXT))[list(order)]
+    own(monkeypatch, replaced, token)
+    (made,) = prepared([Stimulus("1", "a", TEXT, regions=regions("messy"))], "own")
+    assert made.words.tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+    assert made.region.tolist() == [0 if place == 4 else -1 for place in range(9)]
+    original = np.array(Tokenizer().encode_ordinary(TEXT))
     expected = np.where(original == MESSY, token, original) if token else original + 1
     assert made.tokens.tolist() == expected.tolist()
     assert list(stimuli.notes_on([made], perturb.get("own"))) == []
+    own(monkeypatch, replaced_in_reverse, THE)
+    (backwards,) = prepared([Stimulus("1", "a", TEXT)], "own")
+    assert backwards.words.tolist() == made.words[::-1].tolist()
 
 
 def test_words_and_regions_that_a_language_leaves_out_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own(monkeypatch, left_out, MESSY)
-    found = [Stimulus("1", c, TEXT, regions=regions(r)) for c, r in (("a", "messy"), ("b", "very"))]
-    made = prepared(found, "own")
+    items = [Stimulus("1", c, TEXT, regions=regions(r)) for c, r in (("a", "messy"), ("b", "very"))]
+    made = prepared(items, "own")
     (note,) = stimuli.notes_on(made, perturb.get("own"))
     assert note.startswith("warning: 2 words and 1 regions have no token in Own")
 
 
+TWICE = Stimulus("1", "a", "I saw the very dog and the cat", regions=regions("dog"))
+
+
+def last_first(s: Sentences, *_: object, token: int) -> Sentences:
+    """That token comes last, wherever it is."""
+    return s._replace(tokens=s.tokens[np.argsort(s.tokens == token, kind="stable")])
+
+
 def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    stimulus = Stimulus("1", "a", "I saw the very dog and the cat")
-    own(monkeypatch, reversed_with, VERY)
-    (made,) = prepared([stimulus], "own")
-    assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
-    own(monkeypatch, reversed_with, THE)
-    (made,) = prepared([stimulus], "own")
-    assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
-
-    def last_first(s: Sentences, *_: object, **__: object) -> Sentences:
-        order = np.argsort(s.tokens == THE, kind="stable")
-        return s._replace(tokens=s.tokens[order])
-
+    for token in (VERY, THE):
+        own(monkeypatch, reversed_with, token)
+        (made,) = prepared([TWICE], "own")
+        assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     own(monkeypatch, last_first, THE)
     with pytest.raises(UserError, match=r"Own depends on the tokens, .* Give the column perturbed"):
-        prepared([stimulus], "own")
+        prepared([TWICE], "own")
 
 
 def test_a_language_of_ones_own_inserts_its_own_marker(monkeypatch: pytest.MonkeyPatch) -> None:
-    stimulus = Stimulus("1", "a", "I saw the very dog and the cat", regions=regions("dog"))
     own(monkeypatch, marked_after, THE, "🅇")
-    (made,) = prepared([stimulus], "own")
+    (made,) = prepared([TWICE], "own")
     assert " ".join(pieces(made, "🅇")) == "I saw the 🅇 very dog and the 🅇 cat"
     assert made.words.tolist() == [0, 1, 2, -1, 3, 4, 5, 6, -1, 7]
     assert made.is_marker.tolist() == [i in (3, 8) for i in range(10)]
@@ -359,12 +350,12 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
     assert of_regions.to_numpy().tolist() == [["region", "is"], ["Late", "the"]]
     of_words = units[units["unit"] == "word"][["word_index", "region"]]
     assert of_words.to_numpy().tolist() == [[2, "region"], [6, "Late"]]
-    for texts, told in (
+    for texts, message in (
         (("is", "is the"), "overlaps"),
         (("hi",), "occurs 0 times as whole words"),
         (("the",), "occurs 2 times .* Expected 1 to 2 in the column occurrence; found none"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             stimulus = first._replace(text="It is the dog, the big one.", regions=regions(*texts))
             prepared([stimulus], "no_shuffle")
 
@@ -441,7 +432,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("item,text\n1,A b.\n", "x.csv has no column condition"),
         ("item,condition,text\n1,a,He says, yes.\n", "A text with a comma needs quotation marks"),
@@ -464,17 +455,13 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,perturbed\n1,a,A b.,b A\n", "has 0 markers"),
         ('{"item": 1, "condition": true, "text": "A."}', "row 1: condition = true. Expected a"),
         ('{"item": 1, "condition": "a", "text": ["A", "b"]}', r'row 1: text = \["A", "b"\]'),
-        ('{"item": 1, "condition": "a", "text": null}', "row 1: text is empty"),
         ('{"item": 1, "condition": "a", "text": "A.", "text": "B."}', "line 1 has 'text' 2 times"),
         ('{"item": 1, "condition": "a", "text": "A."}\n[]', "line 2 is no JSON object"),
         ("item,condition,text,text\n1,a,A.,B.\n", "row 1 has 'text' 2 times"),
         ("item,condition,text,region,Region\n1,a,A.,A,A\n", "Name further regions region_NAME"),
         ("item;condition;text\n1;a;A;b.\n", "A text with a semicolon needs quotation marks"),
-        ("item,condition,text,\n1,a,A, b.\n", "A text with a comma needs quotation marks"),
         ("item,condition,text\n1,a,A\u200b b.\n", r"row 2: character 2 of text .*U\+200B \(zero"),
-        ("item,condition,text\n1,a,A\u00ad b.\n", r"cannot be seen: U\+00AD"),
         ("item,condition,text\n1,a,A.\n1.0,a,B.\n", "row 3 repeats item 1, condition a"),
-        ("item,condition,text,Place\n1,a,A b.,1\n", "'Place'. Did you mean marker_place"),
         ("item,condition,text,region_a,occurrence\n1,a,A.,A,1\n", "'occurrence' without a column"),
         ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),
         (
@@ -487,10 +474,10 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,region,occurrence\n1,a,A.,A,2\n", "occurs 1 times as whole words"),
     ],
 )
-def test_what_is_not_clear_in_a_file_is_refused(text: str, told: str, tmp_path: Path) -> None:
+def test_what_is_not_clear_in_a_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         stimuli.sequences(Settings(language="no_reverse", stimuli=str(path)), GPT2)
     with pytest.raises(UserError, match=r"is no file. Expected a csv or jsonl file"):
         stimuli.source(Settings(stimuli=str(tmp_path / "none.csv")))
@@ -517,9 +504,9 @@ def test_results_on_different_sentences_never_meet_and_no_condition_is_lost(
     (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     for name, conditions in zip(names[::2], (["null", "overt"], ["NA", "None"]), strict=True):
         code = re.sub(r'"out/[^"]*"', repr(str(places[name])), snippet)
-        found: dict[str, object] = {}
-        exec(code.replace("d.pivot_table", "wide = d.pivot_table"), found)
-        assert [condition for _, condition in found["wide"].columns] == conditions
+        namespace: dict[str, object] = {}
+        exec(code.replace("d.pivot_table", "wide = d.pivot_table"), namespace)
+        assert [condition for _, condition in namespace["wide"].columns] == conditions
         table = pd.read_csv(places[name], keep_default_na=False, dtype=str)
         assert set(table.marker_place) == {"2"}
         assert set(table.position) == {"", "1", "2", "3", "4", "5"}

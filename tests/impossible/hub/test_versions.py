@@ -81,9 +81,9 @@ def test_every_version_gives_our_logits_and_ids(
     ours = checkpoint.build_model(made, tmp_path)(tokens).detach().numpy()
     for attention in ("sdpa", "eager"):
         assert np.abs(ours - np.load(tmp_path / f"{attention}.npy")).max() <= 1e-4, attention
-    found = json.loads((tmp_path / "ids.json").read_text())
+    loaded = json.loads((tmp_path / "ids.json").read_text())
     if kind == "gpt2":
-        assert found["GPT2Tokenizer"][0] == [1544, 3424, 50257, 262, 2156, 13]
-    for name, ids in found.items():
-        for text, there in zip(texts(), ids, strict=True):
-            assert there == plain_ids(text, tokenizer), (name, text)
+        assert loaded["GPT2Tokenizer"][0] == [1544, 3424, 50257, 262, 2156, 13]
+    for name, ids in loaded.items():
+        for text, theirs in zip(texts(), ids, strict=True):
+            assert theirs == plain_ids(text, tokenizer), (name, text)

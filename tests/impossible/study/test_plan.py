@@ -91,8 +91,8 @@ def test_runs_with_several_gpus_are_started_by_torchrun(tmp_path: Path) -> None:
     for device in ("--device=cuda", "--cluster=slurm"):
         command = first("--gpus=2", device)
         assert str(command).startswith("torchrun --standalone --nproc_per_node=2 train.py ")
-    for given in (("--device=cpu",), ("--cluster=slurm", "--device=cpu")):
-        assert str(first("--gpus=2", *given)).startswith("python train.py ")
+    for on_cpu in (("--device=cpu",), ("--cluster=slurm", "--device=cpu")):
+        assert str(first("--gpus=2", *on_cpu)).startswith("python train.py ")
     assert first("--gpus=2", "--device=cuda").key == first("--device=cpu").key == "train.py"
 
 
@@ -125,10 +125,7 @@ def test_a_missing_control_is_told(tmp_path: Path) -> None:
         ('languages = "no_hop"', "line 1: languages must be a list of strings, not 'no_hop'"),
         ("seeds = [1, 1]", "seeds = .* a list of one or more, without duplicates"),
         ("seeds = [1, -1]", "seeds = .* a list of whole numbers, 0 or more"),
-        ("seeds = []", "seeds = .* a list of one or more"),
-        ("seeds = [True, 2]", "seeds must be a list of whole numbers"),
         ("out_dir = 'here'", "out_dir is set, but a study sets it itself"),
-        ("pairs = 'blimp'", "pairs is set, but a study sets it itself"),
         ("vary_data = True\ndata_seed = 3", "data_seed is set, but a study sets it"),
         ("n_head = 5", "n_head = 5 is invalid"),  # before anything begins
         ("evaluations = ['pears']", "evaluations = .* must be a list of: perplexity, markers"),

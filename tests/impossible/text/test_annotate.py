@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 from conftest import fail, speeches, start, succeed, wait_for, write_config
 
 import perturb
-from impossible.settings import UserError
+import prepare
+from impossible.settings import UserError, load
 from impossible.text import annotate, token_files
 from impossible.text.tokenizer import Tokenizer, write_transformers_files
 from impossible.text.verbs import PLURAL, SINGULAR
@@ -154,12 +156,20 @@ def test_meta_says_who_annotated_and_counts_the_words_of_the_text(
         assert entry["replaced"] == 1
 
 
-def test_languages_prepared_one_at_a_time_have_the_same_files(
-    prepared: Path, texts: Path, tmp_path: Path
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotates in a thread: a new process would load the model again."""
+    monkeypatch.setattr(annotate, "_pool", ThreadPoolExecutor)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_languages_prepared_one_at_a_time_and_in_chunks_have_the_same_files(
+    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(prepare, "CHUNK", 7)  # verbs move with their sentences
     names = NAMES[1::2]
     for config in configs(tmp_path, names):
-        succeed("prepare.py", config, f"--corpus={texts}", "--workers=1")
+        prepare.main(load("prepare.py", [str(config), f"--corpus={texts}", "--workers=1"]))
     compared = [path for name in names for path in (prepared / name).glob("*.*")]
     for path in [*compared, *stored(prepared).rglob("*.gz")]:
         assert (tmp_path / path.relative_to(prepared)).read_bytes() == path.read_bytes(), path
@@ -187,6 +197,7 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
         assert "meta.json is damaged" in error and "To annotate again, delete" in error
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_older_annotations_without_heads_are_read_but_for_phrase_hop(
     prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,11 +254,8 @@ def wait_for_end(pids: list[int]) -> None:
 @pytest.mark.slow
 def test_an_annotation_that_was_killed_continues_after_its_last_part(tmp_path: Path) -> None:
     lines = speeches("1962-Kennedy-1").splitlines()
-    for name in SPLITS.values():
-        write_splits_of = tmp_path / name
-        write_splits_of.mkdir()
-        (write_splits_of / "a.txt").write_text("\n".join(lines), encoding="utf-8")
-        lines = lines[:40]
+    write_splits(tmp_path, "a.txt", "\n".join(lines[:40]))
+    (tmp_path / "100M" / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     code = "import runpy, sys; from impossible.text import corpus; corpus.CHUNK = 4000; "
     code += "sys.argv = sys.argv[1:]; runpy.run_path('prepare.py', run_name='__main__')"
     (config,) = configs(tmp_path, ("no_hop",))
@@ -290,6 +298,7 @@ def test_ctrl_c_ends_an_annotation_at_once_and_leaves_no_process(tmp_path: Path)
     wait_for_end(workers)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_parts_by_another_annotator_are_not_mixed_with_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +314,7 @@ def test_parts_by_another_annotator_are_not_mixed_with_others(
     assert part.stat().st_mtime_ns != before
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_annotations_of_a_text_that_changed_meanwhile_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,12 +411,11 @@ def test_plain_and_packed_files_give_the_same_tokens(tmp_path: Path) -> None:
     tokens = []
     for name, of_file in {"a.conllu": data, "a.conllu.gz": gzip.compress(data)}.items():
         folder = write_splits(tmp_path / name, name, of_file)
-        paths = configs(folder / "data", PUBLISHED)
-        printed = succeed("prepare.py", *paths, f"--annotations={folder}", "--corpus=no_such")
+        (config,) = configs(folder / "data", ("token_hop",))
+        printed = succeed("prepare.py", config, f"--annotations={folder}", "--corpus=no_such")
         assert "warning: no plural verb is marked in the train split" in printed
-        assert list(meta_of(folder / "data" / "no_hop")["splits"]["test"]["genres"]) == ["a"]
-        names = [f"{name}/{split}.bin" for name in PUBLISHED for split in SPLITS]
-        tokens.append([(folder / "data" / name).read_bytes() for name in names])
+        assert list(meta_of(folder / "data" / "token_hop")["splits"]["test"]["genres"]) == ["a"]
+        tokens.append((folder / "data" / "token_hop" / "train.bin").read_bytes())
     assert tokens[0] == tokens[1]
 
 
@@ -517,8 +526,8 @@ def test_annotations_are_for_the_hop_languages_alone(texts: Path, tmp_path: Path
     folder = write_splits(tmp_path / "annotated", "a.conllu", conllu(SENTENCE, TEXT))
     paths = configs(tmp_path, ("no_hop", "no_shuffle"))
     succeed("prepare.py", *paths, f"--corpus={texts}", f"--annotations={folder}")
-    found = [meta_of(tmp_path / name)["corpus"] for name in ("no_hop", "no_shuffle")]
-    assert found == [str(folder), str(texts)]
+    corpora = [meta_of(tmp_path / name)["corpus"] for name in ("no_hop", "no_shuffle")]
+    assert corpora == [str(folder), str(texts)]
 
 
 def test_a_genre_whose_files_do_not_follow_each_other_is_refused(tmp_path: Path) -> None:
@@ -529,52 +538,19 @@ def test_a_genre_whose_files_do_not_follow_each_other_is_refused(tmp_path: Path)
     assert not (tmp_path / "data" / "meta.json").exists()
 
 
-@pytest.mark.parametrize("source", ["spacy", pytest.param("files", marks=pytest.mark.slow)])
 def test_a_hop_language_goes_all_the_way(
-    source: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From prepared data to exports, their cards, evaluation and samples, without spaCy."""
-    data_dir = prepared / "word_hop"
-    if source == "files":
-        data = conllu(SENTENCE, TEXT) * 30
-        folder = write_splits(tmp_path / "annotated", "a.conllu", data)
-        data_dir = tmp_path / "data" / "word_hop"
-        (config,) = configs(tmp_path / "data", ("word_hop",))
-        succeed("prepare.py", config, f"--annotations={folder}")
     monkeypatch.setattr(annotate, "_MODELS", ("no_such_model",))
-    places = {"language": "word_hop", "data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
-    config = write_config(tmp_path / "config.py", **places)
+    places = {"data_dir": str(prepared / "word_hop"), "out_dir": str(tmp_path / "out")}
+    config = write_config(tmp_path / "config.py", language="word_hop", **places)
     succeed("train.py", config)
     succeed("convert_to_hf.py", config)
     card = (tmp_path / "out" / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
     assert "WordHop: He clean his very messy books he lf 🅂 ." in card
-    assert f"The verbs were marked by {source}" in card
+    assert "The verbs were marked by spacy" in card
     assert "or fewer than 4 words after a verb" in card
     assert "WordHop" in succeed("eval.py", config, "--device=cpu")
     shown = succeed("sample.py", config, "--device=cpu", "--undo", "--new_tokens=3")
     assert "undone: " in shown
-
-
-def test_more_sentences_than_are_perturbed_in_one_go_keep_their_verbs(tmp_path: Path) -> None:
-    """More than 65,536 sentences: verbs move with their sentences."""
-    kinds = [
-        [("We",), ("all",), ("go",), (".",)],
-        [*SENTENCE, ("Yes",)],
-        [("Dogs",), ("sleep", "sleep", PLURAL), ("in",), ("the",), ("big",), ("house",), (".",)],
-    ]
-    order = np.random.default_rng(0).integers(0, 3, 70_000).tolist()
-    folder = write_splits(tmp_path / "annotated", "a.conllu", conllu(kinds[1]))
-    texts = [conllu(kind) for kind in kinds]
-    (folder / "100M" / "a.conllu").write_text("".join(texts[i] for i in order))
-    (config,) = configs(tmp_path, ("token_hop",))
-    succeed("prepare.py", config, f"--annotations={folder}")
-    write_transformers_files(tmp_path, Tokenizer([]), 1024)
-    encode = plain.gpt2_tokenizer(tmp_path).encode
-    number = {SINGULAR: "Sing", PLURAL: "Plur"}
-    tokens = []
-    for kind in kinds:
-        words = [plain_hop.Word(w[0], *((w[1], number[w[2]]) if w[1:] else ())) for w in kind]
-        tokens.append(plain_hop.perturb("token_hop", words, encode))
-    expected = [tokens[i] for i in order if not i] + [tokens[i] for i in order if i]
-    np.random.default_rng(41).shuffle(expected)
-    check(tmp_path / "token_hop" / "train.bin", expected)

@@ -145,8 +145,8 @@ READ = {
 def test_a_folder_gives_these_sentences(
     texts: dict[str, str], segmenter: str, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    found = all_of(write(tmp_path, texts), segmenter=segmenter)
-    assert {split: found[split] for split in expected} == expected
+    result = all_of(write(tmp_path, texts), segmenter=segmenter)
+    assert {split: result[split] for split in expected} == expected
 
 
 def test_paragraphs_of_gutenberg_are_unwrapped_first_wherever_a_chunk_ends(
@@ -187,8 +187,8 @@ def test_no_line_is_lost_or_doubled_where_a_chunk_ends(
     assert sum(size for _, size in parts) == path.stat().st_size
     assert max(len(lines) for lines, _ in parts) <= 6
     text = path.read_text(encoding="utf-8")  # Python's own reading of the three line ends
-    found = [line for lines, _ in parts for line in lines]
-    assert found == [line.strip() for line in text.removesuffix("\n").split("\n")]
+    result = [line for lines, _ in parts for line in lines]
+    assert result == [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> None:
@@ -228,8 +228,10 @@ def test_a_folder_without_one_of_the_splits_is_refused(tmp_path: Path) -> None:
             opened(tmp_path / name)
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "dev", "validation"])
-@pytest.mark.parametrize("form", ["{}.txt", "wiki.{}.txt", "{}.TXT", "{}.txt.gz"])
+@pytest.mark.parametrize(
+    ("val", "form"),
+    [("val", "{}.txt"), ("valid", "wiki.{}.txt"), ("dev", "{}.TXT"), ("validation", "{}.txt.gz")],
+)
 def test_files_that_are_named_after_splits_are_the_splits(
     val: str, form: str, tmp_path: Path
 ) -> None:
@@ -275,9 +277,9 @@ ODD_TEXT = st.lists(
 @given(ODD_TEXT.map("".join))
 @example("Written by J\xa0. Smith of London.")
 def test_sentences_together_are_the_line(line: str) -> None:
-    found = sentences.segmented([line], "sentencex")
-    assert "".join("".join(found).split()) == "".join(line.split())
-    assert all(sentence.strip() for sentence in found)
+    result = sentences.segmented([line], "sentencex")
+    assert "".join("".join(result).split()) == "".join(line.split())
+    assert all(sentence.strip() for sentence in result)
 
 
 def test_speeches_are_split_whole_and_each_is_in_one_split() -> None:
@@ -301,12 +303,12 @@ def test_a_dataset_is_read_by_the_datasets_library(tmp_path: Path) -> None:
     two = rows(column="body", text="{0}\n\n{0} too")
     write(tmp_path, {"one/train.jsonl": two})
     write(tmp_path, {f"three/{split}.jsonl": two for split in ("train", "validation", "test")})
-    found = all_of(f"hf:{tmp_path / 'one'}", text_column="body")
-    assert found["val"] == ["4 too", "14 too", "24 too", "34 too"]
-    assert found["test"] == ["9 too", "19 too", "29 too", "39 too"]
-    assert len(found["train"]) == 72
-    found = all_of(f"hf:{tmp_path / 'three'}", text_column="body")
-    assert [len(lines) for lines in found.values()] == [80, 80, 80]
+    result = all_of(f"hf:{tmp_path / 'one'}", text_column="body")
+    assert result["val"] == ["4 too", "14 too", "24 too", "34 too"]
+    assert result["test"] == ["9 too", "19 too", "29 too", "39 too"]
+    assert len(result["train"]) == 72
+    result = all_of(f"hf:{tmp_path / 'three'}", text_column="body")
+    assert [len(lines) for lines in result.values()] == [80, 80, 80]
     with pytest.raises(
         UserError, match=r"no text in column 'text' .*columns are {'body': 'string'}"
     ):
@@ -314,29 +316,19 @@ def test_a_dataset_is_read_by_the_datasets_library(tmp_path: Path) -> None:
     write(tmp_path, {"latin/a.txt": b"caf\xe9\n" * 40, "only/test.jsonl": two})
     with pytest.raises(UserError, match="can't decode byte 0xe9"):
         opened(f"hf:{tmp_path / 'latin'}")
+    write(tmp_path, {"tags/train.jsonl": json.dumps({"tags": ["a"]})})
+    with pytest.raises(UserError, match="no text in column 'tags'"):
+        opened(f"hf:{tmp_path / 'tags'}", text_column="tags")
     with pytest.raises(UserError, match="it has no train split, only test"):
         opened(f"hf:{tmp_path / 'only'}")
     with pytest.raises(UserError, match="invalid_utf8 = 'replace' is invalid"):
         opened(f"hf:{tmp_path / 'one'}", text_column="body", invalid_utf8="replace")
 
 
-def test_a_dataset_may_be_a_file_a_saved_one_or_a_folder_with_an_odd_name(tmp_path: Path) -> None:
-    table = [{"text": f"row {i}", "tags": ["a"]} for i in range(40)]
-    odd = write(tmp_path / "ds@x:y", {"train.jsonl": "\n".join(map(json.dumps, table))})
-    datasets.Dataset.from_list(table).save_to_disk(tmp_path / "saved")
-    for place in (odd, odd / "train.jsonl", tmp_path / "saved"):
-        splits = opened(f"hf:{place}")
-        assert sentences_of(splits["val"]) == ["row 9", "row 29"]
-        (document,) = splits["train"].documents
-        assert document.size == pytest.approx(sum(size for _, size in document.lines()), rel=0.1)
-    with pytest.raises(UserError, match=r"no text in column 'tags'"):
-        opened(f"hf:{odd}", text_column="tags")
-
-
 @pytest.mark.parametrize("form", ["file", "folder", "saved"])
 def test_what_a_dataset_holds_now_is_read_whatever_its_times_say(form: str, tmp_path: Path) -> None:
     """rsync -t, git checkout and archives give other bytes the same time."""
-    folder = tmp_path / "mine"
+    folder = tmp_path / "odd@x:y"
     versions = set()
     for word in ("old", "new"):
         if form == "saved":
@@ -350,6 +342,8 @@ def test_what_a_dataset_holds_now_is_read_whatever_its_times_say(form: str, tmp_
         name = f"hf:{folder / 'train.jsonl' if form == 'file' else folder}"
         assert read(name, "val")[0] == f"{word} 9"
         versions.add(version(name))
+        (document,) = opened(name)["train"].documents
+        assert document.size == pytest.approx(sum(size for _, size in document.lines()), rel=0.1)
     assert len(versions) == 2
 
 
@@ -407,8 +401,8 @@ def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
 def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [f"row {i}" if i % 4 else [None, " "][i % 8 // 4] for i in range(40)]
     write(tmp_path, {"a.jsonl": "\n".join(json.dumps({"text": text}) for text in texts)})
-    found = all_of(f"hf:{tmp_path / 'a.jsonl'}")
-    assert sum(map(len, found.values())) == 30
+    result = all_of(f"hf:{tmp_path / 'a.jsonl'}")
+    assert sum(map(len, result.values())) == 30
     assert "train: left out 10 of 40 rows, which have no text\n" in capsys.readouterr().out
 
 
@@ -449,18 +443,16 @@ def gets(server: hub.Hub) -> list[str]:
     return [request for request in server.requests if request.startswith("GET /datasets/")]
 
 
-@pytest.mark.parametrize("xet", ["0", pytest.param("1", marks=pytest.mark.slow)])
-def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_path: Path) -> None:
+def test_babylm_is_fetched_once_and_then_read_without_a_network(tmp_path: Path) -> None:
     """The ten million words are another corpus; what both have is not fetched again."""
-    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": xet}
+    cache = tmp_path / "cache"
     small = ("prepare.py", "--corpus=babylm_10M", f"--data_dir={tmp_path / 'small'}")
-    with hub.serve(babylm()) as server:
-        env["HF_ENDPOINT"] = server.url
-        printed = succeed("prepare.py", f"--data_dir={tmp_path / 'large'}", env=env)
+    with hub.serve(babylm()) as server, hub.asked_here(server, cache):
+        printed = succeed("prepare.py", f"--data_dir={tmp_path / 'large'}")
         assert "train: aochildes.txt, bnc_spoken.txt" in printed
         assert len(gets(server)) == 30, "the three splits alone, each file once"
         server.requests.clear()
-        succeed(*small, env=env)
+        succeed(*small)
         assert len(gets(server)) == 10
         assert all("/10M/" in request for request in gets(server))
     metas = [token_files.read_meta(tmp_path / name) for name in ("large", "small")]
@@ -471,7 +463,8 @@ def test_babylm_is_fetched_once_and_then_read_without_a_network(xet: str, tmp_pa
     before = (tmp_path / "small" / "train.bin").read_bytes()
     assert before != (tmp_path / "large" / "train.bin").read_bytes()
     shutil.rmtree(tmp_path / "small")
-    succeed(*small, env=env)  # the server is gone
+    with hub.asked_here(server, cache):  # which is gone
+        succeed(*small)
     assert (tmp_path / "small" / "train.bin").read_bytes() == before
 
 
@@ -541,10 +534,9 @@ def test_a_dataset_of_the_hub_is_read_at_its_revision(tmp_path: Path) -> None:
     table = rows(60, column="body", text="This is row {}.")
     made.add_dataset("ada/rows", commit, {"train.jsonl": table.encode()})
     name = f"hf:ada/rows@{commit}"
-    with hub.serve(made) as server:
-        env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url}
+    with hub.serve(made) as server, hub.asked_here(server, tmp_path / "cache"):
         command = ("prepare.py", f"--corpus={name}", "--text_column=body")
-        succeed(*command, f"--data_dir={tmp_path / 'data'}", env=env)
+        succeed(*command, f"--data_dir={tmp_path / 'data'}")
     meta = token_files.read_meta(tmp_path / "data")
     assert meta.corpus_version == f"{name}, column body"
     assert [meta.splits[split]["sentences"] for split in token_files.SPLITS] == [54, 3, 3]
