@@ -100,7 +100,8 @@ def sentences_of(corpus: str) -> list[str]:
 
 def ours(folder: str, corpus: str, workers: str) -> Callable[[], np.ndarray]:
     """A function that prepares the sentences with prepare.py. workers: threads (0: all cores)."""
-    settings = Settings(segmenter="line", data_dir=f"{folder}/{workers}", workers=int(workers))
+    reading = {"segmenter": "line", "text_language": "en", "workers": int(workers)}
+    settings = Settings(data_dir=f"{folder}/{workers}", **reading)
     Path(settings.data_dir).mkdir()
     language = perturb.get(settings.language)
     encoder = tokenizer.Tokenizer(language.markers)

@@ -20,9 +20,9 @@ TO_READ = {
     "prepare": (17, 4231),
     "convert_to_hf": (23, 5447),
     "eval": (35, 8308),
-    "study": (27, 6765),
+    "study": (27, 6766),
 }
-PRODUCT = 12654  # lines, with configs and templates, without tests and bench
+PRODUCT = 12655  # lines, with configs and templates, without tests and bench
 # The most lines of parts of the project.
 LINES = {
     "impossible/settings.py": 570,
@@ -34,8 +34,8 @@ LINES = {
     "eval.py": 92,
     "impossible/evaluation/*": 3343,
     "study.py": 154,
-    "impossible/study/*": 1501,
-    "bench/*": 703,
+    "impossible/study/*": 1502,
+    "bench/*": 704,
 }
 
 

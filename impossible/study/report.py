@@ -228,10 +228,11 @@ def write(plan: Plan) -> None:
     table = runs_table(plan)
     with files.atomic_write(plan.folder / RUNS) as file:
         table.to_csv(file, index=False)
-    joint = plan.joint([run for run in plan.runs if not run.following])
+    done = [run for run in plan.runs if not run.following]
+    joint = plan.joint(done)
     results = joint.state.results
     hashes = {k: v for command in joint.commands for k, v in results.get(command.key, {}).items()}
-    for run in joint.runs:
+    for run in done:
         own = records.recorded_in(run.folder / "evaluation").items()
         hashes |= {f"runs/{run.name}/evaluation/{name}": sha256 for name, sha256 in own}
     names = sorted(joint.unchanged(hashes))

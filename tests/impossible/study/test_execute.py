@@ -363,7 +363,7 @@ def test_joint_results_are_shown_and_removed_only_if_the_study_wrote_them(
         page = " ".join((folder / "report.html").read_text().split())
         assert {"other/a.csv", "entropies.csv", "b/mine.csv"} < paths
         paths -= {"other/a.csv", "entropies.csv", "b/mine.csv", "runs.csv"}
-        return paths, re.search(r"beside this page: (.*?)\. This", page)[1]
+        return paths, ", ".join(sorted(re.findall(r'href="(.*?\.csv)"', page)))
 
     both = evaluation(folder, "a.csv=1"), evaluation(folder / "b", "c.csv=2", "pairs.png=3")
     whole = {"a.csv", "b/c.csv", "b/pairs.png"}, "a.csv, b/c.csv, runs.csv"
