@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 	@echo "PartialReverse, the other as NoReverse, its control. Their checkpoints were exported,"
 	@echo "checked and evaluated. In out/demo_evaluation/differences.png, PartialReverse is harder to"
 	@echo "predict than NoReverse where the curve is above 0. The picture cannot show whether this"
-	@echo "holds for other seeds, other texts or larger models. Next, several seeds of each language:"
+	@echo "holds for other seeds, other texts or larger models. To plan a study of several seeds, type:"
 	@echo "    $(RUN)/python study.py config/study_laptop.py --dry_run"
 
 test: $(VENV)/.installed-dev

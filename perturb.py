@@ -30,9 +30,9 @@ from impossible.text.arrays import Hops, Ids, Sentences, from_lengths, span_posi
 if TYPE_CHECKING:
     from impossible.text.tokenizer import Tokenizer
 
-# From sentences, the ids of the markers and a generator, with `text=` for a language that reads it.
+# Arguments: sentences, ids of the markers, a generator and, if the language reads it, `text=`.
 Perturb = Callable[..., Sentences]
-Invert = Callable[..., np.ndarray]  # likewise, from the tokens of one sentence (n,) and the markers
+Invert = Callable[..., np.ndarray]  # of the tokens of one sentence (n,), markers and `text=`
 
 
 class NoWayBack(Exception):  # noqa: N818
@@ -102,8 +102,8 @@ class Language:
     ) -> Sentences:
         """Apply a function of sentences and marker ids to tokens or, if words move, to words.
 
-        Of words, the function gets their numbers in place of tokens, and -1, -2, ... as markers. If
-        the language reads text, the function gets the text of each id (or number) as well.
+        For words, the function gets their numbers in place of tokens, and -1, -2, ... as markers.
+        If the language reads text, the function gets the text of each id (or number) as well.
         """
         if self.unit == "tokens":
             return change(sentences, ids.markers, **{"text": ids.text} if self.reads_text else {})
@@ -152,8 +152,8 @@ class Language:
             ).tokens
         except (NoWayBack, UserError) as reason:
             raise NoWayBack(str(reason))
-        except Exception as error:  # of a function that expects a sentence of the language
-            raise NoWayBack(f"the inverse ended in {type(error).__name__}: {error}")
+        except Exception as error:  # the function expects a sentence of the language
+            raise NoWayBack(f"the inverse failed with {type(error).__name__}: {error}")
 
     def check(self, sentences: Sentences, kept: Sentences, tokenizer: "Tokenizer") -> None:
         """Check that ids are within the vocabulary, and undo some sentences, evenly spaced.
@@ -369,7 +369,7 @@ def token_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sen
 
 
 def word_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """Insert a marker after the four words or, in PhraseHop, the phrase that follow each verb."""
+    """Insert a marker after the four words (PhraseHop: the phrase) after each verb."""
     return _mark(s, markers, s.verbs.hop)
 
 

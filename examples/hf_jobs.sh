@@ -1,11 +1,12 @@
 #!/bin/bash
-# A full-size run as a job on Hugging Face, which can be resumed by the same command:
+# Start a full-size run as a job on Hugging Face. The same command resumes it:
 #
 #     examples/hf_jobs.sh ADDRESS_OF_THIS_CODE USER/NAME config/partial_reverse.py
 #
-# It needs `hf auth login` and credit. Not run yet: only `hf jobs run --dry-run` has read it.
-# The disk of a job vanishes with it. So the run is copied to the bucket USER/NAME every ten minutes,
-# and at the end the models are published in the repo USER/NAME. Further options go to hf jobs run.
+# It needs `hf auth login` and credit. The job has not been run yet, only checked with
+# `hf jobs run --dry-run`.
+# The disk vanishes with the job, so the run is copied to the bucket USER/NAME every ten minutes.
+# At the end, the models are published in the repo USER/NAME. Further options go to hf jobs run.
 set -eu
 usage="usage: examples/hf_jobs.sh ADDRESS_OF_THIS_CODE USER/NAME CONFIG [OPTION ...]"
 code=${1:?$usage} name=${2:?$usage} config=${3:?$usage}

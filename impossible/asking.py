@@ -59,8 +59,8 @@ def patiently(what: str, call: Callable[[], _T]) -> _T:
 def ask(what: str, call: Callable[[], _T], advice: str, *kinds: type[Exception]) -> _T:
     """The result of `patiently`, for a call that reads from the Hub.
 
-    Raises UserError with the reason and the advice if it fails or raises an error of these kinds,
-    or an OSError of the local disk.
+    Raises UserError with the reason and the advice if the call fails or raises an error of `kinds`.
+    An OSError of the local disk is raised as it is.
     """
     try:
         return patiently(what, call)

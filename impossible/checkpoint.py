@@ -157,7 +157,7 @@ def differences(
 def series(out_dir: Path, language: str) -> tuple[list[Path], Checkpoint]:
     """The paths of a run's checkpoints, sorted by step, and the last checkpoint.
 
-    Raises UserError if there is none, and for a checkpoint of another run, step or language, which
+    Raises UserError if there is no checkpoint, and for one of another run, step or language, which
     would otherwise go unnoticed.
     """
     paths, last = _paths_and_last(out_dir)
@@ -182,7 +182,7 @@ def series(out_dir: Path, language: str) -> tuple[list[Path], Checkpoint]:
 
 
 def _paths_and_last(out_dir: Path) -> tuple[list[Path], Checkpoint]:
-    """As `series`, but all checkpoints except the last are unread."""
+    """As `series`, but only the last checkpoint is read and checked."""
     paths = list_checkpoints(out_dir)
     if not paths:
         raise UserError(

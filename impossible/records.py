@@ -49,7 +49,7 @@ def require_own(folder: Path, record: Path, names: Iterable[str] = ()) -> None:
 def recorded_in(folder: Path, since_ns: int = 0) -> dict[str, str]:
     """The SHA-256 of the records in a folder and its subfolders, and of the files that they list.
 
-    By path from the folder. since_ns: the time from which on the records were written.
+    The keys are paths from the folder. since_ns: records written before this time are left out.
     """
     results = {}
     for record in [*folder.glob(".*.json"), *folder.glob("*/.*.json")]:

@@ -154,7 +154,7 @@ class Settings(Recipe):
     # babylm, babylm_10M, babybabel:CODE (45 languages), sotu, speeches:tr, hf:NAME (a dataset), or
     # a folder of texts
     corpus: str = "babylm"
-    text_language: str = ""  # natural language, an ISO 639 code (if empty: the corpus's own, or en)
+    text_language: str = ""  # natural language, an ISO 639 code (if empty: the corpus's, else en)
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text
     genre_column: str = ""  # for hf:NAME: the column that holds the genre (if empty: one genre)

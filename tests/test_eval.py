@@ -381,7 +381,7 @@ def test_exports_and_revisions_on_the_hub_give_the_same_numbers(
         assert "as computed before" not in second
         error = refused(copied, *SAMPLE, "--model=ada/other")
         assert "ada/other could not be read from the Hub (404 " in error
-        assert "It is no local folder either. Expected --model=FOLDER or --model=USER/NAME" in error
+        assert "folder of this name either. Expected --model=FOLDER or --model=USER/NAME" in error
 
 
 def test_a_model_is_evaluated_on_another_language(

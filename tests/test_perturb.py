@@ -213,7 +213,7 @@ def test_a_language_reads_the_text_of_tokens_or_words_in_any_tokenizer() -> None
     mine = perturb.in_words(mine)
     assert nested(mine.apply(original, ids, None)) == [[3, 2, 1, 0, 5], [3, 1, 5]]
     assert mine.undo(np.array([3, 2, 1, 0, 5]), ids).tolist() == [1, 0, 3, 2]
-    with pytest.raises(NoWayBack, match="the inverse ended in ValueError"):
+    with pytest.raises(NoWayBack, match="the inverse failed with ValueError"):
         mine.undo(np.array([3, 2, 1, 0]), ids)
 
 

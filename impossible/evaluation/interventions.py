@@ -138,8 +138,8 @@ def plural_of(ids: list[int], tokenizer: Tokenizer, pluralizer: Pluralizer) -> l
 def _interchanged(scorer: Scorer, sequences: Sequences, world: World) -> np.ndarray:
     """The losses of both markers after each base, (1 + L * T, 2, N), flattened.
 
-    Row 0 is without an intervention, the others by layer and position. Each process computes all:
-    there are too few tokens to divide.
+    Row 0 has no intervention; the others are sorted by layer and position. Each process computes
+    all rows, because there are too few tokens to divide.
     """
     grid = torch.from_numpy(np.stack(sequences.parts).astype(np.int64)).to(scorer.device)
     (base, source), markers = grid[:, :-1].chunk(2), grid[:, -1]  # (N, T) each, and (2 * N,)

@@ -20,9 +20,9 @@ from impossible.settings import Settings, UserError
 
 
 def sequences(settings: Settings, series: Series) -> Sequences:
-    """Two sequences for each test sentence with a marker: its beginning up to the first marker.
+    """Two sequences for each test sentence with a marker, both cut after the marker's place.
 
-    The first ends in that marker, and the second in the token after it (or <|endoftext|>) instead.
+    The first ends in the first marker; the second has the next token (or <|endoftext|>) instead.
     Raises UserError for a language that is not a *Hop language.
     """
     language = language_of(settings)

@@ -66,11 +66,11 @@ class Measure(NamedTuple):
     table: Table
     more: Callable[[Results, list[Scores]], None] = lambda *_: None  # writes further tables
     together: Callable[[list[Scores]], list[Scores]] = list  # adds values that need all series
-    # The row of a model that is drawn: its `value`, and the `low` and `high` of its interval.
+    # The row that is drawn for a model: a `value`, and the `low` and `high` of its interval.
     point: Table | None = None
     label: str = ""  # of the picture
     picture: Mapping[str, Any] = {}  # options of plots.draw
-    across: Mapping[str, Any] = {}  # other values of these fields if tokenizers differ
+    across: Mapping[str, Any] = {}  # the fields to replace if tokenizers differ
     over_seeds: Interval = t_interval  # the interval of the mean of several runs
     has_means: bool = True  # whether there is a table of these means
     compared: Mapping[str, Values] = {}  # values of sentences, compared with those of a control
@@ -138,7 +138,7 @@ MEASURES = {
             "point": perplexity.point_in_bits,
             "label": "test bits per byte",
             "picture": {},
-            "has_means": False,  # of perplexities that cannot be compared
+            "has_means": False,  # these perplexities cannot be compared
         },
         compared={
             "perplexity": sentence_losses,

@@ -30,8 +30,8 @@ _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetens
 _TRANSFORMERS = f"transformers {importlib.metadata.version('transformers')}"
 _QUANTIZED = ("quantization_config", "compression_config")  # keys of config.json
 _NOT_ON_HUB = (
-    "It is no local folder either. Expected --model=FOLDER or --model=USER/NAME. Check the name "
-    "and the network, and run the same command again."
+    "There is no local folder of this name either. Expected --model=FOLDER or --model=USER/NAME. "
+    "Check the name and the network, and run the same command again."
 )
 # Buffers that older versions of transformers saved, and that hold no weights.
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")

@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 @functools.lru_cache(1)
 def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list[Pair]:
-    """The pairs of a dataset on the Hub (hf:...), of a jsonl file or a folder of them.
+    """The pairs of a dataset on the Hub (hf:...), of a jsonl file, or of a folder of such files.
 
     place: a name that depends on the content, so that files that have changed are read again.
     columns: the names of both sentences' columns, as GOOD,BAD. Raises UserError if there are no
@@ -149,7 +149,7 @@ def _asked(name: str, call: Callable[[], Any]) -> Any:
     """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
     from datasets.exceptions import DatasetsError
 
-    advice = "Check the name (for hf:, USER/NAME:CONFIG, no split empty) and the network. Without "
+    advice = "Check the name (hf:USER/NAME:CONFIG, with no split empty) and the network. Without "
     advice += "a network, name a folder of jsonl files: --pairs=FOLDER"
     return asking.ask(f"the dataset {name}", call, advice, DatasetsError)
 
@@ -195,7 +195,7 @@ def source(settings: Settings) -> Source:
 
 
 def _name_of(settings: Settings) -> str:
-    """The setting `pairs`, with the names of the datasets for blimp and multiblimp:CODE."""
+    """The setting `pairs`, but blimp and multiblimp:CODE become the names of datasets."""
     return (
         _BLIMP if settings.pairs == "blimp" else re.sub("^multiblimp:", _MULTIBLIMP, settings.pairs)
     )

@@ -128,8 +128,8 @@ def _batches(lengths: np.ndarray, fits: np.ndarray, device: torch.device) -> lis
 def _score(scorer: Scorer, parts: list[np.ndarray]) -> np.ndarray:
     """The losses of all tokens except each sentence's first, sentence by sentence, (N - S,).
 
-    parts: the tokens of each sentence. Each has a row of its own, padded on the right: attention is
-    causal, so no token sees the padding.
+    parts: the tokens of each sentence. Each sentence has a row of its own, padded on the right:
+    attention is causal, so no token sees the padding.
     """
     rows = [torch.from_numpy(part.astype(np.int64)) for part in parts]
     tokens = pad_sequence(rows, batch_first=True, padding_value=-1).to(scorer.device)  # (S, T)

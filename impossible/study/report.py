@@ -245,8 +245,8 @@ def page(plan: Plan, runs: pd.DataFrame, names: list[str], is_current: bool) -> 
     """The report in HTML.
 
     runs: as `runs_table` returns them. names: the files of the results, as paths from the folder of
-    the study. is_current: whether the joint results are of exactly the runs that are done, in their
-    present state.
+    the study. is_current: whether the joint results come from exactly the runs that are done, in
+    their present state.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -393,7 +393,7 @@ def _p(value: float) -> str:
 def _perplexities(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """The test perplexity of each language after the last step: its mean over runs.
 
-    The interval is NaN for one run.
+    For a language with one run, the interval is NaN.
     """
     means, runs = tables[_MEANS], tables["perplexity.csv"]
     counts = runs[runs["genre"] == "all"].groupby("model")["sentences"].agg(_range)

@@ -15,7 +15,7 @@ class Ids(NamedTuple):
 
     markers: list[int]  # those of the language's markers, in the same order
     begins_word: np.ndarray  # (V,) bool: whether a token begins with a space, or is a marker
-    text: np.ndarray  # (V,) str: a part of a character is U+FFFD
+    text: np.ndarray  # (V,) str, with U+FFFD for a part of a character
 
 
 class Verbs(NamedTuple):

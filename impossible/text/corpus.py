@@ -127,7 +127,7 @@ class Split(NamedTuple):
                 yield Part(document.genre, lines, size, replaced)
 
 
-Open = Callable[[Settings], dict[str, Split]]  # open_corpus, or the same with a cache
+Open = Callable[[Settings], dict[str, Split]]  # the type of open_corpus, with or without a cache
 
 
 def _paragraphs(chunks: Lines) -> Lines:

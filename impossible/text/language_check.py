@@ -19,7 +19,7 @@ _SHARED = ("markers", "seed", "min_tokens", "max_tokens", "unit")  # must equal 
 _PARTS = 7
 _NO_INVERSE = (
     "none: texts cannot be undone, and sentences are paired with those of the control by their "
-    "tokens, so only the order may differ. If there is an inverse: invert=FUNCTION"
+    "tokens, so only their order may differ. If the language has an inverse, set invert=FUNCTION"
 )
 
 

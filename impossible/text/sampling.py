@@ -65,7 +65,7 @@ def of_hub(
 
 
 def commit_of(repo: str, revision: str | None) -> str:
-    """The commit of a dataset's revision (None: the latest); a commit needs no network."""
+    """The commit of a dataset's revision (None: the latest). No network is needed for a commit."""
     from huggingface_hub import dataset_info
 
     is_commit = re.fullmatch("[0-9a-f]{40}", revision or "")

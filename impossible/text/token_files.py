@@ -121,7 +121,7 @@ def read_meta(data_dir: Path, language: str | None = None) -> Meta:
 def require_undamaged(data_dir: Path, meta: Meta, split: str) -> None:
     """Raise UserError unless a split's token file is the one that meta.json describes.
 
-    The same holds if a file of its tokenizer is missing.
+    Also raises UserError if a file of the tokenizer is missing.
     """
     _require_same(path_of(data_dir, split), meta.splits[split]["sha256"])
     for name in TOKENIZER if meta.tokenizer else ():  # else it is GPT-2's
@@ -129,12 +129,12 @@ def require_undamaged(data_dir: Path, meta: Meta, split: str) -> None:
 
 
 def _require_same(path: Path, sha256: str | None = None) -> None:
-    """Raise UserError if a file is missing or, if a SHA-256 is given, has another one."""
+    """Raise UserError if a file is missing, or if its SHA-256 is not the given one (None: any)."""
     if not path.is_file() or (sha256 is not None and files.sha256(path) != sha256):
         raise UserError(
             f"{path} is missing or damaged: it is not the file that {META} describes. Type: python "
-            "prepare.py, with the same config file and --data_dir as here. It makes the same files "
-            "again."
+            "prepare.py, with the same config file and --data_dir= as here. This command makes the "
+            "same files again."
         )
 
 

@@ -44,7 +44,7 @@ class Tokenizer:
         """Read the files in a folder (None: GPT-2's own). Raises UserError for other layouts."""
         self.paths = _gpt2_files() if folder is None else [folder / name for name in TOKENIZER]
         ranks = _ranks(*self.paths)
-        self._tokens = list(ranks)  # their bytes, in the order of their ids
+        self._tokens = list(ranks)  # the bytes of each token, by id
         self.end_of_text = len(ranks)  # the id of <|endoftext|>; the markers have the next ones
         self.markers = {marker: self.end_of_text + i for i, marker in enumerate(markers, 1)}
         self.vocab_size = self.end_of_text + 1 + len(self.markers)
@@ -83,7 +83,7 @@ class Tokenizer:
 
     @functools.cached_property
     def ids(self) -> Ids:
-        """The ids of the markers, which tokens begin a word, and the text of each."""
+        """The ids of the markers, which tokens begin a word, and the text of each token."""
         pieces = [token.decode("utf-8", "replace") for token in self._tokens]
         text = np.array([*pieces, END_OF_TEXT, *self.markers], object)
         begins_word = [piece.startswith(" ") for piece in pieces]

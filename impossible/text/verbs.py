@@ -213,7 +213,7 @@ def _phrase_end(
 
 
 def with_dependents(top: int, words: Iterable[int], heads: Sequence[int | None]) -> set[int]:
-    """The number of a word (0: the root) and of all `words` that depend on it, even indirectly."""
+    """The numbers of the word `top` (0: the root) and of all `words` below it in the tree."""
     result, new = set(), {top}
     while new:
         result |= new
