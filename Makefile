@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 	@echo "checked and evaluated. In out/demo_evaluation/differences.png, PartialReverse is harder to"
 	@echo "predict than NoReverse where the curve is above 0. The picture cannot show whether this"
 	@echo "holds for other seeds, other texts or larger models. To plan a study of several seeds, type:"
-	@echo "    $(RUN)/python study.py config/study_laptop.py --dry_run"
+	@echo "    $(RUN)/python study.py config/study_speeches.py --dry_run"
 
 test: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest -n 2 -m "not slow"

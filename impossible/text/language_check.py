@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impossible.settings import Settings, UserError
+from impossible.settings import ROOT, Settings, UserError
 from impossible.text import annotate, corpus, sentences
 from impossible.text.arrays import Ids, Sentences, joined
 from impossible.text.tokenizer import Tokenizer
@@ -53,7 +53,9 @@ def check(name: str, language: "Language", control: "Language | None") -> None:
     print(f"speed      {len(original.tokens) / seconds:,.0f} tokens a second, on one core")
     longer = np.flatnonzero(kept.lengths >= min(12, kept.lengths.max()))[0]
     print(f"example    {tokenizer.decode(kept.part(longer, longer + 1).tokens)}")
-    print(f'next       write config/{name}.py with the line: language = "{name}"')
+    has_config = (ROOT / "config" / f"{name}.py").is_file()
+    line = "" if has_config else f' after you wrote this file with the line: language = "{name}"'
+    print(f"next       python prepare.py config/{name}.py{line}")
 
 
 def _original(language: "Language", tokenizer: Tokenizer) -> Sentences:
