@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import perturb
 from impossible.settings import UserError
