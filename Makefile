@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 	@echo "    $(RUN)/python study.py config/study_speeches.py --dry_run"
 
 test: $(VENV)/.installed-dev
-	$(RUN)/python -m pytest -n 2 -m "not slow"
+	$(RUN)/python -m pytest -n 3 -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest -m slow

@@ -179,7 +179,7 @@ class Language:
                     continue
                 result = f"returned {tokenizer.decode(undone)!r}"
             except Exception as error:
-                result = f"ended in {type(error).__name__} ({error})"
+                result = f"failed ({error})"
             raise UserError(
                 f"the inverse of {self.title} is wrong (invert= in perturb.py). For the perturbed "
                 f"sentence {tokenizer.decode(perturbed)!r} it {result}. Expected the original "

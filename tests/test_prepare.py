@@ -338,8 +338,8 @@ def wrong_beyond_ten(tokens: np.ndarray, markers: list[int]) -> np.ndarray:
         (lambda tokens, _: tokens, "it returned 'A sentence here🅁.'"),
         (perturb.undo_no_reverse, "it returned 'A. here sentence'"),
         (wrong_beyond_ten, "returned 'Now a sentence that is long enough to be cut'"),
-        (lambda tokens, _: tokens[1000], "ended in IndexError"),
-        (lambda tokens, _: None, "ended in TypeError"),
+        (lambda tokens, _: tokens[1000], "failed (the inverse failed with IndexError: "),
+        (lambda tokens, _: None, "failed ('NoneType' object is not iterable)"),
     ],
     ids=["perturbed", "other language", "long sentences", "error", "nothing"],
 )

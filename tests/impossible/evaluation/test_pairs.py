@@ -308,8 +308,8 @@ def test_languages_are_compared_on_the_pairs_that_all_have(
     count = sum(map(len, PAIRS.values()))
     assert f"{both} of {count} pairs are evaluated in all languages" in printed
     names = {"pairs.csv", "pair_items.csv", "pairs_means.csv"}
-    places = (tmp_path, *(config.parent / "out" / "evaluation" for config in runs.values()))
-    assert names == set().union(*map(require_explained, places))
+    own = (config.parent / "out" / "evaluation" / name_of(folder) for config in runs.values())
+    assert names == set().union(*map(require_explained, (tmp_path, *own)))
 
 
 def test_results_in_another_language_do_not_replace_those_in_the_own(
