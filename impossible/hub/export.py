@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,16 +56,14 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     data = save(transformers_weights(model), metadata={"format": "pt"})  # for transformers 4.44
     (folder / WEIGHTS).write_bytes(data)
     del data  # as large as the weights
-    with ThreadPoolExecutor(1) as pool:
-        ours = pool.submit(our_logits, loaded, path)  # while the other files are written
-        _write_json(folder / "config.json", transformers_config(model.config) | end)
-        _write_json(folder / "generation_config.json", end)
-        write_transformers_files(folder, tokenizer, model.config.block_size)
-        made = tuple(files.sha256(folder / name) for name in TOKENIZER_FILES)
-        if made not in _CHECKED:  # they are the same for all checkpoints of a run
-            require_same_ids(tokenizer, sample_texts(loaded, tokenizer), folder)
-            _CHECKED.add(made)
-        difference = logit_difference(ours.result(), folder)
+    _write_json(folder / "config.json", transformers_config(model.config) | end)
+    _write_json(folder / "generation_config.json", end)
+    write_transformers_files(folder, tokenizer, model.config.block_size)
+    made = tuple(files.sha256(folder / name) for name in TOKENIZER_FILES)
+    if made not in _CHECKED:  # they are the same for all checkpoints of a run
+        require_same_ids(tokenizer, sample_texts(loaded, tokenizer), folder)
+        _CHECKED.add(made)
+    difference = logit_difference(our_logits(loaded, path), folder)
     if not difference <= TOLERANCE:  # also when it is NaN
         raise UserError(
             f"{path}: transformers computes other logits than this model (largest difference "
