@@ -515,9 +515,14 @@ def get(name: str) -> Language:
             known = ", ".join(n.removesuffix(WORDS) for n in LANGUAGES if n.endswith(WORDS))
             raise UserError(f"{base} does not exist with unit words. These languages do: {known}.")
         raise unknown("language", name, LANGUAGES)
-    if LANGUAGES[name].control not in ("", *LANGUAGES):
-        raise unknown(f"control of {name}:", LANGUAGES[name].control, LANGUAGES)
-    return LANGUAGES[name]
+    row = LANGUAGES[name]
+    for wrong, fault, expected in (
+        (row.control not in ("", *LANGUAGES), f"control={row.control!r}", "the name of a row"),
+        (row.min_tokens < 2, f"min_tokens={row.min_tokens}", "2 or more"),
+    ):
+        if wrong:
+            raise UserError(f"the row of {name} in perturb.py has {fault}. Expected: {expected}.")
+    return row
 
 
 def show(language: Language, text: str) -> str:

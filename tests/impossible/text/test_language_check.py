@@ -66,7 +66,8 @@ def beyond(s: Sentences, markers: list[int], rng: np.random.Generator) -> Senten
         (perturb.no_shuffle, {"invert": lambda t, _: t[::-1]}, "the inverse of Mine is wrong"),
         (perturb.no_shuffle, {"max_tokens": 99}, r"no control of Mine.*max_tokens: 350.* same max"),
         (perturb.no_shuffle, {"markers": ("🅇",)}, r"no control of Mine.*\(markers: \(\)\)"),
-        (perturb.no_shuffle, {"control": "no_shufle"}, "mean 'no_shuffle'"),
+        (perturb.no_shuffle, {"control": "no_shufle"}, "control='no_shufle'. Expected: the name"),
+        (perturb.no_shuffle, {"min_tokens": 1}, "min_tokens=1. Expected: 2 or more"),
     ],
 )
 def test_a_fault_of_a_row_is_shown_with_what_to_write(
