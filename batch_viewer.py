@@ -12,11 +12,8 @@ the log calls `step N`. If two people get the same SHA-256, their runs read the 
 import hashlib
 import itertools
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 

@@ -12,11 +12,8 @@ docs/export-and-publish.md.
 """
 
 import dataclasses
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 from tqdm import tqdm
 

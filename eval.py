@@ -17,8 +17,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
-
 from impossible import checkpoint, distributed, records
 from impossible.evaluation import measures, models
 from impossible.evaluation.measures import MEASURES

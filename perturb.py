@@ -17,10 +17,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 import numpy as np
 

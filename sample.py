@@ -10,11 +10,6 @@ Prints the continuations of the checkpoints one below the other. Write the promp
 the model: a marker (🅁) in it is read as a marker token.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -13,9 +13,6 @@ whole step. Tables, pictures and report.html are written to study_dir. See docs/
 
 import shutil
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH is set
 
 from impossible import files
 from impossible.hub import publish as hub
