@@ -4,9 +4,9 @@
 #   make demo         the whole path on a small corpus: prepare, train, export, evaluate, sample
 #   make test         the tests; make test-slow: those that take minutes
 #   make lint         style, and who may import whom
-#   make bench        speed and memory, side by side
+#   make bench        speed and memory, compared with other programs
 #   make gpu          the first checks on a GPU, as one report
-#   make constraints  the versions of all packages anew, after requirements.txt has changed
+#   make constraints  update constraints.txt, after a change of a requirements file
 
 PYTHON ?= python3
 VENV := .venv

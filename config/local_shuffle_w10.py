@@ -1,3 +1,3 @@
-"""LocalShuffle(w=10): every 10 tokens shuffled, always in the same order."""
+"""LocalShuffle(w=10): each window of 10 tokens shuffled, always in the same order."""
 
 language = "local_shuffle_w10"

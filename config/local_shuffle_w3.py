@@ -1,3 +1,3 @@
-"""LocalShuffle(w=3): every 3 tokens shuffled, always in the same order."""
+"""LocalShuffle(w=3): each window of 3 tokens shuffled, always in the same order."""
 
 language = "local_shuffle_w3"

@@ -1,3 +1,3 @@
-"""ParityNegation: a marker of negation at the beginning or, of odd sentences, at the end."""
+"""ParityNegation: a marker of negation at the beginning, or at the end if the length is odd."""
 
 language = "parity_negation"

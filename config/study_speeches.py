@@ -1,4 +1,4 @@
-"""Reversals and shuffles of speeches with tokens and with words as unit: two CPU cores, an hour.
+"""Reversals of tokens and of words, and shuffles, on speeches: an hour on two CPU cores.
 
 For the same study of Turkish, add --corpus=speeches:tr --study_dir=out/study_speeches_tr
 """
