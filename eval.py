@@ -1,4 +1,4 @@
-"""Measure the test perplexity and more of each checkpoint, of runs or of models on the Hub.
+"""Evaluate each checkpoint of runs, or of models on the Hub: test perplexity and other measures.
 
     python eval.py                                          # out/partial_reverse
     python eval.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py
@@ -32,7 +32,7 @@ def main(runs: list[Settings]) -> None:
         distributed.keep_freed_memory()
     name = measures.name_of(runs[0])
     measure = MEASURES[name]
-    sources = [measure.source(settings) for settings in runs]  # errors in them come first
+    sources = [measure.source(settings) for settings in runs]  # first: it checks the test data
     unscored = find(runs, sources)
     joint = Path(runs[0].eval_dir) / sources[0].name
     for folder in [*(s.folder for s in unscored), *[joint] * (len(unscored) > 1)]:
@@ -76,7 +76,7 @@ def find(runs: list[Settings], sources: list[Source]) -> list[Scores]:
 def write(scores: list[Scores], joint: Path, name: str) -> None:
     """Write the results of each series to its own folder, and joint results of several to `joint`.
 
-    name: of the measure.
+    name: the name of the measure.
     """
     if scores[0].settings.revisions:
         print("the tables contain only these revisions; without --revisions= they contain all")

@@ -1,7 +1,7 @@
 """A GPT-2 implementation with the original parameter names (Radford et al. 2019).
 
-As in the published models, attention scores can also be divided by (layer index + 1), as in the
-GPT-2 of mistral, and position embeddings can be left out. Internally, the vocabulary is padded to a
+It has two options of the published models: to divide attention scores by (layer index + 1), as in
+mistral's GPT-2, and to leave position embeddings out. Internally, the vocabulary is padded to a
 multiple of 64 for speed; padding tokens never get any probability.
 """
 
@@ -15,8 +15,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 IGNORED = -100  # a target that is left out of the loss
-# The most rows whose logits are in memory at a time (for a wide model, twice its width, because
-# each chunk also adds to the gradient of all weights of the head).
+# The logits of at most this many rows are in memory at a time (in a model wider than 128: of
+# 2 * width rows, because each chunk also adds to the gradient of all weights of the head).
 MIN_CHUNK_ROWS = 256
 # The type of `chunk_loss`.
 ChunkLoss = Callable[..., tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
@@ -181,7 +181,7 @@ def next_tokens(tokens: torch.Tensor) -> torch.Tensor:
     return targets
 
 
-# The head and its loss in one function. The logits of a micro-batch over 50,000 words are the
+# The head and its loss in one function. The logits of a micro-batch over 50,000 tokens are the
 # largest tensors of a training step, and most of the time outside matrix products is spent on
 # passes over them. Here, logits and their gradient are computed together for a chunk of rows at a
 # time, so no tensor of that size is kept.
@@ -197,7 +197,7 @@ def chunk_loss(
     """The summed loss of some rows, and the gradient of their logits.
 
     rows: hidden states (n, C). words: embeddings (V, C). targets: (n,) int64, IGNORED where none.
-    Returns the sum in nats, the gradient of the logits (n, V) for all words but the targets, and
+    Returns the sum in nats, the gradient of the logits (n, V) for all tokens but the targets, and
     that for the targets (n,), both in the dtype of rows. Only this function is compiled: a graph
     with the loop over chunks would keep the gradients of all chunks in memory.
     """
@@ -210,7 +210,7 @@ def chunk_loss(
     total = -(at_targets * counts).sum()
     if not needs_gradient:
         return total, None, None
-    # Not yet divided by the number of targets: fp16 would lose small ones.
+    # Not yet divided by the number of targets: in fp16, small gradients would become 0.
     gradient = logits.sub_(normalizer).exp_().mul_(counts).to(rows.dtype)
     return total, gradient, ((at_targets.exp() - 1) * counts).squeeze(1).to(rows.dtype)
 
@@ -224,7 +224,7 @@ def head_loss(
 ) -> torch.Tensor:
     """The mean cross-entropy of a linear head over all targets that are not IGNORED, in nats.
 
-    hidden: (N, C). weight: (V, C), of which only the first vocab_size rows are words.
+    hidden: (N, C). weight: (V, C), of which only the first vocab_size rows are tokens.
     targets: (N,) int64, IGNORED where none. of_chunk: chunk_loss, compiled or not. The loss
     and its gradients equal those of F.cross_entropy on the logits in fp32; without any target, the
     loss is NaN.
@@ -232,7 +232,7 @@ def head_loss(
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    # Asked here: inside the function gradients always count as off.
+    # Asked here, because gradients are always off inside _HeadLoss.forward.
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _HeadLoss.apply(hidden, weight, targets, vocab_size, dtype, needs_gradient, of_chunk)
 

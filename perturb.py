@@ -1,6 +1,6 @@
-"""The impossible languages: pure functions on the tokens of many sentences at once.
+"""The impossible languages: functions on the tokens of many sentences at once.
 
-    python perturb.py                                    # one sentence in every language
+    python perturb.py                                    # one sentence in all languages but *_words
     python perturb.py partial_reverse "He cleans his very messy bookshelf."
     python perturb.py --check partial_reverse            # try a language on real sentences
 
@@ -33,7 +33,7 @@ Invert = Callable[..., np.ndarray]  # of the tokens of one sentence (n,), marker
 
 
 class NoWayBack(Exception):  # noqa: N818
-    """Raised if tokens cannot be undone to a sentence; the message says why."""
+    """Raised if the original sentence cannot be restored; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Language:
     perturb: Perturb
     summary: str  # what happens to a sentence, in words
     markers: tuple[str, ...] = ()
-    seed: int = 0  # of the random generator; each split starts with a new one
+    seed: int = 0  # of the random generator; each split starts with a new generator
     min_tokens: int = 2  # shorter sentences are dropped, after their random draw
     max_tokens: int | None = None  # longer sentences are dropped too
     any_length: bool = False  # whether a token's place does not depend on the sentence's length
     hops: Hops = ""  # not empty for a *Hop language, which reads annotated verbs
     reads_text: bool = False  # whether the functions get the text of each token (or word)
     invert: Invert | None = None  # raises NoWayBack; None: the language cannot be undone
-    control: str = ""  # the language of its family that is nearest to English; of a control, itself
+    control: str = ""  # the language to compare it with; a control is its own control
     unit: Literal["tokens", "words"] = "tokens"  # what the function moves
 
     @property
@@ -134,7 +134,7 @@ class Language:
         return f"fewer than {self.min_tokens}{most} tokens{hops}"
 
     def undo(self, tokens: np.ndarray, ids: Ids) -> np.ndarray:
-        """The original tokens of a perturbed sentence, (n,); raises NoWayBack, with the reason.
+        """The original tokens of a perturbed sentence, (n,). Raises NoWayBack if there are none.
 
         For a *Hop language, the result contains no markers, but its verbs remain lemmas.
         """
@@ -271,7 +271,7 @@ def nondeterministic_shuffle(
 ) -> Sentences:
     """Shuffle each sentence in a new random order."""
     tokens, places = s.tokens.copy(), s.offsets.tolist()
-    # No call of numpy's draws this stream for many sentences: shuffle rejects draws by a mask.
+    # A loop, because no function of numpy draws the same numbers for many sentences at once.
     for start, end in itertools.pairwise(places):
         rng.shuffle(tokens[start:end])
     return Sentences(tokens, s.offsets)
@@ -300,14 +300,14 @@ def even_odd_order(n: int) -> np.ndarray:
 
 
 def neighbours_order(n: int) -> np.ndarray:
-    """An order in which places 0 and 1, 2 and 3, ... trade; of an odd number, the last stays."""
+    """An order that swaps places 0 and 1, 2 and 3, ...; if n is odd, the last token stays."""
     order = np.arange(n)
     order[: n // 2 * 2] ^= 1
     return order
 
 
 def switched_order(n: int) -> np.ndarray:
-    """An order in which places 0 and 3 trade; fewer than four tokens keep their places."""
+    """An order that swaps places 0 and 3; fewer than four tokens keep their places."""
     order = np.arange(n)
     if n > 3:
         order[[0, 3]] = 3, 0
@@ -325,7 +325,7 @@ def rearrange(
     """Reorder the tokens of each sentence; the order depends only on its length."""
     lengths, which = np.unique(s.lengths, return_inverse=True)
     orders = np.concatenate([np.empty(0, np.int64), *(order(int(n)) for n in lengths)])
-    # The order of each sentence begins where that of its length does in `orders`.
+    # Where the order for the length of each sentence begins in `orders`.
     starts = (np.cumsum(lengths) - lengths)[which]
     old = orders[span_positions(starts, s.lengths)] + np.repeat(s.offsets[:-1], s.lengths)
     return Sentences(s.tokens[old], s.offsets)
@@ -366,14 +366,14 @@ def token_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sen
 
 
 def word_hop(s: Sentences, markers: list[int], rng: np.random.Generator) -> Sentences:
-    """Insert a marker after the four words (PhraseHop: the phrase) after each verb."""
+    """Insert a marker after the four words (PhraseHop: the phrase) that follow each verb."""
     return _mark(s, markers, s.verbs.hop)
 
 
 def _mark(s: Sentences, markers: list[int], places: np.ndarray) -> Sentences:
     """Insert a singular or plural marker for each verb, at `places` (K,) in its sentence."""
     places = s.offsets[s.verbs.sentence] + places
-    order = np.argsort(places, kind="stable")  # on one place, the left verb's marker comes first
+    order = np.argsort(places, kind="stable")  # at one place, the left verb's marker comes first
     marker = np.where(s.verbs.is_plural, markers[1], markers[0])
     added = np.bincount(s.verbs.sentence, minlength=len(s.lengths))
     offsets = s.offsets + np.concatenate([[0], np.cumsum(added)])
@@ -541,7 +541,7 @@ def show(language: Language, text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print a sentence in the language that is named or, without a name, in every language.
+    """Print a sentence in the named language or, without a name, in every language but *_words.
 
     With --check, try the language on real sentences instead.
     """
@@ -572,7 +572,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import perturb  # as a module, it has the languages that are added below as well
+    import perturb  # imported, it also has languages added below this line
     from impossible.settings import guarded
 
     guarded(lambda: perturb.main(sys.argv[1:]))

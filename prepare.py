@@ -138,7 +138,7 @@ def jobs_of(runs: list[Settings], open_corpus: corpus.Open) -> list[Job]:
 
 
 def with_corpus(settings: Settings, language: Language) -> Settings:
-    """The settings with the normal names of the corpus (or annotations) and its natural language.
+    """The settings with the full name of the corpus (or annotations) and its language code.
 
     Raises UserError for a natural language that does not fit the impossible one.
     """

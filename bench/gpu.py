@@ -19,7 +19,7 @@ _SIZES = {8: 5.8, 16: 9.6, 32: 17.4}  # blocks of a micro-batch -> GB, from docs
 _ATTENTION = (8, 12, 1024, 64)  # blocks, heads, tokens and width of a head, in GPT-2 Small
 _DROPOUT = 0.1
 _REPEATS = 11
-_ERROR = 0.02  # of the largest number: some roundings to 8 bits
+_ERROR = 0.02  # as a share of the largest number: a few roundings to 8 bits
 _LARGE = 0.3  # standard deviation of weights: logits of hundreds
 
 
@@ -47,7 +47,7 @@ def sizes(folder: Path, _: str) -> Iterator[dict[str, Any]]:
 
 
 def kernels(*_: Any) -> Iterator[dict[str, Any]]:
-    """The speed of each kernel of attention with dropout, and without it its largest error."""
+    """The speed of each attention kernel with dropout, and its largest error without dropout."""
     device = distributed.pick_device("auto", World())
     dtype = distributed.pick_dtype("auto", device)
     torch.manual_seed(0)

@@ -21,8 +21,8 @@ from model import GPTConfig
 # Number in an update: several on a GPU, as in training, or clipping and AdamW would dominate.
 MICRO_BATCHES = 8 if torch.cuda.is_available() else 1
 _DTYPE = "bfloat16"
-# Without dropout, where the CPU's fused attention works, and as published: dropout -> blocks of a
-# micro-batch. With dropout, transformers takes 16 GB for 4 blocks on a CPU.
+# Dropout -> blocks of a micro-batch: no dropout, which the CPU's fused attention needs, and the
+# published rate. With dropout, transformers takes 16 GB for 4 blocks on a CPU.
 _BLOCKS = {0.0: 4, 0.1: 4 if torch.cuda.is_available() else 2}
 
 

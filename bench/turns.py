@@ -1,4 +1,4 @@
-"""Run contenders in turns, each in a process of its own: a repetition for each line of input."""
+"""Run contenders in turn, each in a process of its own: a repetition for each line of input."""
 
 import importlib
 import json

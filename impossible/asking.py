@@ -25,8 +25,8 @@ _T = TypeVar("_T")
 ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError)
 TIMEOUT = 60  # seconds without a byte until a request counts as lost
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, where the Hub names none
-_OUT_OF_REACH = 20  # seconds until the Hub counts as out of reach, where nobody waits for it
-_TRANSIENT = {408, 412, 429}  # beside 5xx; 412: the branch has moved, look again
+_OUT_OF_REACH = 20  # seconds to wait for the answer that tells whether the Hub can be reached
+_TRANSIENT = {408, 412, 429}  # besides 5xx; 412: the branch has moved, look again
 
 
 def patiently(what: str, call: Callable[[], _T]) -> _T:
@@ -73,10 +73,10 @@ def ask(what: str, call: Callable[[], _T], advice: str, *kinds: type[Exception])
 def dataset_folder(
     repo: str, commit: str, patterns: list[str], is_complete: Callable[[Path], bool]
 ) -> Path:
-    """The folder of a dataset of the Hub in its cache; only missing files are downloaded.
+    """The folder of a Hub dataset in the local cache; only missing files are downloaded.
 
-    is_complete: whether nothing is missing in a folder of the cache, as after a download that was
-    interrupted. Raises what the library raises.
+    is_complete: whether a folder of the cache has all files (not after an interrupted download).
+    Raises what the library raises.
     """
     options = {"repo_type": "dataset", "revision": commit, "allow_patterns": patterns}
     fetch = functools.partial(huggingface_hub.snapshot_download, repo, **options)
@@ -84,7 +84,7 @@ def dataset_folder(
         if is_complete(folder := Path(fetch(local_files_only=True))):
             return folder
     limit_time()
-    # Asked first for its time limit: the listing that follows is asked for several times.
+    # First a request with a short time limit: the library repeats the listing that follows.
     huggingface_hub.dataset_info(repo, revision=commit, timeout=_OUT_OF_REACH)
     return Path(fetch())
 
@@ -101,7 +101,7 @@ def limit_time() -> None:
         request.extensions["timeout"] = {kind: limits[kind] or TIMEOUT for kind in limits}
 
     hooks = {"request": [*huggingface_hub.get_session().event_hooks["request"], limit]}
-    # A factory, because the library makes a new client after an error of the connection.
+    # A factory, because the library makes a new client after a connection error.
     huggingface_hub.set_client_factory(
         lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=None)
     )
@@ -114,7 +114,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OfflineModeIsEnabled) or is_of_disk(error):
         return False
     # A RuntimeError comes from hf_xet without a status, a JSONDecodeError from an answer that is
-    # no JSON, such as the page of a server in trouble.
+    # not JSON, such as the page of a server in trouble.
     kinds = (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError)
     return any(isinstance(cause, (*kinds, json.JSONDecodeError)) for cause in _causes(error))
 
@@ -152,7 +152,7 @@ def retry_after(error: BaseException) -> float | None:
 
 
 def text_of(error: BaseException) -> str:
-    """The error in one line, including the Hub's message but without the token."""
+    """The error in one line, including the Hub's message but without the access token."""
     http_error = _http_error(error)
     lines = [line.strip() for line in str(http_error or error).splitlines() if line.strip()]
     if http_error is not None and http_error.server_message:

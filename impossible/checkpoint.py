@@ -102,7 +102,7 @@ def load(path: Path, is_checked: bool = False, mmap: bool = True) -> Checkpoint:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         if "allocate memory" in str(error):
-            raise MemoryError(f"{path}: {error}") from error  # no damage of the file
+            raise MemoryError(f"{path}: {error}") from error  # the file is not damaged
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         other = f"delete it if {STATE} has the same step (train.py then writes it again)"
         if path.name == STATE:
@@ -157,8 +157,8 @@ def differences(
 def series(out_dir: Path, language: str) -> tuple[list[Path], Checkpoint]:
     """The paths of a run's checkpoints, sorted by step, and the last checkpoint.
 
-    Raises UserError if there is no checkpoint, and for one of another run, step or language, which
-    would otherwise go unnoticed.
+    Raises UserError if there is no checkpoint, or if one is of another run, of another language, or
+    of another step than its name says: such mistakes would otherwise go unnoticed.
     """
     paths, last = _paths_and_last(out_dir)
     if last.data["language"] != language:
@@ -182,7 +182,7 @@ def series(out_dir: Path, language: str) -> tuple[list[Path], Checkpoint]:
 
 
 def _paths_and_last(out_dir: Path) -> tuple[list[Path], Checkpoint]:
-    """As `series`, but only the last checkpoint is read and checked."""
+    """As `series`, but only the last checkpoint is read, and its language is not checked."""
     paths = list_checkpoints(out_dir)
     if not paths:
         raise UserError(
@@ -219,7 +219,7 @@ def kept_steps(settings: Recipe, data: Mapping[str, Any]) -> dict[int, list[str]
                 "some languages without spaces, words cannot be counted: docs/data.md)."
             )
         for name, words in BABYLM.items():
-            # The first step after which so many words, repeated ones too, were seen.
+            # The first step after which the run has seen so many words, counting repetitions.
             step = -(-words * train["tokens"] // (settings.tokens_per_step * train["words"]))
             if step <= last:
                 steps.setdefault(step, []).append(name)

@@ -124,12 +124,12 @@ def connect(world: World, device: torch.device) -> None:
         _require_same_kind(store, rank, size, device)
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # torchrun restarts processes with the old store, in which torch 2.13 finds the
-            # addresses of those that died. (The count is of one machine: it names no store for
-            # several.)
+            # addresses of those that died. (The count is that of one machine, so
+            # it cannot serve several.)
             attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
             store = dist.PrefixStore(attempt, store)
         dist.init_process_group(
-            # gloo beside nccl: what is on the CPU needs no device to wait.
+            # gloo besides nccl: exchanging values on the CPU makes no GPU wait.
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=store,
             rank=rank,
@@ -163,8 +163,8 @@ def is_loss_of_peer(error: Exception) -> bool:
 def disconnect(world: World) -> None:
     """Close the process group. Delete every DistributedDataParallel first.
 
-    Its destructor keeps Python's lock while it waits for gloo's threads, which wait for that lock
-    (pytorch/pytorch#56297); the destructor of the group releases the lock.
+    Its destructor holds the GIL while it waits for gloo's threads, which wait for the GIL
+    (pytorch/pytorch#56297). The destructor of the group releases the GIL.
     """
     if world.size > 1:
         gc.collect()
@@ -205,7 +205,7 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "float16" and device.type == "mps":
         raise UserError("dtype = float16 does not train on mps. Set --dtype=float32.")
     if wanted == "auto":
-        # Compute capability 8.0: below, torch only imitates bfloat16.
+        # Below compute capability 8.0, torch only emulates bfloat16.
         wanted = "float32"
         if device.type == "cuda":
             has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)

@@ -117,7 +117,7 @@ def sha256(path: Path) -> str:
 def named(error: BaseException, path: Path) -> BaseException:
     """The disk error (such as a full disk) behind `error`, with the file's name; else `error`."""
     cause: BaseException | None = error
-    # torch.save goes on after a failed write, and fails of something else.
+    # torch.save goes on after a failed write, and then fails with another error.
     while cause is not None and not (isinstance(cause, OSError) and cause.errno):
         cause = cause.__context__
     if not isinstance(cause, OSError):

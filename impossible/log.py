@@ -125,7 +125,7 @@ def _open_tracker(settings: Settings, is_new: bool) -> Any:
             name=f"{out_dir.name}-{run_id}",
             resume="allow",
             config=settings.read_by("train.py"),
-            **({"id": run_id} if name == "wandb" else {}),  # Trackio knows names alone
+            **({"id": run_id} if name == "wandb" else {}),  # Trackio identifies runs by name
         )
     except Exception as error:  # each package has its own
         raise UserError(

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 DEFAULT_CONFIG = ROOT / "config" / "partial_reverse.py"
 WORDS = "_words"  # the end of the name of a language whose unit is words
 COMMANDS = ("prepare.py", "train.py", "batch_viewer.py", "convert_to_hf.py", "eval.py", "sample.py")
-LARGEST_SEED = 2**32 - 1  # that numpy's and torch's generators all take
+LARGEST_SEED = 2**32 - 1  # the largest that both numpy's and torch's generators take
 _WAIT_FOR_FIRST = 5.0  # seconds
 
 
@@ -482,7 +482,7 @@ def read_config(path: Path, kind: type = Settings) -> dict[str, Any]:
     """
     path = find_config(path)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))  # some editors write a BOM first
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{path} is not valid Python: {error}. Write lines like: n_layer = 12")
     values: dict[str, Any] = {}
@@ -522,9 +522,9 @@ def guarded(call: Callable[[], Any]) -> None:
         message = "interrupted. Files on disk are kept; run the same command again to resume."
     except Exception as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            # Most mistakes occur in every process: the first of a machine reports them, and
-            # torchrun ends the others meanwhile. A mistake of one process alone comes after it.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # train.py would only take note of it
+            # Most errors occur in every process: the first of a machine reports them, and torchrun
+            # ends the others meanwhile. An error of one process alone is reported after the wait.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # train.py's handler only notes it
             time.sleep(_WAIT_FOR_FIRST)
         if isinstance(error, UserError):
             message = str(error)
@@ -561,7 +561,7 @@ def _protect_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: >&-
-            # Nothing else may get its number: C code would write into that file.
+            # Take its file descriptor: C code would write into the file that gets it next.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             buffer = BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False))

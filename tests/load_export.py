@@ -1,4 +1,4 @@
-"""Load an export in whatever version of transformers is there, and say what came of it.
+"""Load an export in the installed version of transformers, and write its token ids and logits.
 
 python load_export.py EXPORT TEXTS.json TOKENS.npy RESULT_FOLDER
 """

@@ -1,4 +1,4 @@
-"""Our model beside transformers', with the same weights."""
+"""Our model and that of transformers, with the same weights."""
 
 import dataclasses
 

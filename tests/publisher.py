@@ -1,4 +1,4 @@
-"""Publishes many times without importing the libraries anew each time.
+"""Publish many times without importing the libraries anew each time.
 
 A process of its own (this file, run as a script) reads a line of JSON for each publication
 ({"arguments", "environment", "output"}), forks a process that runs convert_to_hf.py, prints that

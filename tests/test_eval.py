@@ -1,4 +1,4 @@
-"""Perplexities are those of a plain implementation, whatever the models come from."""
+"""Perplexities equal those of a plain implementation, wherever the models come from."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Who may import whom, and how much there is to read; import-linter keeps more (pyproject.toml)."""
+"""Which module may import which, and how much there is to read; import-linter checks more."""
 
 import ast
 import functools

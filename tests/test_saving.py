@@ -1,4 +1,4 @@
-"""Saving holds training for a copy alone, and a write that fails is told."""
+"""Saving stops training only for a copy, and a write that fails is reported."""
 
 import copy
 import threading

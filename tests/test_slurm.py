@@ -1,4 +1,4 @@
-"""examples/ on a real SLURM of one node, and on two machines that are one.
+"""The files in examples/ on a real SLURM of one node, and on one machine in place of two.
 
 Needs slurm-wlm and munge of Debian or Ubuntu, and root, who may start their daemons.
 """

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or damaged, at any moment, ends as if nothing had been."""
+"""A run that is stopped, killed or damaged, at any moment, ends as if nothing had happened."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The store that Xet uploads to, as far as a client asks for it when it uploads.
+"""The store that Xet uploads to: the parts of it that a client uses to upload.
 
 Files come as chunks in xorbs, and shards say which chunks make up a file. Formats after the Xet
 protocol specification (huggingface.co/docs/xet). Compression must be off in the client

@@ -1,4 +1,4 @@
-"""Each language compared with its control on the same sentences, such as in log-perplexity.
+"""Differences between each language and its control on the same sentences (log-perplexity, ...).
 
 Perplexities of languages with and without markers cannot be compared, as a marker is easy or hard
 to predict by itself. The control has the same markers and the same sentences, in a natural order.
@@ -51,7 +51,7 @@ def pairs_of(scores: list[Scores]) -> list[tuple[str, list[Pair]]]:
     """The label and the pairs of each curve; the runs of several pairs differ only in their seeds.
 
     Runs without exactly one control of the same seeds, settings and test sentences are left out,
-    with a message if their language has no control or other runs of it are evaluated.
+    with a message if their language has no control, or if any run of its control is evaluated.
     """
     own = [s for s in scores if s.series.language == s.source.language]
     controls: dict[tuple[object, ...], list[Scores]] = {}

@@ -1,4 +1,4 @@
-"""Does the number of a subject decide the marker of a *Hop language, and where in the model?
+"""Whether the subject's number decides the marker of a *Hop language, and where in the model.
 
 Experiment 3 of Kallini et al. 2024, interchange interventions: a model reads a sentence with a
 singular subject (the base), and the output of one block at one position is replaced with that of
@@ -127,7 +127,7 @@ def _id_of(text: str, tokenizer: Tokenizer) -> int:
 
 
 def plural_of(ids: list[int], tokenizer: Tokenizer, pluralizer: Pluralizer) -> list[int]:
-    """The ids with the second word in the plural; [] if they stay the same or change in number."""
+    """The ids with the second word in the plural; [] if this changes no id or their count."""
     words = tokenizer.decode(ids).split()
     words[1] = pluralizer.pluralize(words[1], 2, False)
     plural = [ids[0], *tokenizer.encode_ordinary(" ".join(words))[1:]]

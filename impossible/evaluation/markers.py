@@ -1,8 +1,8 @@
-"""Does a model expect the marker of a *Hop language? (experiment 2 of Kallini et al. 2024)
+"""Whether a model expects the marker of a *Hop language (experiment 2 of Kallini et al. 2024).
 
-For each test sentence with a marker: the surprisal of its first marker, and that of the token that
-would come next without it, both after the same words. The larger the difference, the better the
-model knows where the marker belongs.
+For each test sentence with a marker, the surprisal of its first marker is compared with that of the
+token that would come next without it, both after the same words. The larger the difference, the
+better the model knows where the marker belongs.
 """
 
 import dataclasses

@@ -52,7 +52,7 @@ class Results:
     def picture(
         self, name: str, curves: pd.DataFrame, label: str, draw: Draw | None = None, **options: Any
     ) -> None:
-        """Write a picture of curves as NAME.png. options: of `draw` (plots.draw)."""
+        """Write a picture of curves as NAME.png and NAME.pdf. options: of `draw` (plots.draw)."""
         path = self._folder / f"{name}.png"
         self.contents[path.name] = (draw or plots.draw)(curves, label, path, **options)
 

@@ -26,7 +26,7 @@ from impossible.text.tokenizer import Tokenizer, open_tokenizer
 THE_RUN = "run"  # in the setting `model`: the checkpoints of out_dir
 _EXPORTS = checkpoint.hf_dir(Path()).name
 _LOADED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
-# The version whose forward pass gives the numbers of exported models.
+# The version of transformers that scores exported models.
 _TRANSFORMERS = f"transformers {importlib.metadata.version('transformers')}"
 _QUANTIZED = ("quantization_config", "compression_config")  # keys of config.json
 _NOT_ON_HUB = (
@@ -245,7 +245,7 @@ def _loaded(folder: Path, name: str, device: torch.device) -> Scorer:
         model, report = transformers.GPT2LMHeadModel.from_pretrained(
             folder,
             dtype=torch.float32,
-            attn_implementation="sdpa",  # transformers' default; it may fetch the code of others
+            attn_implementation="sdpa",  # the default; config.json may name code on the Hub
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
             use_safetensors=True,
@@ -297,7 +297,7 @@ def _revision(repo: str, name: str, commit: str) -> Model:
 
 
 def _fetched(repo: str, commit: str, patterns: Sequence[str]) -> Path:
-    """The folder of a revision, with the files that match some patterns. Raises UserError."""
+    """The folder of a revision, with the files that match patterns. Raises UserError like `ask`."""
     options = {"revision": commit, "allow_patterns": list(patterns)}
     fetch = partial(huggingface_hub.snapshot_download, repo, **options)
     return Path(ask(repo, fetch, _NOT_ON_HUB))

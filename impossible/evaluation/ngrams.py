@@ -1,11 +1,11 @@
 """How predictable a language is by itself: the entropies of n-gram models of its tokens.
 
-The m-local entropy (Someya et al. 2025) is the uncertainty, in bits, about a token of which only
-the m - 1 tokens before it are known. Here an m-gram model of the train split is evaluated on the
+The m-local entropy (Someya et al. 2025) is the uncertainty, in bits, about a token when only the
+m - 1 tokens before it are known. Here an m-gram model of the train split is evaluated on the
 test split, which gives an upper bound. The authors evaluate a model on the text that it was
 estimated on, so their figures are lower.
 
-The models are interpolated modified Kneser-Ney (Chen and Goodman 1998), as KenLM estimates them
+The models have interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998), as in KenLM
 without pruning. No model is stored: the n-grams of train and test are ranked together, so that the
 rank of an n-gram of test is also the place of its count in train.
 """
@@ -24,7 +24,7 @@ from impossible import files
 from impossible.settings import UserError
 from impossible.text import token_files
 
-_VERSION = 1  # raised when the same tokens give other numbers
+_VERSION = 1  # to be increased when the same tokens give other numbers
 ORDERS = range(1, 6)
 _CHUNK = 1 << 20  # tokens handled in one go
 _NONE = np.uint64(2**64 - 1)  # the key of a place with too few tokens before it
@@ -68,7 +68,7 @@ def entropies(train: np.ndarray, test: np.ndarray, vocab_size: int, end: int) ->
             of_order[n] = Entropy(*(sums[:, 0] / sums[:, 1]).tolist())
         if n < max(ORDERS):
             longer, before = _grams(n + 1, tokens, depth, first, grams.ids)
-            # Below the highest order, an n-gram counts once for every token that stands before it;
+            # Below the highest order, an n-gram counts once for each different token before it;
             # those that begin a sentence keep their counts.
             counts = np.where(before > 0, before, grams.counts)
             lower, grams = _probabilities(grams, counts, is_full, lower, first), longer
@@ -92,8 +92,8 @@ def _grams(
 ) -> tuple[_Grams, np.ndarray]:
     """The n-grams, and how many different tokens precede each (n-1)-gram in train, by its id.
 
-    shorter: the ids of the (n-1)-grams. The beginning of a sentence is a token of its own, so that
-    n-grams of n - 1 tokens are found there too.
+    shorter: the ids of the (n-1)-grams. The beginning of a sentence counts as a token, so an n-gram
+    that includes it has n - 1 real tokens.
     """
     keys = np.zeros(len(tokens), np.uint64)  # id of the context, plus 1; then the token
     if shorter is not None:

@@ -57,7 +57,7 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
 
     place: a name that depends on the content, so that files that have changed are read again.
     columns: the names of both sentences' columns, as GOOD,BAD. Raises UserError if there are no
-    pairs, for a line that is not a pair, and for two of one paradigm with the same name.
+    pairs, for a line that is not a pair, and for two pairs of a paradigm with one name.
     """
     if source == _BLIMP:
         lines = list(_of_blimp())
@@ -91,7 +91,7 @@ _Line = tuple[str, dict[str, Any], str, str]
 def _paths(source: Path) -> list[Path]:
     """The jsonl files of a folder, in order; or the one file. Raises UserError if it is neither."""
     if source.is_dir():
-        # macOS adds files to a folder whose names begin with a dot.
+        # macOS adds files whose names begin with a dot.
         paths = ((path, path.relative_to(source).parts) for path in source.rglob("*.jsonl"))
         return sorted(p for p, parts in paths if not any(x.startswith(".") for x in parts))
     if not source.is_file():
@@ -125,7 +125,7 @@ def _of_blimp() -> Iterator[_Line]:
 
 @functools.lru_cache
 def _on_hub(name: str) -> tuple[str, str | None, str]:
-    """The repo, the configuration and the commit of hf:NAME:CONFIG@REVISION. Raises UserError."""
+    """The repo, config and commit of hf:NAME:CONFIG@REVISION. Raises UserError like `_asked`."""
     repo, options = on_hub(name)
     find = functools.partial(commit_of, repo, options["revision"])
     commit = _asked(name, find)
@@ -157,7 +157,7 @@ def _asked(name: str, call: Callable[[], Any]) -> Any:
 def _pair(
     where: str, row: dict[str, Any], paradigm: str, item: str, good_name: str, bad_name: str
 ) -> Pair:
-    """A pair from its row. Raises UserError."""
+    """A pair from its row. Raises UserError if the row is invalid."""
     if missing := [name for name in (good_name, bad_name) if name not in row]:
         raise UserError(
             f"{where} has no {' and no '.join(missing)}. Found: {', '.join(row)}. Name the columns "

@@ -114,7 +114,7 @@ def sentence_ids(sequences: Sequences) -> np.ndarray:
 
 
 def _sentences_of(data_dir: Path, meta: Meta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens of the test split, and each sentence's start and end, (S,). Raises UserError."""
+    """The tokens of a test split, its sentences' starts and ends. Raises UserError for bad data."""
     require_names(meta.splits["test"]["genres"])
     test = token_files.open_blocks(data_dir, meta, "test", 1)[:, 0]
     ends = np.flatnonzero(test == meta.eot_token)
@@ -131,7 +131,7 @@ def _sampled(may_be: np.ndarray, sizes: list[int], per_genre: int, seed: int) ->
 
 
 def _originals(language: Language, ids: Ids, sentences: Iterable[np.ndarray]) -> Iterator[bytes]:
-    """Yield a key for the original of each perturbed sentence: its tokens in their order.
+    """Yield a key for the original of each perturbed sentence: its tokens in their old order.
 
     For a language that cannot be undone, the tokens are in the order of their ids.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A label, and the scores of runs that differ only in their seeds.
 Group = tuple[str, list[Scores]]
 
-# Okabe and Ito's colours, told apart by the colour-blind too; each with a line and a mark.
+# Okabe and Ito's colours, which the colour-blind can tell apart; a line and a mark go with each.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -85,7 +85,7 @@ def curves_of(
         stepped = [table.dropna(subset="step").set_index([*keys]) for table in tables]
         curve = _curve(label, [table["value"] for table in stepped], interval)
         if len(group) == 1 and "low" in stepped[0]:
-            within = stepped[0].sort_index()  # as the curve is
+            within = stepped[0].sort_index()  # like the curve
             curve[["low", "high"]] = within[["low", "high"]].to_numpy()
         how = "over seeds" if len(group) > 1 else "within one run"
         curve = curve.assign(interval=how, n=len(group), **seeds_of(group))

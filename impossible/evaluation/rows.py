@@ -58,8 +58,8 @@ def of_json(
 ) -> Iterator[tuple[int, Row]]:
     """Yield the line number and the JSON object of each line of a jsonl file that is not blank.
 
-    name_of: normalizes the name of a column. Raises UserError for a line that is no object, or has
-    two values of one name.
+    name_of: normalizes the name of a column. Raises UserError for a line that is not an object, or
+    that has two values of one name.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -83,8 +83,8 @@ class _Pairs(list[tuple[str, Any]]):
 def of_csv(text: str, path: Path, name_of: Callable[[str], str]) -> Iterator[tuple[int, Row]]:
     """Yield each row of a csv file that has values, with its number in a spreadsheet.
 
-    The separator is the comma, semicolon or tab that is most frequent in the header, or that of
-    Excel's uncounted first line `sep=;`. name_of: normalizes a column's name. Raises UserError.
+    The separator is the comma, semicolon or tab that is most frequent in the header, or the one in
+    Excel's line `sep=;`. name_of: normalizes a column's name. Raises UserError for a bad file.
     """
     first, _, rest = text.partition("\n")
     if line := re.fullmatch('"?sep=(.)"?', first):
@@ -232,7 +232,7 @@ def _name(name: str) -> str:
 
 
 def _require_known(path: Path, names: set[str]) -> None:
-    """Raise UserError for a missing or misspelled column; print the names of others not read."""
+    """Raise UserError for a missing or misspelled column; print the columns that are not read."""
     if missing := [name for name in _NEEDED if name not in names]:
         raise UserError(
             f"{path} has no column {', '.join(missing)}. Expected {', '.join(_NEEDED)}, and "
@@ -273,7 +273,7 @@ def _require_alike(stimuli: list[Stimulus]) -> None:
 
 
 def _stimulus(row: Row, where: str) -> Stimulus:
-    """A stimulus from its row. Raises UserError."""
+    """A stimulus from its row. Raises UserError if the row is invalid."""
     item, condition, place = (
         label(row.get(name), name, where) for name in ("item", "condition", "marker_place")
     )

@@ -19,7 +19,7 @@ from impossible.distributed import World
 from impossible.text.arrays import Sentences, from_lengths, span_positions
 from impossible.text.tokenizer import Tokenizer
 
-# Raised when the same model and sequences give other numbers: older losses are then computed anew.
+# To be increased when the same model and sequences give other losses: saved ones are then ignored.
 VERSION = 2
 # Tokens of a batch: enough for fast products with the weights, and few enough for a CPU's caches.
 _BATCH_TOKENS, _BATCH_TOKENS_CUDA = 1024, 16384

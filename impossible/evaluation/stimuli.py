@@ -94,7 +94,7 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
         region=np.append(base.region, -1)[origins],
         is_placed=draw.is_used,
     )
-    # If the marker was placed (as in the *Reverse languages), words of the original sentence.
+    # If the marker was placed (as in the *Reverse languages), the words before it in the original.
     count = np.append(starts, len(base.tokens))[place] if draw.is_used else 0
     before = base.words[:count] if draw.is_used else made.words[: made.is_marker.argmax()]
     return _with_marker_place(made, before)
@@ -118,12 +118,12 @@ def _origins(base: Prepared, rule: Language, tokens: np.ndarray, draw: "_Draw") 
     others = np.setdiff1d(np.arange(base.tokenizer.end_of_text), np.append(original, tokens))
     unique = original.copy()
     rng, begins = np.random.default_rng(0), ids.begins_word & (rule.unit == "words")
-    for kind in (False, True):  # where words move, first tokens of words by other first tokens
+    for kind in (False, True):  # if words move, replace word-initial tokens with such tokens
         of_kind, pool = repeats[begins[original[repeats]] == kind], others[begins[others] == kind]
         unique[of_kind] = rng.choice(pool, len(of_kind), replace=False)
     try:
         moved = rule.apply(base.sentences._replace(tokens=unique), ids, draw).tokens
-    except Exception:  # such as a table of tokens that lacks these
+    except Exception:  # a language may have no rule for these tokens
         moved = original[:0]
     places = {token: place for place, token in enumerate(unique.tolist())}
     origins = np.array([places.get(token, -1) for token in moved.tolist()], np.int64)
@@ -267,7 +267,7 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
 def _with_verbs(
     stimulus: Stimulus, words: list[Word], rule: Language, tokenizer: Tokenizer
 ) -> Prepared:
-    """A stimulus of a *Hop language, whose tokens have the place of their word in the text."""
+    """A stimulus of a *Hop language; each token has the place of its word in the text."""
     sentence = annotated(words, stimulus.text, annotate.NAME)
     tokens = encoded([sentence], tokenizer, rule.hops)
     joined = _places(sentence.items, tokenizer.decode(tokens.tokens))
@@ -289,7 +289,7 @@ def _places(parts: Sequence[str], text: str) -> np.ndarray:
 class _Draw(np.random.Generator):
     """A random generator that draws a given place for the marker, as often as it is asked for one.
 
-    A language asks for one by `integers(0, count + 1)`, where count is the number of tokens.
+    A language asks for one by `integers(0, count + 1)`; count is the number of tokens (or words).
     """
 
     def __init__(self, seeds: list[int], count: int, place: int) -> None:

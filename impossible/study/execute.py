@@ -83,7 +83,7 @@ def perform(task: Task, stop: Stop) -> None:
 def execute(tasks: list[Task], slots: list[dict[str, str]], stop: Stop) -> None:
     """Execute the remaining commands of tasks, until all are done or failed, or a signal comes.
 
-    slots: each executes one command at a time, with these variables of the environment.
+    slots: each executes one command at a time, with these environment variables.
     """
     waiting = [task for task in tasks if task.following and not task.error]
     running: list[Attempt] = []
@@ -147,7 +147,7 @@ def _begin(task: Task, slot: dict[str, str]) -> Attempt:
 def _end(attempt: Attempt, is_stopped: bool, gives_up: bool) -> str:
     """Record how a command ended. Returns `done`, `interrupted` or `failed` with its error.
 
-    is_stopped: whether the study was asked to end. gives_up: whether a killed command has failed.
+    is_stopped: whether the study was asked to end. gives_up: whether a killed command is a failure.
     """
     task, command, code = attempt.task, attempt.command, attempt.process.returncode
     with contextlib.suppress(ProcessLookupError):  # processes that a killed command left behind
@@ -222,7 +222,7 @@ def _tail(output: Path) -> str:
 
 
 def slots_of(plan: Plan) -> list[dict[str, str]]:
-    """The slots of this machine, one for each run at a time, as variables of the environment.
+    """The slots of this machine, one for each run at a time, as environment variables.
 
     A slot is `gpus` GPUs or, without GPUs, one core; on a Mac, the whole device; in a job of SLURM,
     all of its cores. Raises UserError if there are too few GPUs.
@@ -338,7 +338,7 @@ def _submit(plan: Plan, name: str, dependency: str) -> str:
 
 
 def requeue(is_run: bool) -> None:
-    """Requeue a job that was asked to end, not cancelled. is_run: without a limit of restarts."""
+    """Requeue a job that was asked to end, but not cancelled. is_run: restart it without limit."""
     job = os.environ["SLURM_JOB_ID"]
     command = ["scontrol", "show", "job", job]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()

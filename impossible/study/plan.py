@@ -1,6 +1,6 @@
 """The plan of a study: its runs, each with a folder and a config file of its own, and its commands.
 
-The commands of a run read nothing but its config file, so that anybody can type them again.
+The commands of a run need only its config file and their options, so anybody can type them again.
 """
 
 import dataclasses

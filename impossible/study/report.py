@@ -1,6 +1,6 @@
 """The plan of a study, the state of its runs, and a page with all results.
 
-The page, report.html, shows tables and pictures without other files, on screens and on paper.
+The page, report.html, contains its tables and pictures, needs no other files and can be printed.
 """
 
 import base64

@@ -127,7 +127,7 @@ def opened(
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that annotate; they end with the block, and at once after an error."""
-    # spawn: a fork would share locks that another thread holds.
+    # spawn: a fork would copy locks that another thread holds.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
         yield pool

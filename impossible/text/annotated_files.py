@@ -53,7 +53,7 @@ def _sentences(path: Path, heads: bool) -> Iterator[Annotated]:
     """Yield the sentences of a file. Raises UserError, with the line, for invalid CoNLL-U."""
     words: list[Word] = []
     text: str | None = None
-    first = 0  # line of the sentence that has a word
+    first = 0  # line of the first word of the sentence
     with open_text(path) as (file, _):
         for number, line in enumerate(itertools.chain(file, [""]), 1):
             line = line.rstrip("\n")

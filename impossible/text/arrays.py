@@ -98,7 +98,7 @@ def from_lengths(tokens: np.ndarray, lengths: np.ndarray) -> Sentences:
 
 
 def joined(parts: list[Sentences]) -> Sentences:
-    """The sentences of all parts, in order. Empties the list, so that memory holds no two copies.
+    """The sentences of all parts, in order. Empties the list, so memory never holds two copies.
 
     The tokens become uint16. Either all parts have verbs or none has.
     """

@@ -159,22 +159,22 @@ class About(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A kind of corpus. Its functions take settings that hold the corpus's normal name."""
+    """A kind of corpus. Its functions take settings that hold the full name of the corpus."""
 
     documents: Callable[[Settings], Documents]
-    version: Callable[[Settings], str]  # identifies the text exactly, without a network
+    version: Callable[[Settings], str]  # identifies the text, without a network
 
 
 def _source(name: str) -> Source:
-    """The kind of corpus that a normal name belongs to."""
+    """The kind of corpus that a full name belongs to."""
     return next(source for start, source in SOURCES.items() if name.startswith(start))
 
 
 def normal(settings: Settings) -> Settings:
-    """The settings with the corpus's normal name, and the shortest code of its natural language.
+    """The settings with the full name of the corpus, and the shortest code of its natural language.
 
-    In a normal name, paths are absolute, and babybabel: has a commit; the settings then also choose
-    its columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
+    In a full name, paths are absolute, and babybabel: has a commit; the settings also choose its
+    columns and rows. Raises UserError for a path that is not UTF-8, because meta.json cannot
     contain it, and for a code that is unknown or is not that of the corpus.
     """
     name, changes = settings.corpus, {}
@@ -192,7 +192,7 @@ def normal(settings: Settings) -> Settings:
 
 
 def open_corpus(settings: Settings) -> dict[str, Split]:
-    """The three splits of a corpus; babylm and hf: may download.
+    """The three splits of a corpus; downloads the corpus if need be.
 
     Raises UserError if the corpus cannot be found, downloaded or read, or if a genre of its test
     split is named "all".
@@ -733,7 +733,7 @@ def _dataset_version(settings: Settings) -> str:
     return f"{name}, {read}" + ("" if "@" in name else ", revision not pinned")
 
 
-# The beginning of a corpus's normal name -> its kind.
+# The beginning of a corpus's full name -> its kind.
 SOURCES = {
     "babylm": Source(
         _read_babylm,

@@ -29,7 +29,7 @@ _RULES = (
 )
 RULES = {code: group.split()[0] for group in _RULES.split(",") for code in group.split()}
 # Bytes of a text for each byte of the same text in English (Arnett et al. 2024), for BabyBabelLM's
-# languages without Serbian, whose two scripts differ: byte_coefs_20240233.tsv of its repository.
+# languages except Serbian (its scripts differ), from byte_coefs_20240233.tsv of that paper's code.
 _PREMIUMS = (
     "ace 1.241957 afr 1.037226 ara 1.465018 ban 1.269544 bug 1.227860 bul 1.812316 ces "
     "1.035849 cym 1.026557 dan 1.021066 deu 1.053648 ell 1.967262 eng 1.000000 est 0.967786 "
@@ -120,9 +120,9 @@ def _count(letters: str, scripts: Iterable[str]) -> int:
 
 
 def _pattern(scripts: Iterable[str]) -> str:
-    """Scripts as a part of a set of characters in a pattern of `regex`."""
+    """The part of a character class of `regex` that matches these scripts."""
     parts = (part for script in scripts for part in _PARTS.get(script, [script]))
     return "".join(rf"\p{{Script={part}}}" for part in parts)
 
 
-OF_WORD = rf"[^\W{_pattern(_WITHOUT_SPACES)}]"  # a character of a word between spaces
+OF_WORD = rf"[^\W{_pattern(_WITHOUT_SPACES)}]"  # a character of a word, in scripts with spaces

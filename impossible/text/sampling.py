@@ -1,6 +1,6 @@
 """Samples of large datasets: rows that are drawn at random over all of a dataset.
 
-The draw does not depend on any seed of a run, so that runs with different seeds read one text.
+The draw does not depend on any seed of a run, so that runs with different seeds read the same text.
 """
 
 import hashlib

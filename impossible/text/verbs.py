@@ -150,7 +150,7 @@ def _with_verbs(sentences: Sentences, columns: np.ndarray, tokenizer: Tokenizer)
 
 
 def _absorbing(items: Sequence[str], verbs: Sequence[int]) -> set[int]:
-    """Indices of verbs that the clitic after them is joined to; such a verb counts as no clitic."""
+    """Indices of verbs that the clitic after them is joined to. They do not count as clitics."""
     absorbing: set[int] = set()
     for verb in reversed(verbs):
         if items[verb + 1 : verb + 2] and items[verb + 1] in _CLITICS and verb + 1 not in absorbing:

@@ -1,4 +1,4 @@
-"""Output that cannot be written: no reader, a full disk, a closed stream, a poor encoding."""
+"""Output that cannot be written: no reader, a full disk, a closed stream, a limited encoding."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Interchange interventions are those of a plain implementation with hooks of its own."""
+"""Interchange interventions give the results of a plain implementation with hooks of its own."""
 
 from collections.abc import Callable
 from pathlib import Path

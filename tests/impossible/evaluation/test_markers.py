@@ -1,4 +1,4 @@
-"""Surprisals of markers are those of a plain implementation with transformers."""
+"""Surprisals of markers equal those of a plain implementation with transformers."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Entropies of n-gram models: of languages of known entropy, and by a plain implementation."""
+"""Entropies of n-gram models, compared with known entropies and with a plain implementation."""
 
 import math
 from collections import Counter, defaultdict

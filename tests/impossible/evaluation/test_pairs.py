@@ -1,4 +1,4 @@
-"""Minimal pairs, compared with lm-evaluation-harness and, if reversed, a plain implementation."""
+"""Minimal pairs, compared with lm-evaluation-harness; if reversed, with a plain implementation."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Pictures can be read: labels of axes are few and apart, and names are shown as they are."""
+"""Pictures can be read: axis labels are few and do not overlap, and names are shown as they are."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Losses are those of one sentence at a time, whatever shares a batch with it."""
+"""The losses of a sentence do not depend on the other sentences in its batch."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The *Hop languages on annotated sentences, beside a plain implementation of their rules."""
+"""The *Hop languages on annotated sentences, and in a plain implementation of their rules."""
 
 import numpy as np
 import plain
