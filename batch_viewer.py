@@ -1,12 +1,12 @@
 """Show the text that a step of training reads, or find the steps that read a text.
 
     python batch_viewer.py config/partial_reverse.py --step=1200
-    python batch_viewer.py config/partial_reverse.py --contains="the red ball"    # text of the data
+    python batch_viewer.py config/partial_reverse.py --contains="the red ball"    # as in the data
     python batch_viewer.py --out_dir=out/mine --step=7          # a step of this run
 
 The tokens of a step depend only on the token files, block_size, tokens_per_step and the seed of the
-order, not on the batch size, the number of processes or the model. Step N is the update that
-the log calls `step N`. If two people get the same SHA-256, their runs read the same tokens.
+order, not on the batch size, the number of processes or the model. Step N is the update that the
+log calls `step N`. If two people get the same SHA-256, their steps N read the same tokens.
 """
 
 import hashlib

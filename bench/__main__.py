@@ -2,7 +2,7 @@
 
     python -m bench                       # what `make bench` runs: all three
     python -m bench train                 # takes the longest
-    python -m bench prepare [CORPUS]      # CORPUS: as in the settings (if left out: speeches)
+    python -m bench prepare [CORPUS]      # CORPUS: as in the settings (if left out: sotu)
     python -m bench evaluate [CORPUS]
     python -m bench gpu                   # `make gpu`: the first checks on a GPU
 
