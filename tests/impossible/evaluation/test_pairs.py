@@ -360,7 +360,7 @@ def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", "line 2 is no JSON object"),
+        ("[]", "line 2 is not a JSON object"),
         ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
         ('{"sentence_good": "A.", "sentence_bad": " "}', "line 2: .* is empty"),
         ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),

@@ -33,7 +33,7 @@ def test_a_language_of_the_project_passes(name: str, capsys: pytest.CaptureFixtu
     )
     undone = "gives the original sentences" if language.invert else "none: texts cannot be undone"
     assert lines["inverse"].startswith(undone)
-    unwritten = f' after you wrote this file with the line: language = "{name}"'
+    unwritten = f' (first write this file, with the line: language = "{name}")'
     has_config = (ROOT / "config" / f"{name}.py").is_file()
     assert lines["next"] == f"python prepare.py config/{name}.py{'' if has_config else unwritten}"
 
