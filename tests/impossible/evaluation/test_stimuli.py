@@ -288,7 +288,7 @@ def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
         (made,) = prepared([TWICE], "own")
         assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     own(monkeypatch, last_first, THE)
-    with pytest.raises(UserError, match=r"Own depends on the tokens, .* Give the column perturbed"):
+    with pytest.raises(UserError, match=r"Own depends on the tokens, .* into the column perturbed"):
         prepared([TWICE], "own")
 
 
@@ -466,7 +466,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),
         (
             'item,condition,text\n1,a,A.\n2,a,"He said "no" twice."\n',
-            'line 3 cannot be read .*each of its own twice: "He said ""no""."',
+            'line 3 cannot be read .*double those within it: "He said ""no""."',
         ),
         ("\n\nitem,condition,text\n1,a\n", "row 4 has more or fewer values"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),

@@ -64,8 +64,8 @@ def beyond(s: Sentences, markers: list[int], rng: np.random.Generator) -> Senten
         (lambda s, *_: s.take(s.lengths > 3), {}, "must return as many sentences as it gets"),
         (perturb.no_shuffle, {"min_tokens": 999}, "drops every sentence"),
         (perturb.no_shuffle, {"invert": lambda t, _: t[::-1]}, "the inverse of Mine is wrong"),
-        (perturb.no_shuffle, {"max_tokens": 99}, r"no control of Mine.*max_tokens: 350.* same max"),
-        (perturb.no_shuffle, {"markers": ("🅇",)}, r"no control of Mine.*\(markers: \(\)\)"),
+        (perturb.no_shuffle, {"max_tokens": 99}, r"a control of Mine.*max_tokens: 350.* same max"),
+        (perturb.no_shuffle, {"markers": ("🅇",)}, r"a control of Mine.*\(markers: \(\)\)"),
         (perturb.no_shuffle, {"control": "no_shufle"}, "mean 'no_shuffle'"),
     ],
 )
