@@ -67,7 +67,7 @@ def export_all(paths: list[Path], hf_dir: Path) -> Manifest:
         manifests.write(hf_dir, manifest)
     worst = max(entry["max_logit_difference"] for entry in manifest.values())
     print(
-        f"{len(paths)} checkpoint(s) exported in {hf_dir}; transformers computes the same logits "
+        f"{len(paths)} checkpoint(s) exported to {hf_dir}; transformers computes the same logits "
         f"(largest difference {worst:.1e} of the largest logit)"
     )
     return {name: manifest[name] for name in sources}

@@ -1,4 +1,4 @@
-"""Evaluate each checkpoint of runs, or of models on the Hub: test perplexity and other measures.
+"""Evaluate the checkpoints of runs, or models on the Hub: test perplexity, minimal pairs and more.
 
     python eval.py                                          # out/partial_reverse
     python eval.py config/no_reverse.py config/partial_reverse.py config/full_reverse.py

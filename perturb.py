@@ -435,7 +435,7 @@ def _hop(title: str, perturb: Perturb, hop: int, hops: Hops, marked: str) -> Lan
     """A *Hop language: a singular or plural marker for each third-person present verb."""
     invert = functools.partial(undo_hop, hop=hop)
     options = {"any_length": True, "hops": hops, "invert": invert, "control": "no_hop"}
-    summary = f"verbs as lemmas, a marker of number {marked}"
+    summary = f"third-person present verbs as lemmas, a singular or plural marker {marked}"
     return Language(title, perturb, summary, (SINGULAR, PLURAL), **options)
 
 
@@ -456,9 +456,9 @@ LANGUAGES: dict[str, Language] = {
         "PartialReverse", partial_reverse, undo_partial_reverse, ", everything after it reversed"
     ),
     "full_reverse": _reverse(
-        "FullReverse", full_reverse, undo_full_reverse, ", the whole reversed, marker included"
+        "FullReverse", full_reverse, undo_full_reverse, ", the sentence reversed, marker included"
     ),
-    "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "nothing", any_length=True),
+    "no_shuffle": _shuffle("NoShuffle", no_shuffle, undo_no_shuffle, "no change", any_length=True),
     "nondeterministic_shuffle": _shuffle(
         "NondeterministicShuffle",
         nondeterministic_shuffle,
@@ -469,7 +469,7 @@ LANGUAGES: dict[str, Language] = {
         f"deterministic_shuffle_s{seed}": _rearranged(
             f"DeterministicShuffle(s={seed})",
             functools.partial(deterministic_order, seed=seed),
-            "its tokens shuffled, in one way for all sentences of its length",
+            "its tokens shuffled, in the same way for all sentences of its length",
         )
         for seed in (21, 57, 84)
     },
@@ -477,12 +477,12 @@ LANGUAGES: dict[str, Language] = {
         f"local_shuffle_w{window}": _rearranged(
             f"LocalShuffle(w={window})",
             functools.partial(local_order, window=window),
-            f"every {window} tokens shuffled among themselves, always in one way",
+            f"every {window} tokens shuffled among themselves, always in the same way",
         )
         for window in (3, 5, 10)
     },
     "even_odd_shuffle": _rearranged(
-        "EvenOddShuffle", even_odd_order, "its tokens at even places (from 0), then those at odd"
+        "EvenOddShuffle", even_odd_order, "tokens at even places (from 0), then those at odd places"
     ),
     "local_shuffle_w2": _rearranged(
         "LocalShuffle(w=2)", neighbours_order, "its tokens trade places in pairs of neighbours"

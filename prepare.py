@@ -110,7 +110,7 @@ def is_done(job: Job) -> bool:
         token_files.read_test_ids(job.data_dir, meta)
         open_tokenizer(job.data_dir, meta.tokenizer)
     except UserError as error:
-        print(f"{error} Doing so now.")
+        print(f"{error} The data are prepared again now.")
         return False
     return True
 
@@ -146,7 +146,7 @@ def with_corpus(settings: Settings, language: Language) -> Settings:
     source = str(Path(annotations).expanduser().absolute()) if annotations else settings.corpus
     settings = dataclasses.replace(settings, corpus=source, annotations=annotations)
     settings = corpus.normal(settings)
-    code, expected = settings.text_language, f"en, as {language.title} is English"
+    code, expected = settings.text_language, f"en, as {language.title} needs English text"
     settings.require(code == "en" or not language.hops, "text_language", expected)
     expected = f"tokens, as {natural.name_of(code)} has no spaces between words"
     settings.require(language.unit == "tokens" or natural.has_spaces(code), "unit", expected)

@@ -60,8 +60,8 @@ def require_fitting(
         )
     if length + settings.new_tokens > scorer.context:
         raise UserError(
-            f"{name} reads {scorer.context} tokens; the prompt has {length}, and new_tokens = "
-            f"{settings.new_tokens}. Set a smaller --new_tokens= or a shorter --prompt="
+            f"{name} reads at most {scorer.context} tokens; the prompt has {length}, and "
+            f"new_tokens = {settings.new_tokens}. Set a smaller --new_tokens= or shorter --prompt="
         )
 
 

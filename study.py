@@ -144,7 +144,7 @@ def publish(study: Plan, stop: Stop) -> None:
     if not stop.count:
         namespace, title = study.settings.publish.split("/")
         address = hub.gather(api, namespace, title, repos, study.settings.private)
-        print(f"all of them: {address}")
+        print(f"all runs are in the collection {address}")
 
 
 if __name__ == "__main__":

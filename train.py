@@ -219,7 +219,7 @@ def readable(error: BaseException, run: Run) -> BaseException:
         return UserError(
             f"micro-batches of {run.settings.batch_size} blocks need too much memory "
             f"({str(error).splitlines()[0]}). Unless another program uses the device, set a "
-            "smaller --batch_size=: the results stay the same."
+            "smaller --batch_size=: the data of a step stay the same."
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         print(error, file=sys.stderr)

@@ -44,7 +44,7 @@ def main(wanted: str = "all", corpus: str = "sotu") -> None:
     if wanted not in ("all", *tables):
         sys.exit(__doc__)
     if wanted == "gpu" and not torch.cuda.is_available():
-        sys.exit("This machine has no GPU for torch: torch.cuda.is_available() is False.")
+        sys.exit("torch finds no GPU on this machine. Run this command where it finds one.")
     device = distributed.describe(distributed.pick_device("auto", World()))
     print(f"# {date.today()}, {device} ({turns.processor()}), torch {torch.__version__}\n")
     parts = [tables[wanted]] if wanted in tables else TABLES.values()

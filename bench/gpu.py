@@ -67,7 +67,7 @@ def kernels(*_: Any) -> Iterator[dict[str, Any]]:
             _attention(inputs, _DROPOUT)
             distributed.synchronize(device)
             seconds.append(time.perf_counter() - start)
-        verdict = "as exact as 16 bits" if error < _ERROR else "WRONG: do not use it"
+        verdict = "as exact as 16 bits allow" if error < _ERROR else "WRONG: do not use it"
         row = {"kernel": name, "ms": f"{1000 * statistics.median(seconds):.1f}"}
         yield row | {"error": f"{error:.1e}", "verdict": verdict}
     distributed.choose_attention(_attending("auto"), device, dtype)
@@ -88,7 +88,7 @@ def _attention(inputs: torch.Tensor, dropout: float) -> torch.Tensor:
 def large_logits(folder: Path, _: str) -> Iterator[dict[str, Any]]:
     """Check the export of a model whose weights give large logits."""
     difference = evaluating.export_model(folder, _LARGE)
-    yield {"difference, of the largest logit": f"{difference:.1e}", "limit": export.TOLERANCE}
+    yield {"difference / largest logit": f"{difference:.1e}", "limit": export.TOLERANCE}
 
 
 def short_run(folder: Path, _: str) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,7 @@ def table(folder: Path, corpus: str) -> Iterator[dict[str, Any]]:
         data = text_of(corpus, megabytes).encode()
         seconds, cpu, peak = prepared(folder / "prepared", data, languages)
         yield {
-            "languages": f"{len(languages)}{' with verbs, annotated' * (languages == hops)}",
+            "languages": f"{len(languages)}{' (Hop), annotated by spaCy' * (languages == hops)}",
             "MB": f"{len(data) / 1e6:.0f}",
             "s": f"{seconds:.1f}",
             "MB/s, all languages together": f"{len(data) / 1e6 * len(languages) / seconds:.1f}",

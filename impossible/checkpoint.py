@@ -129,8 +129,8 @@ def build_model(checkpoint: Checkpoint, path: Path) -> GPT:
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()  # of the first weight that does not fit
         raise UserError(
-            f"{path}: its settings describe another model than its weights ({reason}). It is not "
-            "a checkpoint that train.py wrote."
+            f"{path}: its settings describe another model than its weights ({reason}). Restore "
+            "the file that train.py wrote, for example from a backup."
         )
     return model.eval()
 

@@ -203,7 +203,7 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     Raises UserError if the device does not support it.
     """
     if wanted == "float16" and device.type == "mps":
-        raise UserError("dtype = float16 does not train on mps. Set --dtype=float32.")
+        raise UserError("mps cannot train with dtype = float16. Set --dtype=float32.")
     if wanted == "auto":
         # Below compute capability 8.0, torch only emulates bfloat16.
         wanted = "float32"

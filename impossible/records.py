@@ -41,8 +41,7 @@ def require_own(folder: Path, record: Path, names: Iterable[str] = ()) -> None:
         if path.is_file() and files.sha256(path) != hashes.get(name):
             raise UserError(
                 f"{path} was not written by an evaluation, or was changed since. The evaluation "
-                "has results of that name. Move that file elsewhere, and run the same command "
-                "again."
+                "would replace it. Move it elsewhere, and run the same command again."
             )
 
 

@@ -89,7 +89,7 @@ class Recipe:
     language: str = "partial_reverse"  # name of a language in the table of perturb.py
     position_embeddings: bool = True  # False: the variant without positional encodings
     # read by train.py, batch_viewer.py
-    block_size: Annotated[int, at_least(2)] = 1024  # context length, in tokens
+    block_size: Annotated[int, at_least(2)] = 1024  # tokens in a block of data: the context length
     # number of tokens in one optimizer step, over all processes
     tokens_per_step: Annotated[int, at_least(1, 2**32)] = 524288
     max_steps: Count = 3000  # total number of optimizer steps
@@ -101,24 +101,23 @@ class Recipe:
     # divide attention scores by (layer index + 1), in addition to the usual scaling
     scale_attn_by_inverse_layer_idx: bool = True
     warmup_steps: Size = 300  # steps to the peak of the learning rate; then it falls linearly to 0
-    # peak of the learning rate
-    learning_rate: Annotated[float, Rule(lambda rate: rate > 0, "more than 0")] = 6e-4
+    learning_rate: Annotated[float, Rule(lambda rate: rate > 0, "more than 0")] = 6e-4  # peak value
     beta1: Rate = 0.9  # AdamW's decay rate of the first moment
     beta2: Rate = 0.999  # AdamW's decay rate of the second moment
     weight_decay: Amount = 0.1  # AdamW's weight decay, on matrices and embeddings only
     grad_clip: Amount = 1.0  # largest norm of the gradient (0: no clipping)
-    # precision of matrix products (auto: bfloat16 or else float16 on cuda, float32 elsewhere)
+    # precision of matrix products (auto: bfloat16 on cuda, float16 on old GPUs, float32 elsewhere)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # read by train.py, batch_viewer.py, sample.py
     seed: Seed = 41  # seed of dropout and of sample.py, and default of init_seed and order_seed
     # read by train.py
     init_seed: OwnSeed = -1  # seed of the initial weights (-1: the value of seed)
     # read by train.py, batch_viewer.py
-    order_seed: OwnSeed = -1  # seed of the order of blocks (-1: the value of seed)
+    order_seed: OwnSeed = -1  # seed of the order in which blocks are read (-1: the value of seed)
     # read by train.py
     checkpoint_interval: Count = 100  # steps between checkpoints
     # more checkpoints: steps such as 0,1,2,4 (0: the initial model); log2 (0, 1, 2, 4, ... up to
-    # checkpoint_interval); or babylm (after 1M to 10M, 20M to 100M and 200M to 1,000M words)
+    # checkpoint_interval); or babylm (after 1M, 2M ... 10M, 20M ... 100M, 200M ... 1,000M words)
     extra_checkpoints: str = ""
     eval_blocks: Size = 512  # number of validation blocks to use (0: all)
 
@@ -146,30 +145,29 @@ class Settings(Recipe):
     """
 
     # read by all
-    # what a language moves: tokens, or whole words (then partial_reverse is partial_reverse_words)
+    # what a language moves: tokens or words (words: partial_reverse means partial_reverse_words)
     unit: Literal["tokens", "words"] = "tokens"
     data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
     out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
     # read by prepare.py
-    # babylm, babylm_10M, babybabel:CODE (45 languages), sotu, speeches:tr, hf:NAME (a dataset), or
-    # a folder of texts
+    # babylm, babylm_10M, babybabel:CODE (45 languages), sotu (State of the Union addresses),
+    # speeches:tr (Turkish speeches), hf:NAME (a dataset on the Hub), or a folder of texts
     corpus: str = "babylm"
     text_language: str = ""  # natural language, an ISO 639 code (if empty: the corpus's, else en)
     sotu_years: str = "1950-2000"  # for sotu: first and last year of the speeches
     text_column: str = "text"  # for hf:NAME: the column that holds the text
     genre_column: str = ""  # for hf:NAME: the column that holds the genre (if empty: one genre)
-    # for hf:NAME: bytes of text to sample from each split, at random over all of it (0: all)
-    corpus_limit: Size = 0
+    corpus_limit: Size = 0  # for hf:NAME: bytes of text drawn at random from each split (0: all)
     # sentencex: find sentences within each line; line: every line is one sentence
     segmenter: Literal["sentencex", "line"] = "sentencex"
     # gpt2, or train (learn one from the training text), or a folder with vocab.json and merges.txt
     tokenizer: str = "gpt2"
-    vocab_size: Annotated[int, at_least(257, 65535)] = 16384  # for train: count of bytes and merges
+    vocab_size: Annotated[int, at_least(257, 65535)] = 16384  # bytes and merges of a new tokenizer
     # error: stop at bytes that are not UTF-8; replace: replace them with U+FFFD and count them
     invalid_utf8: Literal["error", "replace"] = "error"
     # for the Hop languages: a folder of CoNLL-U files, used instead of a corpus and spaCy
     annotations: str = ""
-    # threads that split and encode sentences, and processes that annotate them (0: one per core)
+    # threads that find and encode sentences, and processes that annotate them (0: one per core)
     workers: Size = 0
     data_seed: Seed = 41  # seed of the sentence order in the training and validation data
     # read by train.py
@@ -181,9 +179,9 @@ class Settings(Recipe):
     device: Annotated[str, _DEVICE] = "auto"
     # read by train.py
     compile: bool = True  # compile the model with torch.compile
-    # the attention kernel (auto: flash, or else efficient, or else math; never cudnn)
+    # attention kernel: flash, efficient, math, cudnn, or auto (flash, else efficient, else math)
     attention: Literal["auto", "flash", "efficient", "math", "cudnn"] = "auto"
-    # also log to Weights & Biases, or to Trackio, which is local (pip install NAME)
+    # also log to wandb (Weights & Biases) or trackio (local); first type: pip install NAME
     tracker: Literal["none", "wandb", "trackio"] = "none"
     tracker_project: str = "impossible-gpt2"  # name of the tracker's project
     # read by batch_viewer.py
@@ -191,14 +189,14 @@ class Settings(Recipe):
     contains: str = ""  # find the steps that read this text, instead of showing one step
     # read by convert_to_hf.py
     push_to_hub: str = ""  # publish the exports as revisions of this repo: USER/NAME
-    private: bool = False  # make the repo (or all repos of a study) private
+    private: bool = False  # create the repo (or all repos of a study) as private
     overwrite: bool = False  # replace revisions that were changed by hand or are of another run
-    dry_run: bool = False  # show what would be published (after exporting), or a study's plan
+    dry_run: bool = False  # export, but only show what would be published; or show a study's plan
     model_license: str = "mit"  # the Hub's name for the licence of the published model
     # read by eval.py
     revisions: str = ""  # checkpoints by name or step, comma-separated (if empty: all checkpoint-N)
     # read by eval.py, sample.py
-    # models to use instead of the run in out_dir, comma-separated: exported folders, repos on the
+    # models to use instead of the run in out_dir, comma-separated: folders of exports, repos on the
     # Hub (USER/NAME), or `run` for the run itself
     model: str = ""
     # read by eval.py
@@ -207,15 +205,15 @@ class Settings(Recipe):
     test_data_dir: str = ""
     sentences_per_genre: Count = 1000  # sentences to sample from each genre (all if it has fewer)
     sample_seed: Seed = 0  # seed for sampling the test sentences
-    drop_duplicates: bool = False  # leave out test sentences whose text was sampled before
+    drop_duplicates: bool = False  # leave out test sentences whose text is already in the sample
     sentences: bool = False  # also write a table of all sentences and their perplexities
     surprisals: bool = False  # also write a table of the surprisal of every token, in bits
     entropies: bool = False  # also measure how predictable each language is for n-gram models
-    # instead of perplexities, measure the surprisal at each first marker (Hop languages only)
+    # instead of perplexities, measure surprisal at the first marker of a sentence (Hop languages)
     markers: bool = False
-    # instead of perplexities, exchange the subject's number in NoHop, TokenHop or WordHop
+    # instead of perplexities, run interchange interventions (NoHop, TokenHop and WordHop only)
     interventions: bool = False
-    # for interventions: use the published pattern, which matches no token id that contains a 0
+    # for interventions: find pairs by the published pattern, which matches no token id with a 0
     published_pattern: bool = False
     # instead of perplexities, score minimal pairs: `blimp`, multiblimp:CODE or hf:NAME:CONFIG (all
     # from the Hub), or jsonl files (one file, or a folder of them)
@@ -223,8 +221,8 @@ class Settings(Recipe):
     # for pairs: the columns of the grammatical and of the ungrammatical sentence
     pairs_columns: Annotated[str, _TWO_NAMES] = "sentence_good,sentence_bad"
     leading_space: bool = False  # put a space before pairs, as lm-evaluation-harness does for BLiMP
-    # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with item,
-    # condition and text, and optionally marker_place, perturbed, region and occurrence
+    # instead of perplexities, measure the surprisal of sentences in a csv or jsonl file with the
+    # columns item, condition and text, and optionally marker_place, perturbed, region, occurrence
     stimuli: str = ""
     # folder for joint results of several runs, and for results of exported models, of models on
     # the Hub and of runs in a read-only folder
@@ -422,13 +420,15 @@ def parse(
         if not equals:
             text = "true" if types(kind)[name] is bool else next(words, "--")
             if text.startswith("--"):
-                raise UserError(f"--{name}: expected one argument. Write --name=VALUE")
+                raise UserError(f"--{name} has no value. Write --{name}=VALUE")
         values[name] = _typed(kind, name, _literal(types(kind)[name], text), f"--{name}={text}")
     return configs, values
 
 
 def _print_help(command: str, names: list[str], kind: type, usage: str | None) -> None:
-    print(f"usage: {command} [CONFIG.py ...] [--name=VALUE ...]\n\n{usage or ''}\nsettings:")
+    form = {"prepare.py": "[CONFIG.py ...]", "eval.py": "[CONFIG.py ...]", "study.py": "CONFIG.py"}
+    print(f"usage: {command} {form.get(command, '[CONFIG.py]')} [--name=VALUE ...]")
+    print(f"\n{usage or ''}\nsettings:")
     meanings = explanations(kind)
     for name in names:
         default = getattr(kind, name)
@@ -530,8 +530,8 @@ def guarded(call: Callable[[], Any]) -> None:
             message = str(error)
         elif isinstance(error, OSError) and error.filename and error.strerror:
             message = (
-                f"{error.filename}: {error.strerror}. Free some disk space, or choose another "
-                "folder with --data_dir=, --out_dir= or --eval_dir="
+                f"{error.filename}: {error.strerror}. Free some disk space, correct the "
+                "permissions, or choose another folder with --data_dir=, --out_dir= or --eval_dir="
             )
         else:
             traceback.print_exc()

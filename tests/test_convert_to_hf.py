@@ -230,7 +230,7 @@ def test_a_full_disk_is_told_of_the_export_and_not_of_its_sources(
     out_dir = shutil.copytree(trained, tmp_path / "out")
     error = fail("convert_to_hf.py", f"--out_dir={out_dir}", largest_file=kilobytes << 10)
     assert error.startswith(f"error: {out_dir}"), error
-    assert "Free some disk space, or choose another folder" in error
+    assert "Free some disk space, correct the permissions, or choose" in error
     assert not (out_dir / "hf" / "checkpoint-3").exists()
     succeed("convert_to_hf.py", f"--out_dir={out_dir}")
 

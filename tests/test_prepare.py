@@ -166,10 +166,10 @@ def test_a_second_run_finds_its_work_done_and_mends_what_is_damaged(
         assert "is prepared already" in succeed(*command, *options)
         assert (tmp_path / "train.bin").stat().st_mtime_ns == before
     (tmp_path / "train.bin").write_bytes(whole[2][:-2])
-    assert "Doing so now" in succeed(*command)
+    assert "prepared again now" in succeed(*command)
     (tmp_path / "test_ids.bin").write_bytes(bytes([whole[1][0] ^ 1]) + whole[1][1:])
     printed = succeed(*command)
-    assert "test_ids.bin is missing or damaged" in printed and "Doing so now" in printed
+    assert "test_ids.bin is missing or damaged" in printed and "prepared again now" in printed
     assert contents(tmp_path) == whole
 
 

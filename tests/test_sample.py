@@ -78,7 +78,7 @@ def test_top_k_of_one_is_greedy_too(trained: Path) -> None:
         (["--prompt=He\u200b cleans"], "sample.py: character 3 of prompt cannot be seen: U+200B"),
         (
             ["--prompt=He clean", "--new_tokens=100"],
-            "reads 32 tokens; the prompt has 2, and new_tokens = 100",
+            "reads at most 32 tokens; the prompt has 2, and new_tokens = 100",
         ),
         (["--checkpoint=9"], "has no checkpoint-9"),
         (

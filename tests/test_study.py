@@ -314,7 +314,7 @@ def test_a_study_is_published_as_repos_in_a_collection(study: Config, tmp_path: 
             assert "evaluation/perplexity.csv" in tree
         ((slug, found),) = hub.collections.items()
         assert (found.title, found.items) == ("tiny", repos)
-        assert f"all of them: {hub.url}/collections/{slug}" in printed
+        assert f"all runs are in the collection {hub.url}/collections/{slug}" in printed
         before = hub.state()
         succeed("study.py", config, "--publish=ada/tiny", env=env, timeout=400)
         assert hub.state() == before

@@ -96,8 +96,8 @@ def _curve(label: str, pairs: list[Pair], measure: str, of: Values) -> pd.DataFr
     """The rows of `table` for one curve and measure; empty if its runs have no common step."""
     runs = [_differences(*pair, of) for pair in pairs]
     steps = sorted(set.intersection(*(set(run) for run in runs)))
-    if missing := sorted(set().union(*runs) - set(steps)):
-        print(f"{label}, {measure}: left out the steps {', '.join(map(str, missing))}")
+    if missing := ", ".join(map(str, sorted(set().union(*runs) - set(steps)))):
+        print(f"{label}, {measure}: left out the steps {missing}, which some seeds lack")
     if not steps:
         return pd.DataFrame()
     values = [np.ascontiguousarray(run[steps].to_numpy().T) for run in runs]  # (steps, sentences)

@@ -43,7 +43,7 @@ def sequences(settings: Settings, series: Series) -> Sequences:
     matches = list(_matches(no_hop, word_hop, settings.published_pattern))
     pairs = [(ids[i], base, plural_of(base, tokenizer, pluralizer)) for i, base in matches]
     pairs = [pair for pair in pairs if pair[2]]
-    note = f"{len(matches):,} places match the patterns, {len(pairs):,} with a plural as long"
+    note = f"{len(matches):,} places match; in {len(pairs):,}, singular and plural are equally long"
     if not pairs:
         raise UserError(f"no pair for --interventions: {note}. Prepare a corpus with more text.")
     few = f"warning: fewer than {_ENOUGH} pairs, too few for the accuracies of layers and positions"
@@ -120,8 +120,8 @@ def _id_of(text: str, tokenizer: Tokenizer) -> int:
     ids = tokenizer.encode_ordinary(text)
     if len(ids) > 1:
         raise UserError(
-            f"--interventions needs a tokenizer in which {text!r} is one token. In that of these "
-            f"sentences it has {len(ids)}: train one on more text, or with a larger --vocab_size="
+            f"--interventions needs a tokenizer in which {text!r} is one token. This "
+            f"one splits it into {len(ids)}: train one on more text, or with a larger --vocab_size="
         )
     return ids[0]
 

@@ -154,7 +154,7 @@ MEASURES = {
         markers.result,
         markers.table,
         point=markers.point,
-        label="difference in surprisal at the marker (bits)",
+        label="surprisal of the next token minus that of the marker (bits)",
         picture={"level": 0.0},
         compared={"surprisal_difference": markers.differences},
         differences="markers_differences",

@@ -196,8 +196,9 @@ def of_data(data_dir: Path, eval_dir: Path) -> dict[int, Entropy]:
         token_files.open_blocks(data_dir, meta, split, 1)[:, 0] for split in ("train", "test")
     )
     if not len(test):
-        raise UserError(f"the test split in {data_dir} is empty, so it has no entropies.")
-    print(f"{meta.language}: n-gram models of {len(train):,} tokens (minutes for 100M)", flush=True)
+        raise UserError(f"the test split in {data_dir} is empty: prepare a larger corpus.")
+    count = f"{len(train):,} tokens (100M tokens take minutes)"
+    print(f"{meta.language}: estimating n-gram models from {count}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     of_order = entropies(train, test, meta.vocab_size, meta.eot_token)
     files.write_json(path, {str(n): list(entropy) for n, entropy in of_order.items()})

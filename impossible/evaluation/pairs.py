@@ -66,7 +66,7 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
     else:
         lines = list(_of_files(Path(source)))
     if not lines:
-        raise UserError(f"pairs = {source!r} holds no minimal pair. Expected jsonl files.")
+        raise UserError(f"pairs = {source!r} holds no minimal pair. Expected one per jsonl line.")
     first: dict[tuple[str, str], str] = {}
     names = [name.strip() for name in columns.split(",")]
     pairs = [_pair(*line, *names) for line in lines]
@@ -75,9 +75,9 @@ def read(source: str, place: str = "", columns: str = f"{_GOOD},{_BAD}") -> list
         if before != where:
             raise UserError(
                 f"{where}: the paradigm {pair.paradigm!r} already has a pair {pair.item!r} "
-                f"({before}). Give each pair of a paradigm a pairID of its own; or if they are two "
-                "paradigms, give each file a UID or a name of its own: the paradigm is the UID, or "
-                "else the name of the file."
+                f"({before}). Give each pair of a paradigm its own pairID. If these are two "
+                "paradigms, give them different UIDs, or rename one file: without a UID, the name "
+                "of the file is the paradigm."
             )
     texts = ((where, row[name]) for where, row, *_ in lines for name in names)
     rows.print_replaced_spaces(texts)
@@ -149,7 +149,7 @@ def _asked(name: str, call: Callable[[], Any]) -> Any:
     """The result of a call that reads a dataset on the Hub. Raises UserError if it fails."""
     from datasets.exceptions import DatasetsError
 
-    advice = "Check the name (hf:USER/NAME:CONFIG, with no split empty) and the network. Without "
+    advice = "Check the network and the name (hf:USER/NAME:CONFIG); no split may be empty. Without "
     advice += "a network, name a folder of jsonl files: --pairs=FOLDER"
     return asking.ask(f"the dataset {name}", call, advice, DatasetsError)
 
@@ -165,7 +165,7 @@ def _pair(
         )
     good, bad = (rows.sentence(row[name], name, where) for name in (good_name, bad_name))
     if not (good and bad):
-        raise UserError(f"{where}: {good_name} or {bad_name} is empty.")
+        raise UserError(f"{where}: {good_name} or {bad_name} is empty. Fill it in.")
     names = ("UID", "phenomenon", "field", "pairID", "pair_id")
     uid, phenomenon, field, number, other = (
         rows.label(row.get(name), name, where) for name in names
@@ -230,7 +230,7 @@ def perturbed(
     """
     rule = perturb.get(language)
     if leading_space and rule.hops:
-        raise UserError("the *Hop languages join words anew: leave --leading_space out.")
+        raise UserError(f"{rule.title} joins the words itself. Leave --leading_space out.")
     space = rule.space or " " * leading_space
     good = annotate.encoded([space + pair.good for pair in pairs], tokenizer, rule.hops)
     bad = annotate.encoded([space + pair.bad for pair in pairs], tokenizer, rule.hops)
@@ -245,7 +245,7 @@ def perturbed(
             kept.append(pairs[i])
             parts += [np.append(tokenizer.end_of_text, tokens) for tokens in both]
     if not kept:
-        raise UserError(f"no pair of {place} can be compared in {rule.title}.")
+        raise UserError(f"no pair of {place} can be compared in {rule.title} (docs/evaluation.md).")
     left_out = Counter((p.paradigm, p.field) for p in pairs)
     left_out.subtract((p.paradigm, p.field) for p in kept)
     about = {"test_language": language, "pairs_from": place}
@@ -273,7 +273,7 @@ def on_common(scores: list[Scores]) -> list[Scores]:
     keys = [pd.MultiIndex.from_frame(table[["paradigm", "item"]]) for table in pairs]
     common = functools.reduce(pd.MultiIndex.intersection, keys)
     total = len(keys[0]) + sum(scores[0].sequences.counts.values())
-    print(f"{len(common):,} of {total:,} pairs are evaluated in all languages (see left_out)")
+    print(f"{len(common):,} of {total:,} pairs are evaluated in all languages (column left_out)")
     marked = [t.assign(is_common=own.isin(common)) for t, own in zip(pairs, keys, strict=True)]
     return [s.with_sequences(columns=t) for s, t in zip(scores, marked, strict=True)]
 

@@ -163,7 +163,7 @@ def read_meta(settings: Settings) -> Meta:
         raise UserError(
             f"there are no prepared sentences of {wanted} in {data_dir}. Prepare them there from "
             "the corpus of the model's own data (prepare.py, with the config file of the model, "
-            f"--language={wanted} and --data_dir=; if the model has a tokenizer of its own, also "
+            f"--language={wanted} and --data_dir={data_dir}; for a tokenizer of its own, also "
             f"--tokenizer={settings.data_dir}). If they are in another folder, set "
             "--test_data_dir="
         )

@@ -49,7 +49,7 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 ({error}). In a spreadsheet, save it as CSV UTF-8. Unpack a zip."
+            f"{path} is not UTF-8 ({error}). Save a spreadsheet as CSV UTF-8; unpack a zip file."
         )
 
 
@@ -70,7 +70,7 @@ def of_json(
             if not isinstance(pairs, _Pairs):
                 raise ValueError(type(pairs).__name__)
         except ValueError as error:
-            raise UserError(f"{where} is no JSON object ({error}). Expected one a line.")
+            raise UserError(f"{where} is not a JSON object ({error}). Expected one per line.")
         names = [name_of(name) for name, _ in pairs]
         require_once(names, where)
         yield number, dict(zip(names, (value for _, value in pairs), strict=True))
@@ -96,8 +96,8 @@ def of_csv(text: str, path: Path, name_of: Callable[[str], str]) -> Iterator[tup
         lines = [(n, row) for n, row in enumerate(reader, 1) if any(map(str.strip, row))]
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num} cannot be read ({error}). A text with quotation marks "
-            'needs them around it, and each of its own twice: "He said ""no""."'
+            f"{path}, line {reader.line_num} cannot be read ({error}). Put quotation marks around "
+            'a text that contains any, and double those within it: "He said ""no""."'
         )
     if not lines:
         return
@@ -213,7 +213,7 @@ def read(path: Path, place: str = "") -> list[Stimulus]:
     of_kind = of_json if text.lstrip().startswith(("{", "[")) else of_csv
     rows = [(f"{path}, row {number}", row) for number, row in of_kind(text, path, _name)]
     if not rows:
-        raise UserError(f"{path} holds no stimulus.")
+        raise UserError(f"{path} holds no stimulus. Expected one in each row or line.")
     _require_known(path, {name for _, row in rows for name in row})
     stimuli = [_stimulus(row, where) for where, row in rows]
     _require_alike(stimuli)
@@ -280,10 +280,10 @@ def _stimulus(row: Row, where: str) -> Stimulus:
     text = sentence(row.get("text"), "text", where)
     values = {"item": item, "condition": condition, "text": text}
     if empty := [name for name in _NEEDED if not values[name]]:
-        raise UserError(f"{where}: {', '.join(empty)} is empty.")
+        raise UserError(f"{where}: {', '.join(empty)} is empty. Fill it in, or remove the row.")
     if not re.fullmatch(r"\d*", place):
         raise UserError(
-            f"{where}: marker_place = {place!r}. Expected how many words stand before the marker."
+            f"{where}: marker_place = {place!r}. Expected the number of words before the marker."
         )
     return Stimulus(
         **values,
@@ -304,8 +304,8 @@ def _regions(row: Row, where: str) -> Iterator[Region]:
         occurrence = label(row.get(counted), counted, where)
         if occurrence and (not text or not re.fullmatch(r"[1-9]\d*", occurrence)):
             raise UserError(
-                f"{where}: {counted} = {occurrence!r}. Expected which occurrence of {column} in "
-                f"the text is meant: 1, 2, ... Found {column} = {text!r}."
+                f"{where}: {counted} = {occurrence!r}. Expected 1 for the first occurrence of "
+                f"{column} in the text, 2 for the second, and so on. Found {column} = {text!r}."
             )
         if text:
             yield Region(name or _REGION, text, int(occurrence) if occurrence else None)

@@ -183,9 +183,9 @@ def _computed(
         )
     if lengths.min() > scorer.context:
         raise UserError(
-            f"{name} reads {scorer.context} tokens, and the shortest sentence of "
-            f"{sequences.language} has {lengths.min()}. Shorten the sentences, for a corpus with "
-            "--segmenter=sentencex."
+            f"{name} reads at most {scorer.context} tokens, and the shortest sentence of "
+            f"{sequences.language} has {lengths.min()}. Shorten the sentences (those of a corpus: "
+            "prepare it with --segmenter=sentencex)."
         )
     losses = scoring.losses(scorer, sequences, world)
     with np.errstate(over="ignore"):

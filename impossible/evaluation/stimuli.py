@@ -84,8 +84,8 @@ def _in_language(base: Prepared, rule: Language, most: int) -> Prepared:
     perturbed = rule.apply(base.sentences, ids, draw)
     if not len(perturbed.lengths):
         raise UserError(
-            f"{base.stimulus.where}: {rule.title} drops such sentences ({rule.drops}): "
-            f"{base.text!r}"
+            f"{base.stimulus.where}: {rule.title} drops sentences with {rule.drops}. Leave this "
+            f"one out: {base.text!r}"
         )
     origins = _origins(base, rule, perturbed.tokens, again)
     made = base._replace(
@@ -141,8 +141,8 @@ def _origins(base: Prepared, rule: Language, tokens: np.ndarray, draw: "_Draw") 
         return np.where(is_old, np.cumsum(is_old) - 1, -1)
     raise UserError(
         f"{base.stimulus.where}: {rule.title} depends on the tokens, and some of {base.text!r} "
-        "occur twice. So it is unknown which of them is which in the perturbed sentence. Give the "
-        "column perturbed."
+        "occur twice, so their places in the perturbed sentence are unknown. Write the perturbed "
+        "sentence into the column perturbed."
     )
 
 
@@ -183,9 +183,7 @@ def _located(
     for number, region in enumerate(stimulus.regions):
         inside = _inside(region, stimulus, text, spans, markers)
         if (numbers[inside] >= 0).any():
-            raise UserError(
-                f"{stimulus.where}: the region {region.text!r} overlaps with another one."
-            )
+            raise UserError(f"{stimulus.where}: the region {region.text!r} overlaps with another.")
         numbers[inside] = number
     return Prepared(stimulus, tokenizer, sentences, text, spelled, words, numbers)
 
@@ -251,7 +249,7 @@ def _read_as_it_is(stimulus: Stimulus, rule: Language, tokenizer: Tokenizer) -> 
     """A stimulus from its column `perturbed`. Raises UserError for wrong markers."""
     for marker in (REVERSE, SINGULAR, PLURAL):
         if marker in stimulus.perturbed and marker not in tokenizer.markers:
-            raise UserError(f"{stimulus.where}: {marker} is no marker of {rule.title}.")
+            raise UserError(f"{stimulus.where}: {marker} is not a marker of {rule.title}.")
     tokens = np.array(tokenizer.encode_with_markers(rule.space + stimulus.perturbed), np.uint16)
     is_marker = np.isin(tokens, list(tokenizer.markers.values()))
     if rule.markers and not rule.hops and is_marker.sum() != 1:
@@ -311,7 +309,7 @@ class _Draw(np.random.Generator):
 def source(settings: Settings) -> Source:
     """The source of the stimuli. Raises UserError if the file does not exist."""
     if not Path(settings.stimuli).is_file():
-        raise UserError(f"stimuli = {settings.stimuli!r} is no file. Expected a csv or jsonl file.")
+        raise UserError(f"stimuli = {settings.stimuli!r} is not a file. Expected csv or jsonl.")
     place = rows.name_by_content(Path(settings.stimuli))
     return Source(language_of(settings), place, name=f"stimuli_{place}")
 

@@ -40,9 +40,9 @@ OF_PAPER = (
 # The settings that a run of the published recipe is free to choose.
 _FREE = ("language", "seed", "init_seed", "order_seed", "position_embeddings", "dtype")
 _SEGMENTERS = {
-    "annotations": "as the annotated files have them",
-    "sentencex": "found by `sentencex` in each line",
-    "line": "each line is one",
+    "annotations": "The sentences and verbs are those of the annotated files.",
+    "sentencex": "`sentencex` found the sentences in each line.",
+    "line": "Each line is a sentence.",
 }
 
 
@@ -139,17 +139,17 @@ def _example(language: perturb.Language) -> str:
 
 
 def _annotator(data: dict[str, Any]) -> str:
-    """The annotator of a *Hop language's verbs, with versions; empty for other languages."""
+    """The model that found a *Hop language's verbs, with versions; empty if there is none."""
     annotator = data.get("annotator") or {}
     versions = map(" ".join, annotator.get("versions", {}).items())
-    return ", ".join(filter(None, [annotator.get("annotator"), annotator.get("model"), *versions]))
+    return ", ".join(filter(None, [annotator.get("model"), *versions]))
 
 
 def _precision(c: Checkpoint) -> str:
     """The dtype of matrix products; on GPUs that support TF32, float32 means TF32."""
     on_cpu = all(name.startswith("cpu") for x in c.sessions for name in x["devices"])
     dtype = c.settings.dtype
-    note = "" if on_cpu or dtype != "float32" else " (TF32 products where the GPU has them)"
+    note = "" if on_cpu or dtype != "float32" else " (TF32 for matrix products, if supported)"
     return dtype + note
 
 

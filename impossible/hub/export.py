@@ -203,7 +203,7 @@ def sample_texts(loaded: Checkpoint, tokenizer: Tokenizer) -> list[str]:
         chosen = np.unique(np.linspace(0, len(ends) - 1, _CHECKED_TEXTS).astype(int))
         parts = [tokens[starts[i] : ends[i]] for i in chosen]
     except UserError:
-        print(f"{data_dir} lacks the run's data: its tokenizer is checked on random tokens instead")
+        print(f"{data_dir} lacks the run's data: the tokenizer is checked on random tokens instead")
         drawn = np.random.default_rng(0).integers(tokenizer.vocab_size, size=(_CHECKED_TEXTS, 20))
         parts = list(drawn)
     return [text for text in map(tokenizer.decode, parts) if END_OF_TEXT not in text]
@@ -239,7 +239,8 @@ def _load_in_transformers(folder: Path) -> torch.nn.Module:
         huggingface_hub.utils.enable_progress_bars()
     if problems := {kind: names for kind, names in report.items() if names}:
         raise UserError(
-            f"{folder}: transformers does not take these weights as they are: {problems}"
+            f"{folder}: transformers finds other weights than expected: {problems}. No export was "
+            "written. Please report this as a bug, with the version of transformers."
         )
     return model.eval()
 

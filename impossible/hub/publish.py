@@ -204,8 +204,8 @@ class Repository:
         )
         if names := revision.differing(self._listing(revision)):
             raise UserError(
-                f"{revision.branch} does not hold what was uploaded. Other files than here: "
-                f"{', '.join(sorted(names))}."
+                f"{revision.branch} differs from the local files after the upload: "
+                f"{', '.join(sorted(names))}. Run the same command again."
             )
 
     def _listing(self, revision: Revision) -> list[RepoFile]:
@@ -249,9 +249,8 @@ def _check_card(path: Path) -> None:
         ModelCard(path.read_text(encoding="utf-8")).validate()
     except ValueError as error:
         raise UserError(
-            f"the Hub does not take the metadata of {path}: {asking.text_of(error)}. Is "
-            "--model_license= one of the Hub's names for licences "
-            "(https://huggingface.co/docs/hub/repositories-licenses)?"
+            f"the Hub rejects the metadata of {path}: {asking.text_of(error)}. Is --model_license= "
+            "one of its names for licences (https://huggingface.co/docs/hub/repositories-licenses)?"
         )
 
 

@@ -81,23 +81,23 @@ class Study(Settings):
     # what to evaluate: perplexity, markers, interventions, pairs=SOURCE or stimuli=FILE (as for
     # eval.py)
     evaluations: Annotated[tuple[str, ...], _SOME, _EVALUATIONS] = ("perplexity",)
-    # where the runs are executed: on this machine, or as jobs of SLURM
+    # where to execute the runs: local (on this machine) or slurm (as SLURM jobs)
     cluster: Literal["local", "slurm"] = "local"
     # number of GPUs for each run (on a machine without GPUs: one core; 0 on SLURM: no GPU)
     gpus: Size = 1
-    at_once: Size = 0  # runs at a time on this machine (0: one for each GPU or core)
+    at_once: Size = 0  # runs at a time on this machine (0: as many as its GPUs or cores allow)
     partition: str = ""  # for SLURM: the partition of the jobs
     account: str = ""  # for SLURM: the account of the jobs
     # for SLURM: time limit of each job; a job that reaches it is requeued and resumed
     hours: Annotated[float, _HOURS] = 24.0
     cpus: Count = 4  # for SLURM: CPU cores of each job
     memory_gb: Count = 32  # for SLURM: memory of each job, in GB
-    # set within the jobs of SLURM: the part to execute (prepare, a run, or results)
+    # set by study.py in its SLURM jobs: the part to execute (prepare, a run, or results)
     job: str = ""
-    # when all is done, publish each run as the repo USER/PREFIX-LANGUAGE-seed-N, and put all of
-    # them into one collection on the Hub: USER/PREFIX
+    # USER/PREFIX: when all runs are done, publish each one as the repo
+    # USER/PREFIX-LANGUAGE-seed-N, and put all of them into one collection on the Hub
     publish: Annotated[str, _PREFIX] = ""
-    retry: bool = False  # try runs that failed again
+    retry: bool = False  # try failed runs again
     status: bool = False  # only show the state of all runs
 
     def __post_init__(self) -> None:
@@ -267,8 +267,8 @@ def read(arguments: list[str], usage: str) -> Plan:
     configs, options = parse("study.py", OF_STUDY, arguments, Study, usage, others=_OF_RUNS)
     if len(configs) != 1:
         raise UserError(
-            f"name one config file, such as config/study_laptop.py, not {len(configs)} of them "
-            f"({', '.join(map(str, configs))}). Separate the items of a list by commas: --seeds=1,2"
+            "expected one config file, such as config/study_laptop.py; found: "
+            f"{', '.join(map(str, configs)) or 'none'}. Separate list items by commas: --seeds=1,2"
         )
     config = find_config(configs[0])
     values = read_config(config, Study) | options

@@ -107,7 +107,7 @@ def _disk(plan: Plan) -> str:
             meta = vars(token_files.read_meta(Path(settings.data_dir)))
         steps = checkpoint.kept_steps(settings, meta)
     except (UserError, KeyError):
-        return "unknown before the data are prepared, as checkpoints follow the number of words"
+        return "unknown before the data are prepared, as it depends on their number of words"
     total = weights * (len(steps) * 2 + 2 * _STATE_SIZE) * len(plan.runs) / 1e9
     return (
         f"about {total:,.1f} GB for all runs: for each one {len(steps)} checkpoints of "
@@ -130,7 +130,7 @@ def show_states(plan: Plan) -> None:
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
     print(f"{len(table)} runs: {counts}")
     if "failed" in set(table["state"]):
-        print("To try what failed again, add --retry to the command of the study.")
+        print("To try failed runs again, add --retry to the command of the study.")
 
 
 def _failures(plan: Plan) -> list[str]:
@@ -359,7 +359,7 @@ def sentence(row: dict[str, Any], compared: int) -> str:
         return f"{start} {measure} {size} ({seeds}; {why})."
     kind = ", not corrected for the number of languages:" if compared > 1 else ""
     if row["n"] == 1:
-        kind = " over test sentences of this one model:"
+        kind = " over test sentences, for these two models alone:"
     interval = f"95% interval{kind} {_ends(low, high, unit, decimals)}"
     reason = _doubt(row)
     verdict = f", but {reason}: this study does not show a difference" if reason else ""

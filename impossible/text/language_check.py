@@ -18,8 +18,8 @@ _ANNOTATED = 1000  # sentences in which spaCy finds verbs
 _SHARED = ("markers", "seed", "min_tokens", "max_tokens", "unit")  # must equal the control's
 _PARTS = 7
 _NO_INVERSE = (
-    "none: texts cannot be undone, and sentences are paired with those of the control by their "
-    "tokens, so only their order may differ. If the language has an inverse, set invert=FUNCTION"
+    "none: texts cannot be undone, and sentences with the same tokens in another order count as "
+    "duplicates. If the language has an inverse, set invert=FUNCTION"
 )
 
 
@@ -54,7 +54,7 @@ def check(name: str, language: "Language", control: "Language | None") -> None:
     longer = np.flatnonzero(kept.lengths >= min(12, kept.lengths.max()))[0]
     print(f"example    {tokenizer.decode(kept.part(longer, longer + 1).tokens)}")
     has_config = (ROOT / "config" / f"{name}.py").is_file()
-    line = "" if has_config else f' after you wrote this file with the line: language = "{name}"'
+    line = "" if has_config else f' (first write this file, with the line: language = "{name}")'
     print(f"next       python prepare.py config/{name}.py{line}")
 
 
@@ -82,7 +82,7 @@ def _control(language: "Language", control: "Language | None") -> str:
     if others:
         values = ", ".join(f"{n}: {getattr(control, n)!r}" for n in others)
         raise UserError(
-            f"{control.title} is no control of {language.title}, as they differ in more than the "
+            f"{control.title} is not a control of {language.title}: they differ in more than the "
             f"order of tokens ({values}). Give both the same {', '.join(others)} in perturb.py."
         )
     return f"{control.title}, with the same sentences and markers"

@@ -90,8 +90,8 @@ def _train(split: Split, size: int, folder: Path) -> int:
     if (count := bpe.get_vocab_size()) < size:
         raise UserError(
             f"the train split ({sum(sizes):,} bytes) supports a tokenizer of {count:,} tokens, not "
-            f"of vocab_size = {size:,}: each of its words is one token then. Use more text, or "
-            f"set --vocab_size={count} or fewer."
+            f"of vocab_size = {size:,}: with {count:,}, each of its words is one token. Use "
+            f"more text, or set --vocab_size={count} or fewer."
         )
     bpe.model.save(str(folder))
     vocab = bpe.get_vocab() | {END_OF_TEXT: size}

@@ -88,8 +88,8 @@ def annotated(words: Sequence[Word], text: str | None, where: str) -> Annotated:
         if not word.lemma or not ("Number=Sing" in word.feats or "Number=Plur" in word.feats):
             raise UserError(
                 f"{where}: the verb {word.text!r} has the lemma {word.lemma!r} and the features "
-                f"{word.feats!r}. A finite verb of the third person present needs a lemma, after "
-                "which its marker is put, and Number=Sing or Number=Plur."
+                f"{word.feats!r}. A finite verb of the third person present needs a lemma, and "
+                "Number=Sing or Number=Plur."
             )
     is_plural = ["Number=Sing" not in words[i].feats for i in verbs]
     text_words = len((" ".join(texts) if text is None else text).split())

@@ -67,7 +67,7 @@ def test_interventions_are_those_of_transformers(
     assert len(pairs) > 10
     assert "warning: fewer than 50 pairs" in printed
     card = (out_dir / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
-    assert "The verbs were marked by files" in card
+    assert "The sentences and verbs are those of the annotated files." in card
     table = pd.read_csv(results / "interventions.csv")
     assert set(table["pattern"]) == {"corrected"} and set(table["pairs"]) == {len(pairs)}
     encode, length = Tokenizer().encode_ordinary, READ[language]
@@ -175,7 +175,7 @@ def test_a_pair_is_a_sentence_that_both_patterns_match(
     assert made.columns.values.tolist() == [
         ["g:17", "The dog like the big red cat", "The dogs like the big red cat"]
     ]
-    assert made.notes[0] == "1 places match the patterns, 1 with a plural as long"
+    assert made.notes[0] == "1 places match; in 1, singular and plural are equally long"
     made = pairs_of([marked(4, before)], [marked(8, before)], language="no_hop")
     assert [part.tolist() for part in made.parts] == [[*base[:3], S], [*source[:3], P]]
     with_the = [262, *base[1:]]  # the published code sets its first id back from "the"
@@ -210,7 +210,7 @@ def test_the_published_pattern_matches_no_id_with_a_zero(
 ) -> None:
     base, _ = FOUND  # 3290 has one
     own, other = [marked(3, base)], [marked(7, base)]
-    with pytest.raises(UserError, match="0 places match the patterns"):
+    with pytest.raises(UserError, match="0 places match;"):
         pairs_of(own, other, published_pattern=True)
     whole = [THE, 3797, 588, 262, 1263, 2266, 3797]  # "The cat like the big red cat"
     made = pairs_of([*own, marked(3, whole)], [*other, marked(7, whole)], published_pattern=True)

@@ -212,7 +212,7 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     assert (made.columns["item"].tolist(), made.counts) == (["1"], {("p", "f"): 1})
     with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
         perturbed((same,), "no_shuffle", place="mine")
-    with pytest.raises(UserError, match="leave --leading_space out"):
+    with pytest.raises(UserError, match="Leave --leading_space out"):
         perturbed((other,), "no_hop", leading_space=True)
 
 
@@ -349,10 +349,10 @@ def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> No
         module.read(str(tmp_path / "two"))
     for place in ("morphology", "syntax"):
         assert f"{tmp_path / 'two' / place / 'agreement.jsonl'}, line 1" in str(error.value)
-    assert "if they are two paradigms, give each file a UID" in str(error.value)
+    assert "If these are two paradigms, give them different UIDs" in str(error.value)
     write_pairs(tmp_path / "y.jsonl", {"pairID": 1}, {"pairID": "1"})
     with pytest.raises(
-        UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1' .* pairID of"
+        UserError, match=r"y.jsonl, line 2: the paradigm 'y' already has a pair '1' .* own pairID"
     ):
         module.read(str(tmp_path / "y.jsonl"))
 
@@ -360,7 +360,7 @@ def test_pairs_of_one_name_are_refused_and_null_is_no_name(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", "line 2 is no JSON object"),
+        ("[]", "line 2 is not a JSON object"),
         ('{"sentence_good": "A."}', "line 2 has no sentence_bad. Found: sentence_good"),
         ('{"sentence_good": "A.", "sentence_bad": " "}', "line 2: .* is empty"),
         ('{"sentence_good": "A.", "sentence_bad": 5}', "sentence_bad = 5. Expected a text"),

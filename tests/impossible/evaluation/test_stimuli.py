@@ -288,7 +288,7 @@ def test_words_that_occur_twice_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
         (made,) = prepared([TWICE], "own")
         assert made.words.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     own(monkeypatch, last_first, THE)
-    with pytest.raises(UserError, match=r"Own depends on the tokens, .* Give the column perturbed"):
+    with pytest.raises(UserError, match=r"Own depends on the tokens, .* into the column perturbed"):
         prepared([TWICE], "own")
 
 
@@ -440,7 +440,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text\n,a,A b.\n", "row 2: item is empty"),
         ("item,condition,text,region\n1,a,A bookshelf.,book\n", "occurs 0 times as whole words"),
         ("item,condition,text,region\n1,a,A b..,b.\n", "begins or ends within a token"),
-        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is no marker of NoReverse"),
+        ("item,condition,text,perturbed\n1,a,A b.,A 🅂 b\n", "🅂 is not a marker of NoReverse"),
         ("item,condition,text\n", "holds no stimulus"),
         ("item,condition,text\n1,a,\n", "row 2: text is empty"),
         ("item,condition,text,marker_place\n1,a,A b.,x\n", "row 2: marker_place = 'x'"),
@@ -456,7 +456,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ('{"item": 1, "condition": true, "text": "A."}', "row 1: condition = true. Expected a"),
         ('{"item": 1, "condition": "a", "text": ["A", "b"]}', r'row 1: text = \["A", "b"\]'),
         ('{"item": 1, "condition": "a", "text": "A.", "text": "B."}', "line 1 has 'text' 2 times"),
-        ('{"item": 1, "condition": "a", "text": "A."}\n[]', "line 2 is no JSON object"),
+        ('{"item": 1, "condition": "a", "text": "A."}\n[]', "line 2 is not a JSON object"),
         ("item,condition,text,text\n1,a,A.,B.\n", "row 1 has 'text' 2 times"),
         ("item,condition,text,region,Region\n1,a,A.,A,A\n", "Name further regions region_NAME"),
         ("item;condition;text\n1;a;A;b.\n", "A text with a semicolon needs quotation marks"),
@@ -466,7 +466,7 @@ def test_a_perturbed_string_may_begin_with_a_space(tmp_path: Path) -> None:
         ("item,condition,text,region,occurrence_a\n1,a,A.,A,1\n", "without a column 'region_a'"),
         (
             'item,condition,text\n1,a,A.\n2,a,"He said "no" twice."\n',
-            'line 3 cannot be read .*each of its own twice: "He said ""no""."',
+            'line 3 cannot be read .*double those within it: "He said ""no""."',
         ),
         ("\n\nitem,condition,text\n1,a\n", "row 4 has more or fewer values"),
         ("item,condition,text,region,occurrence\n1,a,A.,A,x\n", "occurrence = 'x'. Expected"),
@@ -479,7 +479,7 @@ def test_what_is_not_clear_in_a_file_is_refused(text: str, message: str, tmp_pat
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         stimuli.sequences(Settings(language="no_reverse", stimuli=str(path)), GPT2)
-    with pytest.raises(UserError, match=r"is no file. Expected a csv or jsonl file"):
+    with pytest.raises(UserError, match=r"is not a file. Expected csv or jsonl"):
         stimuli.source(Settings(stimuli=str(tmp_path / "none.csv")))
 
 

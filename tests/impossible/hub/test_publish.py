@@ -319,7 +319,7 @@ def test_an_upload_that_the_hub_does_not_hold_is_noticed(complete: Publisher) ->
     complete.hub.meanwhile = lose_a_file
     code, printed = complete.publish()
     assert code == 1
-    error = "checkpoint-1 does not hold what was uploaded. Other files than here: merges.txt."
+    error = "checkpoint-1 differs from the local files after the upload: merges.txt."
     assert error in printed.splitlines()[-1]
 
 

@@ -154,10 +154,10 @@ def test_mistakes_are_told_before_anything_begins(
 
 def test_a_list_is_separated_by_commas_and_one_config_file_is_named(tmp_path: Path) -> None:
     assert plan(tmp_path, "--seeds=3, 4").settings.seeds == (3, 4)
-    several = r"not 2 of them \(.*, 4\)\. Separate the items .* --seeds=1,2"
+    several = r"found: .*, 4\. Separate list items .* --seeds=1,2"
     with pytest.raises(UserError, match=several):
         plan(tmp_path, "--seeds", "3", "4")
-    with pytest.raises(UserError, match=r"name one config file, such as config/study_"):
+    with pytest.raises(UserError, match=r"expected one config file, .* found: none"):
         plans.read(["--seeds=1,2"], "usage")
 
 

@@ -23,7 +23,7 @@ from impossible.study.plan import Plan
 NAN = math.nan
 ROW = {"language": "full_reverse", "control": "no_reverse", "step": 2000, "sentences": 1998}
 ON = ", 1,998 test sentences"
-ONE = "over test sentences of this one model:"
+ONE = "over test sentences, for these two models alone:"
 NONE = "this study does not show a difference"
 
 
@@ -218,7 +218,7 @@ def test_the_numbers_of_the_page_are_those_of_the_tables(
     of_one = pd.DataFrame(rows).assign(n=1, interval="bootstrap, over sentences", p_holm=math.nan)
     of_one.to_csv(tmp_path / "differences.csv")
     shown = page(plan, NO_RUNS, names)
-    assert "this one model: 27.1% to 29.7%, one seed, 998 test sentences)." in shown
+    assert "these two models alone: 27.1% to 29.7%, one seed, 998 test sentences)." in shown
     assert shown.count("other seeds would differ") == 1, "explained once, below the table"
     shown = page(plan, NO_RUNS, [])
     assert "one seed" not in shown, "files that the study did not write are not its results"

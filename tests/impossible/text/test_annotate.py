@@ -187,7 +187,7 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
     shutil.rmtree(tmp_path / "no_hop")
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "RULE", annotate.RULE + 1)
-        assert "is by an older rule (1; now 2)" in succeed(*command)
+        assert "was made by an older rule (1; now 2)" in succeed(*command)
     shutil.rmtree(tmp_path / "no_hop")
     (stored(tmp_path) / "test" / "000000.json.gz").write_bytes(b"cut")
     assert "000000.json.gz is missing or damaged" in fail(*command)
@@ -549,7 +549,7 @@ def test_a_hop_language_goes_all_the_way(
     succeed("convert_to_hf.py", config)
     card = (tmp_path / "out" / "hf" / "checkpoint-6" / "README.md").read_text(encoding="utf-8")
     assert "WordHop: He clean his very messy books he lf 🅂 ." in card
-    assert "The verbs were marked by spacy" in card
+    assert "The verbs were found by en_core_web_sm" in card
     assert "or fewer than 4 words after a verb" in card
     assert "WordHop" in succeed("eval.py", config, "--device=cpu")
     shown = succeed("sample.py", config, "--device=cpu", "--undo", "--new_tokens=3")

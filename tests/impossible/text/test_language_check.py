@@ -33,7 +33,7 @@ def test_a_language_of_the_project_passes(name: str, capsys: pytest.CaptureFixtu
     )
     undone = "gives the original sentences" if language.invert else "none: texts cannot be undone"
     assert lines["inverse"].startswith(undone)
-    unwritten = f' after you wrote this file with the line: language = "{name}"'
+    unwritten = f' (first write this file, with the line: language = "{name}")'
     has_config = (ROOT / "config" / f"{name}.py").is_file()
     assert lines["next"] == f"python prepare.py config/{name}.py{'' if has_config else unwritten}"
 
@@ -64,8 +64,8 @@ def beyond(s: Sentences, markers: list[int], rng: np.random.Generator) -> Senten
         (lambda s, *_: s.take(s.lengths > 3), {}, "must return as many sentences as it gets"),
         (perturb.no_shuffle, {"min_tokens": 999}, "drops every sentence"),
         (perturb.no_shuffle, {"invert": lambda t, _: t[::-1]}, "the inverse of Mine is wrong"),
-        (perturb.no_shuffle, {"max_tokens": 99}, r"no control of Mine.*max_tokens: 350.* same max"),
-        (perturb.no_shuffle, {"markers": ("🅇",)}, r"no control of Mine.*\(markers: \(\)\)"),
+        (perturb.no_shuffle, {"max_tokens": 99}, r"a control of Mine.*max_tokens: 350.* same max"),
+        (perturb.no_shuffle, {"markers": ("🅇",)}, r"a control of Mine.*\(markers: \(\)\)"),
         (perturb.no_shuffle, {"control": "no_shufle"}, "control='no_shufle'. Expected: the name"),
         (perturb.no_shuffle, {"min_tokens": 1}, "min_tokens=1. Expected: 2 or more"),
     ],

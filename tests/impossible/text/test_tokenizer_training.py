@@ -142,7 +142,7 @@ def test_damaged_files_of_prepared_data_are_made_again(prepared: Path, tmp_path:
     assert not any(out_dir.iterdir())
     shutil.copy(Tokenizer().paths[1], data / "partial_reverse" / "merges.txt")
     options = (f"--corpus={prepared / 'corpus'}", *OPTIONS)
-    assert "Doing so now" in succeed(
+    assert "prepared again now" in succeed(
         "prepare.py", *options, f"--data_dir={data / 'partial_reverse'}"
     )
     assert Tokenizer([], data / "partial_reverse").sha256 == tokenizer_of(prepared).sha256
