@@ -434,7 +434,8 @@ def _print_help(command: str, names: list[str], kind: type, usage: str | None) -
         default = getattr(kind, name)
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         print(f"  --{name}={shlex.quote(text) if text else ''}")
-        print(textwrap.fill(meanings[name], 90, initial_indent=" " * 8, subsequent_indent=" " * 8))
+        lines = textwrap.wrap(meanings[name], 82, break_on_hyphens=False)
+        print(textwrap.indent("\n".join(lines), " " * 8))
 
 
 def _literal(expected: Any, text: str) -> Any:
