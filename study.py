@@ -21,7 +21,7 @@ from impossible.study import execute, plan, report
 from impossible.study.execute import Stop
 from impossible.study.plan import Plan
 
-_LONGEST_WAIT = 3600.0  # seconds for another process that writes results
+_LONGEST_WAIT = 3600.0  # seconds for another job that writes results
 
 
 def main() -> None:
@@ -95,7 +95,8 @@ def do_job(study: Plan) -> None:
     if name == "prepare":
         execute.perform(study.preparing, stop)
     elif name == "results":
-        with files.locked(study.locked_folder, wait=_LONGEST_WAIT):
+        # not `locked_folder`: runs can be submitted meanwhile, which cancels this job
+        with files.locked(study.folder / "slurm", wait=_LONGEST_WAIT):
             evaluate(study, stop)
     elif runs:
         plan.write_configs(runs)

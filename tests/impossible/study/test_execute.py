@@ -460,15 +460,18 @@ def test_a_job_that_has_to_give_way_saves_ends_with_75_and_goes_back_into_the_qu
 
     def interrupt() -> None:
         wait_for((folder / "ready").exists)
+        locked.append(files.is_locked(plan.locked_folder))
         for _ in range(2):  # a second one changes nothing
             os.kill(os.getpid(), number)
             time.sleep(0.1)
 
+    locked: list[bool] = []
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(SystemExit, match="75"):
         study.do_job(plan)
     thread.join()
+    assert locked == [False], "runs can be submitted again while a job is executed"
     assert (folder / "saved").exists()
     assert ("requeue 17" in called.read_text()) == is_requeued, "cancelled jobs are not"
 
