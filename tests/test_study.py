@@ -121,7 +121,7 @@ def test_a_failed_preparation_locks_nothing_and_other_text_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2000)
 def test_edited_material_is_evaluated_again_and_files_of_one_name_are_kept_apart(
     study: Config, tmp_path: Path
 ) -> None:
@@ -172,12 +172,12 @@ class Page(HTMLParser):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2000)
 def test_a_study_gives_what_the_single_commands_give_byte_for_byte(
     study: Config, tmp_path: Path
 ) -> None:
     config, folder = study(), tmp_path / "study"
-    printed = succeed("study.py", config, processes=1, timeout=400)
+    printed = succeed("study.py", config, processes=1, timeout=900)
     assert f"open {folder / 'report.html'}" in printed
     assert "(4 of 4 runs are done)" in printed
     assert set(words(folder).values()) == {"done"}
@@ -224,10 +224,10 @@ def test_a_study_gives_what_the_single_commands_give_byte_for_byte(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2000)
 def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_path: Path) -> None:
     whole, broken = study("whole", **LONG), study("broken", **LONG)
-    succeed("study.py", whole, processes=1, timeout=400)
+    succeed("study.py", whole, processes=1, timeout=900)
     folder = tmp_path / "broken"
     runs = [folder / "runs" / f"no_reverse-seed-{seed}" for seed in (1, 2)]
 
@@ -264,7 +264,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_the_same(study: Config, tmp_pat
         if checkpoint.load(checkpoint.state_path(run)).step < LONG["max_steps"]:
             assert words(folder)[run.name] == "interrupted"
 
-    succeed("study.py", broken, processes=1, timeout=400)
+    succeed("study.py", broken, processes=1, timeout=900)
     require_equal(folder, tmp_path / "whole")
 
 
@@ -322,7 +322,7 @@ def test_a_study_is_published_as_repos_in_a_collection(study: Config, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_study_on_slurm_gives_the_same_and_survives_what_happens_there(
     cluster: dict[str, str],  # noqa: F811
     study: Config,
@@ -330,7 +330,7 @@ def test_a_study_on_slurm_gives_the_same_and_survives_what_happens_there(
 ) -> None:
     options = ("--cluster=slurm", "--gpus=0", "--cpus=1", "--memory_gb=3", "--hours=0.2")
     env = cluster | {"OMP_NUM_THREADS": "1"}
-    succeed("study.py", study("here", **LONG), processes=1, timeout=400)
+    succeed("study.py", study("here", **LONG), processes=1, timeout=900)
     config, folder = study("there", **LONG), tmp_path / "there"
     printed = succeed("study.py", config, *options, env=env)
     numbers = dict(re.findall(r"(\S+): job (\d+)", printed))
@@ -352,14 +352,14 @@ def test_a_study_on_slurm_gives_the_same_and_survives_what_happens_there(
     wait_for(lambda: len(log.read(second)) > 20, 300)
     subprocess.run(["scancel", numbers["no_reverse-seed-2"]], env=cluster, check=True)
     ended = ("COMPLETED", "CANCELLED", "FAILED")
-    wait_for(lambda: shown(numbers["no_reverse-seed-1"], cluster)["JobState"] in ended, 400)
-    wait_for(lambda: shown(numbers["partial_reverse-seed-2"], cluster)["JobState"] in ended, 400)
+    wait_for(lambda: shown(numbers["no_reverse-seed-1"], cluster)["JobState"] in ended, 900)
+    wait_for(lambda: shown(numbers["partial_reverse-seed-2"], cluster)["JobState"] in ended, 900)
     assert "no_reverse-seed-2 interrupted" in " ".join(
         succeed("study.py", config, *options, "--status", env=env).split()
     )
     last = dict(re.findall(r"(\S+): job (\d+)", succeed("study.py", config, *options, env=env)))
     assert set(last) == {"prepare", "no_reverse-seed-2", "results"}
-    wait_for(lambda: shown(last["results"], cluster)["JobState"] in ended, 400)
+    wait_for(lambda: shown(last["results"], cluster)["JobState"] in ended, 900)
     assert shown(last["results"], cluster)["JobState"] == "COMPLETED"
     require_equal(folder, tmp_path / "here")
     assert (folder / "report.html").exists()
