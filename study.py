@@ -7,7 +7,7 @@
     python study.py config/study_reverse.py --publish=USER/PREFIX
 
 Run the same command again to continue a study: what is done is not repeated, and what was
-interrupted is resumed. --retry tries again what failed. After Ctrl-C, every run saves its last
+interrupted is resumed. --retry tries failed runs again. After Ctrl-C, every run saves its last
 whole step. Tables, pictures and report.html are written to study_dir. See docs/study.md.
 """
 

@@ -219,7 +219,7 @@ def kept_steps(settings: Recipe, data: Mapping[str, Any]) -> dict[int, list[str]
                 "some languages without spaces, words cannot be counted: docs/data.md)."
             )
         for name, words in BABYLM.items():
-            # The first step after which the run has seen so many words, counting repetitions.
+            # The first step after which the run has seen that many words, counting repetitions.
             step = -(-words * train["tokens"] // (settings.tokens_per_step * train["words"]))
             if step <= last:
                 steps.setdefault(step, []).append(name)

@@ -148,7 +148,7 @@ class Settings(Recipe):
     # what a language moves: tokens or words (words: partial_reverse means partial_reverse_words)
     unit: Literal["tokens", "words"] = "tokens"
     data_dir: str = ""  # folder of the token files (if empty: data/LANGUAGE)
-    out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE, plus _no_pos without positions)
+    out_dir: str = ""  # folder of the run (if empty: out/LANGUAGE or out/LANGUAGE_no_pos)
     # read by prepare.py
     # babylm, babylm_10M, babybabel:CODE (45 languages), sotu (State of the Union addresses),
     # speeches:tr (Turkish speeches), hf:NAME (a dataset on the Hub), or a folder of texts
@@ -213,7 +213,7 @@ class Settings(Recipe):
     markers: bool = False
     # instead of perplexities, run interchange interventions (NoHop, TokenHop and WordHop only)
     interventions: bool = False
-    # for interventions: find pairs by the published pattern, which matches no token id with a 0
+    # for interventions: find pairs by the published pattern, which misses token ids with a digit 0
     published_pattern: bool = False
     # instead of perplexities, score minimal pairs: `blimp`, multiblimp:CODE or hf:NAME:CONFIG (all
     # from the Hub), or jsonl files (one file, or a folder of them)

@@ -245,7 +245,7 @@ def perturbed(
             kept.append(pairs[i])
             parts += [np.append(tokenizer.end_of_text, tokens) for tokens in both]
     if not kept:
-        raise UserError(f"no pair of {place} can be compared in {rule.title} (docs/evaluation.md).")
+        raise UserError(f"no pair of {place} is comparable in {rule.title}: see docs/evaluation.md")
     left_out = Counter((p.paradigm, p.field) for p in pairs)
     left_out.subtract((p.paradigm, p.field) for p in kept)
     about = {"test_language": language, "pairs_from": place}

@@ -223,7 +223,7 @@ def figure_of(
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(loc="outside lower center", frameon=False)  # where it hides no curve
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a $ in the name of a folder is a $
+        text.set_parse_math(False)  # a $ in the name of a folder is not TeX
     return figure
 
 

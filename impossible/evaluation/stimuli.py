@@ -183,7 +183,7 @@ def _located(
     for number, region in enumerate(stimulus.regions):
         inside = _inside(region, stimulus, text, spans, markers)
         if (numbers[inside] >= 0).any():
-            raise UserError(f"{stimulus.where}: the region {region.text!r} overlaps with another.")
+            raise UserError(f"{stimulus.where}: regions overlap at {region.text!r}. Shorten one.")
         numbers[inside] = number
     return Prepared(stimulus, tokenizer, sentences, text, spelled, words, numbers)
 
@@ -224,7 +224,7 @@ def _inside(
 def _marker_place(base: Prepared, rng: np.random.Generator, most: int, starts: np.ndarray) -> int:
     """The number of tokens (or words, if these move) before the marker, if a language draws it.
 
-    most: the largest number that is drawn: that of the shortest condition of the item. starts:
+    most: the largest number that may be drawn, the length of the item's shortest condition. starts:
     where these tokens or words begin, (U,).
     """
     words = base.stimulus.marker_place

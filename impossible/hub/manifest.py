@@ -34,8 +34,8 @@ def require_complete(paths: list[Path], last: Checkpoint, is_published: bool) ->
         )
     if is_published and last.step < max_steps:
         raise UserError(
-            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish it "
-            "(train.py resumes it) before its series is published."
+            f"{paths[-1]} is the last checkpoint, and the run has {max_steps} steps. Finish the "
+            "run (train.py resumes it) before you publish its checkpoints."
         )
 
 

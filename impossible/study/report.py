@@ -29,8 +29,8 @@ RUNS = "runs.csv"
 # What pictures show, by name.
 _CAPTIONS = {
     "losses": "Training and validation loss in nats per token, against training step",
-    "pairs": "Share of minimal pairs that the models get right, against training step; chance is "
-    "the thin line",
+    "pairs": "Share of minimal pairs that the models get right, against training step; the thin "
+    "line is chance",
     "markers": "Surprisal in bits of the next token in the marker's place, minus that of the "
     "marker, against training step",
     "interventions": "Accuracy of interchange interventions at the best position of each layer, "
@@ -95,7 +95,7 @@ def _time(plan: Plan, unfinished: list[Run]) -> str:
     seconds = tokens / speed * math.ceil(len(unfinished) / at_once)
     return (
         f"at least {log.duration(seconds)} of training, {at_once} runs at a time at {speed:,.0f} "
-        "tokens/s each (by the runs so far); export and evaluation are not included"
+        "tokens/s each (as in the runs so far); export and evaluation are not included"
     )
 
 

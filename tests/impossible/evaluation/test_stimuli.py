@@ -351,7 +351,7 @@ def test_regions_are_whole_words_with_names_and_occurrences(tmp_path: Path) -> N
     of_words = units[units["unit"] == "word"][["word_index", "region"]]
     assert of_words.to_numpy().tolist() == [[2, "region"], [6, "Late"]]
     for texts, message in (
-        (("is", "is the"), "overlaps"),
+        (("is", "is the"), "regions overlap at"),
         (("hi",), "occurs 0 times as whole words"),
         (("the",), "occurs 2 times .* Expected 1 to 2 in the column occurrence; found none"),
     ):

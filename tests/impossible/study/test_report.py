@@ -254,7 +254,7 @@ def test_every_table_and_picture_is_linked_with_what_it_rests_on(
     expected = {f"{p}/pairs.{ending}" for p in places for ending in ("csv", "pdf", "png")}
     assert links() == {"runs.csv", *expected}
     shown = (tmp_path / "report.html").read_text()
-    assert f"chance is the thin line (1,200 pairs for each model). <code>{place}/pairs.png" in shown
+    assert f"the thin line is chance (1,200 pairs for each model). <code>{place}/pairs.png" in shown
     (run.folder / "evaluation" / place / "pairs.csv").write_text("changed")
     (tmp_path / place / "pairs.csv").unlink()
     assert links() == {"runs.csv", *expected} - {f"{p}/pairs.csv" for p in places}
@@ -312,7 +312,7 @@ def test_runs_are_shown_as_they_are_after_their_last_step(
     report.show_plan(plan)
     # On average, 1 and 4 steps of 524,288 tokens are left.
     time = "at least 2.5 s of training, 2 runs at a time at 524,288 tokens/s each"
-    assert f"time left: {time} (by the runs so far)" in capsys.readouterr().out
+    assert f"time left: {time} (as in the runs so far)" in capsys.readouterr().out
     assert math.isnan(report.runs_table(plan)["perplexity"][0]), "it is not done"
     run.commands.clear()
     shown = report.runs_table(plan).iloc[0]
