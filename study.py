@@ -121,7 +121,7 @@ def finish(study: Plan, stop: Stop) -> None:
     if failed and not stop.count:
         raise UserError(
             f"{len(failed)} of {len(study.runs)} runs failed: {', '.join(failed)}. The option "
-            "--status shows the reasons, and --retry tries them again with the same settings. To "
+            "--status shows the reasons; --retry tries the runs again with the same settings. To "
             "change a setting such as learning_rate, begin another study with --study_dir="
         )
     if study.settings.publish and not unfinished and not stop.count:
