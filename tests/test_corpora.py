@@ -210,7 +210,7 @@ def test_a_sample_larger_than_the_dataset_is_all_of_it(
         (["--corpus=sotu", "--corpus_limit=9"], "or combined with --corpus=hf:NAME"),
         (["--corpus=sotu", "--text_language=tr"], "en or left out, as the corpus sotu is in Engl"),
         (["--corpus=speeches:tr", "--text_language=en"], "tr or left out, as the corpus speech"),
-        ([f"--corpus=hf:{TURKISH}", "--language=no_hop", "--text_language=tr"], "as NoHop is Engl"),
+        ([f"--corpus=hf:{TURKISH}", "--language=no_hop", "--text_language=tr"], "NoHop needs Engl"),
         (["--text_language=turkish"], "not a language code of .* such as tr \\(Turkish\\)"),
     ],
 )

@@ -246,15 +246,9 @@ def test_taking_sentences_is_taking_them_one_by_one(sentences: list, data: st.Da
     assert nested(taken) == [sentences[i] for i in order]
 
 
-def test_an_unknown_language_or_control_is_refused_with_the_nearest_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_unknown_language_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="Did you mean 'partial_reverse'"):
         perturb.get("partial_revers")
-    mine = Language("Mine", perturb.no_shuffle, "nothing", control="no_shufle")
-    monkeypatch.setitem(LANGUAGES, "mine", mine)
-    with pytest.raises(UserError, match=r"control of mine: 'no_shufle'.* mean 'no_shuffle'"):
-        perturb.get("mine")
 
 
 def test_the_command_shows_a_sentence_in_a_language() -> None:

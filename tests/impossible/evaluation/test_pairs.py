@@ -275,7 +275,7 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
         error = fail(*command, "--pairs=multiblimp:tur", "--pairs_columns=good,bad")
         assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
         assert "Available: ['tur', 'deu']" in fail(*command, "--pairs=multiblimp:tr")
-        assert "no split empty" in fail(*command, "--pairs=multiblimp:deu")
+        assert "no split may be empty" in fail(*command, "--pairs=multiblimp:deu")
         now = repo.commit("main", "other", repo.commits[commit].tree)
         module._on_hub.cache_clear()
         assert f"@{now}" in succeed(*command, "--pairs=multiblimp:tur")
