@@ -205,7 +205,7 @@ class Settings(Recipe):
     test_data_dir: str = ""
     sentences_per_genre: Count = 1000  # sentences to sample from each genre (all if it has fewer)
     sample_seed: Seed = 0  # seed for sampling the test sentences
-    drop_duplicates: bool = False  # leave out test sentences whose text occurs earlier in the sample
+    drop_duplicates: bool = False  # leave out sentences whose text occurs earlier in the sample
     sentences: bool = False  # also write a table of all sentences and their perplexities
     surprisals: bool = False  # also write a table of the surprisal of every token, in bits
     entropies: bool = False  # also measure how predictable each language is for n-gram models
