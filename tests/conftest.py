@@ -6,7 +6,6 @@ import importlib.util
 import io
 import os
 import random
-import resource
 import runpy
 import signal
 import socket
@@ -21,6 +20,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from forked import Forked, limit
+from xdist.scheduler import LoadScopeScheduling
 
 from impossible.settings import Settings
 
@@ -48,6 +49,9 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
+# Files of tests whose fixtures take long -> the group of files that have the same fixtures.
+_TOGETHER = {"test_markers": "hop runs", "test_interventions": "hop runs"}
+_TOGETHER |= {name: name for name in ("test_annotate", "test_pairs", "test_publish")}
 _CACHES = tempfile.TemporaryDirectory(prefix="hf_home_")
 # No test reaches beyond this machine, and none leaves traces in the user's caches.
 OFFLINE = {
@@ -56,6 +60,18 @@ OFFLINE = {
     "HF_HOME": _CACHES.name,
 }
 os.environ.update(OFFLINE)  # before the libraries read it
+
+
+class Together(LoadScopeScheduling):
+    """Spreads tests over processes one by one, but those that share slow fixtures together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
+    """Choose the scheduler of `pytest -n`."""
+    return Together(config, log)
 
 
 def speeches(*names: str) -> str:
@@ -89,30 +105,25 @@ def start(
     env: dict[str, str] | None = None,
     largest_file: int | None = None,
     ignored: Sequence[signal.Signals] = (),
-) -> subprocess.Popen[str]:
+) -> subprocess.Popen[str] | Forked:
     """Start one of the commands as a user does; torchrun for more than one process.
 
     largest_file: bytes beyond which no file grows, as on a disk that is full. ignored: signals that
-    are ignored from the start.
+    are ignored from the start. Without torchrun and environment, the process is a fork that has
+    torch already.
     """
-
-    def prepare() -> None:
-        for number in (signal.SIGHUP, signal.SIGINT):  # nohup and `&` in a script ignore them
-            signal.signal(number, signal.SIG_DFL)
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-        if largest_file:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
+    words, limits = list(map(str, command)), (largest_file, ignored)
+    values = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+    if processes < 2 and (not env or "WORLD_SIZE" in env) and (ROOT / words[0]).is_file():
+        return Forked(words, values, *limits)
     return subprocess.Popen(
-        [*launcher(processes), *map(str, command)],
+        [*launcher(processes), *words],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        env=values,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=prepare,
+        preexec_fn=functools.partial(limit, *limits),
     )
 
 
@@ -194,7 +205,7 @@ def children(pid: int) -> list[int]:
     return list(map(int, done.stdout.split()))
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: subprocess.Popen[str] | Forked) -> None:
     """kill -9 a command and the processes that it started."""
     for pid in [process.pid, *children(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
@@ -204,7 +215,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 def start_each(
     *command: str | Path, options: Sequence[str] = (), processes: int = 2
-) -> list[subprocess.Popen[str]]:
+) -> list[subprocess.Popen[str] | Forked]:
     """Start the processes of a run without torchrun, each with an option of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

@@ -52,7 +52,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def annotated(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All Hop languages, prepared together."""
     folder = tmp_path_factory.mktemp("together")
     printed = succeed("prepare.py", *configs(folder), f"--corpus={texts}")
@@ -116,13 +116,13 @@ def check(path: Path, sentences: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_token_files_are_those_of_the_published_rules(
-    name: str, prepared: Path, tmp_path: Path
+    name: str, annotated: Path, tmp_path: Path
 ) -> None:
     write_transformers_files(tmp_path, Tokenizer([]), 1024)
     encode = plain.gpt2_tokenizer(tmp_path).encode
     for split in SPLITS:
         unaffected, affected, mixed = [], [], []
-        for genre in words_of(stored(prepared), split):
+        for genre in words_of(stored(annotated), split):
             perturbed = [(s, plain_hop.perturb(name, s, encode)) for s in genre]
             kept = [(any(w.number for w in s), t) for s, t in perturbed if t]
             parts = [[t for marked, t in kept if marked == which] for which in (False, True)]
@@ -130,28 +130,28 @@ def test_token_files_are_those_of_the_published_rules(
             affected += parts[1]
             mixed += [*parts[0], *parts[1]]
         if split == "test":
-            check(prepared / name / "test.bin", affected)
-            assert meta_of(prepared / name)["splits"]["test"]["unmarked"] == len(unaffected)
+            check(annotated / name / "test.bin", affected)
+            assert meta_of(annotated / name)["splits"]["test"]["unmarked"] == len(unaffected)
         else:
             np.random.default_rng(41).shuffle(mixed)
-            check(prepared / name / f"{split}.bin", mixed)
+            check(annotated / name / f"{split}.bin", mixed)
         assert unaffected and affected
 
 
 def test_meta_says_who_annotated_and_counts_the_words_of_the_text(
-    prepared: Path, texts: Path
+    annotated: Path, texts: Path
 ) -> None:
-    meta = meta_of(prepared / "no_hop")
+    meta = meta_of(annotated / "no_hop")
     assert meta["annotator"]["model"] == "en_core_web_sm 3.8.0"
     assert meta["annotator"]["versions"].keys() == {"spacy", "thinc"}
-    assert meta_of(stored(prepared)) == meta["annotator"]
+    assert meta_of(stored(annotated)) == meta["annotator"]
     for split, name in SPLITS.items():
         entry = meta["splits"][split]
         data = (path.read_bytes() for path in (texts / name).iterdir())
         if split != "test":  # of which the sentences without a marker are left out
             words = sum(len(text.decode(errors="replace").split()) for text in data)
             assert entry["words"] + entry["dropped_words"] == words
-        total = sum(len(parts_of(path)) for path in (stored(prepared) / split).iterdir())
+        total = sum(len(parts_of(path)) for path in (stored(annotated) / split).iterdir())
         assert entry["sentences"] + entry["dropped"] + entry.get("unmarked", 0) == total
         assert entry["replaced"] == 1
 
@@ -164,26 +164,26 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_this_process")
 def test_languages_prepared_one_at_a_time_and_in_chunks_have_the_same_files(
-    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    annotated: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "CHUNK", 7)  # verbs move with their sentences
     names = NAMES[1::2]
     for config in configs(tmp_path, names):
         prepare.main(load("prepare.py", [str(config), f"--corpus={texts}", "--workers=1"]))
-    compared = [path for name in names for path in (prepared / name).glob("*.*")]
-    for path in [*compared, *stored(prepared).rglob("*.gz")]:
-        assert (tmp_path / path.relative_to(prepared)).read_bytes() == path.read_bytes(), path
+    compared = [path for name in names for path in (annotated / name).glob("*.*")]
+    for path in [*compared, *stored(annotated).rglob("*.gz")]:
+        assert (tmp_path / path.relative_to(annotated)).read_bytes() == path.read_bytes(), path
 
 
 def test_stored_annotations_need_no_annotator_and_are_checked(
-    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    annotated: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(prepared / "annotations", tmp_path / "annotations")
+    shutil.copytree(annotated / "annotations", tmp_path / "annotations")
     monkeypatch.setattr(annotate, "_MODELS", ("no_such_model",))
     (config,) = configs(tmp_path, ("no_hop",))
     command = ("prepare.py", config, f"--corpus={texts}")
     succeed(*command)
-    assert meta_of(tmp_path / "no_hop") == meta_of(prepared / "no_hop")
+    assert meta_of(tmp_path / "no_hop") == meta_of(annotated / "no_hop")
     shutil.rmtree(tmp_path / "no_hop")
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "RULE", annotate.RULE + 1)
@@ -199,9 +199,9 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
 
 @pytest.mark.usefixtures("in_this_process")
 def test_older_annotations_without_heads_are_read_but_for_phrase_hop(
-    prepared: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    annotated: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new = stored(prepared)
+    new = stored(annotated)
     assert new.name.endswith("-heads")
     older = tmp_path / "annotations" / new.name.removesuffix("-heads")
     shutil.copytree(new, older)
@@ -219,7 +219,7 @@ def test_older_annotations_without_heads_are_read_but_for_phrase_hop(
     assert not older.with_name(new.name).exists()
     assert "annotating words" in succeed("prepare.py", phrase_hop, *source)
     for name in ("no_hop", "phrase_hop"):
-        assert meta_of(tmp_path / name) == meta_of(prepared / name)
+        assert meta_of(tmp_path / name) == meta_of(annotated / name)
     shutil.rmtree(tmp_path / "no_hop")
     assert "annotating words" not in succeed("prepare.py", no_hop, *source)
     assert before == {path: path.stat().st_mtime_ns for path in older.rglob("*.*")}
@@ -539,11 +539,11 @@ def test_a_genre_whose_files_do_not_follow_each_other_is_refused(tmp_path: Path)
 
 
 def test_a_hop_language_goes_all_the_way(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From prepared data to exports, their cards, evaluation and samples, without spaCy."""
     monkeypatch.setattr(annotate, "_MODELS", ("no_such_model",))
-    places = {"data_dir": str(prepared / "word_hop"), "out_dir": str(tmp_path / "out")}
+    places = {"data_dir": str(annotated / "word_hop"), "out_dir": str(tmp_path / "out")}
     config = write_config(tmp_path / "config.py", language="word_hop", **places)
     succeed("train.py", config)
     succeed("convert_to_hf.py", config)
