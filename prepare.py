@@ -175,8 +175,7 @@ def identity_of(
     if language.hops:
         annotator = {"annotator": "files"}
         if not settings.annotations:
-            folder = annotate.folder_of(settings, version, heads=language.hops == "phrases")
-            annotator = annotate.identity_of(folder)
+            annotator = annotate.identity_of(annotate.folder_of(settings, version))
     return {
         "language": settings.language,
         "markers": tokenizer.markers,
@@ -231,14 +230,13 @@ def prepare(jobs: list[Job], open_corpus: corpus.Open) -> None:
 def reader(job: Job, splits: dict[str, corpus.Split]) -> Iterator[Callable[[str], Text]]:
     """Yield a function that returns the original sentences of a split, given its name."""
     settings, tokenizer, hops = job.settings, job.tokenizer, job.language.hops
-    heads = hops == "phrases"
     if not hops:
         yield lambda split: sentences.read(splits[split], settings, tokenizer, job.language.space)
         return
-    read_files = functools.partial(annotated_files.read, Path(settings.corpus), heads=heads)
-    opened = contextlib.nullcontext(read_files)
+    read_files = functools.partial(annotated_files.read, Path(settings.corpus))
+    opened = contextlib.nullcontext(functools.partial(read_files, heads=hops == "phrases"))
     if not settings.annotations:
-        folder = annotate.folder_of(settings, job.identity["corpus_version"], heads)
+        folder = annotate.folder_of(settings, job.identity["corpus_version"])
         opened = annotate.opened(folder, job.identity["annotator"], splits, settings.workers)
 
     def read(split: str) -> Text:

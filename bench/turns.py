@@ -17,7 +17,7 @@ import torch
 
 from impossible import distributed
 from impossible.distributed import World
-from impossible.settings import Settings
+from impossible.settings import Settings, UserError
 
 REPEATS = 5
 MODEL = Settings()  # GPT-2 Small at 1,024 tokens
@@ -83,11 +83,11 @@ def _repetition(process: subprocess.Popen[str]) -> tuple[float, float]:
 
 
 def printed(*command: Any) -> str:
-    """The output of a command of the project. Raises RuntimeError with its errors if it fails."""
+    """The output of a command of the project. Raises UserError with its errors if it fails."""
     command = (sys.executable, *map(str, command))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+        raise UserError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 

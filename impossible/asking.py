@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -113,10 +114,16 @@ def is_transient(error: BaseException) -> bool:
         return status >= 500 or status in _TRANSIENT
     if isinstance(error, OfflineModeIsEnabled) or is_of_disk(error):
         return False
-    # A RuntimeError comes from hf_xet without a status, a JSONDecodeError from an answer that is
-    # not JSON, such as the page of a server in trouble.
-    kinds = (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError)
-    return any(isinstance(cause, (*kinds, json.JSONDecodeError)) for cause in _causes(error))
+    # An answer that is not JSON may be the page of a server in trouble.
+    kinds = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    return any(isinstance(cause, kinds) or _is_of_xet(cause) for cause in _causes(error))
+
+
+def _is_of_xet(error: BaseException) -> bool:
+    """Whether hf_xet failed: it raises RuntimeErrors, without a status, in calls by the library."""
+    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_by_library = any(name.startswith(huggingface_hub.__name__) for name in modules[-1:])
+    return is_by_library and isinstance(error, RuntimeError)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -51,7 +51,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("patient")
 # Files of tests whose fixtures take long -> the group of files that have the same fixtures.
 _TOGETHER = {"test_markers": "hop runs", "test_interventions": "hop runs"}
-_TOGETHER |= {name: name for name in ("test_annotate", "test_pairs", "test_publish")}
+_TOGETHER |= {
+    name: name for name in ("test_annotate", "test_checkpoint", "test_pairs", "test_publish")
+}
 _CACHES = tempfile.TemporaryDirectory(prefix="hf_home_")
 # No test reaches beyond this machine, and none leaves traces in the user's caches.
 OFFLINE = {

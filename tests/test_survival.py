@@ -222,6 +222,7 @@ def test_processes_of_torchrun_stop_after_the_same_step(
     require_stopped(tmp_path / "out", printed)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_processes_of_torchrun(config: Config, tmp_path: Path) -> None:
     code = """
 import runpy, sys, time

@@ -3,7 +3,7 @@
 A folder holds the annotations of one corpus, split by one segmenter: SPLIT/NUMBER.json.gz, one file
 for each part of a split, and a meta.json that is written when all splits have been read. Each file
 identifies its sentences and its annotator; an interrupted annotation continues with the missing
-files. Older annotations without the heads of words are read for languages that need no heads.
+files.
 
 The model marks no number on plural verbs: it is read from their subjects. In Universal Dependencies
 (EWT, release 2.10 and later), the verbs of "they go" and "there are" are third person plural; those
@@ -56,17 +56,12 @@ _NOT_THIRD = {"i", "we", "me", "us", "you"}
 _RELATIVE = {"who", "which", "that"}
 
 
-def folder_of(settings: Settings, corpus_version: str, heads: bool) -> Path:
-    """The folder for annotations of a corpus, beside the folders of prepared data.
-
-    heads: whether the heads of words are needed. If not, an older folder without any is reused.
-    """
+def folder_of(settings: Settings, corpus_version: str) -> Path:
+    """The folder for annotations of a corpus, beside the folders of prepared data."""
     key = json.dumps([corpus_version, settings.segmenter, NAME])
     name = Path(settings.corpus.removeprefix("hf:").partition("@")[0]).stem
     digest = hashlib.sha256(key.encode()).hexdigest()
-    older = Path(settings.data_dir).parent / "annotations" / f"{name}-{digest[:8]}"
-    is_older = not heads and (older / _META).exists()
-    return older if is_older else older.with_name(f"{older.name}-heads")
+    return Path(settings.data_dir).parent / "annotations" / f"{name}-{digest[:8]}-heads"
 
 
 def identity_of(folder: Path) -> dict[str, Any]:

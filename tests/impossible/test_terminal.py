@@ -37,7 +37,9 @@ def test_characters_that_an_encoding_lacks_are_escaped() -> None:
     assert "\\U0001f141" in done.stdout
 
 
-@pytest.mark.parametrize("after", ["2>&1 | head -1", "> /dev/full"])
+@pytest.mark.parametrize(
+    "after", ["2>&1 | head -1", pytest.param("> /dev/full", marks=pytest.mark.slow)]
+)
 def test_training_goes_on_without_its_output(
     after: str, config: Config, trained: Path, tmp_path: Path
 ) -> None:

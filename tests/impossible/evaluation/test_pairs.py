@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from conftest import ROOT, fail, succeed, write_config
+from conftest import ROOT, fail, run, succeed, write_config
 from documented import require_explained
 from hub import Hub, asked_here, serve
 
@@ -265,6 +265,7 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     tree["README.md"] = f"---\nconfigs:\n{card}---\n".encode()
     commit, made = "b" * 40, Hub()
     made.add_dataset("jumelet/multiblimp", commit, tree)
+    made.add_dataset("ada/script", commit, {"script.py": b"import datasets\n"})
     repo = made.repos["datasets", "jumelet/multiblimp"]
     repo.branches["main"] = commit
     results = runs["no_shuffle"].parent / "out" / "evaluation"
@@ -276,6 +277,10 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
         assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
         assert "Available: ['tur', 'deu']" in fail(*command, "--pairs=multiblimp:tr")
         assert "no split may be empty" in fail(*command, "--pairs=multiblimp:deu")
+        made.repos["datasets", "ada/script"].branches["main"] = commit
+        done = run(*command, "--pairs=hf:ada/script")
+        assert "(Dataset scripts are no longer supported, but found script.py)" in done.stderr
+        assert "trying again" not in done.stdout
         now = repo.commit("main", "other", repo.commits[commit].tree)
         module._on_hub.cache_clear()
         assert f"@{now}" in succeed(*command, "--pairs=multiblimp:tur")

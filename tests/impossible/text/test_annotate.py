@@ -197,34 +197,6 @@ def test_stored_annotations_need_no_annotator_and_are_checked(
         assert "meta.json is damaged" in error and "To annotate again, delete" in error
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_older_annotations_without_heads_are_read_but_for_phrase_hop(
-    annotated: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new = stored(annotated)
-    assert new.name.endswith("-heads")
-    older = tmp_path / "annotations" / new.name.removesuffix("-heads")
-    shutil.copytree(new, older)
-    for path in older.rglob("*.gz"):
-        ((key, sentences),) = json.loads(gzip.decompress(path.read_bytes())).items()
-        data = json.dumps({key: [sentence[:5] for sentence in sentences]}).encode()
-        path.write_bytes(gzip.compress(data))
-    before = {path: path.stat().st_mtime_ns for path in older.rglob("*.*")}
-    no_hop, phrase_hop = configs(tmp_path, ("no_hop", "phrase_hop"))
-    source = (f"--corpus={texts}", "--workers=1")
-    with monkeypatch.context() as patch:
-        patch.setattr(annotate, "_MODELS", ("no_such_model",))
-        succeed("prepare.py", no_hop, *source)
-        assert "en_core_web_sm is not installed" in fail("prepare.py", phrase_hop, *source)
-    assert not older.with_name(new.name).exists()
-    assert "annotating words" in succeed("prepare.py", phrase_hop, *source)
-    for name in ("no_hop", "phrase_hop"):
-        assert meta_of(tmp_path / name) == meta_of(annotated / name)
-    shutil.rmtree(tmp_path / "no_hop")
-    assert "annotating words" not in succeed("prepare.py", no_hop, *source)
-    assert before == {path: path.stat().st_mtime_ns for path in older.rglob("*.*")}
-
-
 def test_without_spacy_or_its_very_model_the_error_says_what_to_install(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
