@@ -22,7 +22,7 @@ import torch
 from bench import evaluating, gpu, preparing, training, turns
 from impossible import distributed
 from impossible.distributed import World
-from impossible.settings import UserError, guarded
+from impossible.settings import UserError
 
 TABLES = {
     "train": {"A training step": training.table, "Two processes": training.processes_table},
@@ -71,4 +71,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         turns.serve(*sys.argv[2:])
     else:
-        guarded(lambda: main(*sys.argv[1:3]))
+        try:
+            main(*sys.argv[1:3])
+        except UserError as error:
+            sys.exit(f"error: {error}")

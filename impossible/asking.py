@@ -116,14 +116,14 @@ def is_transient(error: BaseException) -> bool:
         return False
     # An answer that is not JSON may be the page of a server in trouble.
     kinds = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
-    return any(isinstance(cause, kinds) or _is_of_xet(cause) for cause in _causes(error))
+    return any(isinstance(cause, kinds) or _is_by_library(cause) for cause in _causes(error))
 
 
-def _is_of_xet(error: BaseException) -> bool:
-    """Whether hf_xet failed: it raises RuntimeErrors, without a status, in calls by the library."""
-    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_by_library = any(name.startswith(huggingface_hub.__name__) for name in modules[-1:])
-    return is_by_library and isinstance(error, RuntimeError)
+def _is_by_library(error: BaseException) -> bool:
+    """Whether the library raised a RuntimeError; those of hf_xet are raised in its calls."""
+    names = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    libraries = (huggingface_hub.__name__, httpx.__name__)
+    return isinstance(error, RuntimeError) and bool(names) and names[-1].startswith(libraries)
 
 
 def status_of(error: BaseException) -> int | None:

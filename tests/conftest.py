@@ -49,9 +49,9 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
-# Files of tests whose fixtures take long -> the group of files that have the same fixtures.
-_TOGETHER = {"test_markers": "hop runs", "test_interventions": "hop runs"}
-_TOGETHER |= {
+# Test file -> group; the files of a group share slow fixtures.
+_GROUPS = {"test_markers": "hop runs", "test_interventions": "hop runs"}
+_GROUPS |= {
     name: name for name in ("test_annotate", "test_checkpoint", "test_pairs", "test_publish")
 }
 _CACHES = tempfile.TemporaryDirectory(prefix="hf_home_")
@@ -64,16 +64,16 @@ OFFLINE = {
 os.environ.update(OFFLINE)  # before the libraries read it
 
 
-class Together(LoadScopeScheduling):
-    """Spreads tests over processes one by one, but those that share slow fixtures together."""
+class GroupScheduling(LoadScopeScheduling):
+    """Give each worker one test at a time, but all tests of a group to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+        return _GROUPS.get(Path(nodeid.partition("::")[0]).stem, nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling | None:
     """Choose the scheduler of `pytest -n`."""
-    return Together(config, log)
+    return GroupScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 def speeches(*names: str) -> str:
@@ -108,20 +108,20 @@ def start(
     largest_file: int | None = None,
     ignored: Sequence[signal.Signals] = (),
 ) -> subprocess.Popen[str] | Forked:
-    """Start one of the commands as a user does; torchrun for more than one process.
+    """Start one of the commands; with torchrun for more than one process.
 
-    largest_file: bytes beyond which no file grows, as on a disk that is full. ignored: signals that
-    are ignored from the start. Without torchrun and environment, the process is a fork that has
-    torch already.
+    With torchrun or another environment, it starts as for a user; otherwise, it is a fork that has
+    imported torch. largest_file: bytes beyond which no file grows, as on a disk that is full.
+    ignored: signals that are ignored from the start.
     """
-    words, limits = list(map(str, command)), (largest_file, ignored)
-    values = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    if processes < 2 and (not env or "WORLD_SIZE" in env) and (ROOT / words[0]).is_file():
-        return Forked(words, values, *limits)
+    argv, limits = list(map(str, command)), (largest_file, ignored)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+    if processes < 2 and (not env or "WORLD_SIZE" in env) and (ROOT / argv[0]).is_file():
+        return Forked(argv, environment, *limits)
     return subprocess.Popen(
-        [*launcher(processes), *words],
+        [*launcher(processes), *argv],
         cwd=ROOT,
-        env=values,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

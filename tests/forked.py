@@ -4,6 +4,7 @@ multiprocessing's fork server imports torch once; each command is a fork of it, 
 with its own environment, signals and exit code.
 """
 
+import atexit
 import multiprocessing
 import os
 import resource
@@ -19,6 +20,8 @@ from unittest import mock
 ROOT = Path(__file__).parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "tiktoken"])
+# Else Python would wait at its end for the commands of failed tests.
+atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])
 
 
 class Forked:
@@ -53,9 +56,12 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        self._process.kill()
+
 
 def limit(largest_file: int | None, ignored: Sequence[signal.Signals]) -> None:
-    """Prepare a new process: its signals, and the size in bytes beyond which no file grows."""
+    """Set up a new process: its signal handlers, and its limit on the size of files, in bytes."""
     for number in (signal.SIGHUP, signal.SIGINT):  # nohup and `&` in a script ignore them
         signal.signal(number, signal.SIG_DFL)
     for number in ignored:
@@ -75,4 +81,4 @@ def _run(command: list[str], env: dict[str, str], outputs: list[str], *limits: o
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python does when it starts
     sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+    runpy.run_path(str(ROOT / command[0]), run_name="__main__")

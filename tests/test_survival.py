@@ -90,7 +90,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(
         victim = ("worker", "launcher", "all")[number % 3]
         kill(victim, process)
         print(f"killed {victim} after step {last_step(out_dir)}, writing {writing}")
-    assert "resuming at step" in succeed("train.py", path, processes=2)
+    resumed = run("train.py", path, processes=2)
+    assert resumed.returncode == 0 and "resuming at step" in resumed.stdout, resumed.stderr
     require_same(out_dir, whole(processes=2, **options))
     assert [record["step"] for record in log.read(out_dir)] == list(range(steps + 1)), "each once"
     assert not list(out_dir.glob("*.unfinished"))

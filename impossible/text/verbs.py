@@ -60,9 +60,9 @@ class Annotated(NamedTuple):
     verb_plural: list[bool]
     verb_lemma: list[str]
     text_words: int  # number of words in the text, separated by white space
-    # The head and relation of each word, as in `Word`; older files of annotations have none.
-    heads: Sequence[int | None] = ()
-    relations: Sequence[str | None] = ()
+    # The head and relation of each word, as in `Word`.
+    heads: Sequence[int | None]
+    relations: Sequence[str | None]
 
     @property
     def items(self) -> list[str]:

@@ -265,7 +265,6 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     tree["README.md"] = f"---\nconfigs:\n{card}---\n".encode()
     commit, made = "b" * 40, Hub()
     made.add_dataset("jumelet/multiblimp", commit, tree)
-    made.add_dataset("ada/script", commit, {"script.py": b"import datasets\n"})
     repo = made.repos["datasets", "jumelet/multiblimp"]
     repo.branches["main"] = commit
     results = runs["no_shuffle"].parent / "out" / "evaluation"
@@ -277,10 +276,6 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
         assert "has no good and no bad. Found: sen, wrong_sen, phenomenon" in error
         assert "Available: ['tur', 'deu']" in fail(*command, "--pairs=multiblimp:tr")
         assert "no split may be empty" in fail(*command, "--pairs=multiblimp:deu")
-        made.repos["datasets", "ada/script"].branches["main"] = commit
-        done = run(*command, "--pairs=hf:ada/script")
-        assert "(Dataset scripts are no longer supported, but found script.py)" in done.stderr
-        assert "trying again" not in done.stdout
         now = repo.commit("main", "other", repo.commits[commit].tree)
         module._on_hub.cache_clear()
         assert f"@{now}" in succeed(*command, "--pairs=multiblimp:tur")
@@ -295,6 +290,19 @@ def test_pairs_of_another_language_come_from_a_dataset_of_the_hub(
     assert table.paradigm.tolist() == ["SV", "all"] and table.pairs.tolist() == [2, 2]
     items = pd.read_csv(results / "pair_items.csv")
     assert list(zip(items.good, items.bad, strict=True)) == TURKISH
+
+
+def test_a_dataset_with_a_loading_script_is_refused_at_once(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    made = Hub()
+    made.add_dataset("ada/script", "c" * 40, {"script.py": b"import datasets\n"})
+    made.repos["datasets", "ada/script"].branches["main"] = "c" * 40
+    with serve(made) as hub, asked_here(hub, tmp_path / "cache"):
+        done = run("eval.py", runs["no_shuffle"], "--pairs=hf:ada/script")
+    assert done.returncode == 1
+    assert "(Dataset scripts are no longer supported, but found script.py)" in done.stderr
+    assert "trying again" not in done.stdout
 
 
 def test_languages_are_compared_on_the_pairs_that_all_have(
