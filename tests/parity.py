@@ -29,7 +29,7 @@ def theirs_of(ours: GPT) -> transformers.GPT2LMHeadModel:
     unscaled.load_state_dict(ours.state_dict())
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            **transformers_config(config) | {"scale_attn_by_inverse_layer_idx": scaled},
+            **transformers_config(config, {}) | {"scale_attn_by_inverse_layer_idx": scaled},
             attn_implementation="eager",  # the one that has always known the scale
         )
     )

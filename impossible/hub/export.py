@@ -56,7 +56,7 @@ def write_folder(loaded: Checkpoint, path: Path, folder: Path) -> float:
     data = save(transformers_weights(model), metadata={"format": "pt"})  # for transformers 4.44
     (folder / WEIGHTS).write_bytes(data)
     del data  # as large as the weights
-    _write_json(folder / "config.json", transformers_config(model.config) | end)
+    _write_json(folder / "config.json", transformers_config(model.config, end))
     _write_json(folder / "generation_config.json", end)
     write_transformers_files(folder, tokenizer, model.config.block_size)
     made = tuple(files.sha256(folder / name) for name in TOKENIZER_FILES)
@@ -94,8 +94,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a folder, by name; "" for anything that is not a file."""
-    paths = sorted(folder.glob("*"))
-    return {path.name: files.sha256(path) if path.is_file() else "" for path in paths}
+    return {p.name: files.sha256(p) if p.is_file() else "" for p in sorted(folder.glob("*"))}
 
 
 def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
@@ -121,8 +120,8 @@ def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
     return weights
 
 
-def transformers_config(c: GPTConfig) -> dict[str, Any]:
-    """The content of config.json, without the ids of the end-of-text token."""
+def transformers_config(c: GPTConfig, end: dict[str, int]) -> dict[str, Any]:
+    """The content of config.json. end: its keys for the id of the end-of-text token."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -143,6 +142,7 @@ def transformers_config(c: GPTConfig) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,  # folded into the queries
         "reorder_and_upcast_attn": False,
         "use_cache": True,
+        **end,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }
