@@ -120,7 +120,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _is_by_library(error: BaseException) -> bool:
-    """Whether the library raised a RuntimeError; those of hf_xet are raised in its calls."""
+    """Whether huggingface_hub or httpx raised a RuntimeError, as happens when hf_xet fails."""
     names = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
     libraries = (huggingface_hub.__name__, httpx.__name__)
     return isinstance(error, RuntimeError) and bool(names) and names[-1].startswith(libraries)

@@ -124,8 +124,8 @@ def connect(world: World, device: torch.device) -> None:
         _require_same_kind(store, rank, size, device)
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # torchrun restarts processes with the old store, in which torch 2.13 finds the
-            # addresses of those that died. (The count is that of one machine: it cannot serve
-            # several.)
+            # addresses of those that died. (Each machine counts its own restarts, so this does not
+            # work for several.)
             attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
             store = dist.PrefixStore(attempt, store)
         dist.init_process_group(

@@ -110,9 +110,9 @@ def start(
 ) -> subprocess.Popen[str] | Forked:
     """Start one of the commands; with torchrun for more than one process.
 
-    With torchrun or another environment, it starts as for a user; otherwise, it is a fork that has
-    imported torch. largest_file: bytes beyond which no file grows, as on a disk that is full.
-    ignored: signals that are ignored from the start.
+    With torchrun, or with variables of its own, it starts as it does for a user. Any other command,
+    and each process of `start_each`, is a fork that has imported torch. largest_file: the bytes
+    beyond which no file grows, as on a full disk. ignored: signals that are ignored from the start.
     """
     argv, limits = list(map(str, command)), (largest_file, ignored)
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})

@@ -20,7 +20,7 @@ from unittest import mock
 ROOT = Path(__file__).parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "tiktoken"])
-# Else Python would wait at its end for the commands of failed tests.
+# Otherwise, Python would wait at its end for the commands of failed tests.
 atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])
 
 

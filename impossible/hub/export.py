@@ -121,7 +121,7 @@ def transformers_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def transformers_config(c: GPTConfig, end: dict[str, int]) -> dict[str, Any]:
-    """The content of config.json. end: its keys for the id of the end-of-text token."""
+    """The content of config.json. end: the entries with the id of the end-of-text token."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

@@ -182,7 +182,7 @@ def _stored(path: Path, key: str) -> list[Annotated] | None:
     try:
         stored = json.loads(gzip.decompress(path.read_bytes()))
         return [Annotated(*fields) for fields in stored[key]]
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, zlib.error, ValueError, KeyError):
         return None
 
 
